@@ -1,0 +1,1 @@
+"""Which implementation an op runs, and the checks that launchers share."""
