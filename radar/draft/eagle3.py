@@ -1,0 +1,145 @@
+"""The EAGLE-3 draft head (arXiv 2503.01840): one decoder layer over the target's features and the next token.
+
+Module and parameter names are those of the released checkpoints (`fc`, `midlayer.*`, `norm`, `lm_head`, `d2t`, `t2d`).
+The module owns no cache: whoever calls it says how its queries attend (`attend`), so decoding and training share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from radar.config import DraftConfig
+
+__all__ = ["Attend", "Eagle3Draft"]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query [B, H, N, D], key [B, KV, N, D], value [B, KV, N, D]) of the new rows -> attention output [B, N, H, D]."""
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        size = config.hidden_size
+        self.q_proj = nn.Linear(2 * size, self.num_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        batch, rows, _ = x.shape  # [B, N, 2H]
+        query = self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim).transpose(1, 2)
+        key = self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        value = self.v_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        out = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        return self.o_proj(out.reshape(batch, rows, -1))  # type: ignore[no-any-return]
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class _MidLayer(nn.Module):
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.hidden_norm = _RMSNorm(size, eps)
+        self.input_layernorm = _RMSNorm(size, eps)
+        self.self_attn = _Attention(config)
+        self.post_attention_layernorm = _RMSNorm(size, eps)
+        self.mlp = _MLP(config)
+
+    def forward(self, embeds: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = torch.cat((self.input_layernorm(embeds), self.hidden_norm(hidden)), dim=-1)
+        hidden = hidden + self.self_attn(x, cos, sin, attend)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Eagle3Draft(nn.Module):
+    """Draft head of one layer. `forward` maps (token t+1, feature t) to the hidden state that predicts token t+2.
+
+    Args:
+        config: geometry; see `DraftConfig`.
+    """
+
+    inv_freq: Tensor
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(config.target_hidden_size * config.num_aux_hidden_states, config.hidden_size, bias=False)
+        self.midlayer = _MidLayer(config)
+        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
+        self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self.register_buffer("inv_freq", config.rope_theta**-exponent, persistent=False)
+
+    def fuse(self, aux_hidden_states: Tensor) -> Tensor:
+        """Target taps, low to high, side by side [B, N, 3 * target_hidden] -> draft features [B, N, hidden]."""
+        return self.fc(aux_hidden_states)  # type: ignore[no-any-return]
+
+    def forward(self, embeds: Tensor, hidden: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """One layer over N rows.
+
+        Args:
+            embeds: embeddings of the tokens [B, N, hidden].
+            hidden: features of the tokens before them: `fuse(taps)` after a verified token, the head's own output
+                after a drafted one [B, N, hidden].
+            position_ids: rotary positions [B, N].
+            attend: see `Attend`.
+
+        Returns:
+            Hidden states before the final norm [B, N, hidden]: what the next level is fed with.
+        """
+        angle = position_ids[:, None, :, None].float() * self.inv_freq  # [B, 1, N, D/2]
+        angle = torch.cat((angle, angle), dim=-1)
+        cos, sin = angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
+        return self.midlayer(embeds, hidden, cos, sin, attend)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the draft vocabulary [B, N, draft_vocab]; id i means target id `i + d2t[i]`."""
+        return self.lm_head(self.norm(hidden))  # type: ignore[no-any-return]
+
+    def set_draft_vocabulary(self, target_ids: Tensor) -> None:
+        """Let draft id i stand for the i-th of `target_ids` (ascending, unique, `draft_vocab_size` of them)."""
+        if target_ids.shape != self.d2t.shape or not bool((target_ids.diff() > 0).all()):
+            raise ValueError(f"target_ids must be {self.d2t.shape[0]} ascending ids, got shape {tuple(target_ids.shape)}")
+        self.d2t.copy_(target_ids.to(self.d2t) - torch.arange(len(target_ids), device=self.d2t.device))
+        self.t2d.zero_()
+        self.t2d[target_ids.to(self.t2d.device)] = True
