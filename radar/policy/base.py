@@ -1,0 +1,74 @@
+"""The stop policy's protocol, and the two policies that need no training."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from radar.config import TreeConfig
+
+__all__ = ["FixedDepth", "StopPolicy", "Threshold"]
+
+
+class StopPolicy(Protocol):
+    """Decides after every draft call whether another one pays.
+
+    A policy lives on the device: `stop` reads and writes tensors whose shapes `bind` has fixed, and never asks the
+    host, so that a round with its decisions can be one CUDA graph. The engine ends the round at `TreeConfig.max_calls`.
+    """
+
+    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        """Allocate state for `batch_size` rows. Raises ValueError if the policy cannot serve this tree."""
+
+    def reset(self) -> None:
+        """Start a round."""
+
+    def stop(self, scores: Tensor) -> Tensor:
+        """Scores of the new level's beam [B, tree_top_k] (cumulative log-probabilities, sorted) -> stop flags [B]."""
+
+
+class FixedDepth:
+    """Always `calls` draft calls: EAGLE-3 is `FixedDepth(8)` (its depth 7, plus the call from the root)."""
+
+    def __init__(self, calls: int = 8) -> None:
+        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
+            raise ValueError(f"FixedDepth: calls must be a positive integer, got {calls!r}")
+        self.calls = calls
+
+    def __repr__(self) -> str:
+        return f"FixedDepth({self.calls})"
+
+    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        if self.calls > tree.max_calls:
+            raise ValueError(f"{self!r} needs TreeConfig(max_calls={self.calls}) or more, got {tree.max_calls}")
+        self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        self._count.zero_()
+
+    def stop(self, scores: Tensor) -> Tensor:
+        self._count += 1
+        return self._count >= self.calls
+
+
+class Threshold:
+    """Stop when the beam's summed probability falls below `mass` (DDD, arXiv 2409.00142, checked at every level)."""
+
+    def __init__(self, mass: float = 0.3) -> None:
+        if not 0.0 <= mass <= 1.0:
+            raise ValueError(f"Threshold: mass must be a probability from 0 to 1, got {mass!r}")
+        self.mass = float(mass)
+
+    def __repr__(self) -> str:
+        return f"Threshold({self.mass:g})"
+
+    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def stop(self, scores: Tensor) -> Tensor:
+        return scores.exp().sum(dim=-1) < self.mass
