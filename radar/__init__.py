@@ -1,0 +1,24 @@
+"""Lossless speculative decoding with EAGLE-3 draft trees and a learned stop policy (RADAR, arXiv 2512.14069)."""
+
+from radar.autoregressive import AutoregressiveDecoder
+from radar.config import DraftConfig, TreeConfig
+from radar.decoder import RadarDecoder
+from radar.generation import GenerationOutput, TextStream
+from radar.metrics import DecodeMetrics, Round
+from radar.policy.base import FixedDepth, StopPolicy, Threshold
+from radar.policy.lstm import RadarPolicy
+
+__all__ = [
+    "AutoregressiveDecoder",
+    "DecodeMetrics",
+    "DraftConfig",
+    "FixedDepth",
+    "GenerationOutput",
+    "RadarDecoder",
+    "RadarPolicy",
+    "Round",
+    "StopPolicy",
+    "TextStream",
+    "Threshold",
+    "TreeConfig",
+]

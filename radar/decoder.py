@@ -1,0 +1,159 @@
+"""RadarDecoder: lossless speculative decoding with a stop policy, for any supported target and EAGLE-3 head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radar.config import TreeConfig
+from radar.draft.checkpoint import load_draft
+from radar.draft.drafter import Drafter
+from radar.draft.eagle3 import Eagle3Draft
+from radar.engine.eager import EagerEngine
+from radar.engine.prefill import PREFILL_ROWS
+from radar.generation import Decoder, end_token_ids
+from radar.metrics import Round
+from radar.policy.base import StopPolicy, Threshold
+from radar.policy.lstm import RadarPolicy
+from radar.target import TargetModel, load_model, load_tokenizer
+
+__all__ = ["RadarDecoder", "default_tree"]
+
+StrPath = str | os.PathLike[str]
+
+
+def default_tree(device: torch.device) -> TreeConfig:
+    """EAGLE-3's 60 nodes on a GPU, where they cost what one token costs; 16 on a CPU, where every node is paid for."""
+    return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=16)
+
+
+class RadarDecoder(Decoder):
+    """Greedy decoding whose output is the target's own, token for token, in fewer target passes.
+
+    Args:
+        model: a loaded transformers causal language model (Llama, Mistral, Qwen2, Qwen3), on one device.
+        tokenizer: its tokenizer; None for token ids only.
+        draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
+        policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
+            which is EAGLE-3. None: `Threshold()`, which needs no training.
+        tree: shape of the draft tree; None: `default_tree` for the device.
+        max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
+        tap_layers: `hidden_states` indices that feed the head; None: EAGLE-3's (2, N // 2, N - 3).
+        profile: on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is true.
+
+    Raises:
+        ValueError: if the model's family is not supported, or the parts do not fit together.
+        FileNotFoundError: for a draft or policy that is not there.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        draft: Eagle3Draft | StrPath,
+        tokenizer: Any = None,
+        policy: StopPolicy | StrPath | None = None,
+        tree: TreeConfig | None = None,
+        max_length: int = 2048,
+        tap_layers: Sequence[int] | None = None,
+        profile: bool = False,
+    ) -> None:
+        tree = tree or default_tree(model.device)
+        target = TargetModel(
+            model,
+            max_length=max_length,
+            max_rows=max(tree.total_tokens, PREFILL_ROWS),
+            tap_layers=tap_layers,
+        )
+        if not isinstance(draft, Eagle3Draft):
+            draft = load_draft(
+                draft, target_hidden_size=target.hidden_size, device=target.device, dtype=target.dtype
+            )
+        _check_pair(target, draft)
+        if policy is None:
+            policy = Threshold()
+        elif isinstance(policy, str | os.PathLike):
+            policy = RadarPolicy(policy)
+        drafter = Drafter(draft, target.embed_tokens, tree, max_length=max_length, max_rows=PREFILL_ROWS)
+        self.engine = EagerEngine(target, drafter, policy, tree, profile=profile)
+        self.engine_name = self.engine.name
+        self.model = model
+        self.tree = tree
+        super().__init__(
+            tokenizer=tokenizer,
+            eos_token_ids=end_token_ids(model, tokenizer),
+            max_length=max_length,
+            vocab_size=target.vocab_size,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: StrPath | None = None,
+        draft: StrPath | None = None,
+        policy: StopPolicy | StrPath | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> RadarDecoder:
+        """Load everything from folders; without arguments, the pair that ships inside the package.
+
+        Args:
+            target: folder or hub name of the model and its tokenizer; None: the embedded pair.
+            draft: folder of the EAGLE-3 head; needed with a target of your own.
+            policy: as in the constructor; None with the embedded pair: its own trained policy.
+            device: None: a GPU if there is one.
+            dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
+            options: the constructor's other arguments.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if target is None:
+            if draft is not None:
+                raise ValueError("a draft head belongs to its target: pass target= as well")
+            assets = Path(str(files("radar"))) / "assets"
+            target, draft = assets / "target", assets / "draft"
+            policy = assets / "policy" if policy is None else policy
+            dtype = dtype or (torch.float32 if place.type == "cpu" else None)
+        elif draft is None:
+            raise ValueError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
+        model = load_model(str(target), device=place, dtype=dtype)
+        return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
+
+    @property
+    def policy(self) -> StopPolicy:
+        """The stop policy; assign another one to compare on the same caches."""
+        return self.engine.policy
+
+    @policy.setter
+    def policy(self, policy: StopPolicy) -> None:
+        policy.bind(1, self.tree, self.engine.target.device)
+        self.engine.policy = policy
+
+    def _start(self, input_ids: list[int]) -> Round:
+        return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device))
+
+    def _round(self) -> Round:
+        return self.engine.round()
+
+
+def _check_pair(target: TargetModel, draft: Eagle3Draft) -> None:
+    config = draft.config
+    problems = []
+    if config.target_hidden_size != target.hidden_size:
+        problems.append(f"it reads features of size {config.target_hidden_size}, the target's are {target.hidden_size}")
+    if config.hidden_size != target.hidden_size:
+        problems.append(
+            f"its hidden size is {config.hidden_size}, but it shares the target's embedding of size {target.hidden_size}"
+        )
+    if config.vocab_size != target.vocab_size:
+        problems.append(f"its vocabulary has {config.vocab_size} tokens, the target's has {target.vocab_size}")
+    if config.num_aux_hidden_states != len(target.tap_layers):
+        problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
+    if problems:
+        raise ValueError("this draft head does not fit this target: " + "; ".join(problems))

@@ -1,0 +1,71 @@
+"""Keys and values in static buffers: written at device-side positions, compacted to the accepted path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["StaticKVCache"]
+
+
+class StaticKVCache:
+    """One buffer for all layers; nothing is allocated after construction.
+
+    Rows below `length` are committed. Rows above it are scratch: a tree's nodes, or the padding of a chunk, which the
+    next write covers. Shapes never change and lengths live on the device, so every method can be captured in a graph.
+
+    Args:
+        num_layers, batch_size, num_kv_heads, capacity, head_dim: shape of the buffers [L, B, KV, S, D].
+        dtype, device: of the buffers.
+
+    Attributes:
+        keys, values: [L, B, KV, S, D].
+        length: committed rows [B], int64.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._steps = torch.arange(capacity, device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return that layer's buffers [B, KV, S, D]."""
+        batch, heads, rows, dim = keys.shape
+        index = (start[:, None] + self._steps[:rows])[:, None, :, None].expand(batch, heads, rows, dim)
+        layer_keys, layer_values = self.keys[layer], self.values[layer]
+        layer_keys.scatter_(2, index, keys)
+        layer_values.scatter_(2, index, values)
+        return layer_keys, layer_values
+
+    def commit(self, path: Tensor, count: Tensor) -> None:
+        """Keep the scratch rows `path` [B, A] (offsets from `length`) in that order, and `count` [B] of them for good.
+
+        Entries of `path` past `count` may be any valid offset; what they copy stays scratch.
+        """
+        layers, batch, heads, _, dim = self.keys.shape
+        rows = path.shape[1]
+        shape = (layers, batch, heads, rows, dim)
+        source = (self.length[:, None] + path)[None, :, None, :, None].expand(shape)
+        target = (self.length[:, None] + self._steps[:rows])[None, :, None, :, None].expand(shape)
+        for buffer in (self.keys, self.values):
+            buffer.scatter_(3, target, buffer.gather(3, source))  # gather copies first, so overlaps are safe
+        self.length += count
+
+    def reset(self) -> None:
+        self.length.zero_()

@@ -1,0 +1,228 @@
+"""The target: a stock transformers model, entered through its attention interface, with a static cache and taps.
+
+No modelling code is copied. The model runs without a cache of its own; a registered attention function stores the new
+keys and values in a `StaticKVCache` and calls `tree_attention`, so one forward serves prompts, single tokens and trees.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from radar.kv_cache import StaticKVCache
+from radar.tree import causal_ancestors
+from radar_kernels import tree_attention
+
+__all__ = ["SUPPORTED_MODEL_TYPES", "TargetModel", "TargetOutput", "default_tap_layers", "load_model", "load_tokenizer"]
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+_ATTENTION_NAME = "radar_tree"
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """One forward over N rows.
+
+    Attributes:
+        hidden_states: after the final norm [B, N, hidden]; `TargetModel.logits` takes them.
+        aux_hidden_states: the taps side by side, low to high [B, N, taps * hidden]; empty without taps.
+    """
+
+    hidden_states: Tensor
+    aux_hidden_states: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the attention function needs to know of the forward it is called from."""
+
+    cache: StaticKVCache
+    ancestors: Tensor
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: new rows in, [B, N, H, D] out."""
+    run: _Pass = kwargs["radar_pass"]
+    keys, values = run.cache.write(module.layer_idx, key, value, run.cache.length)  # type: ignore[arg-type]
+    return tree_attention(query, keys, values, run.cache.length, run.ancestors, scale=kwargs.get("scaling")), None
+
+
+AttentionInterface.register(_ATTENTION_NAME, _attention)
+
+
+def default_tap_layers(num_layers: int) -> tuple[int, int, int]:
+    """EAGLE-3's low, middle and high feature as `hidden_states` indices (0: embeddings, i: output of layer i - 1)."""
+    return (2, num_layers // 2, num_layers - 3)
+
+
+class TargetModel:
+    """A causal language model that verifies trees.
+
+    Args:
+        model: a loaded model of a supported family. It is left as it is: hooks stay silent and the attention
+            implementation is the model's own whenever this object is not inside `forward`.
+        max_length: tokens that the cache holds, prompt and output together.
+        max_rows: the most rows of one forward.
+        batch_size: rows of the batch.
+        tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
+
+    Raises:
+        ValueError: for a family that is not supported, sliding windows shorter than `max_length`, a model spread over
+            several devices, or tap indices that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_length: int,
+        max_rows: int,
+        batch_size: int = 1,
+        tap_layers: Sequence[int] | None = None,
+    ) -> None:
+        config = model.config
+        _check_family(model, max_length)
+        num_layers = int(config.num_hidden_layers)
+        if tap_layers is None:
+            tap_layers = default_tap_layers(num_layers)
+        if any(not 0 <= layer <= num_layers - 1 for layer in tap_layers):
+            raise ValueError(
+                f"tap_layers must be hidden_states indices from 0 to {num_layers - 1} for a model of {num_layers} "
+                f"layers (the last one is normed and no feature), got {tuple(tap_layers)}"
+            )
+        self.model = model
+        self.tap_layers = tuple(tap_layers)
+        self.max_length = max_length
+        self.max_rows = max_rows
+        self.vocab_size = int(config.vocab_size)
+        self.hidden_size = int(config.hidden_size)
+        self.device = model.device
+        self.dtype = model.dtype
+        self.embed_tokens: nn.Module = model.get_input_embeddings()
+        self._decoder: nn.Module = model.get_decoder()
+        self._lm_head: nn.Module = model.get_output_embeddings()
+        self.cache = StaticKVCache(
+            num_layers=num_layers,
+            batch_size=batch_size,
+            num_kv_heads=int(config.num_key_value_heads),
+            capacity=max_length + max_rows,
+            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self._causal = causal_ancestors(max_rows, self.device)
+        self._rows = torch.arange(max_rows, device=self.device)
+        self._taps = _Taps(self._decoder, self.tap_layers)
+        weakref.finalize(self, self._taps.remove)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, ancestors: Tensor) -> TargetOutput:
+        """Run N rows that see the committed cache and, among themselves, their ancestors. Commits nothing.
+
+        Args:
+            input_ids, position_ids: [B, N].
+            ancestors: [B, N, W] words as in `VerifyTree`.
+        """
+        with self._entered():
+            out = self._decoder(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                use_cache=False,
+                radar_pass=_Pass(self.cache, ancestors),
+            )
+        return TargetOutput(out.last_hidden_state, self._taps.collect())
+
+    def forward_chain(self, input_ids: Tensor) -> TargetOutput:
+        """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""
+        rows = input_ids.shape[1]
+        positions = self.cache.length[:, None] + self._rows[:rows]
+        return self.forward(input_ids, positions, self._causal[:, :rows])
+
+    def advance(self, count: Tensor | int) -> None:
+        """Commit the first `count` rows of the last `forward_chain`."""
+        self.cache.length += count
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """[B, N, hidden] -> [B, N, vocabulary]."""
+        return self._lm_head(hidden_states)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        config = self._decoder.config
+        previous = config._attn_implementation  # type: ignore[union-attr]
+        config._attn_implementation = _ATTENTION_NAME  # type: ignore[union-attr]
+        self._taps.active = True
+        try:
+            yield
+        finally:
+            self._taps.active = False
+            config._attn_implementation = previous  # type: ignore[union-attr]
+
+
+class _Taps:
+    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed)."""
+
+    def __init__(self, decoder: nn.Module, layers: Sequence[int]) -> None:
+        self.active = False
+        self._kept: dict[int, Tensor] = {}
+        self._layers = tuple(layers)
+        modules = decoder.layers  # type: ignore[union-attr]
+        self._handles = [
+            (modules[index - 1] if index else decoder.embed_tokens).register_forward_hook(self._hook(index))  # type: ignore
+            for index in sorted(set(layers))
+        ]
+
+    def _hook(self, index: int) -> Any:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            if self.active:
+                self._kept[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def collect(self) -> Tensor:
+        kept = [self._kept[index] for index in self._layers]
+        self._kept.clear()
+        return torch.cat(kept, dim=-1) if kept else torch.empty(0)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _check_family(model: PreTrainedModel, max_length: int) -> None:
+    config = model.config
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"unsupported target architecture {config.model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if window and window < max_length and (layer_types is None or "sliding_attention" in layer_types):
+        raise ValueError(
+            f"this {config.model_type} model attends to a sliding window of {window} tokens, which is not supported "
+            f"beyond the window: use max_length={window} or less, got {max_length}"
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and max_length > limit:
+        raise ValueError(f"max_length {max_length} is more than the model's max_position_embeddings {limit}")
+    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+        raise ValueError("the target is spread over several devices (device_map); load it on one device")
+
+
+def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+    """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer stored beside a model."""
+    return AutoTokenizer.from_pretrained(path)
