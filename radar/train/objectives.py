@@ -1,0 +1,132 @@
+"""What a stop policy is trained for: the cost of a round, returns for every possible stop, and two estimators.
+
+A round of at most T draft calls holds T - 1 decisions; after call T it stops anyway. Stops are counted from 0 here:
+stop k means k + 1 draft calls. `returns[n, k, t]` is the return-to-go G_t of decision t if round n stops at k, and
+both estimators read only that tensor and the logits, so objective and estimator combine freely.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CostTable", "exact_loss", "paper_returns", "ratio_returns", "reinforce_loss", "stop_probabilities"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """Time of a round with n draft calls: T(n) = rest + call * n + decision * min(n, max_calls - 1), in any one unit.
+
+    Attributes:
+        call: one draft call, the first from the root included.
+        decision: one decision of the policy. None is made after the last allowed call.
+        rest: verification, acceptance, caches: all that does not depend on n.
+    """
+
+    call: float
+    decision: float = 0.0
+    rest: float
+
+    def __post_init__(self) -> None:
+        for name in ("call", "decision", "rest"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"CostTable: {name} must be a finite time of 0 or more, got {value!r}")
+        if self.call + self.rest <= 0:
+            raise ValueError("CostTable: call and rest are both 0, so a round would take no time")
+
+    @classmethod
+    def paper(cls) -> CostTable:
+        """The paper's code for Llama-3-8B, in seconds: T_o 0.07067, T_d 0.002684, T_p 0.0004.
+
+        It writes T(k) = T_o + T_d k + T_p min(k + 1, 7) for k calls after the first, so its T_o holds the first call:
+        `rest` = T_o - T_d.
+        """
+        return cls(call=0.002684, decision=0.0004, rest=0.07067 - 0.002684)
+
+    def times(self, max_calls: int) -> Tensor:
+        """T(1) to T(max_calls), [max_calls] float32."""
+        calls = torch.arange(1, max_calls + 1, dtype=torch.float64)
+        return (self.rest + self.call * calls + self.decision * calls.clamp(max=max_calls - 1)).float()
+
+
+def paper_returns(accept_lengths: Tensor, costs: CostTable, *, alpha: float, beta: float, gamma: float) -> Tensor:
+    """The paper's reward: -alpha for every continue, beta * L / T at the stop, discounted by gamma per decision.
+
+    L excludes the bonus token. A round that never stops gets its last reward one decision after the last one, as in the
+    paper's code (`make_g_matrix`). Decisions after the stop get 0.
+
+    Args:
+        accept_lengths: [N, T] accepted draft tokens if the round stops after call 1 to T.
+
+    Returns:
+        [N, T, T - 1] float32, [n, k, t].
+    """
+    rounds, calls = accept_lengths.shape
+    final = beta * accept_lengths.float() / costs.times(calls)  # [N, T]
+    returns = torch.zeros(rounds, calls, calls)
+    steps = torch.arange(calls)
+    returns[:, steps, steps] = final
+    for step in range(calls - 2, -1, -1):  # stops after `step` continued there
+        returns[:, step + 1 :, step] = gamma * returns[:, step + 1 :, step + 1] - alpha
+    return returns[:, :, :-1].contiguous()
+
+
+def ratio_returns(accept_lengths: Tensor, costs: CostTable, *, rate: float) -> Tensor:
+    """Dinkelbach's objective: tokens - rate * time; at rate = E[tokens] / E[time] its ascent is that of throughput.
+
+    Measured against stopping at once: G_t(k) = (L_k - L_t) - rate * (T_k - T_t). What is subtracted does not depend on
+    the action, so the gradient is the same and its variance smaller; the bonus token cancels here, it counts in `rate`.
+    """
+    calls = accept_lengths.shape[1]
+    value = accept_lengths.float() - rate * costs.times(calls)  # [N, T]
+    returns = value[:, :, None] - value[:, None, :-1]
+    return returns * torch.ones(calls, calls - 1).tril()  # decision t belongs to stops k >= t
+
+
+def stop_probabilities(logits: Tensor) -> Tensor:
+    """Logits of the decisions [N, T - 1, 2] -> probability of each stop [N, T]; the last one is forced."""
+    log_stop, log_go = logits.log_softmax(-1).unbind(-1)
+    alive = torch.cat((torch.zeros_like(log_go[:, :1]), log_go.cumsum(1)), 1)  # [N, T] log P(reached)
+    return (alive + torch.nn.functional.pad(log_stop, (0, 1))).exp()
+
+
+def reinforce_loss(logits: Tensor, returns: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """REINFORCE with sampled actions: -mean over N x (T - 1) of log pi(a_t) G_t(k), k the first sampled stop.
+
+    Args:
+        logits: [N, T - 1, 2], action 0 = stop.
+        returns: [N, T, T - 1].
+    """
+    _check(logits, returns)
+    log_probs = logits.log_softmax(-1)
+    draws = torch.rand(logits.shape[:2], generator=generator, device=logits.device)
+    stops = draws < log_probs[..., 0].detach().exp()  # [N, T - 1]
+    index = torch.nn.functional.pad(stops, (0, 1), value=True).int().argmax(1)  # first stop, or the forced one
+    picked = returns[torch.arange(len(index), device=index.device), index]  # [N, T - 1], 0 after the stop
+    log_action = torch.where(stops, log_probs[..., 0], log_probs[..., 1])
+    return -(log_action * picked).mean()
+
+
+def exact_loss(logits: Tensor, returns: Tensor) -> Tensor:
+    """The expectation of `reinforce_loss` over the actions: every stop, weighted by its probability (held constant).
+
+    Its value and its gradient are the means of REINFORCE's; the variance is zero. Like that loss it falls when the
+    policy becomes certain, whatever it is certain of: never choose a checkpoint by it.
+    """
+    _check(logits, returns)
+    log_stop, log_go = logits.log_softmax(-1).unbind(-1)
+    weight = stop_probabilities(logits).detach()[:, :, None] * returns  # [N, T, T - 1]
+    at_stop = weight.diagonal(dim1=1, dim2=2)  # [N, T - 1]: decision k of stop k is the stop itself
+    return -(log_stop * at_stop + log_go * (weight.sum(1) - at_stop)).mean()
+
+
+def _check(logits: Tensor, returns: Tensor) -> None:
+    rounds, decisions, actions = logits.shape
+    if actions != 2 or returns.shape != (rounds, decisions + 1, decisions):
+        raise ValueError(
+            f"logits {list(logits.shape)} do not fit returns {list(returns.shape)}: want [N, T-1, 2], [N, T, T-1]"
+        )
