@@ -1,0 +1,130 @@
+"""The adaptor on stock models: trees equal causal decoding of every path, and the model is left as it was."""
+
+import gc
+
+import pytest
+import torch
+from fakes import FAMILIES, hf_greedy, tiny_target
+from test_verify import random_tree
+
+from radar.target import TargetModel, default_tap_layers
+from radar.tree import pack_bits
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def chain(target, tokens):
+    out = target.forward_chain(torch.tensor([tokens]))
+    target.advance(len(tokens))
+    return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_path_equals_causal_decoding(family, rng):
+    model = tiny_target(family)
+    target = TargetModel(model, max_length=128, max_rows=64)
+    tokens, parents, depths, reach = random_tree(rng, 40, 12, 8)
+    with torch.inference_mode():
+        chain(target, PROMPT)
+        out = target.forward(
+            torch.tensor([tokens]), len(PROMPT) + torch.tensor([depths]), pack_bits(torch.tensor([reach]))
+        )
+        logits = target.logits(out.hidden_states)[0]
+        for node in range(40):
+            path = [node]
+            while path[0]:
+                path.insert(0, parents[path[0]])
+            plain = model(torch.tensor([PROMPT + [tokens[i] for i in path]]), output_hidden_states=True)
+            torch.testing.assert_close(logits[node], plain.logits[0, -1], atol=2e-4, rtol=1e-4)
+            taps = torch.cat([plain.hidden_states[i][0, -1] for i in default_tap_layers(5)])
+            torch.testing.assert_close(out.aux_hidden_states[0, node], taps, atol=2e-4, rtol=1e-4)
+
+
+def test_a_visible_sibling_would_be_seen(rng):
+    """The comparison above has teeth: one wrong bit moves the logits far beyond its tolerance."""
+    target = TargetModel(tiny_target(), max_length=64, max_rows=16)
+    ids, positions = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
+    with torch.inference_mode():
+        right = target.forward(ids, positions, torch.tensor([[[1], [3], [5]]])).hidden_states
+        wrong = target.forward(ids, positions, torch.tensor([[[1], [3], [7]]])).hidden_states
+    assert torch.equal(right[:, :2], wrong[:, :2])
+    assert (right[:, 2] - wrong[:, 2]).abs().max() > 0.05
+
+
+def test_committed_branch_continues_like_a_prompt():
+    model = tiny_target()
+    target = TargetModel(model, max_length=64, max_rows=16)
+    with torch.inference_mode():
+        chain(target, PROMPT)
+        # root 7 with children 8 and 9, grandchild 10 of 9: keep 7, 9, 10
+        bits = torch.tensor([[[0b0001], [0b0011], [0b0101], [0b1101]]])
+        target.forward(torch.tensor([[7, 8, 9, 10]]), len(PROMPT) + torch.tensor([[0, 1, 1, 2]]), bits)
+        target.cache.commit(torch.tensor([[0, 2, 3, 0]]), torch.tensor([3]))
+        ours = target.logits(chain(target, [11]).hidden_states)[0, -1]
+        plain = model(torch.tensor([[*PROMPT, 7, 9, 10, 11]])).logits[0, -1]
+    torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_target()
+    before = hf_greedy(model, PROMPT, 12)
+    attention = model.config._attn_implementation
+    target = TargetModel(model, max_length=64, max_rows=16)
+    with torch.inference_mode():
+        chain(target, PROMPT)
+    assert model.config._attn_implementation == attention
+    assert hf_greedy(model, PROMPT, 12) == before
+    del target
+    gc.collect()
+    assert not any(layer._forward_hooks for layer in model.model.layers)
+
+
+def test_the_attention_setting_is_restored_after_an_error():
+    model = tiny_target()
+    target = TargetModel(model, max_length=64, max_rows=16)
+    attention = model.config._attn_implementation
+    with pytest.raises(IndexError):
+        target.forward_chain(torch.tensor([[10**6]]))
+    assert model.config._attn_implementation == attention
+
+
+def test_taps_can_be_overridden():
+    model = tiny_target()
+    target = TargetModel(model, max_length=64, max_rows=16, tap_layers=(0, 4))
+    with torch.inference_mode():
+        out = chain(target, PROMPT)
+        states = model(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(out.aux_hidden_states, torch.cat((states[0], states[4]), -1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [(2, 5), (-1,), (9,)])
+def test_taps_that_do_not_exist_are_refused(taps):
+    with pytest.raises(ValueError, match=r"tap_layers must be hidden_states indices from 0 to 4"):
+        TargetModel(tiny_target(), max_length=64, max_rows=16, tap_layers=taps)
+
+
+def test_unsupported_architecture_is_refused_by_name():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=17))
+    with pytest.raises(ValueError, match=r"unsupported target architecture 'gpt2'; supported: llama, mistral"):
+        TargetModel(model, max_length=64, max_rows=16)
+
+
+def test_sliding_windows_are_refused_beyond_the_window():
+    model = tiny_target("mistral", sliding_window=32)
+    with pytest.raises(ValueError, match="sliding window of 32 tokens"):
+        TargetModel(model, max_length=64, max_rows=16)
+    TargetModel(model, max_length=32, max_rows=16)
+
+
+def test_more_positions_than_the_model_has_are_refused():
+    with pytest.raises(ValueError, match="max_length 1000 is more than the model's max_position_embeddings 512"):
+        TargetModel(tiny_target(), max_length=1000, max_rows=16)
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = tiny_target()
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(ValueError, match="several devices"):
+        TargetModel(model, max_length=64, max_rows=16)
