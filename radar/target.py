@@ -138,7 +138,8 @@ class TargetModel:
                 use_cache=False,
                 radar_pass=_Pass(self.cache, ancestors),
             )
-        return TargetOutput(out.last_hidden_state, self._taps.collect())
+        hidden = out.last_hidden_state
+        return TargetOutput(hidden, self._taps.collect(hidden))
 
     def forward_chain(self, input_ids: Tensor) -> TargetOutput:
         """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""
@@ -187,10 +188,10 @@ class _Taps:
 
         return keep
 
-    def collect(self) -> Tensor:
+    def collect(self, hidden_states: Tensor) -> Tensor:
         kept = [self._kept[index] for index in self._layers]
         self._kept.clear()
-        return torch.cat(kept, dim=-1) if kept else torch.empty(0)
+        return torch.cat(kept, dim=-1) if kept else hidden_states[..., :0]
 
     def remove(self) -> None:
         for handle in self._handles:
