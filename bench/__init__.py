@@ -1,0 +1,1 @@
+"""Benchmarks and the laboratory that makes the embedded default pair."""

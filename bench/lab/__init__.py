@@ -1,0 +1,1 @@
+"""Scripts that make the embedded default: data, target, on-policy text, draft head."""

@@ -1,0 +1,436 @@
+"""Train an EAGLE-3 draft head on a target's own predictions: training-time test (arXiv 2503.01840, section 3.2).
+
+Step s of the test plays draft call s for all positions at once: the query at position t sees the step-0 keys up to t,
+which stand for verified tokens, and the keys of steps 1..s at t alone, which stand for its own drafted chain.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from radar.config import DraftConfig
+from radar.draft.checkpoint import save_draft
+from radar.draft.eagle3 import Eagle3Draft
+from radar.target import default_tap_layers
+from radar.train.tokens import TokenMixture
+
+__all__ = ["TestTimeAttention", "TrainingOptions", "train_draft", "unrolled_losses"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long and how to train; exactly one of `steps` and `seconds`.
+
+    Attributes:
+        steps: optimizer steps.
+        seconds: wall-clock budget, compilation included; the learning rate then follows the clock.
+        batch_size: windows per step.
+        length: positions per window that are trained on.
+        lr: peak learning rate; linear warm-up over `warmup` steps, then linear decay to nothing.
+        ttt_length: draft calls that training plays.
+        loss_decay: weight of step s is loss_decay ** s.
+        compile: `torch.compile` the unrolled loss; None means on a GPU. Falls back to eager execution with a note.
+        checkpoint_every: seconds between resumable checkpoints; 0 turns them off.
+        progress: show a bar on stderr.
+        log_every: seconds between lines on stderr, for logs in which a bar is noise; 0 means none.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int = 8
+    length: int = 512
+    lr: float = 5e-4
+    warmup: int = 100
+    max_grad_norm: float = 0.5
+    seed: int = 0
+    ttt_length: int = 7
+    loss_decay: float = 0.8
+    compile: bool | None = None
+    checkpoint_every: float = 60.0
+    progress: bool = True
+    log_every: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
+        for name, low in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("length", 2),
+            ("ttt_length", 1),
+            ("warmup", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if name == "steps" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+        for name in ("seconds", "lr", "max_grad_norm", "loss_decay"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(f"checkpoint_every must be at least 0 seconds, got {self.checkpoint_every!r}")
+
+
+class TestTimeAttention:
+    """The `attend` of one training window: call it once per step, it keeps the keys and values of earlier steps."""
+
+    __test__ = False  # not a test class, whatever pytest thinks
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [B, H, T, D], key and value [B, KV, T, D] of this step -> [B, T, H, D]."""
+        self.keys.append(key)
+        self.values.append(value)
+        batch, heads, rows, size = query.shape
+        kv = key.shape[1]
+        query = query.reshape(batch, kv, heads // kv, rows, size) * size**-0.5
+        first = torch.einsum("bkgtd,bkud->bkgtu", query, self.keys[0]).float()
+        position = torch.arange(rows, device=query.device)
+        first = first.masked_fill(position[None, :] > position[:, None], -math.inf)
+        # Two softmaxes joined by their normalisers: no concatenation of T + s columns is built.
+        norm = first.logsumexp(-1, keepdim=True)
+        own = [(query * k[:, :, None]).sum(-1, keepdim=True, dtype=torch.float32) for k in self.keys[1:]]
+        for score in own:
+            norm = torch.logaddexp(norm, score)
+        out = torch.einsum("bkgtu,bkud->bkgtd", (first - norm).exp().to(value.dtype), self.values[0])
+        for score, v in zip(own, self.values[1:], strict=True):
+            out = out + (score - norm).exp().to(value.dtype) * v[:, :, None]
+        return out.reshape(batch, heads, rows, size).transpose(1, 2)
+
+
+def unrolled_losses(
+    draft: Eagle3Draft, aux: Tensor, embeds: Tensor, teacher: Tensor, best: Tensor, ttt_length: int
+) -> tuple[Tensor, Tensor]:
+    """Losses of all steps of the training-time test.
+
+    Args:
+        draft: the head.
+        aux: taps of the target [B, T, 3 * target_hidden].
+        embeds: the target's embeddings of tokens 1 .. T + S - 1 [B, T + S - 1, hidden].
+        teacher: the target's logits of the draft vocabulary after those tokens [B, T + S - 1, draft_vocab].
+        best: draft id of the target's arg-max there, -1 if it is outside the draft vocabulary [B, T + S - 1].
+        ttt_length: S.
+
+    Returns:
+        (mean cross-entropy of each step [S], over positions that the draft vocabulary covers;
+        share of all positions where head and target agree [S]).
+    """
+    rows = aux.shape[1]
+    probabilities = teacher.float().softmax(-1)
+    hidden, attend = draft.fuse(aux), TestTimeAttention()
+    positions = torch.arange(rows, device=aux.device)[None].expand(aux.shape[0], rows)
+    losses, agreement = [], []
+    for step in range(ttt_length):
+        window = slice(step, step + rows)
+        hidden = draft(embeds[:, window], hidden, positions + step, attend)
+        logits = draft.logits(hidden).float()
+        wanted, covered = best[:, window], best[:, window] >= 0
+        # -sum p log q = logsumexp(logits) - sum p * logits, because p sums to one
+        entropy = logits.logsumexp(-1) - (probabilities[:, window] * logits).sum(-1)
+        losses.append((entropy * covered).sum() / covered.sum().clamp(min=1))
+        agreement.append((logits.detach().argmax(-1) == wanted).float().mean())
+    return torch.stack(losses), torch.stack(agreement)
+
+
+class _Target:
+    """A frozen target and its taps: hidden-state indices, 0 = what the first layer reads, i = output of layer i - 1."""
+
+    def __init__(self, model: nn.Module, taps: Sequence[int] | None, device: torch.device) -> None:
+        self.model = model.eval()
+        self.device = device
+        self.embed: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[operator]
+        count = len(layers)
+        self.taps = tuple(taps) if taps is not None else default_tap_layers(count)
+        if not all(0 <= tap < count for tap in self.taps):
+            raise ValueError(
+                f"tap_layers must be hidden-state indices from 0 to {count - 1} for a target of {count} layers, "
+                f"got {list(self.taps)}" + ("" if taps is not None else " by default: name others")
+            )
+        self.seen: dict[int, Tensor] = {}
+        self.hooks = [
+            layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
+            if tap == 0
+            else layers[tap - 1].register_forward_hook(self._keep_output(tap))
+            for tap in self.taps
+        ]
+
+    def _keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen[0] = args[0] if args else kwargs["hidden_states"]
+
+    def _keep_output(self, tap: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self.seen[tap] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    @torch.no_grad()
+    def read(
+        self, ids: Tensor, rows: int, draft_ids: Tensor, to_draft: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids [B, T + S] -> (aux, embeds, teacher, best) as `unrolled_losses` takes them."""
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, 1:]
+        aux = torch.cat([self.seen[tap][:, :rows] for tap in self.taps], dim=-1)
+        return aux, self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.seen.clear()
+
+
+def _new_draft(model: nn.Module, config: DraftConfig, text: TokenMixture, eos: Sequence[int]) -> Eagle3Draft:
+    """A fresh head: the most frequent tokens (and every end token) as vocabulary, the target's rows as lm_head."""
+    draft = Eagle3Draft(config)
+    frequency = torch.from_numpy(text.frequencies(config.vocab_size))
+    if config.draft_vocab_size < config.vocab_size:
+        frequency[[token for token in eos if 0 <= token < config.vocab_size]] = math.inf
+        # stable: ties go to the smaller id on every machine
+        order = torch.argsort(frequency, descending=True, stable=True)
+        draft.set_draft_vocabulary(order[: config.draft_vocab_size].sort().values)
+    rows = model.get_output_embeddings().weight.detach()  # type: ignore[operator]
+    if rows.shape[1] == config.hidden_size:
+        ids = draft.d2t.cpu() + torch.arange(config.draft_vocab_size)
+        draft.lm_head.weight.data.copy_(rows[ids.to(rows.device)])
+    return draft
+
+
+def _eos_ids(model: nn.Module) -> list[int]:
+    for owner in (getattr(model, "generation_config", None), model.config):
+        value = getattr(owner, "eos_token_id", None)
+        if value is not None:
+            return [value] if isinstance(value, int) else list(value)
+    return []
+
+
+def train_draft(
+    model: nn.Module,
+    text: TokenMixture,
+    out: str | os.PathLike[str],
+    *,
+    config: DraftConfig,
+    options: TrainingOptions,
+    tap_layers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Train a draft head for `model` on `text` and write it to the folder `out`.
+
+    The target is left as it is, in its own precision; the head's weights are fp32, its arithmetic bf16 on a GPU. While
+    training runs, `out/training.pt` holds a checkpoint: the same call continues from it, and a call with other settings
+    is refused. It is removed once the head is written.
+
+    Args:
+        model: a causal language model with transformers' interface (`get_decoder`, `get_input_embeddings`, ...).
+        text: what to train on; text that the target wrote itself gives the longest acceptance.
+        out: folder of the result, `config.json` and `model.safetensors`.
+        config: geometry of the head; its hidden size must equal the target's.
+        options: see `TrainingOptions`.
+        tap_layers: hidden-state indices that the head reads, [2, N // 2, N - 3] by default.
+
+    Returns:
+        steps, seconds, loss, agreement of every step and tokens seen, all JSON types.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    if not config.hidden_size == config.target_hidden_size == embedding.shape[1]:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} and target_hidden_size {config.target_hidden_size} must equal "
+            f"the target's {embedding.shape[1]}: the head reads the target's embeddings"
+        )
+    if config.vocab_size != embedding.shape[0]:
+        raise ValueError(f"vocab_size {config.vocab_size} must equal the target's {embedding.shape[0]}")
+    window = options.length + options.ttt_length
+    if min(map(len, text.streams)) < window:
+        raise ValueError(
+            f"every stream must hold {window} tokens (length + ttt_length), got {[len(s) for s in text.streams]}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        draft = _new_draft(model, config, text, _eos_ids(model)).to(device)
+    target = _Target(model, tap_layers, device)
+    if len(target.taps) != config.num_aux_hidden_states:
+        target.close()
+        raise ValueError(
+            f"tap_layers {list(target.taps)} must be num_aux_hidden_states = {config.num_aux_hidden_states} indices"
+        )
+    try:
+        run = _Run(draft, target, text, folder, options)
+        return run.train(None if tap_layers is None else target.taps)
+    finally:
+        target.close()
+
+
+class _Run:
+    def __init__(self, draft: Eagle3Draft, target: _Target, text: TokenMixture, folder: Path, options: TrainingOptions):
+        self.draft, self.target, self.text, self.options = draft, target, text, options
+        self.cuda = target.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            draft.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=self.cuda
+        )
+        size = draft.config.draft_vocab_size
+        self.draft_ids = draft.d2t + torch.arange(size, device=target.device)
+        self.to_draft = torch.full((draft.config.vocab_size,), -1, device=target.device)
+        self.to_draft[self.draft_ids] = torch.arange(size, device=target.device)
+        self.weights = options.loss_decay ** torch.arange(options.ttt_length, device=target.device)
+        self.checkpoint = folder / "training.pt"
+        self.folder = folder
+        self.step, self.spent = 0, 0.0
+        free = (
+            "compile",
+            "checkpoint_every",
+            "progress",
+            "log_every",
+        )  # what may differ between a run and its continuation
+        self.settings = {key: value for key, value in asdict(options).items() if key not in free}
+        self.settings |= {"config": asdict(draft.config), "taps": list(target.taps), "text": text.fingerprint()}
+        use_compile = self.cuda if options.compile is None else options.compile
+        self.losses: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(unrolled_losses) if use_compile else unrolled_losses
+        )
+        self.compiled = use_compile
+        if self.checkpoint.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location=self.target.device, weights_only=True)
+            saved = json.loads(state["settings"])
+        except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{self.checkpoint} cannot be read ({error}); delete it to start again") from error
+        now = json.loads(json.dumps(self.settings))
+        different = [key for key in now if saved.get(key) != now[key]]
+        if different:
+            found = ", ".join(f"{key} {saved.get(key)!r} there, {now[key]!r} here" for key in different)
+            raise ValueError(
+                f"{self.checkpoint} belongs to a run with other settings ({found}); use them, or delete it"
+            )
+        self.draft.load_state_dict(state["draft"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.spent = state["step"], state["spent"]
+
+    def _save(self) -> None:
+        state = {
+            "settings": json.dumps(self.settings),
+            "draft": self.draft.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        options = self.options
+        with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.cuda):
+            inputs = self.target.read(ids, options.length, self.draft_ids, self.to_draft)
+            inputs = (inputs[0].to(self._dtype), inputs[1].to(self._dtype), inputs[2], inputs[3])
+            try:
+                return self.losses(self.draft, *inputs, options.ttt_length)
+            except Exception as error:
+                if not self.compiled:
+                    raise
+                self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
+                self.losses, self.compiled = unrolled_losses, False
+                return self.losses(self.draft, *inputs, options.ttt_length)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.cuda else torch.float32
+
+    @staticmethod
+    def _say(message: str) -> None:
+        tqdm.write(f"train-draft: {message}", file=sys.stderr)
+
+    def _fraction(self) -> float:
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        assert self.options.seconds is not None
+        return self.spent / self.options.seconds
+
+    def _one_step(self, fraction: float) -> tuple[Tensor, Tensor]:
+        options = self.options
+        seed = (options.seed, self.step)
+        ids = self.text.windows(options.batch_size, options.length + options.ttt_length, seed).to(self.target.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * min(1.0, (self.step + 1) / (options.warmup + 1)) * max(0.0, 1 - fraction)
+        losses, agreement = self._loss(ids)
+        (losses * self.weights).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.draft.parameters(), options.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses.detach(), agreement
+
+    def train(self, named_taps: Sequence[int] | None) -> dict[str, Any]:
+        options = self.options
+        begun = time.monotonic() - self.spent
+        saved = next_log = self.spent
+        mean: Tensor | None = None  # running mean of (losses, agreement) over about the last 50 steps
+        bar = tqdm(total=options.steps, initial=self.step, disable=not options.progress, unit="step", desc="draft")
+        self.draft.train()
+        try:
+            while (fraction := self._fraction()) < 1:
+                now = torch.stack(self._one_step(fraction))
+                mean = now if mean is None else torch.lerp(mean, now, 0.02)
+                self.step += 1
+                bar.update()
+                if self.step % 20 == 0:
+                    first = mean.tolist()  # reading also keeps the host from running ahead of the clock
+                    if not math.isfinite(first[0][0]):
+                        raise RuntimeError(
+                            f"the loss is {first[0][0]} at step {self.step}: lower lr (now {options.lr:g})"
+                        )
+                    bar.set_postfix(loss=f"{first[0][0]:.3f}", agreement=f"{first[1][0]:.3f}..{first[1][-1]:.3f}")
+                self.spent = time.monotonic() - begun
+                if options.checkpoint_every and self.spent - saved >= options.checkpoint_every:
+                    self._save()
+                    saved = self.spent
+                if options.log_every and self.spent >= next_log:
+                    next_log = self.spent + options.log_every
+                    losses, agreement = mean.tolist()
+                    shown = [round(value, 3) for value in agreement]
+                    self._say(f"step {self.step}, {self.spent:.0f} s, loss {losses[0]:.3f}, agreement {shown}")
+        except KeyboardInterrupt:
+            have = (
+                f"the same command continues from {self.checkpoint}"
+                if self.checkpoint.exists()
+                else "nothing was saved yet"
+            )
+            self._say(f"interrupted at step {self.step}; {have}")
+            raise
+        finally:
+            bar.close()
+        save_draft(self.draft, self.folder)
+        if named_taps is not None:  # the default is not named, as in the released heads
+            path = self.folder / "config.json"
+            values = json.loads(path.read_text()) | {"eagle_aux_hidden_state_layer_ids": list(named_taps)}
+            path.write_text(json.dumps(values, indent=2) + "\n")
+        self.checkpoint.unlink(missing_ok=True)
+        losses, agreement = ([], []) if mean is None else mean.tolist()
+        return {
+            "steps": self.step,
+            "seconds": round(time.monotonic() - begun, 1),
+            "loss": [round(value, 4) for value in losses],
+            "agreement": [round(value, 4) for value in agreement],
+            "tokens": self.step * options.batch_size * options.length,
+            "draft": str(self.folder),
+        }
