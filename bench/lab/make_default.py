@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--target-seconds", type=float, default=240.0)
     parser.add_argument("--generate-seconds", type=float, default=40.0)
     parser.add_argument("--draft-seconds", type=float, default=190.0)
+    parser.add_argument("--total-seconds", type=float, default=570.0, help="the head gets less time if this is near")
     parser.add_argument("--taps", help="hidden-state indices of the head, for instance 2,4,6")
     parser.add_argument("--target", type=Path, help="take this finished target instead of training one")
     parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer's files out of OUT/target")
@@ -74,8 +75,9 @@ def main(argv: list[str]) -> int:
         extra = ["--batch", "4", "--length", "64"] if args.smoke else []
         extra += ["--taps", args.taps] if args.taps else ["--taps", "1,2,3"] if args.smoke else []
         settings = [*data, "--target", str(target), "--on-policy", str(text), "--out", str(args.out / "draft")]
-        settings += ["--seconds", str(args.draft_seconds), *extra]
-        done = stage(sink, "train_head", settings, args.draft_seconds)
+        left = args.total_seconds - (time.monotonic() - START) - 15  # 15: imports and saving
+        seconds = max(10.0, min(args.draft_seconds, left))
+        done = stage(sink, "train_head", [*settings, "--seconds", f"{seconds:.0f}", *extra], seconds)
     return 0 if done else 1
 
 
