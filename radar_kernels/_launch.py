@@ -1,1 +1,95 @@
-"""Which implementation an op runs, and the checks that launchers share."""
+"""Which implementation an op runs, and what the launchers share.
+
+Triton is imported here and nowhere else. Where it is not installed the names below are inert stand-ins, so that `radar_kernels`
+imports everywhere and only `backend="triton"` fails.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend", "Plan", "architecture", "choose_backend", "jit", "next_power_of_2", "tl"]
+
+Backend = Literal["triton", "torch"]
+
+
+class _Missing:
+    """Stands in for what triton would give: kernels can be defined, never run."""
+
+    def __getattr__(self, name: str) -> "_Missing":
+        return self
+
+    def __call__(self, function: Any = None, *_: Any, **__: Any) -> Any:
+        return function
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+    tl = _Missing()
+
+jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
+
+
+class Plan(NamedTuple):
+    """How one kernel is launched. Plain code computes it from shapes, dtypes and the architecture, so the offline compile test
+    builds exactly what a GPU will run."""
+
+    grid: tuple[int, ...]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+    def launch(self, kernel: Any, *arguments: Any) -> None:
+        kernel[self.grid](*arguments, **self.constants, **self.options)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def interpreting() -> bool:
+    """True if Triton runs kernels in its interpreter, on the CPU."""
+    return triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.lru_cache
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return major * 10 + minor
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability times ten (90 for an H100); 0 for the interpreter."""
+    if device.type != "cuda" or interpreting():
+        return 0
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def choose_backend(op: str, backend: Backend | None, *tensors: Tensor) -> Backend:
+    """The implementation for these tensors: Triton on CUDA, PyTorch elsewhere, unless `backend` says otherwise."""
+    device = tensors[0].device
+    for tensor in tensors:
+        if tensor.device != device:
+            raise ValueError(f"{op}: all tensors must be on one device, got {device} and {tensor.device}")
+    if backend is None:
+        return "triton" if device.type == "cuda" and triton is not None else "torch"
+    if backend == "torch":
+        return "torch"
+    if backend != "triton":
+        raise ValueError(f"{op}: backend must be 'triton', 'torch' or None, got {backend!r}")
+    if triton is None:
+        raise ValueError(
+            f"{op}: backend='triton' needs the triton package, which is not installed; use backend='torch'"
+        )
+    if device.type != "cuda" and not interpreting():
+        raise ValueError(
+            f"{op}: backend='triton' needs CUDA tensors, got {device}; on a CPU use backend='torch', or set TRITON_INTERPRET=1 "
+            "before triton is imported to run the kernels in its interpreter"
+        )
+    return "triton"

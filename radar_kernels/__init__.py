@@ -1,0 +1,14 @@
+"""Triton kernels for speculative decoding with a stop policy, each with a plain PyTorch reference that also runs on a CPU."""
+
+from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
+from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
+from radar_kernels.tree_attention import tree_attention
+
+__all__ = [
+    "LstmStep",
+    "PolicyWeights",
+    "TopkConfidence",
+    "lstm_step",
+    "topk_confidence",
+    "tree_attention",
+]

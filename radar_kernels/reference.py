@@ -1,0 +1,118 @@
+"""The ops in plain PyTorch: the definition of correct, and what runs on a CPU.
+
+Nothing here asks the host about a device value (no `.item()`, no boolean indexing), so these functions can be captured too.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "LstmStep",
+    "PolicyWeights",
+    "TopkConfidence",
+    "lstm_step",
+    "topk_confidence",
+    "tree_attention",
+    "visible_keys",
+]
+
+
+class TopkConfidence(NamedTuple):
+    """One draft level. Scores are cumulative log-probabilities."""
+
+    candidate_scores: Tensor  # [B, R, k] float32, descending in every row
+    candidate_tokens: Tensor  # [B, R, k] int64, ids of the target's vocabulary
+    scores: Tensor  # [B, k] float32, descending: the beam
+    indices: Tensor  # [B, k] int64 into the flattened R * k candidates
+
+
+class PolicyWeights(NamedTuple):
+    """LSTM(I -> H) and Linear(H + I -> M), ReLU, Linear(M -> 2), named after the modules `lstm`, `mlp.0`, `mlp.3`."""
+
+    weight_ih: Tensor  # [4H, I], gates in the order i, f, g, o
+    weight_hh: Tensor  # [4H, H]
+    bias_ih: Tensor  # [4H]
+    bias_hh: Tensor  # [4H]
+    mlp0_weight: Tensor  # [M, H + I]
+    mlp0_bias: Tensor  # [M]
+    mlp3_weight: Tensor  # [2, M]
+    mlp3_bias: Tensor  # [2]
+
+
+class LstmStep(NamedTuple):
+    hidden: Tensor  # [B, H] float32
+    cell: Tensor  # [B, H] float32
+    logits: Tensor  # [B, 2] float32, action 0 = stop
+    stop: Tensor  # [B] bool
+
+
+def visible_keys(prefix_length: Tensor, ancestors: Tensor, capacity: int) -> Tensor:
+    """Dense form of (prefix_length [B], ancestors [B, N, W]): bool [B, N, capacity], True where node n sees key j."""
+    batch, nodes, words = ancestors.shape
+    shifts = torch.arange(64, device=ancestors.device)
+    bits = ((ancestors[..., None] >> shifts) & 1).bool().view(batch, nodes, words * 64)
+    bits = torch.nn.functional.pad(bits, (1, 1))  # column 0: left of the tree, last column: right of it, both unseen
+    column = torch.arange(capacity, device=ancestors.device) - prefix_length[:, None]  # [B, capacity]
+    column = (column + 1).clamp(0, words * 64 + 1)
+    return bits.gather(2, column[:, None].expand(batch, nodes, capacity)) | (column == 0)[:, None]
+
+
+def tree_attention(
+    query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, ancestors: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """Attention of tree nodes over a prefix and their ancestors; see `radar_kernels.tree_attention`."""
+    batch, heads, nodes, dim = query.shape
+    kv_heads, capacity = key.shape[1], key.shape[2]
+    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    visible = visible_keys(prefix_length, ancestors, capacity)
+    # 0 * NaN = NaN: a probability of zero does not hide what an unused cache row holds, so such rows are emptied
+    unseen = ~visible.any(1)
+    key, value = key.to(compute), value.to(compute).masked_fill(unseen[:, None, :, None], 0)
+    rows = (query.to(compute) * (dim**-0.5 if scale is None else scale)).reshape(
+        batch, kv_heads, -1, dim
+    )  # heads of a group together
+    scores = (rows @ key.transpose(2, 3)).view(batch, kv_heads, heads // kv_heads, nodes, capacity)
+    scores = scores.masked_fill_(~visible[:, None, None], -torch.inf)
+    mixed = scores.softmax(-1).view(batch, kv_heads, -1, capacity) @ value
+    blind = ~visible.any(2)  # softmax over nothing is NaN
+    mixed = mixed.view(batch, heads, nodes, dim).masked_fill(blind[:, None, :, None], 0)
+    return mixed.transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _sort_keys(scores: Tensor) -> Tensor:
+    """float32 [..., n] -> int64 keys that order like (score, lower index first), all different."""
+    bits = scores.contiguous().view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.long() << 32) - torch.arange(scores.shape[-1], device=scores.device)
+
+
+def topk_confidence(logits: Tensor, parent_scores: Tensor, k: int, *, d2t: Tensor | None = None) -> TopkConfidence:
+    """Candidates and beam of one draft level; see `radar_kernels.topk_confidence`."""
+    logits, parents = logits.float(), parent_scores.float()[..., None]
+    tokens = _sort_keys(logits).topk(k, -1).indices
+    log_probs = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    # a dead row (parent -inf) may hold anything, NaN included
+    candidate_scores = torch.where(parents == -torch.inf, -torch.inf, log_probs + parents)
+    flat = candidate_scores.flatten(1)
+    indices = _sort_keys(flat).topk(k, -1).indices
+    candidate_tokens = tokens if d2t is None else tokens + d2t[tokens]
+    return TopkConfidence(candidate_scores, candidate_tokens, flat.gather(-1, indices), indices)
+
+
+def lstm_step(
+    scores: Tensor, hidden: Tensor, cell: Tensor, weights: PolicyWeights, *, threshold: Tensor | None = None
+) -> LstmStep:
+    """One step of the stop policy; see `radar_kernels.lstm_step`."""
+    w = PolicyWeights(*(tensor.float() for tensor in weights))
+    scores, hidden, cell = scores.float(), hidden.float(), cell.float()
+    linear = torch.nn.functional.linear
+    gates = linear(scores, w.weight_ih, w.bias_ih) + linear(hidden, w.weight_hh, w.bias_hh)
+    i, f, g, o = gates.chunk(4, -1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    hidden = o.sigmoid() * cell.tanh()
+    features = linear(torch.cat((hidden, scores), -1), w.mlp0_weight, w.mlp0_bias).relu()
+    logits = linear(features, w.mlp3_weight, w.mlp3_bias)
+    stop = logits.softmax(-1)[:, 0] > (0.5 if threshold is None else threshold)
+    return LstmStep(hidden, cell, logits, stop)

@@ -1,0 +1,50 @@
+"""Shared fixtures. Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton is imported."""
+
+import os
+import random
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import numpy as np
+import pytest
+
+
+def _repair_interpreter() -> None:
+    """Triton 3.6's interpreter calls int() on 1-element arrays, which numpy 2.4 made an error: `range(n)` with a runtime n fails."""
+    import triton
+    from triton.runtime import interpreter
+
+    if triton.__version__ >= "3.7" or np.lib.NumpyVersion(np.__version__) < "2.4.0":
+        return
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).reshape(-1)[0]))
+
+    interpreter._patch_lang_tensor = patched
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    try:
+        _repair_interpreter()
+    except ImportError:
+        pass  # no triton: tests of the kernels are skipped
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)

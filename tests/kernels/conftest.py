@@ -1,0 +1,31 @@
+"""Every kernel test runs with torch.empty poisoned: an output that a kernel does not write is NaN, -1 or True."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+KERNEL_DTYPES = [torch.float32, torch.float16]
+if os.environ.get("TRITON_INTERPRET") != "1":
+    KERNEL_DTYPES.append(torch.bfloat16)  # the interpreter computes bfloat16 dot products silently wrong
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel_dtype" in metafunc.fixturenames:
+        metafunc.parametrize("kernel_dtype", KERNEL_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+@pytest.fixture(autouse=True)
+def _poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(make):
+        def wrapper(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan") if tensor.dtype.is_floating_point else -1)
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))

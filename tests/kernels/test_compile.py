@@ -1,0 +1,148 @@
+"""Compiles every kernel for real GPUs without one, at real sizes: no register may spill, and shared memory must fit the card.
+
+The launchers themselves say what to compile: they run on empty CPU tensors with their launches recorded. That needs a process
+without Triton's interpreter, so this file is also the script that the tests start.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_MEMORY = {80: 166912, 90: 232448, 120: 101376}  # bytes a program may ask for
+LLAMA = {"heads": 32, "kv_heads": 8, "dim": 128}
+ATTENTION = [
+    (torch.bfloat16, {**LLAMA, "nodes": 60, "capacity": 4096}),
+    (torch.bfloat16, {**LLAMA, "nodes": 10, "capacity": 32768, "words": 2}),
+    (torch.float16, {**LLAMA, "nodes": 1, "capacity": 2048}),
+    (torch.bfloat16, {"heads": 40, "kv_heads": 40, "dim": 128, "nodes": 60, "capacity": 2048}),
+    (torch.bfloat16, {"heads": 12, "kv_heads": 4, "dim": 64, "nodes": 60, "capacity": 2048}),
+    (torch.float16, {"heads": 32, "kv_heads": 8, "dim": 96, "nodes": 60, "capacity": 2048}),
+    (torch.bfloat16, {"heads": 16, "kv_heads": 8, "dim": 256, "nodes": 60, "capacity": 2048}),
+    (torch.float32, {**LLAMA, "nodes": 60, "capacity": 2048}),
+    (torch.float32, {"heads": 8, "kv_heads": 4, "dim": 256, "nodes": 60, "capacity": 1024}),
+    (torch.float32, {"heads": 12, "kv_heads": 4, "dim": 64, "nodes": 10, "capacity": 1024}),
+]
+TOPK = [(torch.bfloat16, 10, 32000, True), (torch.bfloat16, 10, 128256, False), (torch.float32, 1, 32000, False)]
+LSTM = [(torch.float32, 128, 128), (torch.bfloat16, 512, 128), (torch.float32, 512, 512), (torch.float32, 64, 64)]
+ARCHITECTURES = sorted(SHARED_MEMORY)
+
+
+def record_launches(arch: int) -> list[tuple]:
+    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+    import importlib
+
+    import radar_kernels
+    from radar_kernels import _launch
+
+    ops = [
+        importlib.import_module(f"radar_kernels.{name}") for name in ("tree_attention", "topk_confidence", "lstm_step")
+    ]
+    launches: list[tuple] = []
+    label = ""
+    _launch.interpreting = lambda: True  # lets CPU tensors through
+    for op in ops:
+        op.architecture = lambda device: arch
+    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+
+    for dtype, shape in ATTENTION:
+        label = f"tree_attention {dtype} {shape}"
+        q = torch.empty(1, shape["nodes"], shape["heads"], shape["dim"], dtype=dtype).transpose(1, 2)
+        kv = torch.empty(1, shape["kv_heads"], shape["capacity"], shape["dim"], dtype=dtype)
+        bits = torch.zeros(1, shape["nodes"], shape.get("words", 1), dtype=torch.int64)
+        radar_kernels.tree_attention(q, kv, kv, torch.zeros(1, dtype=torch.int64), bits, backend="triton")
+    for dtype, rows, vocabulary, mapped in TOPK:
+        label = f"topk_confidence {dtype} {rows} x {vocabulary}"
+        d2t = torch.zeros(vocabulary, dtype=torch.int64) if mapped else None
+        logits = torch.empty(1, rows, vocabulary, dtype=dtype)
+        radar_kernels.topk_confidence(logits, torch.zeros(1, rows), 10, d2t=d2t, backend="triton")
+    for dtype, hidden, middle in LSTM:
+        label = f"lstm_step {dtype} {hidden} {middle}"
+        shapes = [(4 * hidden, 10), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
+        shapes += [(middle, hidden + 10), (middle,), (2, middle), (2,)]
+        weights = radar_kernels.PolicyWeights(*(torch.empty(shape, dtype=dtype) for shape in shapes))
+        state = torch.empty(1, hidden)
+        radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, threshold=torch.zeros(1), backend="triton")
+    return launches
+
+
+def compile_launch(kernel, plan, arguments, arch: int) -> dict:
+    """What the launch compiles to, specialised like Triton's own dispatch: ints equal to 1 are constants, multiples of 16 known."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {torch.bool: "i1", torch.int32: "i32", torch.int64: "i64"}
+    pointers |= {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    signature, constants, attributes = {}, dict(plan.constants), {}
+    for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + pointers[value.dtype]
+            attributes[position,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            constants[name] = 1
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0:
+                attributes[position,] = [["tt.divisibility", 16]]
+    signature = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=plan.options)
+    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{field}:(\d+)", usage)[1]) for field in ("REG", "STACK", "LOCAL"))
+    return {
+        "shared": compiled.metadata.shared,
+        "registers": registers,
+        "spilled": stack + local,
+        "ptx": compiled.asm["ptx"],
+    }
+
+
+def main(arch: int) -> None:
+    seen = set()
+    for label, kernel, plan, arguments in record_launches(arch):
+        kinds = tuple(str(a.dtype) if isinstance(a, torch.Tensor) else (a == 1, a % 16 == 0) for a in arguments)
+        key = (kernel.fn.__name__, str(plan.constants), str(plan.options), kinds)
+        if key in seen:
+            continue
+        seen.add(key)
+        result = compile_launch(kernel, plan, arguments, arch)
+        ptx = result.pop("ptx")
+        result["pdl"] = "griddepcontrol.wait" in ptx
+        result["fp32 through tf32"] = "tf32" in ptx
+        print(
+            json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
+            flush=True,
+        )
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_fits(arch, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, __file__, str(arch)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
+    assert {result["kernel"] for result in results} == kernels
+    for result in results:
+        assert result["spilled"] == 0, f"registers spill: {result}"
+        assert result["shared"] <= SHARED_MEMORY[arch], f"shared memory does not fit: {result}"
+        assert result["pdl"] == (arch >= 90)
+        assert not result["fp32 through tf32"], "a float32 product would be rounded to 10 bits"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
