@@ -53,8 +53,10 @@ class TreeConfig:
 class DraftConfig:
     """Geometry of an EAGLE-3 draft head, under the names of the released `config.json` files.
 
-    `target_hidden_size` times `num_aux_hidden_states` is what `fc` reads. `rope_theta` belongs to the draft: files that
-    do not name it mean 10,000, whatever their target uses.
+    `target_hidden_size` times `num_aux_hidden_states` is what `fc` reads. `eagle_aux_hidden_state_layer_ids` names the
+    target's taps as `hidden_states` indices (0: embeddings, i: output of layer i - 1); None means EAGLE-3's
+    (2, N // 2, N - 3). `rope_theta` belongs to the draft: files that do not name it mean 10,000, whatever their target
+    uses.
     """
 
     hidden_size: int
@@ -66,6 +68,7 @@ class DraftConfig:
     draft_vocab_size: int
     target_hidden_size: int
     num_aux_hidden_states: int = 3
+    eagle_aux_hidden_state_layer_ids: tuple[int, ...] | None = None
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
 
@@ -81,6 +84,12 @@ class DraftConfig:
                 f"DraftConfig: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
+        taps = self.eagle_aux_hidden_state_layer_ids
+        if taps is not None and len(taps) != self.num_aux_hidden_states:
+            raise ValueError(
+                f"DraftConfig: eagle_aux_hidden_state_layer_ids {list(taps)} must name "
+                f"num_aux_hidden_states={self.num_aux_hidden_states} layers"
+            )
         if self.head_dim % 2:
             raise ValueError(f"DraftConfig: head_dim must be even for rotary embeddings, got {self.head_dim}")
 
@@ -94,6 +103,7 @@ class DraftConfig:
         try:
             hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
             rope = values.get("rope_parameters") or {}
+            taps = values.get("eagle_aux_hidden_state_layer_ids")
             return cls(
                 hidden_size=hidden,
                 intermediate_size=int(values["intermediate_size"]),
@@ -103,6 +113,8 @@ class DraftConfig:
                 vocab_size=int(values["vocab_size"]),
                 draft_vocab_size=int(values.get("draft_vocab_size") or values["vocab_size"]),
                 target_hidden_size=int(values.get("target_hidden_size") or hidden),
+                num_aux_hidden_states=3 if taps is None else len(taps),
+                eagle_aux_hidden_state_layer_ids=None if taps is None else tuple(int(layer) for layer in taps),
                 rms_norm_eps=float(values.get("rms_norm_eps", 1e-5)),
                 rope_theta=float(values.get("rope_theta") or rope.get("rope_theta") or 10000.0),
             )
@@ -110,8 +122,10 @@ class DraftConfig:
             raise ValueError(f"draft config: a value has the wrong type or is zero ({error})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat `config.json` of SafeAILab's released heads."""
+        """The flat `config.json` of SafeAILab's released heads; taps are written only where they are not the default."""
+        taps = self.eagle_aux_hidden_state_layer_ids
         return {
+            **({} if taps is None else {"eagle_aux_hidden_state_layer_ids": list(taps)}),
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
             "num_hidden_layers": 1,

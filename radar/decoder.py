@@ -22,9 +22,14 @@ from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
 from radar.target import TargetModel, load_model, load_tokenizer
 
-__all__ = ["RadarDecoder", "default_tree"]
+__all__ = ["RadarDecoder", "default_device", "default_tree"]
 
 StrPath = str | os.PathLike[str]
+
+
+def default_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device; None: a GPU if there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def default_tree(device: torch.device) -> TreeConfig:
@@ -43,7 +48,8 @@ class RadarDecoder(Decoder):
             which is EAGLE-3. None: `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: `default_tree` for the device.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
-        tap_layers: `hidden_states` indices that feed the head; None: EAGLE-3's (2, N // 2, N - 3).
+        tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
+            (2, N // 2, N - 3).
         profile: on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is true.
 
     Raises:
@@ -64,16 +70,14 @@ class RadarDecoder(Decoder):
         profile: bool = False,
     ) -> None:
         tree = tree or default_tree(model.device)
-        target = TargetModel(
-            model,
-            max_length=max_length,
-            max_rows=max(tree.total_tokens, PREFILL_ROWS),
-            tap_layers=tap_layers,
-        )
         if not isinstance(draft, Eagle3Draft):
-            draft = load_draft(
-                draft, target_hidden_size=target.hidden_size, device=target.device, dtype=target.dtype
-            )
+            size = int(model.config.hidden_size)
+            draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
+        if tap_layers is None:
+            tap_layers = draft.config.eagle_aux_hidden_state_layer_ids
+        target = TargetModel(
+            model, max_length=max_length, max_rows=max(tree.total_tokens, PREFILL_ROWS), tap_layers=tap_layers
+        )
         _check_pair(target, draft)
         if policy is None:
             policy = Threshold()
@@ -112,7 +116,7 @@ class RadarDecoder(Decoder):
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
             options: the constructor's other arguments.
         """
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = default_device(device)
         if target is None:
             if draft is not None:
                 raise ValueError("a draft head belongs to its target: pass target= as well")

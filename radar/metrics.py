@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["DecodeMetrics", "Round", "Stopwatch", "summarize"]
+__all__ = ["DecodeMetrics", "Round", "Stopwatch", "merge", "summarize"]
 
 
 @dataclass
@@ -69,27 +69,64 @@ class DecodeMetrics:
 
 
 def summarize(rounds: Iterable[Round], seconds: float, engine: str = "") -> DecodeMetrics:
-    """Sum up the rounds of one or several generations that took `seconds` of wall time."""
+    """Sum up the rounds of one generation that took `seconds` of wall time."""
     rounds = list(rounds)
     steps = [item for item in rounds if not item.is_prefill]
     parts: Counter[str] = Counter()
     for item in rounds:
         parts.update(item.seconds)
-    tokens = sum(len(item.tokens) for item in rounds)
-    calls = sum(item.num_draft_calls for item in steps)
-    accepted = sum(item.accept_length for item in steps)
-    count = len(steps)
+    return _build(
+        num_tokens=sum(len(item.tokens) for item in rounds),
+        stops=Counter(item.num_draft_calls for item in steps),
+        accepted=Counter(item.accept_length for item in steps),
+        seconds=seconds,
+        parts=parts,
+        engine=engine,
+    )
+
+
+def merge(many: Sequence[DecodeMetrics]) -> DecodeMetrics:
+    """Sum up several generations: counts and times add, averages and rates are ratios of the sums."""
+    stops: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    parts: Counter[str] = Counter()
+    for item in many:
+        stops.update(item.stop_histogram)
+        accepted.update(item.acceptance_histogram)
+        parts.update(item.seconds_by_part)
+    return _build(
+        num_tokens=sum(item.num_tokens for item in many),
+        stops=stops,
+        accepted=accepted,
+        seconds=sum(item.seconds for item in many),
+        parts=parts,
+        engine=", ".join(sorted({item.engine for item in many})),
+    )
+
+
+def _build(
+    *,
+    num_tokens: int,
+    stops: Counter[int],
+    accepted: Counter[int],
+    seconds: float,
+    parts: Mapping[str, float],
+    engine: str,
+) -> DecodeMetrics:
+    count = stops.total()
+    calls = sum(number * times for number, times in stops.items())
+    drafts = sum(number * times for number, times in accepted.items())
     return DecodeMetrics(
-        num_tokens=tokens,
+        num_tokens=num_tokens,
         num_spec_steps=count,
         num_draft_calls=calls,
-        num_accepted_draft_tokens=accepted,
-        mean_acceptance_length=1 + accepted / count if count else 0.0,
+        num_accepted_draft_tokens=drafts,
+        mean_acceptance_length=1 + drafts / count if count else 0.0,
         draft_calls_per_round=calls / count if count else 0.0,
-        stop_histogram=dict(sorted(Counter(item.num_draft_calls for item in steps).items())),
-        acceptance_histogram=dict(sorted(Counter(item.accept_length for item in steps).items())),
+        stop_histogram=dict(sorted(stops.items())),
+        acceptance_histogram=dict(sorted(accepted.items())),
         seconds=seconds,
-        tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
+        tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
         seconds_by_part=dict(parts),
         engine=engine,
     )

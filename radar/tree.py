@@ -79,6 +79,13 @@ class DraftTree:
         # slots 0 to k-1 are level 1, each later level has k * k of them
         self._depth_of_slot = torch.where(self._slots < k, 1, 2 + (self._slots - k).div(k * k, rounding_mode="floor"))
 
+    def snapshot(self) -> DraftTree:
+        """A copy on the CPU that later rounds do not change."""
+        twin = object.__new__(DraftTree)
+        for name, value in vars(self).items():
+            setattr(twin, name, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
+        return twin
+
     def start(self, level: TopkConfidence) -> None:
         """Begin a round with the children of the root (R = 1 row of candidates)."""
         k = self.config.tree_top_k

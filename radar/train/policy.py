@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,9 +67,9 @@ class PolicyTraining:
                 )
         for name in ("epochs", "batch_size", "hidden_size", *(("max_calls",) if self.max_calls is not None else ())):
             value = getattr(self, name)
-            low = 2 if name == "max_calls" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"train_policy: {name} must be an integer of {low} or more, got {value!r}")
+            least = 2 if name == "max_calls" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"train_policy: {name} must be an integer of {least} or more, got {value!r}")
         ranges: dict[str, tuple[float, float]] = {
             "alpha": (0, 1e6), "gamma": (0, 1), "learning_rate": (1e-9, 10), "weight_decay": (0, 10),
             "dropout": (0, 0.99), "held_out": (1e-6, 1 - 1e-6), "clip_norm": (1e-9, 1e9),
@@ -260,7 +259,9 @@ class _Run:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
             found = state["settings"]
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # torch raises a dozen kinds for foreign and torn files
             raise ValueError(f"{file} is not a training state: remove it, or start over with resume=False") from error
         keys = sorted(self.settings.keys() | found.keys())
         if different := [

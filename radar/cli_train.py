@@ -1,0 +1,158 @@
+"""Options of the training commands, and the calls they make."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_train_draft", "add_train_policy", "train_draft_command", "train_policy_command"]
+
+
+def add_train_draft(commands: Any) -> argparse.ArgumentParser:
+    """`radar train-draft`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train-draft",
+        help="train an EAGLE-3 draft head for a target, on a text file",
+        description="Trains a head by EAGLE-3's training-time test on text, best on text that the target wrote itself. "
+        "Interrupted runs resume. Prints one JSON line with the results.",
+    )
+    parser.add_argument("--target", required=True, metavar="PATH", help="target model: folder or hub name")
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help='plain text, or JSON lines with "text"')
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default 2000)")
+    length.add_argument("--seconds", type=float, metavar="S", help="time budget instead of steps")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows per step (default 8)")
+    parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens per window (default 512)")
+    parser.add_argument("--lr", type=float, default=5e-4, metavar="X", help="peak learning rate (default 5e-4)")
+    parser.add_argument("--ttt-length", type=int, default=7, metavar="N", help="draft calls played per position (default 7)")
+    parser.add_argument("--intermediate-size", type=int, metavar="N", help="of the head's MLP (default: the target's)")
+    parser.add_argument("--draft-vocab-size", type=int, metavar="N", help="most frequent tokens kept (default 32000 at most)")
+    parser.add_argument("--tap-layers", metavar="I,J,K", help="hidden_states indices to read (default 2, N/2, N-3)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")
+    return parser
+
+
+def train_draft_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Run `radar train-draft`; returns the results."""
+    from radar.config import DraftConfig
+    from radar.decoder import default_device
+    from radar.target import load_model, load_tokenizer
+    from radar.train.draft import TrainingOptions, train_draft
+    from radar.train.tokens import TokenMixture, encode_file
+
+    if not args.text.is_file():
+        raise FileNotFoundError(f"no such text file: {args.text}")
+    taps = None
+    if args.tap_layers is not None:
+        try:
+            taps = tuple(int(part) for part in args.tap_layers.split(","))
+        except ValueError:
+            raise ValueError(f"--tap-layers takes numbers such as 2,16,29, got {args.tap_layers!r}") from None
+    model = load_model(args.target, device=default_device(args.device), dtype=None)
+    tokenizer = load_tokenizer(args.target)
+    c = model.config
+    heads, hidden = int(c.num_attention_heads), int(c.hidden_size)
+    config = DraftConfig(
+        hidden_size=hidden,
+        intermediate_size=args.intermediate_size or int(c.intermediate_size),
+        num_attention_heads=heads,
+        num_key_value_heads=int(c.num_key_value_heads),
+        head_dim=int(getattr(c, "head_dim", None) or hidden // heads),
+        vocab_size=int(c.vocab_size),
+        draft_vocab_size=args.draft_vocab_size or min(32000, int(c.vocab_size)),
+        target_hidden_size=hidden,
+        num_aux_hidden_states=3 if taps is None else len(taps),
+        rms_norm_eps=float(c.rms_norm_eps),
+    )
+    options = TrainingOptions(
+        steps=args.steps or (2000 if args.seconds is None else None),
+        seconds=args.seconds,
+        batch_size=args.batch_size,
+        length=args.length,
+        lr=args.lr,
+        ttt_length=args.ttt_length,
+        seed=args.seed,
+        progress=not args.no_progress,
+    )
+    tokens = encode_file(args.text, tokenizer.encode, eos_token_id=tokenizer.eos_token_id)
+    print(f"{len(tokens)} tokens of {args.text}", file=sys.stderr)
+    return train_draft(model, TokenMixture(tokens), args.out, config=config, options=options, tap_layers=taps)
+
+
+def add_train_policy(commands: Any) -> argparse.ArgumentParser:
+    """`radar train-policy`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train-policy",
+        help="train a stop policy on recorded rounds",
+        description="Trains RADAR's LSTM policy on what `radar record` wrote; no model is needed. Times are per round, in "
+        "any unit. Interrupted runs resume. Prints one JSON line with the results on held-out prompts.",
+    )
+    parser.add_argument("--rounds", type=Path, nargs="+", required=True, metavar="FILE", help="recorded rounds (.jsonl)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the policy goes")
+    parser.add_argument("--call-time", type=float, metavar="T", help="time of one draft call (default: the paper's)")
+    parser.add_argument("--decision-time", type=float, metavar="T", help="time of one stop decision")
+    parser.add_argument("--rest-time", type=float, metavar="T", help="time of the rest of a round")
+    parser.add_argument(
+        "--objective",
+        choices=("paper", "ratio"),
+        default="paper",
+        help="the paper's reward, or tokens per time (default paper)",
+    )
+    parser.add_argument(
+        "--estimator",
+        choices=("reinforce", "exact"),
+        default="reinforce",
+        help="sampled actions as in the paper, or their exact expectation (default reinforce)",
+    )
+    parser.add_argument("--alpha", type=float, default=0.02, help="the paper's cost of a further call (default 0.02)")
+    parser.add_argument("--beta", type=float, help="the paper's weight of accepted/time (default 10 * (call + decision))")
+    parser.add_argument("--gamma", type=float, default=0.99, help="discount per call (default 0.99)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="default 1e-4")
+    parser.add_argument("--weight-decay", type=float, default=1e-4, metavar="X", help="default 1e-4")
+    parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="default 0.1")
+    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="default 100")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default 64")
+    parser.add_argument("--max-calls", type=int, metavar="N", help="allow fewer calls than were recorded")
+    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="prompts that choose the checkpoint")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--restart", action="store_true", help="start over instead of resuming what is in --out")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")
+    return parser
+
+
+def train_policy_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Run `radar train-policy`; returns the results."""
+    from radar.train.objectives import CostTable
+    from radar.train.policy import train_policy
+
+    times = (args.call_time, args.decision_time, args.rest_time)
+    if any(value is not None for value in times) and None in times:
+        raise ValueError("give --call-time, --decision-time and --rest-time together, in one unit")
+    costs = None if None in times else CostTable(call=times[0], decision=times[1], rest=times[2])
+    return dict(
+        train_policy(
+            args.rounds,
+            args.out,
+            costs=costs,
+            progress=not args.no_progress,
+            resume=not args.restart,
+            objective=args.objective,
+            estimator=args.estimator,
+            alpha=args.alpha,
+            beta=args.beta,
+            gamma=args.gamma,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            dropout=args.dropout,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            max_calls=args.max_calls,
+            held_out=args.held_out,
+            seed=args.seed,
+        )
+    )
