@@ -1,4 +1,4 @@
-"""Triton kernels for speculative decoding with a stop policy, each with a plain PyTorch reference that also runs on a CPU."""
+"""Triton kernels for speculative decoding with a stop policy; on a CPU each op runs its plain PyTorch reference."""
 
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence

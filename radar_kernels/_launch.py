@@ -1,7 +1,7 @@
 """Which implementation an op runs, and what the launchers share.
 
-Triton is imported here and nowhere else. Where it is not installed the names below are inert stand-ins, so that `radar_kernels`
-imports everywhere and only `backend="triton"` fails.
+Triton is imported here and nowhere else. Where it is not installed the names below are inert stand-ins, so that
+`radar_kernels` imports everywhere and only `backend="triton"` fails.
 """
 
 import functools
@@ -38,8 +38,8 @@ jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
 
 
 class Plan(NamedTuple):
-    """How one kernel is launched. Plain code computes it from shapes, dtypes and the architecture, so the offline compile test
-    builds exactly what a GPU will run."""
+    """How one kernel is launched. Plain code computes it from shapes, dtypes and the architecture, so an offline
+    compile test can build exactly what a GPU will run."""
 
     grid: tuple[int, ...]
     constants: dict[str, Any]
@@ -89,7 +89,7 @@ def choose_backend(op: str, backend: Backend | None, *tensors: Tensor) -> Backen
         )
     if device.type != "cuda" and not interpreting():
         raise ValueError(
-            f"{op}: backend='triton' needs CUDA tensors, got {device}; on a CPU use backend='torch', or set TRITON_INTERPRET=1 "
-            "before triton is imported to run the kernels in its interpreter"
+            f"{op}: backend='triton' needs CUDA tensors, got {device}; on a CPU use backend='torch', or set "
+            "TRITON_INTERPRET=1 before triton is imported to run the kernels in its interpreter"
         )
     return "triton"

@@ -25,7 +25,8 @@ def cell_kernel(
 ):  # fmt: skip
     """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh;  c' = s(f) c + s(i) tanh(g);  h' = s(o) tanh(c')  for UNITS units.
 
-    The weights are read before the wait for the producer of x and h: they are not its output, and reading them is most of the work.
+    The weights are read before the wait for the kernel that makes x and h: it does not write them, and reading them is
+    most of the work.
     """
     batch = tl.program_id(1)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
@@ -59,8 +60,8 @@ def cell_kernel(
 @jit
 def head_kernel(
     scores, new_hidden, weight0, bias0, weight3, bias3, threshold, logits, stop,
-    INPUTS: tl.constexpr, INPUTS_PAD: tl.constexpr, HIDDEN: tl.constexpr, MIDDLE: tl.constexpr, MIDDLE_PAD: tl.constexpr,
-    CHUNK: tl.constexpr, THRESHOLD: tl.constexpr, PDL: tl.constexpr,
+    INPUTS: tl.constexpr, INPUTS_PAD: tl.constexpr, HIDDEN: tl.constexpr, MIDDLE: tl.constexpr,
+    MIDDLE_PAD: tl.constexpr, CHUNK: tl.constexpr, THRESHOLD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """l = W3 relu(W0 [h', x] + b0) + b3;  stop = softmax(l)[0] > threshold."""
     batch = tl.program_id(0)
@@ -105,8 +106,8 @@ def cell_plan(*, batch: int, inputs: int, hidden: int, arch: int) -> Plan:
     return Plan(
         grid=(-(-hidden // units), batch),
         constants={
-            "INPUTS": inputs, "INPUTS_PAD": next_power_of_2(inputs), "HIDDEN": hidden, "HIDDEN_PAD": next_power_of_2(hidden),
-            "UNITS": units, "PDL": arch >= 90,
+            "INPUTS": inputs, "INPUTS_PAD": next_power_of_2(inputs),
+            "HIDDEN": hidden, "HIDDEN_PAD": next_power_of_2(hidden), "UNITS": units, "PDL": arch >= 90,
         },
         options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -117,8 +118,10 @@ def head_plan(*, batch: int, inputs: int, hidden: int, middle: int, threshold: b
     return Plan(
         grid=(batch,),
         constants={
-            "INPUTS": inputs, "INPUTS_PAD": next_power_of_2(inputs), "HIDDEN": hidden, "MIDDLE": middle, "MIDDLE_PAD": middle_pad,
-            "CHUNK": min(next_power_of_2(hidden), max(16, 16384 // middle_pad)), "THRESHOLD": threshold, "PDL": arch >= 90,
+            "INPUTS": inputs, "INPUTS_PAD": next_power_of_2(inputs),
+            "HIDDEN": hidden, "MIDDLE": middle, "MIDDLE_PAD": middle_pad,
+            "CHUNK": min(next_power_of_2(hidden), max(16, 16384 // middle_pad)),
+            "THRESHOLD": threshold, "PDL": arch >= 90,
         },
         options={"num_warps": 8} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -203,8 +206,8 @@ def lstm_step(
         scores: [B, I], cumulative log-probabilities of the level's beam, descending.
         hidden, cell: [B, H], the state; zeros before the first level. Not modified.
         weights: see `PolicyWeights`; torch.nn.LSTM's gate order i, f, g, o. The head reads cat(hidden', scores).
-        threshold: [B], stop where softmax(logits)[0] is greater; None is 0.5, the greedy decision; uniform random numbers sample
-            from the policy.
+        threshold: [B], stop where softmax(logits)[0] is greater. None is 0.5, the greedy decision; uniform random
+            numbers sample from the policy.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:

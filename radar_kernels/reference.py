@@ -1,6 +1,6 @@
 """The ops in plain PyTorch: the definition of correct, and what runs on a CPU.
 
-Nothing here asks the host about a device value (no `.item()`, no boolean indexing), so these functions can be captured too.
+Nothing here asks the host about a device value (no `.item()`, no boolean indexing): these can be captured too.
 """
 
 from typing import NamedTuple

@@ -57,14 +57,16 @@ def scan_kernel(
 @jit
 def select_kernel(
     logits, parent_scores, d2t, segment_max, segment_sum, arrived,
-    candidate_scores, candidate_tokens, scores, indices, logits_b, logits_r, parents_b, parents_r, rows, vocabulary, segments,
-    K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS_PAD: tl.constexpr, CANDIDATES_PAD: tl.constexpr,
-    CHUNK: tl.constexpr, D2T: tl.constexpr, PDL: tl.constexpr,
+    candidate_scores, candidate_tokens, scores, indices, logits_b, logits_r, parents_b, parents_r, rows, vocabulary,
+    segments,
+    K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS_PAD: tl.constexpr,
+    CANDIDATES_PAD: tl.constexpr, CHUNK: tl.constexpr, D2T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """c[r, i] = x[r, t_i] - log sum exp x[r] + parent[r] for the k best tokens t_i of row r, then the k best c of all rows.
+    """c[r, i] = x[r, t_i] - log sum exp x[r] + parent[r] for the k best tokens t_i of row r, then the k best c of all.
 
-    Ordered by (value, lower index first), the k best tokens lie in the k segments with the best maxima, so only those are read
-    again. The last program of a sequence to arrive ranks its R * k candidates: the rank of c is the number of better ones.
+    Ordered by (value, lower index first), the k best tokens lie in the k segments with the best maxima, so only those
+    are read again. The last program of a sequence to arrive ranks its R * k candidates: the rank of c is the number of
+    better ones.
     """
     LOWEST: tl.constexpr = -0x80000000
     row = tl.program_id(0)
@@ -180,8 +182,8 @@ def _launch(logits: Tensor, parent_scores: Tensor, k: int, d2t: Tensor | None) -
     shape = (rows, vocabulary, segments)
     scan.launch(scan_kernel, logits, segment_max, segment_sum, arrived, *logits.stride()[:2], *shape)
     select.launch(
-        select_kernel, logits, parent_scores, logits if d2t is None else d2t, segment_max, segment_sum, arrived, *output,
-        *logits.stride()[:2], *parent_scores.stride(), *shape,
+        select_kernel, logits, parent_scores, logits if d2t is None else d2t, segment_max, segment_sum, arrived,
+        *output, *logits.stride()[:2], *parent_scores.stride(), *shape,
     )  # fmt: skip
     return output
 
@@ -213,9 +215,9 @@ def topk_confidence(
 ) -> TopkConfidence:
     """Score the children of one draft level and keep its best k, log-probabilities in float32.
 
-    candidate[b, r, i] = log_softmax(logits[b, r])[token] + parent_scores[b, r] for the k best tokens of each row; the beam is
-    the best k of the R * k candidates. Equal scores: lower index first. A dead row has parent score -inf; its candidates are
-    -inf, whatever its logits hold, and come last.
+    candidate[b, r, i] = log_softmax(logits[b, r])[token] + parent_scores[b, r] for the k best tokens of each row; the
+    beam is the best k of the R * k candidates. Equal scores: lower index first. A dead row has parent score -inf; its
+    candidates are -inf, whatever its logits hold, and come last.
 
     Args:
         logits: [B, R, V], float16, bfloat16 or float32, R <= 256; -inf is allowed, not a whole row of it.
@@ -230,7 +232,7 @@ def topk_confidence(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
 
-    Source: one expansion of EAGLE-3's dynamic tree (arXiv 2503.01840); `scores` are what RADAR's policy reads (arXiv 2512.14069).
+    Source: one expansion of EAGLE-3's dynamic tree (arXiv 2503.01840); RADAR's policy reads `scores` (2512.14069).
     """
     _check(logits, parent_scores, k, d2t)
     tensors = (logits, parent_scores) if d2t is None else (logits, parent_scores, d2t)

@@ -39,10 +39,10 @@ def split_kernel(
 ):  # fmt: skip
     """o[n] = sum_j softmax_j(scale * q[n].k[j]) v[j] over j < L or bit (j - L) of ancestors[n], for one slice of j.
 
-    Row r of a program is node r // GROUP under head r % GROUP of one key-value head, so a group reads its keys once. The work is
-    a list of units: whole blocks of KEYS prefix keys (no mask), the rest of the prefix, then the tree, both in blocks of TAIL
-    keys. Every split takes an equal run of units, whatever L is. With more than one split the slice's own softmax goes to
-    `partial` together with its log-sum-exp, and `combine_kernel` joins them.
+    Row r of a program is node r // GROUP under head r % GROUP of one key-value head, so a group reads its keys once.
+    The work is a list of units: whole blocks of KEYS prefix keys (no mask), the rest of the prefix, then the tree, both
+    in blocks of TAIL keys. Every split takes an equal run of units, whatever L is. With more than one split the slice's
+    own softmax goes to `partial` together with its log-sum-exp, and `combine_kernel` joins them.
     """
     split = tl.program_id(0)
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)  # int64: a cache can hold more than 2**31 elements
@@ -157,7 +157,7 @@ def split_plan(
     dtype: torch.dtype,
     arch: int,
 ) -> Plan:
-    """Block sizes for these shapes: never more registers or shared memory than `arch` has (tests/kernels/test_compile.py)."""
+    """Block sizes for these shapes, such that nothing spills on `arch` (tests/kernels/test_compile.py)."""
     dim_pad = next_power_of_2(max(dim, 16))
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
         most, keys, stages, warps = 16, 16 if dim_pad > 64 else 32, 1, 4 if dim_pad <= 128 else 8
@@ -176,8 +176,8 @@ def split_plan(
     return Plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={
-            "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": dim_pad, "SPLITS": splits, "ROWS": rows, "KEYS": keys,
-            "TAIL": min(keys, 32), "STAGES": stages, "PDL": arch >= 90,
+            "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": dim_pad, "SPLITS": splits, "ROWS": rows,
+            "KEYS": keys, "TAIL": min(keys, 32), "STAGES": stages, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -259,8 +259,9 @@ def tree_attention(
     """Attend from N tree nodes to a cached prefix and to those rows after it that each node's bits show.
 
     Key j is visible to node n of sequence b if j < prefix_length[b], or if bit c of ancestors[b, n, w] is set, where
-    j = prefix_length[b] + 64 * w + c and j < S. Softmax is in float32. Keys that nobody sees never matter, whatever they hold
-    (NaN included); a node that sees nothing returns 0. The lengths stay on the device, so one captured graph serves all of them.
+    j = prefix_length[b] + 64 * w + c and j < S. Softmax is in float32. Keys that nobody sees never matter, whatever
+    they hold (NaN included); a node that sees nothing returns 0. The lengths stay on the device, so one captured graph
+    serves all of them.
 
     Args:
         query: [B, H, N, D], float16, bfloat16 or float32; any strides with a contiguous last dimension.

@@ -1,5 +1,6 @@
-"""Shared fixtures. Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before triton is imported."""
+"""Shared fixtures. Without a GPU, kernels run in Triton's interpreter, which must be chosen before triton is imported."""
 
+import contextlib
 import os
 import random
 
@@ -13,7 +14,7 @@ import pytest
 
 
 def _repair_interpreter() -> None:
-    """Triton 3.6's interpreter calls int() on 1-element arrays, which numpy 2.4 made an error: `range(n)` with a runtime n fails."""
+    """Triton 3.6's interpreter calls int() on 1-element arrays, an error since numpy 2.4: `range(n)` fails in kernels."""
     import triton
     from triton.runtime import interpreter
 
@@ -29,10 +30,8 @@ def _repair_interpreter() -> None:
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    try:
+    with contextlib.suppress(ImportError):  # without triton the tests of the kernels are skipped
         _repair_interpreter()
-    except ImportError:
-        pass  # no triton: tests of the kernels are skipped
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Compiles every kernel for real GPUs without one, at real sizes: no register may spill, and shared memory must fit the card.
+"""Compiles every kernel for real GPUs without one, at real sizes: no register spills, and shared memory fits the card.
 
-The launchers themselves say what to compile: they run on empty CPU tensors with their launches recorded. That needs a process
-without Triton's interpreter, so this file is also the script that the tests start.
+The launchers themselves say what to compile: they run on empty CPU tensors with their launches recorded. That needs a
+process without Triton's interpreter, so this file is also the script that the tests start.
 """
 
 import json
@@ -72,7 +72,7 @@ def record_launches(arch: int) -> list[tuple]:
 
 
 def compile_launch(kernel, plan, arguments, arch: int) -> dict:
-    """What the launch compiles to, specialised like Triton's own dispatch: ints equal to 1 are constants, multiples of 16 known."""
+    """What the launch compiles to. As in Triton's own dispatch, ints equal to 1 are constants and multiples of 16 known."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -1,4 +1,4 @@
-"""tree_attention: the reference against dense-mask SDPA, the kernel against the reference, and that the comparison can fail."""
+"""tree_attention: the reference against SDPA with a dense mask, the kernel against the reference."""
 
 import pytest
 import torch
@@ -159,7 +159,7 @@ def test_bits_beyond_the_cache_are_ignored(backend, device):
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_strides_scale_and_expanded_ancestors(backend, device):
-    """Caches that are views (of [B, S, KV, D]), one tree for the whole batch, another scale: the same as contiguous copies."""
+    """Caches that are views (of [B, S, KV, D]), one tree for the whole batch and another scale change nothing."""
     case = Case(nodes=6, prefix=(11, 60), device=device)
     one = case.ancestors[:1]
     key, value = (x.nan_to_num(0).transpose(1, 2).contiguous().transpose(1, 2) for x in (case.key, case.value))

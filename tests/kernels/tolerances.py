@@ -1,4 +1,4 @@
-"""How far a result may be from the reference: RMS of the error over RMS of the reference. One row a case, with its reason.
+"""How far a result may be from the reference: RMS of the error over RMS of the reference. A reason for every row.
 
 Integers are compared exactly, top-k results by the values gathered at the returned indices.
 """
@@ -16,7 +16,7 @@ TOLERANCES = {
     ("tree_attention reference", torch.float32): 1e-6,
     # log-softmax is in float32 for every dtype of the logits: one exp-sum in another order, then two additions
     ("topk_confidence", torch.float32): 1e-6,
-    # the policy computes in float32 for every dtype of its weights: dot products of at most 576 terms, tanh through the sigmoid
+    # float32 arithmetic for every dtype of the weights: dot products of at most 576 terms, tanh through the sigmoid
     ("lstm_step", torch.float32): 2e-6,
 }
 
