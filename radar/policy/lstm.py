@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
@@ -156,13 +157,12 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
             config = _read_config(path / CONFIG_FILE)
     if not file.exists():
         raise FileNotFoundError(f"no stop policy at {file}")
+    data = file.read_bytes()  # here, because torch reports some torn files as OSError
     try:
         if file.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(file)
+            state: Any = safetensors.torch.load(data)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for foreign and torn files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} is not a stop policy, or is cut off: {reason}") from error

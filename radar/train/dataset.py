@@ -152,6 +152,7 @@ class RoundWriter:
         tree = self.header.tree
         scores = scores.detach().to("cpu", torch.float32)
         accept_lengths = accept_lengths.detach().to("cpu", torch.int64)
+        position = position.detach().to("cpu", torch.int64)
         rounds = len(scores)
         expected = ((rounds, tree.max_calls, tree.tree_top_k), (rounds, tree.max_calls), (rounds,))
         found = tuple(tuple(t.shape) for t in (scores, accept_lengths, position))

@@ -6,6 +6,7 @@ sums, bonus included) on held-out prompts instead of by a loss that rewards cert
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -256,11 +257,10 @@ class _Run:
         file = self.out / STATE_FILE
         if not file.exists():
             return
+        data = file.read_bytes()
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             found = state["settings"]
-        except OSError:
-            raise
         except Exception as error:  # torch raises a dozen kinds for foreign and torn files
             raise ValueError(f"{file} is not a training state: remove it, or start over with resume=False") from error
         keys = sorted(self.settings.keys() | found.keys())

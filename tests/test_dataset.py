@@ -1,0 +1,334 @@
+"""Recorded rounds: what is written is read, whatever a crash or an editor did to the file in between."""
+
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from radar.config import TreeConfig
+from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter, read_rounds
+
+TREE = TreeConfig(tree_top_k=3, max_calls=4, total_tokens=12)
+HEADER = RoundsHeader(TREE, 0.0, {"target": "t"})
+LENGTHS = torch.tensor([[1, 2, 3, 4], [0, 0, 0, 0], [1, 2, 1, 0], [1, 1, 1, 1]])
+FUZZ = settings(
+    deadline=None, max_examples=80, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def prompt_rounds(prompt: int, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(prompt)
+    scores = -torch.rand(rounds, 4, 3, generator=generator).cumsum(-1)
+    scores[0, 0, 2] = -torch.inf
+    pick = torch.randint(4, (rounds,), generator=generator)
+    return torch.arange(rounds) * 5 + prompt, scores, LENGTHS[pick]
+
+
+def write(path: Path, prompts: range = range(4)) -> bytes:
+    with RoundWriter(path, HEADER) as writer:
+        for prompt in prompts:
+            if prompt not in writer.done:
+                writer.write_prompt(prompt, *prompt_rounds(prompt))
+    return path.read_bytes()
+
+
+def quiet(path: Path) -> RoundDataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_rounds(path)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl")
+    data = read_rounds(tmp_path / "r.jsonl")
+    assert data.header == HEADER
+    assert data.set_aside == ()
+    assert data.prompt.tolist() == [p for p in range(4) for _ in range(3)]
+    for prompt in range(4):
+        position, scores, lengths = prompt_rounds(prompt)
+        part = data.select(data.prompt == prompt)
+        torch.testing.assert_close(part.scores, scores, atol=6e-6, rtol=0)
+        assert torch.equal(part.accept_lengths, lengths)
+        assert torch.equal(part.position, position)
+    assert (data.scores.dtype, data.accept_lengths.dtype) == (torch.float32, torch.int64)
+
+
+def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in write(tmp_path / "r.jsonl", range(1)).splitlines()]
+    assert lines[0] == {
+        "format": "radar-rounds", "version": 1, "tree_top_k": 3, "max_calls": 4, "total_tokens": 12, "temperature": 0.0,
+        "target": "t",
+    }  # fmt: skip
+    assert sorted(lines[1]) == ["accept_lengths", "position", "prompt", "scores"]
+    assert lines[1]["scores"][0][2] is None
+    assert lines[-1] == {"prompt_done": 0}
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_crash_at_any_byte_costs_one_prompt_at_most(tmp_path: Path, data: st.DataObject) -> None:
+    file = tmp_path / "r.jsonl"
+    file.unlink(missing_ok=True)
+    whole = write(file)
+    cut = data.draw(st.integers(0, len(whole)))
+    file.write_bytes(whole[:cut])
+    finished = sum(b'"prompt_done"' in line for line in whole[:cut].split(b"\n")[:-1])
+    if finished:
+        assert set(quiet(file).prompt.tolist()) >= set(range(finished))
+    assert write(file) == whole, "resuming gives the file of an uninterrupted run"
+
+
+def test_a_file_that_is_still_recorded_is_readable(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    whole = write(file)
+    file.write_bytes(whole[: whole.rindex(b'{"prompt_done"') - 20])
+    with pytest.warns(UserWarning, match="3 lines set aside"):
+        data = read_rounds(file)
+    assert data.prompt.unique().tolist() == [0, 1, 2]
+
+
+def break_round(record: dict[str, Any], how: str) -> None:
+    scores, lengths = record["scores"], record["accept_lengths"]
+    match how:
+        case "renamed key":
+            record["score"] = record.pop("scores")
+        case "no position":
+            del record["position"]
+        case "NaN":
+            scores[1][1] = float("nan")
+        case "infinity":
+            scores[1][1] = float("inf")
+        case "text":
+            scores[1][1] = "-1.0"
+        case "ragged":
+            scores[2].pop()
+        case "a level short":
+            scores.pop()
+        case "above zero":
+            scores[3][0] = 0.5
+        case "unsorted":
+            scores[3][2] = scores[3][0] + 0.01 if scores[3][0] < -0.02 else -0.0
+            scores[3][0] -= 5
+        case "negative length":
+            lengths[0] = -1
+        case "longer than its calls":
+            lengths[0] = 2
+        case "grows after falling behind":
+            lengths[:] = [1, 1, 1, 2]
+        case "half a token":
+            lengths[0] = 0.5
+        case "length too large":
+            lengths[3] = 2**70
+        case "lengths short":
+            lengths.pop()
+        case "prompt is text":
+            record["prompt"] = "7"
+
+
+HOW = [
+    "renamed key",
+    "no position",
+    "NaN",
+    "infinity",
+    "text",
+    "ragged",
+    "a level short",
+    "above zero",
+    "unsorted",
+    "negative length",
+    "longer than its calls",
+    "grows after falling behind",
+    "half a token",
+    "length too large",
+    "lengths short",
+    "prompt is text",
+]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("line", [2, 8])
+def test_a_corrupt_round_is_named_and_the_rest_is_used(tmp_path: Path, how: str, line: int) -> None:
+    file = tmp_path / "r.jsonl"
+    lines = write(file).splitlines()
+    record = json.loads(lines[line - 1])
+    break_round(record, how)
+    lines[line - 1] = json.dumps(record).encode()
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.warns(UserWarning, match=rf"1 lines set aside \(line {line}: "):
+        data = read_rounds(file)
+    assert [one.line for one in data.set_aside] == [line]
+    assert len(data) == 11
+    assert data.scores.isnan().sum() == 0
+
+
+@FUZZ
+@given(
+    line=st.integers(2, 17),
+    junk=st.one_of(st.binary(max_size=30).filter(lambda b: b"\n" not in b and b"\r" not in b), st.integers(0, 60)),
+)
+def test_a_damaged_line_costs_its_prompt_at_most(tmp_path: Path, line: int, junk: bytes | int) -> None:
+    """Lines replaced by junk or cut somewhere: no exception, and every other prompt is complete and right."""
+    file = tmp_path / "r.jsonl"
+    file.unlink(missing_ok=True)
+    lines = write(file).splitlines()
+    before = quiet(file)
+    lines[line - 1] = junk if isinstance(junk, bytes) else lines[line - 1][: -1 - junk]
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    after = quiet(file)
+    hit = (line - 2) // 4
+    assert line in [one.line for one in after.set_aside]
+    for prompt in set(range(4)) - {hit}:
+        a, b = before.select(before.prompt == prompt), after.select(after.prompt == prompt)
+        assert a.fingerprint() == b.fingerprint()
+    assert (after.prompt == hit).sum() <= 3
+    assert {p for p in range(4) if (after.prompt == p).any()} >= set(range(4)) - {hit}
+
+
+@FUZZ
+@given(where=st.integers(0, 10_000), value=st.integers(0, 255))
+def test_any_changed_byte_is_a_value_error_or_a_dataset(tmp_path: Path, where: int, value: int) -> None:
+    file = tmp_path / "r.jsonl"
+    file.unlink(missing_ok=True)
+    data = bytearray(write(file))
+    data[where % len(data)] = value
+    file.write_bytes(data)
+    try:
+        rounds = quiet(file)
+    except ValueError:
+        return
+    assert not rounds.scores.isnan().any()
+    assert (rounds.accept_lengths <= torch.arange(1, rounds.accept_lengths.shape[1] + 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "not a file of recorded rounds"),
+        (b'{"format": "other"}\n', "not a file of recorded rounds"),
+        (b'{"format": "radar-rounds", "version": 2}\n', "version 2 is unknown"),
+        (b'{"format": "radar-rounds", "version": 1, "max_calls": 4}\n', "lacks tree_top_k, total_tokens, temperature"),
+        (
+            b'{"format":"radar-rounds","version":1,"tree_top_k":0,"max_calls":4,"total_tokens":9,"temperature":0}\n',
+            "tree_top_k must be",
+        ),
+        (
+            b'{"format":"radar-rounds","version":1,"tree_top_k":3,"max_calls":4,"total_tokens":9,"temperature":0}\n',
+            "no usable round",
+        ),
+    ],
+)
+def test_files_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_rounds(tmp_path / "r.jsonl")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        read_rounds(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (RoundsHeader(TreeConfig(tree_top_k=3, max_calls=5, total_tokens=12), 0.0), "max_calls: 4 in the file, 5 now"),
+        (RoundsHeader(TREE, 1.0), "temperature: 0.0 in the file, 1.0 now"),
+        (RoundsHeader(TREE, 0.0, {"target": "u"}), "target: 't' in the file, 'u' now"),
+    ],
+)
+def test_appending_another_kind_is_refused(tmp_path: Path, header: RoundsHeader, message: str) -> None:
+    before = write(tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=message):
+        RoundWriter(tmp_path / "r.jsonl", header)
+    assert (tmp_path / "r.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\n"])
+def test_a_foreign_file_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes").write_bytes(content)
+    with pytest.raises(ValueError, match="not a file of recorded rounds"):
+        RoundWriter(tmp_path / "notes", HEADER)
+    assert (tmp_path / "notes").read_bytes() == content
+
+
+def test_the_writer_refuses_what_the_reader_would(tmp_path: Path) -> None:
+    position, scores, lengths = prompt_rounds(0)
+    with RoundWriter(tmp_path / "r.jsonl", HEADER) as writer:
+        with pytest.raises(ValueError, match="expected scores, accept_lengths, position"):
+            writer.write_prompt(0, position, scores[:, :3], lengths)
+        with pytest.raises(ValueError, match="round 1 of prompt 0: scores hold NaN"):
+            writer.write_prompt(0, position, scores.index_fill(0, torch.tensor(1), torch.nan), lengths)
+        with pytest.raises(ValueError, match="above its number of calls"):
+            writer.write_prompt(0, position, scores, lengths + 4)
+        writer.write_prompt(0, position, scores, lengths)
+        with pytest.raises(ValueError, match=r"in .* already"):
+            writer.write_prompt(0, position, scores, lengths)
+    assert len(read_rounds(tmp_path / "r.jsonl")) == 3
+
+
+def test_split_keeps_prompts_together(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl", range(10))
+    data = read_rounds(tmp_path / "r.jsonl")
+    rest, held = data.split(0.3, seed=1)
+    assert set(rest.prompt.tolist()).isdisjoint(held.prompt.tolist())
+    assert (len(rest), len(held)) == (21, 9)
+    assert held.fingerprint() == data.split(0.3, seed=1)[1].fingerprint()
+    assert held.fingerprint() != data.split(0.3, seed=2)[1].fingerprint()
+    assert len(data.split(0.001)[1]) == 3
+    assert len(data.split(0.999)[0]) == 3
+    with pytest.raises(ValueError, match="two prompts"):
+        data.select(data.prompt == 1).split(0.5)
+    with pytest.raises(ValueError, match="fraction"):
+        data.split(1.0)
+
+
+def test_several_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", range(2))
+    write(tmp_path / "b.jsonl", range(2))
+    data = read_rounds([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    assert data.prompt.unique().tolist() == [0, 1, 2, 3]
+    with RoundWriter(tmp_path / "c.jsonl", RoundsHeader(TreeConfig(tree_top_k=3, max_calls=5))) as writer:
+        writer.write_prompt(0, torch.zeros(1), torch.zeros(1, 5, 3), torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"c\.jsonl was recorded with"):
+        read_rounds([tmp_path / "a.jsonl", tmp_path / "c.jsonl"])
+    with pytest.raises(ValueError, match="no files"):
+        read_rounds([])
+
+
+def test_truncate(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl")
+    data = read_rounds(tmp_path / "r.jsonl")
+    assert data.truncate(2).scores.shape == (12, 2, 3)
+    assert data.truncate(2).header.tree.max_calls == 2
+    with pytest.raises(ValueError, match="max_calls=4, cannot replay 5"):
+        data.truncate(5)
+
+
+def test_prompts_may_not_be_mixed_or_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    lines = write(file, range(2)).splitlines()
+    header, first, second = lines[0], lines[1:5], lines[5:9]
+    file.write_bytes(b"\n".join([header, first[0], *second, *first, *second]) + b"\n")
+    data = quiet(file)
+    assert data.prompt.tolist() == [1, 1, 1, 0, 0, 0]
+    assert [one.line for one in data.set_aside] == [2, 11, 12, 13]
+
+
+def test_twenty_thousand_rounds_take_seconds(tmp_path: Path) -> None:
+    import time
+
+    header = RoundsHeader(TreeConfig())
+    line = json.dumps(
+        {"prompt": 0, "position": 9, "scores": [[-random.random()] * 10] * 16, "accept_lengths": [0] * 16}
+    )
+    (tmp_path / "r.jsonl").write_text("\n".join([json.dumps(header.to_dict()), *[line] * 20_000, '{"prompt_done": 0}']))
+    start = time.perf_counter()
+    assert len(read_rounds(tmp_path / "r.jsonl")) == 20_000
+    assert time.perf_counter() - start < 10  # half a second here; the bound catches a quadratic reader
