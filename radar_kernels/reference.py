@@ -84,8 +84,10 @@ def tree_attention(
 def _sort_keys(scores: Tensor) -> Tensor:
     """float32 [..., n] -> int64 keys that order like (score, lower index first), all different."""
     bits = scores.contiguous().view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.long() << 32) - torch.arange(scores.shape[-1], device=scores.device)
+    ordered = (
+        (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    )  # in place: fresh memory costs more than the work
+    return ordered.long().bitwise_left_shift_(32).sub_(torch.arange(scores.shape[-1], device=scores.device))
 
 
 def topk_confidence(logits: Tensor, parent_scores: Tensor, k: int, *, d2t: Tensor | None = None) -> TopkConfidence:

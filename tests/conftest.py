@@ -1,4 +1,4 @@
-"""Shared fixtures. Without a GPU, kernels run in Triton's interpreter, which must be chosen before triton is imported."""
+"""Shared fixtures. Without a GPU kernels run in Triton's interpreter, to be chosen before triton is imported."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import pytest
 
 
 def _repair_interpreter() -> None:
-    """Triton 3.6's interpreter calls int() on 1-element arrays, an error since numpy 2.4: `range(n)` fails in kernels."""
+    """Triton 3.6 calls int() on 1-element arrays, an error since numpy 2.4: `range(n)` fails in its interpreter."""
     import triton
     from triton.runtime import interpreter
 

@@ -72,7 +72,7 @@ def record_launches(arch: int) -> list[tuple]:
 
 
 def compile_launch(kernel, plan, arguments, arch: int) -> dict:
-    """What the launch compiles to. As in Triton's own dispatch, ints equal to 1 are constants and multiples of 16 known."""
+    """What the launch compiles to; as in Triton's dispatch, ints equal to 1 are constants, multiples of 16 known."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
