@@ -19,7 +19,7 @@ from radar.config import DraftConfig
 from radar.train.draft import TrainingOptions, train_draft
 from radar.train.tokens import TokenMixture
 
-SHARES = {"on_policy": 0.6, "instruct": 0.25, "python": 0.15}
+SHARES = {"on_policy": 0.7, "instruct": 0.2, "python": 0.1}
 
 
 def main(argv: list[str]) -> None:

@@ -183,7 +183,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, size in {**sizes, "warmup": 150, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument(
-        "--instruct-share", type=float, nargs=2, default=(0.25, 0.55), help="at the start and at the end"
+        "--instruct-share", type=float, nargs=2, default=(0.25, 0.35), help="at the start and at the end"
     )
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer's files out of --out")
