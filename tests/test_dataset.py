@@ -104,6 +104,8 @@ def break_round(record: dict[str, Any], how: str) -> None:
             scores[1][1] = float("nan")
         case "infinity":
             scores[1][1] = float("inf")
+        case "infinity in words":  # -inf is null in this format
+            scores[1][2] = -float("inf")
         case "text":
             scores[1][1] = "-1.0"
         case "ragged":
@@ -136,6 +138,7 @@ HOW = [
     "no position",
     "NaN",
     "infinity",
+    "infinity in words",
     "text",
     "ragged",
     "a level short",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from radar.train.objectives import (
     CostTable,
+    decision_entropy,
     exact_loss,
     paper_returns,
     ratio_returns,
@@ -136,6 +137,11 @@ def test_the_same_check_finds_planted_errors(planted: str) -> None:
         "no return at the forced stop": right * torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None],
     }[planted]
     assert z_scores(wrong, right).max() > Z_LIMIT
+
+
+def test_entropy() -> None:
+    assert decision_entropy(torch.zeros(2, 3, 2)).item() == pytest.approx(0.6931472)
+    assert decision_entropy(torch.tensor([[[100.0, 0.0]]])).item() == pytest.approx(0.0)
 
 
 def test_shapes_are_checked() -> None:

@@ -1,5 +1,6 @@
 """Training finds the stop that the scores show, goes on where it was cut off, and says when it learned nothing."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -146,6 +147,33 @@ def test_a_resumed_run_is_the_same_run(
     assert other["history"] != whole["history"], "the comparison sees no difference"
 
 
+def test_the_fastest_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds, seen = iter((1.0, 3.0, 2.0)), []
+
+    def fake_replay(policy: Any, dataset: RoundDataset, costs: CostTable) -> Any:
+        result = replay(policy, dataset, costs)
+        if not isinstance(policy, PolicyNetwork):
+            return result
+        seen.append({name: value.clone() for name, value in policy.state_dict().items()})
+        return dataclasses.replace(result, tokens_per_time=next(speeds))
+
+    monkeypatch.setattr(training, "replay", fake_replay)
+    result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 3}))
+    assert (result["best_epoch"], result["history"]) == (2, [1.0, 3.0, 2.0])
+    kept = weights_of(tmp_path)
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert not torch.equal(kept["mlp.3.weight"], seen[2]["mlp.3.weight"])
+
+
+def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
+    data = make_rounds()
+    train_policy(data, tmp_path, **FAST, objective="ratio", estimator="exact")
+    rate = torch.load(tmp_path / "training.pt", weights_only=True)["rate"]
+    train, _ = data.split(0.2, 0)
+    assert rate == pytest.approx(replay(load_policy(tmp_path), train, COSTS).tokens_per_time, rel=0.01)
+    assert rate > best_fixed(train) * 1.05
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     options = FAST | {"epochs": 1}
     train_policy(make_rounds(100), tmp_path, **options)
@@ -224,6 +252,7 @@ def test_defaults_are_the_papers() -> None:
         ("max_calls", 1),
         ("beta", "x"),
         ("hidden_size", True),
+        ("entropy", -0.1),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, name: str, value: object) -> None:

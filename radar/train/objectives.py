@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CostTable", "exact_loss", "paper_returns", "ratio_returns", "reinforce_loss", "stop_probabilities"]
+__all__ = [
+    "CostTable",
+    "decision_entropy",
+    "exact_loss",
+    "paper_returns",
+    "ratio_returns",
+    "reinforce_loss",
+    "stop_probabilities",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,12 @@ def stop_probabilities(logits: Tensor) -> Tensor:
     log_stop, log_go = logits.log_softmax(-1).unbind(-1)
     alive = torch.cat((torch.zeros_like(log_go[:, :1]), log_go.cumsum(1)), 1)  # [N, T] log P(reached)
     return (alive + torch.nn.functional.pad(log_stop, (0, 1))).exp()
+
+
+def decision_entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the decisions in nats, [N, T - 1, 2] -> scalar: log 2 when undecided, 0 when certain."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
 def reinforce_loss(logits: Tensor, returns: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -20,7 +20,14 @@ from tqdm import tqdm
 from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.dataset import RoundDataset, read_rounds
-from radar.train.objectives import CostTable, exact_loss, paper_returns, ratio_returns, reinforce_loss
+from radar.train.objectives import (
+    CostTable,
+    decision_entropy,
+    exact_loss,
+    paper_returns,
+    ratio_returns,
+    reinforce_loss,
+)
 from radar.train.replay import replay
 
 __all__ = ["PolicyTraining", "TrainResult", "train_policy"]
@@ -40,6 +47,8 @@ class PolicyTraining:
             rate moved to the throughput achieved; alpha, beta and gamma are not used).
         estimator: "reinforce" (sampled actions, as the paper) or "exact" (its expectation, no sampling noise).
         beta: None is the paper's 10 * (call + decision).
+        entropy: weight of a bonus for undecided actions (mean entropy in nats), falling to 0 over the epochs. The paper
+            has none; without it, cheap calls or a low max_calls can drive a fresh policy into "never stop" for good.
         max_calls: None is what the rounds were recorded with.
         held_out: share of the prompts that choose the checkpoint and give the result.
     """
@@ -49,6 +58,7 @@ class PolicyTraining:
     alpha: float = 0.02
     beta: float | None = None
     gamma: float = 0.99
+    entropy: float = 0.0
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     dropout: float = 0.1
@@ -72,8 +82,8 @@ class PolicyTraining:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"train_policy: {name} must be an integer of {least} or more, got {value!r}")
         ranges: dict[str, tuple[float, float]] = {
-            "alpha": (0, 1e6), "gamma": (0, 1), "learning_rate": (1e-9, 10), "weight_decay": (0, 10),
-            "dropout": (0, 0.99), "held_out": (1e-6, 1 - 1e-6), "clip_norm": (1e-9, 1e9),
+            "alpha": (0, 1e6), "gamma": (0, 1), "entropy": (0, 1e6), "learning_rate": (1e-9, 10),
+            "weight_decay": (0, 10), "dropout": (0, 0.99), "held_out": (1e-6, 1 - 1e-6), "clip_norm": (1e-9, 1e9),
         }  # fmt: skip
         if self.beta is not None:
             ranges["beta"] = (0, 1e9)
@@ -202,6 +212,7 @@ class _Run:
         if options.objective == "ratio":
             self.returns = ratio_returns(self.train.accept_lengths, self.costs, rate=self.rate)
         loss_of = reinforce_loss if options.estimator == "reinforce" else exact_loss
+        bonus = options.entropy * (1 - self.epoch / options.epochs)
         total = 0.0
         self.network.train()
         with torch.random.fork_rng(devices=[]):
@@ -209,7 +220,10 @@ class _Run:
             order = torch.randperm(len(self.train))
             for begin in range(0, len(order), options.batch_size):
                 index = order[begin : begin + options.batch_size]
-                loss = loss_of(self.network(self.train.scores[index, :-1]), self.returns[index])
+                logits = self.network(self.train.scores[index, :-1])
+                loss = loss_of(logits, self.returns[index])
+                if bonus > 0:
+                    loss = loss - bonus * decision_entropy(logits)
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
