@@ -1,0 +1,43 @@
+# make demo    set up an environment, stream a completion, compare decoders
+# make test    set up the same environment and run the tests
+# make lint    style and types
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready
+	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64
+	@echo
+	@$(BIN)/radar generate "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?" --chat --max-new-tokens 96
+	@echo
+	@$(BIN)/radar bench --max-new-tokens 96
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m pytest bench/kernels --benchmark-only
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# A torch that $(PYTHON) can import is kept and shared with the environment. Without one, torch 2.13.0 is installed:
+# a tested release, named so that the newest build is not fetched for its own sake.
+$(VENV)/.ready: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; call make with PYTHON=/path/to/python3.12, for instance"; exit 1; }
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+		$(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q torch==2.13.0; \
+	fi
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@

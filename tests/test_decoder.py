@@ -1,0 +1,220 @@
+"""RadarDecoder and AutoregressiveDecoder as people use them: limits, end tokens, streams, refusals."""
+
+import pytest
+import torch
+from fakes import VOCAB, hf_greedy, tiny_draft, tiny_target
+
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar.policy.lstm import PolicyNetwork
+
+PROMPT = [5, 3, 2, 8]
+
+
+class WordTokenizer:
+    """Token t reads as the word `wt `, but some tokens are halves of a character, and token 0 is special."""
+
+    eos_token_id = None
+
+    def __call__(self, text):
+        return {"input_ids": [int(word[1:]) for word in text.split()]}
+
+    def decode(self, ids, skip_special_tokens=True):
+        halves = {3: b"\xc3", 8: b"\xa9"}
+        data = b"".join(b"" if i == 0 else halves.get(int(i), f"w{int(i)} ".encode()) for i in ids)
+        return data.decode("utf-8", errors="replace")
+
+
+def make(policy=None, tokenizer=None, **options):
+    options = {"max_length": 128, "tree": TreeConfig(total_tokens=20, max_calls=8)} | options
+    return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=policy or FixedDepth(4), tokenizer=tokenizer, **options)
+
+
+def both(**options):
+    return [make(**options), AutoregressiveDecoder(tiny_target(), max_length=128, tokenizer=options.get("tokenizer"))]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 13, 124])
+def test_max_new_tokens_is_exact(limit):
+    for decoder in both():
+        out = decoder.generate(PROMPT, max_new_tokens=limit)
+        assert len(out.token_ids) == limit == out.metrics.num_tokens
+        assert out.finish_reason == "length"
+
+
+def test_without_a_limit_the_cache_is_filled():
+    for decoder in both():
+        assert len(decoder.generate(PROMPT).token_ids) == 128 - len(PROMPT)
+
+
+def test_generation_ends_at_the_first_end_token():
+    free = hf_greedy(tiny_target(), PROMPT, 60)
+    for end in set(free):
+        expected = free[: free.index(end) + 1]
+        for decoder in both():
+            decoder.eos_token_ids = frozenset({end, 999})
+            out = decoder.generate(PROMPT, max_new_tokens=60)
+            assert out.token_ids == expected
+            assert out.finish_reason == "stop"
+
+
+def test_end_tokens_come_from_the_generation_config():
+    model = tiny_target()
+    model.generation_config.eos_token_id = [3, 4]
+    assert AutoregressiveDecoder(model, max_length=64).eos_token_ids == {3, 4}
+
+
+def test_text_and_ids_are_the_same_prompt():
+    decoder = make(tokenizer=WordTokenizer())
+    text = " ".join(f"w{i}" for i in PROMPT)
+    outputs = [
+        decoder.generate(prompt, max_new_tokens=20)
+        for prompt in (text, PROMPT, tuple(PROMPT), torch.tensor(PROMPT), torch.tensor([PROMPT]))
+    ]
+    assert len({tuple(out.token_ids) for out in outputs}) == 1
+    assert outputs[0].text == decoder.tokenizer.decode(outputs[0].token_ids)
+
+
+def test_stream_is_the_text_in_pieces():
+    decoder = make(tokenizer=WordTokenizer())
+    whole = decoder.generate(PROMPT, max_new_tokens=60)
+    assert "\u00e9" in whole.text  # whole characters come out of halves
+    stream = decoder.stream(PROMPT, max_new_tokens=60)
+    with pytest.raises(RuntimeError, match="not ended"):
+        _ = stream.output
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 5
+    assert stream.output.token_ids == whole.token_ids
+    assert stream.output.metrics.num_draft_calls == whole.metrics.num_draft_calls
+
+
+def test_a_stream_can_be_left_and_the_decoder_used_again():
+    decoder = make(tokenizer=WordTokenizer())
+    expected = decoder.generate(PROMPT, max_new_tokens=30).token_ids
+    abandoned = decoder.stream(PROMPT, max_new_tokens=30)
+    next(abandoned)
+    assert decoder.generate(PROMPT, max_new_tokens=30).token_ids == expected
+    with pytest.raises(RuntimeError, match="another one was started"):
+        list(abandoned)
+    late = decoder.rounds(PROMPT)  # asked for, but overtaken before its first round
+    assert decoder.generate(PROMPT, max_new_tokens=30).token_ids == expected
+    with pytest.raises(RuntimeError, match="another one was started"):
+        next(late)
+
+
+def test_two_decoders_share_a_model():
+    model, draft = tiny_target(), tiny_draft()
+    first = RadarDecoder(model, draft=draft, policy=FixedDepth(3), max_length=64)
+    second = RadarDecoder(model, draft=draft, policy=Threshold(0.2), max_length=64)
+    expected = hf_greedy(model, PROMPT, 30)
+    one = first.rounds(PROMPT, max_new_tokens=30)
+    two = second.rounds(PROMPT, max_new_tokens=30)
+    texts = ([], [])
+    for a, b in zip(one, two, strict=False):
+        texts[0].extend(a.tokens), texts[1].extend(b.tokens)
+    texts[0].extend(t for r in one for t in r.tokens), texts[1].extend(t for r in two for t in r.tokens)
+    assert texts == (expected, expected)
+
+
+def test_metrics_count_what_happened():
+    out = make(FixedDepth(5)).generate(PROMPT, max_new_tokens=50)
+    m = out.metrics
+    assert m.num_tokens == 50
+    assert m.draft_calls_per_round == 5
+    assert m.num_draft_calls == 5 * m.num_spec_steps
+    assert m.stop_histogram == {5: m.num_spec_steps}
+    assert sum(n * c for n, c in m.acceptance_histogram.items()) == m.num_accepted_draft_tokens
+    assert m.mean_acceptance_length == 1 + m.num_accepted_draft_tokens / m.num_spec_steps
+    assert 0 <= 1 + m.num_spec_steps + m.num_accepted_draft_tokens - 50 <= 5  # all but what the limit cut
+    assert set(m.seconds_by_part) == {"prefill", "draft", "policy", "verify", "accept"}
+    assert sum(m.seconds_by_part.values()) <= m.seconds
+    plain = AutoregressiveDecoder(tiny_target(), max_length=128).generate(PROMPT, max_new_tokens=50).metrics
+    assert (plain.num_draft_calls, plain.mean_acceptance_length, plain.num_spec_steps) == (0, 1.0, 49)
+
+
+def test_a_sampled_policy_repeats_with_its_seed_and_changes_no_text():
+    torch.manual_seed(1)
+    network = PolicyNetwork()
+    outs = [make(RadarPolicy(network, sample=True, seed=s)).generate(PROMPT, max_new_tokens=60) for s in (1, 1, 2)]
+    assert outs[0].metrics.stop_histogram == outs[1].metrics.stop_histogram
+    assert outs[0].token_ids == outs[1].token_ids == outs[2].token_ids
+
+
+def test_the_default_policy_needs_no_training():
+    assert isinstance(make(Threshold()).policy, Threshold)
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64)
+    assert isinstance(decoder.policy, Threshold)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is empty"),
+        ("", "the prompt is empty"),
+        (torch.zeros(1, 0, dtype=torch.int64), "the prompt is empty"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"one prompt at a time.*\[2, 3\]"),
+        (torch.zeros(3), "must be integers"),
+        ([1, VOCAB], rf"from 0 to {VOCAB - 1}, got {VOCAB}"),
+        ([1, -1], "got -1"),
+        ([1, True], "got True"),
+        ([1.5], r"got 1\.5"),
+        ([1] * 128, "128 tokens and the cache holds max_length=128"),
+    ],
+)
+def test_bad_prompts_are_refused_before_any_work(prompt, message):
+    for decoder in both(tokenizer=WordTokenizer()):
+        with pytest.raises(ValueError, match=message):
+            decoder.rounds(prompt)
+        with pytest.raises(ValueError, match=message):
+            decoder.generate(prompt, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.0, True, "3"])
+def test_bad_limits_are_refused(limit):
+    for decoder in both():
+        with pytest.raises(ValueError, match="max_new_tokens must be a positive integer"):
+            decoder.generate(PROMPT, max_new_tokens=limit)
+
+
+def test_a_limit_that_does_not_fit_says_what_fits():
+    with pytest.raises(ValueError, match="at most 124 fit"):
+        make().generate(PROMPT, max_new_tokens=125)
+
+
+def test_text_needs_a_tokenizer():
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        make().generate("w1 w2")
+    with pytest.raises(ValueError, match="stream needs a tokenizer"):
+        make().stream(PROMPT)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="its vocabulary has 19 tokens, the target's has 17"):
+        RadarDecoder(tiny_target(), draft=tiny_draft(vocab_size=19), max_length=64)
+    with pytest.raises(ValueError, match="reads features of size 32, the target's are 64"):
+        RadarDecoder(tiny_target(hidden_size=64), draft=tiny_draft(), max_length=64)
+    with pytest.raises(ValueError, match=r"reads 3 taps, got tap_layers=\(1, 2\)"):
+        RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64, tap_layers=(1, 2))
+    with pytest.raises(ValueError, match=r"needs TreeConfig\(max_calls=9\)"):
+        make(FixedDepth(9))
+    with pytest.raises(ValueError, match=r"10.*4|4.*10"):
+        make(RadarPolicy(PolicyNetwork()), tree=TreeConfig(tree_top_k=4))
+
+
+def test_from_pretrained_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="pass target="):
+        RadarDecoder.from_pretrained(draft=tmp_path)
+    with pytest.raises(ValueError, match="pass draft="):
+        RadarDecoder.from_pretrained(target=tmp_path)
+
+
+def test_generations_reuse_the_same_buffers():
+    decoder = make()
+    engine = decoder.engine
+    before = {name: t.data_ptr() for name, t in vars(engine).items() if isinstance(t, torch.Tensor)}
+    before |= {"keys": engine.target.cache.keys.data_ptr(), "draft": engine.drafter.cache.keys.data_ptr()}
+    for length in (3, 60, 1, 90):
+        decoder.generate([length % VOCAB] * length, max_new_tokens=30)
+    after = {name: t.data_ptr() for name, t in vars(engine).items() if isinstance(t, torch.Tensor)}
+    after |= {"keys": engine.target.cache.keys.data_ptr(), "draft": engine.drafter.cache.keys.data_ptr()}
+    assert before == after

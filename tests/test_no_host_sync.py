@@ -1,0 +1,101 @@
+"""The step functions never ask the host: nothing that reads a tensor's value, on a CPU too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import tiny_draft, tiny_target
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar.policy.lstm import PolicyNetwork
+from radar.verify import accept
+
+ROOT = Path(__file__).parent.parent
+STEP_FILES = [
+    "radar/tree.py",
+    "radar/verify.py",
+    "radar/kv_cache.py",
+    "radar/draft/drafter.py",
+    "radar/draft/eagle3.py",
+    "radar/policy/base.py",
+    "radar_kernels/reference.py",
+    "radar_kernels/tree_attention.py",
+    "radar_kernels/topk_confidence.py",
+    "radar_kernels/lstm_step.py",
+]
+READS = {"item", "tolist", "nonzero", "masked_select", "cpu", "numpy", "unique"}
+# places that run once, at construction or outside of a round
+ALLOWED = {"set_draft_vocabulary", "snapshot"}
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where an operation hands a value, or a shape that depends on one, to the host."""
+
+    BANNED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean_index = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if any(name.startswith(banned) for banned in self.BANNED) or boolean_index:
+            raise AssertionError(f"{name} reads a value on the host")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_catches_every_kind():
+    x = torch.arange(4)
+    for read in (lambda: x[2].item(), lambda: bool(x[1]), lambda: x.nonzero(), lambda: x[x > 1], lambda: int(x[0])):
+        with pytest.raises(AssertionError, match="on the host"), NoHostReads():
+            read()
+
+
+def policies():
+    torch.manual_seed(0)
+    return [FixedDepth(3), Threshold(0.2), RadarPolicy(PolicyNetwork()), RadarPolicy(PolicyNetwork(), sample=True)]
+
+
+@pytest.mark.parametrize("policy", policies(), ids=["fixed", "threshold", "radar", "sampled"])
+def test_a_round_reads_nothing_on_the_host(policy):
+    decoder = RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=policy, tree=TreeConfig(total_tokens=20, max_calls=6), max_length=128
+    )
+    engine = decoder.engine
+    with torch.inference_mode():
+        engine.start(torch.tensor([[1, 2, 3]], device=engine.target.device))
+        with NoHostReads():
+            policy.reset()
+            engine.drafter.begin(engine.tokens, engine.taps, engine.count)
+            for _ in range(4):
+                policy.stop(engine.drafter.tree.beam_scores)
+                engine.drafter.step()
+            nodes = engine.drafter.tree.select(engine.root)
+            positions = engine.target.cache.length[:, None] + nodes.depths
+            out = engine.target.forward(nodes.draft_tokens, positions, nodes.ancestors)
+            result = accept(nodes, engine.target.logits(out.hidden_states).argmax(-1), engine.config.max_accepted)
+            engine.target.cache.commit(result.path, result.accept_length + 1)
+
+
+def test_one_read_of_the_result_per_round():
+    """The host-driven runner reads one flag per decision and one report per round, nowhere else."""
+    source = ast.parse((ROOT / "radar/engine/eager.py").read_text())
+    run = next(node for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == "round")
+    calls = [ast.unparse(node.func) for node in ast.walk(run) if isinstance(node, ast.Call)]
+    assert [name for name in calls if name.endswith((".tolist", ".item", ".cpu", ".nonzero"))] == ["report[0].tolist"]
+    assert calls.count("bool") == 1
+
+
+@pytest.mark.parametrize("file", STEP_FILES)
+def test_step_files_name_no_reads(file):
+    found = []
+
+    def visit(node, inside):
+        if isinstance(node, ast.FunctionDef):
+            inside = inside or node.name in ALLOWED
+        if isinstance(node, ast.Attribute) and node.attr in READS and not inside:
+            found.append(f"{file}:{node.lineno} .{node.attr}")
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse((ROOT / file).read_text()), False)
+    assert found == []
