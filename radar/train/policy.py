@@ -48,7 +48,7 @@ class PolicyTraining:
         estimator: "reinforce" (sampled actions, as the paper) or "exact" (its expectation, no sampling noise).
         beta: None is the paper's 10 * (call + decision).
         entropy: weight of a bonus for undecided actions (mean entropy in nats), falling to 0 over the epochs. The paper
-            has none; without it, cheap calls or a low max_calls can drive a fresh policy into "never stop" for good.
+            has none; without it, cheap calls or max_calls=8 can drive a fresh policy into "never stop". Try 0.1.
         max_calls: None is what the rounds were recorded with.
         held_out: share of the prompts that choose the checkpoint and give the result.
     """
