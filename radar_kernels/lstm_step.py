@@ -102,14 +102,14 @@ def head_kernel(
 
 
 def cell_plan(*, batch: int, inputs: int, hidden: int, arch: int) -> Plan:
-    units = max(1, min(16, 1024 // next_power_of_2(hidden)))
+    units = max(1, 256 // next_power_of_2(hidden))
     return Plan(
         grid=(-(-hidden // units), batch),
         constants={
             "INPUTS": inputs, "INPUTS_PAD": next_power_of_2(inputs),
             "HIDDEN": hidden, "HIDDEN_PAD": next_power_of_2(hidden), "UNITS": units, "PDL": arch >= 90,
         },
-        options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
+        options={"num_warps": 1} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
 
 

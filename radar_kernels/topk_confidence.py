@@ -16,25 +16,49 @@ MAX_ROWS = 256
 
 
 @jit
-def _ordered(x):
-    """float32 -> int32 with the same order."""
-    bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _select(x, valid, position, K: tl.constexpr, K_PAD: tl.constexpr):
+    """The K largest valid x as float32 and their positions, both [K_PAD]; equal x: lower position first.
 
-
-@jit
-def _first_best(key, index):
-    """The largest key and, among equal ones, its lowest index."""
-    best = tl.max(key)
-    return best, tl.min(tl.where(key == best, index, 0x7FFFFFFF))
+    Comparisons are of integers that order like x, because a maximum of integers over a warp is one instruction. If x
+    has 16 bits, its position (below 2**16) shares the integer, and one maximum finds both. Where fewer than K are
+    valid, the position is beyond all others.
+    """
+    LOWEST: tl.constexpr = -0x80000000
+    BEYOND: tl.constexpr = 0x7FFFFFFF
+    slot = tl.arange(0, K_PAD)
+    picks = tl.full([K_PAD], LOWEST, tl.int32)
+    if x.dtype.primitive_bitwidth == 16:
+        bits = x.to(tl.int16, bitcast=True).to(tl.int32)
+        key = ((bits ^ ((bits >> 15) & 0x7FFF)) << 16) | (0xFFFF - position)
+        key = tl.where(valid, key, LOWEST)
+        for i in tl.static_range(K):
+            best = tl.max(key)
+            picks = tl.where(slot == i, best, picks)
+            key = tl.where(key == best, LOWEST, key)
+        positions = 0xFFFF - (picks & 0xFFFF)
+        bits = picks >> 16
+        values = (bits ^ ((bits >> 15) & 0x7FFF)).to(tl.int16).to(x.dtype, bitcast=True).to(tl.float32)
+    else:
+        positions = tl.full([K_PAD], BEYOND, tl.int32)
+        bits = x.to(tl.int32, bitcast=True)
+        key = tl.where(valid, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST)
+        for i in tl.static_range(K):
+            best = tl.max(key)
+            at = tl.min(tl.where(key == best, position, BEYOND))
+            at = tl.where(best > LOWEST, at, BEYOND)
+            picks = tl.where(slot == i, best, picks)
+            positions = tl.where(slot == i, at, positions)
+            key = tl.where(position == at, LOWEST, key)
+        values = (picks ^ ((picks >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return values, positions
 
 
 @jit
 def scan_kernel(
-    logits, segment_max, segment_sum, arrived, logits_b, logits_r, rows, vocabulary, segments,
-    SEGMENT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    logits, segment_max, segment_sum, arrived, logits_b, logits_r, rows, vocabulary,
+    SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """m[s] = max x, z[s] = sum exp(x - m[s]) over every segment of SEGMENT logits of a row."""
+    """m[s] = max x, z[s] = sum exp(x - m[s]) over each segment s of SEGMENT logits; -inf and 0 behind the row."""
     block = tl.program_id(0)
     row = tl.program_id(1)
     if PDL:
@@ -47,9 +71,9 @@ def scan_kernel(
     peak = tl.max(x, 1)
     base = tl.where(peak == -float("inf"), 0.0, peak)  # -inf - -inf = NaN
     total = tl.sum(tl.exp(x - base[:, None]), 1)
-    out = row * segments + segment
-    tl.store(segment_max + out, peak, mask=segment < segments)
-    tl.store(segment_sum + out, total, mask=segment < segments)
+    out = row * SEGMENTS + segment
+    tl.store(segment_max + out, peak.to(segment_max.dtype.element_ty))  # exact
+    tl.store(segment_sum + out, total)
     if (block == 0) & (row % rows == 0):
         tl.store(arrived + row // rows, 0)
 
@@ -58,54 +82,44 @@ def scan_kernel(
 def select_kernel(
     logits, parent_scores, d2t, segment_max, segment_sum, arrived,
     candidate_scores, candidate_tokens, scores, indices, logits_b, logits_r, parents_b, parents_r, rows, vocabulary,
-    segments,
-    K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS_PAD: tl.constexpr,
-    CANDIDATES_PAD: tl.constexpr, CHUNK: tl.constexpr, D2T: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr,
+    CANDIDATES_PAD: tl.constexpr, D2T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """c[r, i] = x[r, t_i] - log sum exp x[r] + parent[r] for the k best tokens t_i of row r, then the k best c of all.
 
     Ordered by (value, lower index first), the k best tokens lie in the k segments with the best maxima, so only those
-    are read again. The last program of a sequence to arrive ranks its R * k candidates: the rank of c is the number of
-    better ones.
+    are read again. One warp a row: nothing waits at a barrier. The last row of a sequence to arrive selects the beam.
     """
-    LOWEST: tl.constexpr = -0x80000000
     row = tl.program_id(0)
-    batch = row // rows
-    s = tl.arange(0, SEGMENTS_PAD)
+    batch = (row // rows).to(tl.int64)
+    s = tl.arange(0, SEGMENTS)
     slot = tl.arange(0, K_PAD)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    maxima = tl.load(segment_max + row * segments + s, mask=s < segments, other=-float("inf"))
-    sums = tl.load(segment_sum + row * segments + s, mask=s < segments, other=0.0)
-    parent = tl.load(parent_scores + batch.to(tl.int64) * parents_b + (row % rows) * parents_r)
-    peak = tl.max(maxima)
+    maxima = tl.load(segment_max + row * SEGMENTS + s)
+    sums = tl.load(segment_sum + row * SEGMENTS + s)
+    parent = tl.load(parent_scores + batch * parents_b + (row % rows) * parents_r)
+    peak = tl.max(maxima.to(tl.float32))
     base = tl.where(peak == -float("inf"), 0.0, peak)
-    log_total = base + tl.log(tl.sum(sums * tl.exp(maxima - base)))
+    log_total = base + tl.log(tl.sum(sums * tl.exp(maxima.to(tl.float32) - base)))
 
-    key = tl.where(s < segments, _ordered(maxima), LOWEST)
-    chosen = tl.zeros([K_PAD], tl.int32) + segments  # a slot without a segment points behind the vocabulary
-    for i in tl.static_range(K):
-        best, at = _first_best(key, s)
-        chosen = tl.where((slot == i) & (best > LOWEST), at, chosen)
-        key = tl.where(s == at, LOWEST, key)
+    _, best = _select(maxima, s >= 0, s, K, K_PAD)
+    best = tl.where(best < SEGMENTS, best, SEGMENTS + slot)  # unused slots: all different, behind the vocabulary
+    # in ascending order, so that a lower position in the block below is a lower token
+    rank = tl.sum((best[None, :] < best[:, None]).to(tl.int32), 1)
+    chosen = tl.sum(tl.where(rank[:, None] == slot[None, :], best[:, None], 0), 0)
 
-    token = chosen[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
-    start = batch.to(tl.int64) * logits_b + (row % rows).to(tl.int64) * logits_r
-    x = tl.load(logits + start + token, mask=token < vocabulary, other=-float("inf")).to(tl.float32)
-    key = tl.where(token < vocabulary, _ordered(x), LOWEST)
-    token = tl.where(token < vocabulary, token, 0x7FFFFFFF)
-    values = tl.zeros([K_PAD], tl.int32)
-    tokens = tl.zeros([K_PAD], tl.int32)
-    for i in tl.static_range(K):
-        best, at = _first_best(key, token)
-        values = tl.where(slot == i, best, values)
-        tokens = tl.where(slot == i, at, tokens)
-        key = tl.where(token == at, LOWEST, key)
-    values = values ^ ((values >> 31) & 0x7FFFFFFF)
-    candidate = values.to(tl.float32, bitcast=True) - log_total + parent
+    offset = tl.arange(0, SEGMENT)[None, :]
+    token = chosen[:, None] * SEGMENT + offset
+    start = batch * logits_b + (row % rows).to(tl.int64) * logits_r
+    x = tl.load(logits + start + token, mask=token < vocabulary, other=-float("inf"))
+    values, positions = _select(x, token < vocabulary, slot[:, None] * SEGMENT + offset, K, K_PAD)
+    segment = tl.sum(tl.where((positions // SEGMENT)[:, None] == slot[None, :], chosen[None, :], 0), 1)
+    tokens = tl.minimum(segment * SEGMENT + positions % SEGMENT, vocabulary - 1)  # if NaN was found, stay in bounds
+    candidate = values - log_total + parent
     candidate = tl.where(parent == -float("inf"), parent, candidate)  # a dead row may hold anything, NaN included
-    tokens = tl.minimum(tokens, vocabulary - 1).to(tl.int64)  # a row of NaN must not send the gather below astray
+    tokens = tokens.to(tl.int64)
     if D2T:
         tokens += tl.load(d2t + tokens, mask=slot < K, other=0)
     tl.store(candidate_scores + row * K + slot, candidate, mask=slot < K)
@@ -113,21 +127,14 @@ def select_kernel(
 
     tl.debug_barrier()  # every thread's stores come before the release below
     if tl.atomic_add(arrived + batch, 1, sem="acq_rel") == rows - 1:
-        here = candidate_scores + batch.to(tl.int64) * rows * K
-        me = tl.arange(0, CANDIDATES_PAD)
-        mine = tl.load(here + me, mask=me < rows * K, other=-float("inf"), cache_modifier=".cg")
-        mine_key = _ordered(mine)
-        rank = tl.zeros([CANDIDATES_PAD], tl.int32)
-        for j0 in tl.static_range(0, CANDIDATES_PAD, CHUNK):
-            j = j0 + tl.arange(0, CHUNK)
-            other = _ordered(tl.load(here + j, mask=j < rows * K, other=-float("inf"), cache_modifier=".cg"))
-            better = (other[None, :] > mine_key[:, None]) | (
-                (other[None, :] == mine_key[:, None]) & (j[None, :] < me[:, None])
-            )
-            rank += tl.sum((better & (j < rows * K)[None, :]).to(tl.int32), 1)
-        ranked = (me < rows * K) & (rank < K)
-        tl.store(scores + batch * K + rank, mine, mask=ranked)
-        tl.store(indices + batch * K + rank, me.to(tl.int64), mask=ranked)
+        c = tl.arange(0, CANDIDATES_PAD)
+        real = c < rows * K
+        everyone = tl.load(
+            candidate_scores + batch * rows * K + c, mask=real, other=-float("inf"), cache_modifier=".cg"
+        )
+        beam, at = _select(everyone, real, c, K, K_PAD)
+        tl.store(scores + batch * K + slot, beam, mask=slot < K)
+        tl.store(indices + batch * K + slot, at.to(tl.int64), mask=slot < K)
 
 
 def segment_size(vocabulary: int) -> int:
@@ -137,24 +144,25 @@ def segment_size(vocabulary: int) -> int:
 
 def scan_plan(*, batch: int, rows: int, vocabulary: int, arch: int) -> Plan:
     segment = segment_size(vocabulary)
-    block = min(2048, max(segment, next_power_of_2(vocabulary)))
+    segments = next_power_of_2(-(-vocabulary // segment))
+    block = min(2048, segments * segment)
     return Plan(
-        grid=(-(-vocabulary // block), batch * rows),
-        constants={"SEGMENT": segment, "BLOCK": block, "PDL": arch >= 90},
+        grid=(segments * segment // block, batch * rows),
+        constants={"SEGMENT": segment, "SEGMENTS": segments, "BLOCK": block, "PDL": arch >= 90},
         options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
 def select_plan(*, batch: int, rows: int, vocabulary: int, k: int, d2t: bool, arch: int) -> Plan:
-    segment, candidates = segment_size(vocabulary), next_power_of_2(rows * k)
+    segment = segment_size(vocabulary)
     return Plan(
         grid=(batch * rows,),
         constants={
             "K": k, "K_PAD": next_power_of_2(k), "SEGMENT": segment,
-            "SEGMENTS_PAD": next_power_of_2(-(-vocabulary // segment)), "CANDIDATES_PAD": candidates,
-            "CHUNK": min(candidates, max(1, 16384 // candidates), 128), "D2T": d2t, "PDL": arch >= 90,
+            "SEGMENTS": next_power_of_2(-(-vocabulary // segment)), "CANDIDATES_PAD": next_power_of_2(rows * k),
+            "D2T": d2t, "PDL": arch >= 90,
         },
-        options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
+        options={"num_warps": 1} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
 
 
@@ -174,12 +182,12 @@ def _launch(logits: Tensor, parent_scores: Tensor, k: int, d2t: Tensor | None) -
     arch = architecture(logits.device)
     scan = scan_plan(batch=batch, rows=rows, vocabulary=vocabulary, arch=arch)
     select = select_plan(batch=batch, rows=rows, vocabulary=vocabulary, k=k, d2t=d2t is not None, arch=arch)
-    segments = -(-vocabulary // scan.constants["SEGMENT"])
-    segment_max = parent_scores.new_empty(batch, rows, segments)
+    segments = scan.constants["SEGMENTS"]
+    segment_max = logits.new_empty(batch, rows, segments)
     segment_sum = parent_scores.new_empty(batch, rows, segments)
     arrived = logits.new_empty(batch, dtype=torch.int32)  # zeroed by the scan: no state outlives a call
     output = _outputs(logits, k)
-    shape = (rows, vocabulary, segments)
+    shape = (rows, vocabulary)
     scan.launch(scan_kernel, logits, segment_max, segment_sum, arrived, *logits.stride()[:2], *shape)
     select.launch(
         select_kernel, logits, parent_scores, logits if d2t is None else d2t, segment_max, segment_sum, arrived,

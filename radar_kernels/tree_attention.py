@@ -100,7 +100,7 @@ def split_kernel(
         word = tl.load(ancestors + tl.maximum(column, 0) // 64 * ancestors_w, mask=real, other=0)
         word = tl.where(tree, word, -1)  # every row sees the prefix
         bits = (word >> (tl.maximum(column, 0) % 64)).to(tl.int32)
-        visible = ((bits[:, None] >> n[None, :]) & 1 != 0) & inside[None, :] & real[:, None]
+        visible = ((bits[:, None] >> n[None, :]) & 1 != 0) & inside[None, :]
         k = tl.load(key + start.to(tl.int64) * key_s + k_offset, mask=inside[None, :] & in_dim[:, None], other=0.0)
         # 0 * NaN = NaN: a row that no node sees may hold anything, so it is not even read
         seen = tl.max(visible.to(tl.int32), 0) > 0
@@ -118,7 +118,7 @@ def split_kernel(
             mask=real[:, None] & in_dim[None, :],
         )
     else:
-        tl.store(partial_lse + row * SPLITS + split, tl.where(sees, peak + tl.math.log2(safe), -1.0e30), mask=real)
+        tl.store(partial_lse + row * SPLITS + split, peak + tl.math.log2(safe), mask=real)
         partial += (row[:, None] * SPLITS + split) * DIM + d[None, :]
         tl.store(partial, mixed.to(partial.dtype.element_ty), mask=(real & sees)[:, None] & in_dim[None, :])
 
@@ -171,8 +171,8 @@ def split_plan(
     if rows == 128:
         warps = 8
     tiles = -(-nodes * group // rows)
-    programs = batch * kv_heads * tiles
-    splits = max(1, min(256 // programs, capacity // (2 * keys), 32))
+    at_once = 128 if rows == 128 else 256  # programs that run at the same time on about 130 multiprocessors
+    splits = max(1, min(at_once // (batch * kv_heads * tiles), capacity // (2 * keys), 32))
     return Plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={

@@ -13,7 +13,7 @@ SHAPES = {
     "hidden 512": {"hidden": 512, "middle": 32},
     "odd sizes": {"hidden": 100, "middle": 50, "inputs": 7, "batch": 2},
     "one input": {"hidden": 64, "middle": 16, "inputs": 1},
-    "64 inputs": {"hidden": 64, "middle": 300, "inputs": 64},
+    "64 inputs": {"hidden": 128, "middle": 300, "inputs": 64},
 }
 
 

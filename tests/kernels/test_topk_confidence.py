@@ -60,6 +60,12 @@ def test_kernel_equals_reference(shape, kernel_dtype, device):
     assert_same(topk_confidence(logits, parents, k, backend="triton"), logits, parents, k)
 
 
+def test_bfloat16_logits(device):
+    """No product, no rounding: bfloat16 is right in the interpreter too, and full of ties."""
+    logits, parents, k = make(rows=3, vocabulary=700, k=10, dtype=torch.bfloat16, device=device)
+    assert_same(topk_confidence(logits, parents, k, backend="triton"), logits, parents, k)
+
+
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_d2t_offsets_and_strided_inputs(backend, device):
     logits, parents, k = make(batch=2, rows=3, vocabulary=150, device=device)
