@@ -201,6 +201,13 @@ def test_collapse_is_reported(tmp_path: Path, estimator: str) -> None:
     assert result["calls_change"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("estimator", ["reinforce", "exact"])
+def test_an_entropy_bonus_avoids_that_collapse(tmp_path: Path, estimator: str) -> None:
+    result = train_policy(make_rounds(200), tmp_path, **FAST, alpha=0.02, beta=3.0, estimator=estimator, entropy=0.3)
+    assert result["collapsed"] is None
+    assert result["tokens_per_time_change"] > 0.15
+
+
 def test_the_other_collapse_is_reported(tmp_path: Path) -> None:
     result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 20}), alpha=50.0, estimator="exact")
     assert result["collapsed"] == "always stops after call 1"
