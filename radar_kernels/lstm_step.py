@@ -85,7 +85,7 @@ def head_kernel(
     x = tl.load(scores + batch * INPUTS + i, mask=i < INPUTS, other=0.0).to(tl.float32)
     state = tl.load(new_hidden + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0)
     z += tl.sum(w_x.to(tl.float32) * x[None, :], 1) + tl.sum(w_h.to(tl.float32) * state[None, :], 1)
-    for start in tl.static_range(CHUNK, HIDDEN, CHUNK):
+    for start in tl.range(CHUNK, HIDDEN, CHUNK, num_stages=1):  # not unrolled: its loads would not fit the registers
         k = start + h
         state = tl.load(new_hidden + batch * HIDDEN + k, mask=k < HIDDEN, other=0.0)
         w_h = tl.load(weight0 + m[:, None] * width + k[None, :], mask=real[:, None] & (k < HIDDEN)[None, :], other=0.0)

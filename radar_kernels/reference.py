@@ -68,16 +68,13 @@ def tree_attention(
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     visible = visible_keys(prefix_length, ancestors, capacity)
     # 0 * NaN = NaN: a probability of zero does not hide what an unused cache row holds, so such rows are emptied
-    unseen = ~visible.any(1)
-    key, value = key.to(compute), value.to(compute).masked_fill(unseen[:, None, :, None], 0)
-    rows = (query.to(compute) * (dim**-0.5 if scale is None else scale)).reshape(
-        batch, kv_heads, -1, dim
-    )  # heads of a group together
-    scores = (rows @ key.transpose(2, 3)).view(batch, kv_heads, heads // kv_heads, nodes, capacity)
-    scores = scores.masked_fill_(~visible[:, None, None], -torch.inf)
-    mixed = scores.softmax(-1).view(batch, kv_heads, -1, capacity) @ value
-    blind = ~visible.any(2)  # softmax over nothing is NaN
-    mixed = mixed.view(batch, heads, nodes, dim).masked_fill(blind[:, None, :, None], 0)
+    unseen = ~visible.any(1)[:, None, :, None]
+    key, value = (cache.to(compute).masked_fill(unseen, 0) for cache in (key, value))
+    rows = query.to(compute).reshape(batch, kv_heads, -1, dim)  # the heads of a group one below the other
+    mask = visible.repeat(1, heads // kv_heads, 1)[:, None]
+    mixed = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    blind = ~visible.any(2)[:, None, :, None]
+    mixed = mixed.view(batch, heads, nodes, dim).masked_fill(blind, 0)
     return mixed.transpose(1, 2).to(query.dtype).contiguous()
 
 

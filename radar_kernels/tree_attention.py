@@ -2,6 +2,8 @@
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -145,6 +147,30 @@ def combine_kernel(
     tl.store(output + row * DIM + d, mixed.to(output.dtype.element_ty), mask=d < DIM)
 
 
+class Blocks(NamedTuple):
+    """Block sizes of `split_kernel`."""
+
+    rows: int  # node-head pairs of a program
+    keys: int  # prefix keys of a step
+    stages: int  # steps in flight
+    warps: int
+    programs: int  # that run at the same time on about 130 multiprocessors: how often to split
+
+
+def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
+    """For `rows` node-head pairs of one key-value head, such that nothing spills (tests/kernels/test_compile.py)."""
+    rows, dim = max(next_power_of_2(rows), 16), next_power_of_2(dim)
+    if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
+        return Blocks(16, 16 if dim > 64 else 32, 1, 4 if dim <= 128 else 8, 256)
+    if dim > 128:
+        return Blocks(min(rows, 32), 32, 2, 4, 256)
+    if arch != 90:  # no wgmma: operands pass through registers
+        return Blocks(min(rows, 64), 64, 2, 8 if dim > 64 else 4, 256)
+    if rows > 64:
+        return Blocks(128, 64, 3, 8, 128)
+    return Blocks(rows, 64, 3, 4, 256)
+
+
 def split_plan(
     *,
     batch: int,
@@ -157,27 +183,14 @@ def split_plan(
     dtype: torch.dtype,
     arch: int,
 ) -> Plan:
-    """Block sizes for these shapes, such that nothing spills on `arch` (tests/kernels/test_compile.py)."""
-    dim_pad = next_power_of_2(max(dim, 16))
-    if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
-        most, keys, stages, warps = 16, 16 if dim_pad > 64 else 32, 1, 4 if dim_pad <= 128 else 8
-    elif dim_pad > 128:
-        most, keys, stages, warps = 32, 32, 2, 4
-    elif arch == 90:
-        most, keys, stages, warps = 128, 64, 2, 4
-    else:  # no wgmma: operands pass through registers
-        most, keys, stages, warps = 64, 64, 2, 8 if dim_pad > 64 else 4
-    rows = min(max(next_power_of_2(nodes * group), 16), most)
-    if rows == 128:
-        warps = 8
+    rows, keys, stages, warps, programs = choose_blocks(rows=nodes * group, dim=dim, dtype=dtype, arch=arch)
     tiles = -(-nodes * group // rows)
-    at_once = 128 if rows == 128 else 256  # programs that run at the same time on about 130 multiprocessors
-    splits = max(1, min(at_once // (batch * kv_heads * tiles), capacity // (2 * keys), 32))
+    splits = max(1, min(programs // (batch * kv_heads * tiles), capacity // (2 * keys), 32))
     return Plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={
-            "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": dim_pad, "SPLITS": splits, "ROWS": rows,
-            "KEYS": keys, "TAIL": min(keys, 32), "STAGES": stages, "PDL": arch >= 90,
+            "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": next_power_of_2(max(dim, 16)), "SPLITS": splits,
+            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 32), "STAGES": stages, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip

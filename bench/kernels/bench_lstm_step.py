@@ -16,7 +16,7 @@ from radar_kernels import LstmStep, PolicyWeights, lstm_step, reference
 INPUTS, MIDDLE = 10, 128
 IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch", "reference"]
 CASES = [(1, 64), (1, 128), (1, 512), (16, 128)] if ON_GPU else [(1, 128)]
-COPIES = 40 if ON_GPU else 2
+COPIES = 300 if ON_GPU else 2
 
 
 class Policy(nn.Module):
