@@ -29,6 +29,7 @@ class AutoregressiveDecoder(Decoder):
         self.target = TargetModel(model, max_length=max_length, max_rows=PREFILL_ROWS, tap_layers=())
         self.model = model
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self.target.device)
+        self._length = 0  # of the committed text, as the host knows it
         super().__init__(
             tokenizer=tokenizer,
             eos_token_ids=end_token_ids(model, tokenizer),
@@ -41,12 +42,15 @@ class AutoregressiveDecoder(Decoder):
         self.target.cache.reset()
         token, _ = prefill(self.target, torch.tensor([input_ids], device=self.target.device))
         self._token.copy_(token[:, None])
+        self._length = len(input_ids)
         tokens = token.tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
 
     def _round(self) -> Round:
         watch = Stopwatch()
+        self._length += 1
+        self.target.cache.set_window(self._length)
         out = self.target.forward_chain(self._token)
         self.target.advance(1)
         self._token.copy_(self.target.logits(out.hidden_states).argmax(dim=-1))

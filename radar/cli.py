@@ -124,7 +124,14 @@ def _record(args: argparse.Namespace) -> int:
 
     decoder = _decoder(args, policy=None)
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(args.prompts, limit=args.limit)]
-    result = record(decoder, prompts, args.out, max_new_tokens=args.max_new_tokens, progress=not args.no_progress)
+    result = record(
+        decoder,
+        prompts,
+        args.out,
+        max_new_tokens=args.max_new_tokens,
+        metadata={"target": args.target or "embedded", "draft": args.draft or "embedded"},
+        progress=not args.no_progress,
+    )
     print(json.dumps(result))
     return 0
 

@@ -112,6 +112,7 @@ def add_train_policy(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--alpha", type=float, default=0.02, help="the paper's cost of a further call (default 0.02)")
     parser.add_argument("--beta", type=float, help="the paper's weight of accepted/time (default 10 * (call + decision))")
     parser.add_argument("--gamma", type=float, default=0.99, help="discount per call (default 0.99)")
+    parser.add_argument("--entropy", type=float, default=0.0, metavar="X", help="bonus that keeps a policy from collapsing")
     parser.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="default 1e-4")
     parser.add_argument("--weight-decay", type=float, default=1e-4, metavar="X", help="default 1e-4")
     parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="default 0.1")
@@ -146,6 +147,7 @@ def train_policy_command(args: argparse.Namespace) -> dict[str, Any]:
             alpha=args.alpha,
             beta=args.beta,
             gamma=args.gamma,
+            entropy=args.entropy,
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,
             dropout=args.dropout,

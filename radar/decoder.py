@@ -117,6 +117,7 @@ class RadarDecoder(Decoder):
             options: the constructor's other arguments.
         """
         place = default_device(device)
+        embedded = target is None
         if target is None:
             if draft is not None:
                 raise ValueError("a draft head belongs to its target: pass target= as well")
@@ -126,7 +127,7 @@ class RadarDecoder(Decoder):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise ValueError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
-        model = load_model(str(target), device=place, dtype=dtype)
+        model = load_model(str(target), device=place, dtype=dtype, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 
     @property

@@ -39,19 +39,29 @@ class StaticKVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._steps = torch.arange(capacity, device=device)
+        self._window = capacity
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return that layer's buffers [B, KV, S, D]."""
+        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its buffers [B, KV, S, D], S the window."""
         batch, heads, rows, dim = keys.shape
         index = (start[:, None] + self._steps[:rows])[:, None, :, None].expand(batch, heads, rows, dim)
         layer_keys, layer_values = self.keys[layer], self.values[layer]
         layer_keys.scatter_(2, index, keys)
         layer_values.scatter_(2, index, values)
-        return layer_keys, layer_values
+        return layer_keys[:, :, : self._window], layer_values[:, :, : self._window]
+
+    def set_window(self, rows: int) -> None:
+        """Promise, from the host, that no row from `rows` on is in use until the next promise.
+
+        Attention on a CPU reads whole buffers, so a short text should not pay for a long cache. On a GPU the kernels
+        read the length on the device, and the window stays the whole buffer.
+        """
+        if self.keys.device.type == "cpu":
+            self._window = min(self.capacity, -(-rows // 128) * 128)
 
     def commit(self, path: Tensor, count: Tensor) -> None:
         """Keep the scratch rows `path` [B, A] (offsets from `length`) in that order, and `count` [B] of them for good.

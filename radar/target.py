@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from radar.kv_cache import StaticKVCache
 from radar.tree import causal_ancestors
@@ -218,9 +219,18 @@ def _check_family(model: PreTrainedModel, max_length: int) -> None:
         raise ValueError("the target is spread over several devices (device_map); load it on one device")
 
 
-def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+def load_model(
+    path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True
+) -> PreTrainedModel:
     """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    shown = logging.is_progress_bar_enabled()
+    if not progress:
+        logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

@@ -45,6 +45,7 @@ class EagerEngine:
         self.taps = torch.zeros((batch, config.max_accepted, taps), dtype=target.dtype, device=device)
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._length = 0  # of the committed text, as the host knows it
         policy.bind(batch, config, device)
 
     def start(self, input_ids: Tensor) -> Round:
@@ -57,6 +58,7 @@ class EagerEngine:
         self.tokens[:, 0] = token
         self.taps[:, :1] = taps
         self.count.fill_(1)
+        self._length = input_ids.shape[1]
         tokens = token.tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
@@ -65,6 +67,8 @@ class EagerEngine:
         """One round; its tokens are certain."""
         watch = Stopwatch(synchronize=self.profile)
         tree = self.drafter.tree
+        self.target.cache.set_window(self._length + self.config.total_tokens)
+        self.drafter.cache.set_window(self._length + self.config.max_accepted + self.config.num_draft_columns)
         self.policy.reset()
         self.drafter.begin(self.tokens, self.taps, self.count)
         watch.lap("draft")
@@ -89,5 +93,6 @@ class EagerEngine:
         self.root.copy_(result.next_token)
         report = torch.cat((tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
         calls, accept_length, *tokens = report[0].tolist()  # the round's one read of the result
+        self._length += accept_length + 1
         watch.lap("accept")
         return Round(tokens[: accept_length + 1], calls, accept_length, seconds=watch.seconds)

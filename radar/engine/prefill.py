@@ -25,6 +25,9 @@ def prefill(target: TargetModel, input_ids: Tensor, drafter: Drafter | None = No
         they are the pair that the first `Drafter.begin` adds.
     """
     length = input_ids.shape[1]
+    target.cache.set_window(length + PREFILL_ROWS)
+    if drafter is not None:
+        drafter.cache.set_window(length + PREFILL_ROWS)
     padded = torch.nn.functional.pad(input_ids, (0, -length % PREFILL_ROWS + 1))  # one more: the pairs look ahead
     for start in range(0, length, PREFILL_ROWS):
         count = min(PREFILL_ROWS, length - start)

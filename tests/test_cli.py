@@ -1,0 +1,127 @@
+"""The command line: help, output, refusals, and a whole training pipeline on the embedded pair."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from radar.cli import main
+
+CPU = ["--device", "cpu"]
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "record", "train-draft", "train-policy"])
+def test_help_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert command in text
+    assert len(text.splitlines()) > 8
+
+
+def test_generate_streams_the_text(capsys):
+    code, out, err = run(capsys, "generate", "def add(a, b):", "--max-new-tokens", 16, *CPU)
+    assert code == 0
+    assert out.startswith("def add(a, b):")
+    assert len(out) > len("def add(a, b):") + 5
+    assert "tokens per target pass" in err
+
+
+def test_generate_chat_prints_the_answer_only(capsys):
+    code, out, _ = run(capsys, "generate", "What is 2 + 3?", "--chat", "--max-new-tokens", 8, *CPU)
+    assert code == 0
+    assert "What is" not in out
+
+
+def test_bench_prints_a_table_and_json(capsys, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"turns": ["Write a function to add two numbers."]}\n{"prompt": "import os\\n"}\n')
+    shared = ("bench", "--prompts", prompts, "--max-new-tokens", 16, "--no-progress", *CPU)
+    code, out, _ = run(capsys, *shared)
+    assert code == 0
+    for text in ("autoregressive", "EAGLE-3", "RADAR", "outputs identical: yes", "draft calls per round, RADAR", "Measured"):
+        assert text in out
+    code, out, _ = run(capsys, *shared, "--json", "--limit", 1, "--policy", 3)
+    record = json.loads(out)
+    assert code == 0
+    assert record["identical"] is True
+    assert [row["name"] for row in record["rows"]] == ["autoregressive", "EAGLE-3", "RADAR"]
+    assert record["rows"][2]["metrics"]["draft_calls_per_round"] == 3
+    assert {"hardware", "torch", "transformers", "commit"} <= record["machine"].keys()
+
+
+def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
+    prompts, rounds, policy = tmp_path / "p.jsonl", tmp_path / "r.jsonl", tmp_path / "policy"
+    lines = [{"prompt": f"def function_{i}(a, b):"} for i in range(6)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = ("record", "--prompts", prompts, "--out", rounds, "--max-new-tokens", 40, "--no-progress", *CPU)
+    code, out, _ = run(capsys, *record)
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["prompts_done"] == 6
+    code, out, _ = run(capsys, *record)  # once more: nothing left to do
+    assert json.loads(out.splitlines()[-1])["new_rounds"] == 0
+    code, out, _ = run(capsys, "train-policy", "--rounds", rounds, "--out", policy, "--epochs", 2, "--no-progress")
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert {"calls_change", "acceptance_change", "stop_histogram"} <= result.keys()
+    code, _, _ = run(capsys, "generate", "def add(a, b):", "--policy", policy, "--max-new-tokens", 8, *CPU)
+    assert code == 0
+
+
+def test_train_a_draft_head_and_use_it(capsys, tmp_path):
+    import radar
+
+    assets = Path(radar.__file__).parent / "assets" / "target"
+    text = tmp_path / "text.txt"
+    text.write_text(("def add(a, b):\n    return a + b\n\n\n\n" * 300))
+    head = tmp_path / "head"
+    code, out, _ = run(
+        capsys, "train-draft", "--target", assets, "--text", text, "--out", head, "--steps", 3, "--batch-size", 2,
+        "--length", 32, "--intermediate-size", 64, "--draft-vocab-size", 512, "--no-progress", *CPU,
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["steps"] == 3
+    code, _, _ = run(
+        capsys, "generate", "def add(a, b):", "--target", assets, "--draft", head, "--policy", 4, "--max-new-tokens", 8, *CPU
+    )
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "x", "--max-new-tokens", "0"], "positive integer"),
+        (["generate", "x", "--max-new-tokens", "99999"], "does not fit"),
+        (["generate", "x", "--draft", "nowhere"], "pass target="),
+        (["generate", "x", "--policy", "nowhere"], "nowhere"),
+        (["generate", "x", "--policy", "0"], "positive integer"),
+        (["generate", "x", "--total-tokens", "1000"], "total_tokens must be"),
+        (["bench", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["train-policy", "--rounds", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl"),
+        (["train-policy", "--rounds", "r", "--out", "o", "--call-time", "1"], "--decision-time"),
+        (["train-draft", "--target", "t", "--text", "nowhere.txt", "--out", "o"], "nowhere.txt"),
+    ],
+)
+def test_mistakes_end_with_one_line(arguments, message, capsys):
+    on_cpu = CPU if arguments[0] in ("generate", "bench") else []
+    code, _, err = run(capsys, *arguments, *on_cpu)
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"radar {arguments[0]}: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_the_module_runs():
+    done = subprocess.run([sys.executable, "-m", "radar.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "train-policy" in done.stdout

@@ -1,0 +1,132 @@
+"""The pair that ships in the package: it loads, it is lossless on real prompts, and its policy saves draft calls."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import hf_greedy
+
+import radar
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar.compare import Contender, compare, render
+from radar.metrics import merge
+from radar.prompts import PromptLine, encode_prompt, load_prompts
+
+ASSETS = Path(radar.__file__).parent / "assets"
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return RadarDecoder.from_pretrained(dtype=torch.float32, max_length=1024)
+
+
+@pytest.fixture(scope="module")
+def prompts(decoder):
+    return [encode_prompt(line, decoder.tokenizer) for line in load_prompts(ASSETS / "prompts.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def expected(decoder, prompts):
+    return [hf_greedy(decoder.model, prompt, LENGTH) for prompt in prompts]
+
+
+def test_the_default_is_the_trained_policy(decoder):
+    assert isinstance(decoder.policy, RadarPolicy)
+
+
+def test_twenty_prompts_equal_generate(decoder, prompts, expected):
+    """Greedy text under the trained policy, thresholds and 1 to 16 calls."""
+    assert len(prompts) == 20
+    trained = decoder.policy
+    policies = [trained, Threshold(0.3), *[FixedDepth(calls) for calls in range(1, 17)]]
+    plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=1024)
+    for index, (prompt, text) in enumerate(zip(prompts, expected, strict=True)):
+        assert plain.generate(prompt, max_new_tokens=LENGTH).token_ids == text
+        for policy in {trained, policies[1], policies[2 + index % 16], policies[2 + (index * 5 + 3) % 16]}:
+            decoder.policy = policy
+            assert decoder.generate(prompt, max_new_tokens=LENGTH).token_ids == text, (index, policy)
+    decoder.policy = trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["gsm8k", "mbpp"])
+def test_the_papers_prompts_equal_generate(decoder, task):
+    file = SHARED / f"q_{task}.jsonl"
+    if not file.is_file():
+        pytest.skip("the measuring prompts are not part of the repository")
+    for line in load_prompts(file, limit=20):
+        prompt = encode_prompt(line, decoder.tokenizer)
+        assert decoder.generate(prompt, max_new_tokens=LENGTH).token_ids == hf_greedy(decoder.model, prompt, LENGTH)
+
+
+def test_other_trees_change_no_text(decoder, prompts, expected):
+    for total_tokens, max_calls in ((5, 3), (60, 16), (130, 16)):
+        other = RadarDecoder.from_pretrained(
+            dtype=torch.float32, max_length=512, tree=TreeConfig(total_tokens=total_tokens, max_calls=max_calls)
+        )
+        for prompt, text in zip(prompts[::5], expected[::5], strict=True):
+            assert other.generate(prompt, max_new_tokens=LENGTH).token_ids == text
+
+
+def test_the_policy_saves_draft_calls(decoder, prompts):
+    """On prompts that it was not trained on; the README's table has the figures for the paper's tasks."""
+    trained, runs = decoder.policy, {}
+    for policy in (FixedDepth(8), trained):
+        decoder.policy = policy
+        runs[policy] = merge([decoder.generate(prompt, max_new_tokens=LENGTH).metrics for prompt in prompts])
+    decoder.policy = trained
+    eagle, mine = runs.values()
+    assert mine.draft_calls_per_round < 0.9 * eagle.draft_calls_per_round
+    assert mine.mean_acceptance_length > 0.95 * eagle.mean_acceptance_length
+    assert eagle.mean_acceptance_length > 3.0
+    assert len(mine.stop_histogram) > 3  # it reads its scores
+
+
+def test_streamed_chat(decoder):
+    prompt = encode_prompt(PromptLine("Write a function to add two numbers.", chat=True), decoder.tokenizer)
+    stream = decoder.stream(prompt, max_new_tokens=48)
+    text = "".join(stream)
+    assert text == stream.output.text
+    assert "def " in text
+    assert decoder.tokenizer.decode(prompt).startswith("<|bos|><|user|>")
+
+
+def test_comparison_table(decoder, prompts):
+    trained = decoder.policy
+
+    def use(policy):
+        return lambda: setattr(decoder, "policy", policy)
+
+    plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=1024)
+    contenders = [
+        Contender("autoregressive", plain),
+        Contender("EAGLE-3", decoder, use(FixedDepth(8))),
+        Contender("RADAR", decoder, use(trained)),
+    ]
+    rows, identical = compare(contenders, prompts[:3], max_new_tokens=24, repeats=2)
+    assert identical
+    assert [row.metrics.num_tokens for row in rows] == [rows[0].metrics.num_tokens] * 3
+    assert rows[1].metrics.draft_calls_per_round == 8
+    assert all(row.slowest <= row.metrics.tokens_per_second * 1.001 <= row.fastest * 1.01 for row in rows)
+    assert "outputs identical: yes" in render(rows, identical)
+    contenders[2].prepare = lambda: setattr(decoder, "eos_token_ids", frozenset(range(4096)))  # another text
+    for contender in contenders:
+        contender.outputs.clear()
+    ends = decoder.eos_token_ids
+    contenders[1].prepare = lambda: (setattr(decoder, "eos_token_ids", ends), setattr(decoder, "policy", trained))
+    rows, identical = compare(contenders, prompts[:2], max_new_tokens=24)
+    assert not identical
+    assert "outputs identical: NO" in render(rows, identical)
+    decoder.eos_token_ids = ends
+
+
+def test_assets_are_small_and_described():
+    files = [path for path in ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    card = (ASSETS / "README.md").read_text()
+    for source in ("Python standard library", "GSM8K", "MBPP", "GPTeacher"):
+        assert source in card
+    assert json.loads((ASSETS / "draft" / "config.json").read_text())["draft_vocab_size"] == 2048
