@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
 }
 VOCAB = 17
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def tiny_target(family: str = "llama", *, seed: int = 0, vocab_size: int = VOCAB, **overrides: Any) -> Any:
@@ -48,7 +49,7 @@ def tiny_target(family: str = "llama", *, seed: int = 0, vocab_size: int = VOCAB
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, 0.0, 0.3)
-    return model
+    return model.to(DEVICE)
 
 
 def tiny_draft(*, seed: int = 0, vocab_size: int = VOCAB, draft_vocab_size: int | None = None) -> Eagle3Draft:
@@ -70,7 +71,7 @@ def tiny_draft(*, seed: int = 0, vocab_size: int = VOCAB, draft_vocab_size: int 
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, 0.0, 0.2)
     draft.set_draft_vocabulary(torch.randperm(vocab_size)[:draft_vocab_size].sort().values)
-    return draft
+    return draft.to(DEVICE)
 
 
 def hf_greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from fakes import FAMILIES, hf_greedy, tiny_target
+from fakes import DEVICE, FAMILIES, hf_greedy, tiny_target
 from test_verify import random_tree
 
 from radar.target import TargetModel, default_tap_layers
@@ -13,8 +13,12 @@ from radar.tree import pack_bits
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
+def tensor(values):
+    return torch.tensor(values, device=DEVICE)
+
+
 def chain(target, tokens):
-    out = target.forward_chain(torch.tensor([tokens]))
+    out = target.forward_chain(tensor([tokens]))
     target.advance(len(tokens))
     return out
 
@@ -27,14 +31,14 @@ def test_every_path_equals_causal_decoding(family, rng):
     with torch.inference_mode():
         chain(target, PROMPT)
         out = target.forward(
-            torch.tensor([tokens]), len(PROMPT) + torch.tensor([depths]), pack_bits(torch.tensor([reach]))
+            tensor([tokens]), len(PROMPT) + tensor([depths]), pack_bits(tensor([reach]))
         )
         logits = target.logits(out.hidden_states)[0]
         for node in range(40):
             path = [node]
             while path[0]:
                 path.insert(0, parents[path[0]])
-            plain = model(torch.tensor([PROMPT + [tokens[i] for i in path]]), output_hidden_states=True)
+            plain = model(tensor([PROMPT + [tokens[i] for i in path]]), output_hidden_states=True)
             torch.testing.assert_close(logits[node], plain.logits[0, -1], atol=2e-4, rtol=1e-4)
             taps = torch.cat([plain.hidden_states[i][0, -1] for i in default_tap_layers(5)])
             torch.testing.assert_close(out.aux_hidden_states[0, node], taps, atol=2e-4, rtol=1e-4)
@@ -43,10 +47,10 @@ def test_every_path_equals_causal_decoding(family, rng):
 def test_a_visible_sibling_would_be_seen(rng):
     """The comparison above has teeth: one wrong bit moves the logits far beyond its tolerance."""
     target = TargetModel(tiny_target(), max_length=64, max_rows=16)
-    ids, positions = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
+    ids, positions = tensor([[1, 2, 3]]), tensor([[0, 1, 1]])
     with torch.inference_mode():
-        right = target.forward(ids, positions, torch.tensor([[[1], [3], [5]]])).hidden_states
-        wrong = target.forward(ids, positions, torch.tensor([[[1], [3], [7]]])).hidden_states
+        right = target.forward(ids, positions, tensor([[[1], [3], [5]]])).hidden_states
+        wrong = target.forward(ids, positions, tensor([[[1], [3], [7]]])).hidden_states
     assert torch.equal(right[:, :2], wrong[:, :2])
     assert (right[:, 2] - wrong[:, 2]).abs().max() > 0.05
 
@@ -57,11 +61,11 @@ def test_committed_branch_continues_like_a_prompt():
     with torch.inference_mode():
         chain(target, PROMPT)
         # root 7 with children 8 and 9, grandchild 10 of 9: keep 7, 9, 10
-        bits = torch.tensor([[[0b0001], [0b0011], [0b0101], [0b1101]]])
-        target.forward(torch.tensor([[7, 8, 9, 10]]), len(PROMPT) + torch.tensor([[0, 1, 1, 2]]), bits)
-        target.cache.commit(torch.tensor([[0, 2, 3, 0]]), torch.tensor([3]))
+        bits = tensor([[[0b0001], [0b0011], [0b0101], [0b1101]]])
+        target.forward(tensor([[7, 8, 9, 10]]), len(PROMPT) + tensor([[0, 1, 1, 2]]), bits)
+        target.cache.commit(tensor([[0, 2, 3, 0]]), tensor([3]))
         ours = target.logits(chain(target, [11]).hidden_states)[0, -1]
-        plain = model(torch.tensor([[*PROMPT, 7, 9, 10, 11]])).logits[0, -1]
+        plain = model(tensor([[*PROMPT, 7, 9, 10, 11]])).logits[0, -1]
     torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
 
 
@@ -83,8 +87,13 @@ def test_the_attention_setting_is_restored_after_an_error():
     model = tiny_target()
     target = TargetModel(model, max_length=64, max_rows=16)
     attention = model.config._attn_implementation
-    with pytest.raises(IndexError):
-        target.forward_chain(torch.tensor([[10**6]]))
+
+    def fail(*_):
+        raise RuntimeError("no memory, say")
+
+    target.cache.write = fail
+    with pytest.raises(RuntimeError, match="no memory"):
+        target.forward_chain(tensor([[1]]))
     assert model.config._attn_implementation == attention
 
 
@@ -93,7 +102,7 @@ def test_taps_can_be_overridden():
     target = TargetModel(model, max_length=64, max_rows=16, tap_layers=(0, 4))
     with torch.inference_mode():
         out = chain(target, PROMPT)
-        states = model(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
+        states = model(tensor([PROMPT]), output_hidden_states=True).hidden_states
     torch.testing.assert_close(out.aux_hidden_states, torch.cat((states[0], states[4]), -1), atol=1e-5, rtol=1e-5)
 
 
