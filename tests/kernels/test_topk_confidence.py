@@ -123,6 +123,16 @@ def test_ties_go_to_the_lower_index(backend, device):
     assert out.indices.tolist() == [[0, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_ties_between_blocks_go_to_the_lower_index(backend, dtype, device):
+    """The kernel finds the block of tokens 130 and 131 first, because 130 is best; token 1 still comes before 131."""
+    logits = torch.full((1, 1, 192), -9.0, dtype=dtype, device=device)
+    logits[0, 0, [130, 131, 1]] = torch.tensor([5.0, 3.0, 3.0], dtype=dtype, device=device)
+    out = topk_confidence(logits, torch.zeros(1, 1, device=device), 3, backend=backend)
+    assert out.candidate_tokens.tolist() == [[[130, 1, 131]]]
+
+
 def test_a_planted_error_is_caught(device):
     logits, parents, k = make(rows=3, device=device)
     right = topk_confidence(logits, parents, k, backend="triton")
