@@ -74,7 +74,7 @@ def tree_attention(
     mask = visible.repeat(1, heads // kv_heads, 1)[:, None]
     mixed = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     blind = ~visible.any(2)[:, None, :, None]  # softmax over nothing: 0 or NaN, depending on the backend
-    mixed = mixed.view(batch, heads, nodes, dim).masked_fill(blind, 0)
+    mixed = mixed.reshape(batch, heads, nodes, dim).masked_fill(blind, 0)
     return mixed.transpose(1, 2).to(query.dtype).contiguous()
 
 
