@@ -97,7 +97,10 @@ def _bench(args: argparse.Namespace) -> int:
         print(json.dumps(record | {"rows": [row.to_dict() for row in rows]}, indent=2))
     else:
         machine = describe_machine(device)
-        print(f"{machine['hardware']}; {settings['dtype'].removeprefix('torch.')}; tree of {decoder.tree.total_tokens} nodes")
+        print(
+            f"{machine['hardware']}; {settings['dtype'].removeprefix('torch.')}; "
+            f"tree of {decoder.tree.total_tokens} nodes"
+        )
         print(f"{settings['prompts']}, {args.max_new_tokens} new tokens at most, {args.repeats} repeats, interleaved\n")
         print(render(rows, identical))
         print(_where_time_goes(rows))
@@ -114,7 +117,8 @@ def _where_time_goes(rows: Sequence[Any]) -> str:
     return (
         f"\nA target pass takes {one:.2f} ms for one token and {parts['verify']:.2f} ms for the tree; "
         f"{radar.metrics.draft_calls_per_round:.2f} draft calls add {parts['draft']:.2f} ms and their stop decisions "
-        f"{parts['policy']:.2f} ms.\nMeasured here, RADAR runs at {ratio:.2f} times the autoregressive speed ({verdict})."
+        f"{parts['policy']:.2f} ms.\n"
+        f"Measured here, RADAR runs at {ratio:.2f} times the autoregressive speed ({verdict})."
     )
 
 
@@ -184,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", help="text to continue")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     generate.add_argument("--no-echo", action="store_true", help="print only the new text, not the prompt before it")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="limit of the output (default 256)")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="limit of the output (default 256)"
+    )
     _model_options(generate)
     generate.set_defaults(run=_generate)
 
@@ -196,7 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines with "prompt", or MT-bench\'s "turns"')
     bench.add_argument("--limit", type=int, metavar="N", help="take the first N prompts")
-    bench.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="limit of each output (default 128)")
+    bench.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="limit of each output (default 128)"
+    )
     bench.add_argument("--repeats", type=int, default=1, metavar="N", help="passes over the prompts (default 1)")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     _model_options(bench)
@@ -210,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
         "that a policy reads and the accepted length for every stop. Resumes where an interrupted run ended.",
     )
     record.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines, as for bench")
-    record.add_argument("--out", type=Path, required=True, metavar="FILE", help="data set to write or go on with (.jsonl)")
+    record.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="data set to write or go on with (.jsonl)"
+    )
     record.add_argument("--limit", type=int, metavar="N", help="take the first N prompts")
     record.add_argument("--max-new-tokens", type=int, default=192, metavar="N", help="per prompt (default 192)")
     _model_options(record, policy=False)
@@ -234,9 +244,13 @@ def _model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> N
         )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the checkpoint's")
-    group.add_argument("--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 16 on a CPU)")
+    group.add_argument(
+        "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 16 on a CPU)"
+    )
     group.add_argument("--max-calls", type=int, metavar="N", help="most draft calls per round (default 16)")
-    group.add_argument("--max-length", type=int, default=2048, metavar="N", help="prompt and output together (default 2048)")
+    group.add_argument(
+        "--max-length", type=int, default=2048, metavar="N", help="prompt and output together (default 2048)"
+    )
 
 
 def _progress_option(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,9 @@ def add_train_draft(commands: Any) -> argparse.ArgumentParser:
         "Interrupted runs resume. Prints one JSON line with the results.",
     )
     parser.add_argument("--target", required=True, metavar="PATH", help="target model: folder or hub name")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help='plain text, or JSON lines with "text"')
+    parser.add_argument(
+        "--text", type=Path, required=True, metavar="FILE", help='plain text, or JSON lines with "text"'
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default 2000)")
@@ -27,9 +29,13 @@ def add_train_draft(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows per step (default 8)")
     parser.add_argument("--length", type=int, default=512, metavar="N", help="tokens per window (default 512)")
     parser.add_argument("--lr", type=float, default=5e-4, metavar="X", help="peak learning rate (default 5e-4)")
-    parser.add_argument("--ttt-length", type=int, default=7, metavar="N", help="draft calls played per position (default 7)")
+    parser.add_argument(
+        "--ttt-length", type=int, default=7, metavar="N", help="draft calls played per position (default 7)"
+    )
     parser.add_argument("--intermediate-size", type=int, metavar="N", help="of the head's MLP (default: the target's)")
-    parser.add_argument("--draft-vocab-size", type=int, metavar="N", help="most frequent tokens kept (default 32000 at most)")
+    parser.add_argument(
+        "--draft-vocab-size", type=int, metavar="N", help="most frequent tokens kept (default 32000 at most)"
+    )
     parser.add_argument("--tap-layers", metavar="I,J,K", help="hidden_states indices to read (default 2, N/2, N-3)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -89,10 +95,12 @@ def add_train_policy(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "train-policy",
         help="train a stop policy on recorded rounds",
-        description="Trains RADAR's LSTM policy on what `radar record` wrote; no model is needed. Times are per round, in "
-        "any unit. Interrupted runs resume. Prints one JSON line with the results on held-out prompts.",
+        description="Trains RADAR's LSTM policy on what `radar record` wrote; no model is needed. Times are per round, "
+        "in any unit. Interrupted runs resume. Prints one JSON line with the results on held-out prompts.",
     )
-    parser.add_argument("--rounds", type=Path, nargs="+", required=True, metavar="FILE", help="recorded rounds (.jsonl)")
+    parser.add_argument(
+        "--rounds", type=Path, nargs="+", required=True, metavar="FILE", help="recorded rounds (.jsonl)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the policy goes")
     parser.add_argument("--call-time", type=float, metavar="T", help="time of one draft call (default: the paper's)")
     parser.add_argument("--decision-time", type=float, metavar="T", help="time of one stop decision")
@@ -110,16 +118,22 @@ def add_train_policy(commands: Any) -> argparse.ArgumentParser:
         help="sampled actions as in the paper, or their exact expectation (default reinforce)",
     )
     parser.add_argument("--alpha", type=float, default=0.02, help="the paper's cost of a further call (default 0.02)")
-    parser.add_argument("--beta", type=float, help="the paper's weight of accepted/time (default 10 * (call + decision))")
+    parser.add_argument(
+        "--beta", type=float, help="the paper's weight of accepted/time (default 10 * (call + decision))"
+    )
     parser.add_argument("--gamma", type=float, default=0.99, help="discount per call (default 0.99)")
-    parser.add_argument("--entropy", type=float, default=0.0, metavar="X", help="bonus that keeps a policy from collapsing")
+    parser.add_argument(
+        "--entropy", type=float, default=0.0, metavar="X", help="bonus that keeps a policy from collapsing"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="default 1e-4")
     parser.add_argument("--weight-decay", type=float, default=1e-4, metavar="X", help="default 1e-4")
     parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="default 0.1")
     parser.add_argument("--epochs", type=int, default=100, metavar="N", help="default 100")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default 64")
     parser.add_argument("--max-calls", type=int, metavar="N", help="allow fewer calls than were recorded")
-    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="prompts that choose the checkpoint")
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help="prompts that choose the checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--restart", action="store_true", help="start over instead of resuming what is in --out")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")

@@ -116,7 +116,9 @@ def render(rows: Sequence[Comparison], identical: bool) -> str:
 
 def _histogram(counts: dict[int, int], width: int = 40) -> list[str]:
     most, total = max(counts.values()), sum(counts.values())
-    return [f"  {n:>3}  {'#' * round(width * count / most):{width}} {count / total:6.1%}" for n, count in counts.items()]
+    return [
+        f"  {n:>3}  {'#' * round(width * count / most):{width}} {count / total:6.1%}" for n, count in counts.items()
+    ]
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:

@@ -99,7 +99,9 @@ class DraftConfig:
         required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
         missing = [key for key in required if key not in values]
         if missing:
-            raise ValueError(f"draft config: missing {', '.join(missing)}; found {', '.join(sorted(values)) or 'nothing'}")
+            raise ValueError(
+                f"draft config: missing {', '.join(missing)}; found {', '.join(sorted(values)) or 'nothing'}"
+            )
         try:
             hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
             rope = values.get("rope_parameters") or {}
@@ -122,7 +124,7 @@ class DraftConfig:
             raise ValueError(f"draft config: a value has the wrong type or is zero ({error})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat `config.json` of SafeAILab's released heads; taps are written only where they are not the default."""
+        """The flat `config.json` of SafeAILab's released heads; taps are written only if they are named."""
         taps = self.eagle_aux_hidden_state_layer_ids
         return {
             **({} if taps is None else {"eagle_aux_hidden_state_layer_ids": list(taps)}),

@@ -154,7 +154,8 @@ def _check_pair(target: TargetModel, draft: Eagle3Draft) -> None:
         problems.append(f"it reads features of size {config.target_hidden_size}, the target's are {target.hidden_size}")
     if config.hidden_size != target.hidden_size:
         problems.append(
-            f"its hidden size is {config.hidden_size}, but it shares the target's embedding of size {target.hidden_size}"
+            f"its hidden size is {config.hidden_size}, but the target's embedding, which it shares, has "
+            f"{target.hidden_size}"
         )
     if config.vocab_size != target.vocab_size:
         problems.append(f"its vocabulary has {config.vocab_size} tokens, the target's has {target.vocab_size}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,9 @@ class Decoder(ABC):
             if prompt.dim() == 2 and prompt.shape[0] != 1:
                 raise ValueError(f"one prompt at a time: expected ids of shape [P] or [1, P], got {list(prompt.shape)}")
             if prompt.dim() not in (1, 2) or prompt.is_floating_point():
-                raise ValueError(f"prompt ids must be integers of shape [P] or [1, P], got {prompt.dtype} {list(prompt.shape)}")
+                raise ValueError(
+                    f"prompt ids must be integers of shape [P] or [1, P], got {prompt.dtype} {list(prompt.shape)}"
+                )
             ids = prompt.flatten().tolist()
         else:
             ids = list(prompt)
@@ -137,7 +139,7 @@ class Decoder(ABC):
         return max_new_tokens
 
     def _run(self, input_ids: list[int], limit: int, generation: int) -> Iterator[Round]:
-        step = functools.partial(self._start, input_ids)
+        step: Callable[[], Round] = functools.partial(self._start, input_ids)
         while True:
             if generation != self._generation:
                 raise RuntimeError("this generation ended because another one was started on the same decoder")

@@ -29,7 +29,7 @@ def load_prompts(path: str | os.PathLike[str], *, limit: int | None = None) -> l
         FileNotFoundError: if there is no such file.
         ValueError: names the line that is not of either form, or says that the file holds no prompt.
     """
-    prompts = []
+    prompts: list[PromptLine] = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue

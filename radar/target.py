@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from radar.kv_cache import StaticKVCache
@@ -83,7 +83,7 @@ class TargetModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,  # a PreTrainedModel; its own annotations differ between releases
         *,
         max_length: int,
         max_rows: int,
@@ -109,7 +109,7 @@ class TargetModel:
         self.device = model.device
         self.dtype = model.dtype
         self.embed_tokens: nn.Module = model.get_input_embeddings()
-        self._decoder: nn.Module = model.get_decoder()
+        self._decoder: Any = model.get_decoder()
         self._lm_head: nn.Module = model.get_output_embeddings()
         self.cache = StaticKVCache(
             num_layers=num_layers,
@@ -159,26 +159,26 @@ class TargetModel:
     @contextmanager
     def _entered(self) -> Iterator[None]:
         config = self._decoder.config
-        previous = config._attn_implementation  # type: ignore[union-attr]
-        config._attn_implementation = _ATTENTION_NAME  # type: ignore[union-attr]
+        previous = config._attn_implementation
+        config._attn_implementation = _ATTENTION_NAME
         self._taps.active = True
         try:
             yield
         finally:
             self._taps.active = False
-            config._attn_implementation = previous  # type: ignore[union-attr]
+            config._attn_implementation = previous
 
 
 class _Taps:
     """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed)."""
 
-    def __init__(self, decoder: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(self, decoder: Any, layers: Sequence[int]) -> None:
         self.active = False
         self._kept: dict[int, Tensor] = {}
         self._layers = tuple(layers)
-        modules = decoder.layers  # type: ignore[union-attr]
+        modules = decoder.layers
         self._handles = [
-            (modules[index - 1] if index else decoder.embed_tokens).register_forward_hook(self._hook(index))  # type: ignore
+            (modules[index - 1] if index else decoder.embed_tokens).register_forward_hook(self._hook(index))
             for index in sorted(set(layers))
         ]
 
@@ -199,7 +199,7 @@ class _Taps:
             handle.remove()
 
 
-def _check_family(model: PreTrainedModel, max_length: int) -> None:
+def _check_family(model: Any, max_length: int) -> None:
     config = model.config
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
@@ -219,19 +219,18 @@ def _check_family(model: PreTrainedModel, max_length: int) -> None:
         raise ValueError("the target is spread over several devices (device_map); load it on one device")
 
 
-def load_model(
-    path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True
-) -> PreTrainedModel:
+def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True) -> Any:
     """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
-    shown = logging.is_progress_bar_enabled()
+    bars: Any = logging  # its functions have no annotations
+    shown = bars.is_progress_bar_enabled()
     if not progress:
-        logging.disable_progress_bar()
+        bars.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
     finally:
         if shown:
-            logging.enable_progress_bar()
-    return model.to(device).eval()  # type: ignore[no-any-return]
+            bars.enable_progress_bar()
+    return model.to(device).eval()
 
 
 def load_tokenizer(path: str) -> Any:

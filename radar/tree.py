@@ -42,7 +42,9 @@ def pack_bits(flags: Tensor) -> Tensor:
     words = math.ceil(columns / 64)
     padded = torch.nn.functional.pad(flags.to(torch.int64), (0, words * 64 - columns))
     shifts = torch.arange(64, device=flags.device)
-    return (padded.unflatten(-1, (words, 64)) << shifts).sum(-1)  # bit 63 is the sign: the sum wraps as it should
+    return (padded.view(*flags.shape[:-1], words, 64) << shifts).sum(
+        -1
+    )  # bit 63 is the sign: the sum wraps as it should
 
 
 def causal_ancestors(rows: int, device: torch.device) -> Tensor:

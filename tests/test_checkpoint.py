@@ -31,9 +31,7 @@ RELEASED_NAMES = {
 
 
 def load(folder, target_hidden_size=32):
-    return load_draft(
-        folder, target_hidden_size=target_hidden_size, device=torch.device("cpu"), dtype=torch.float32
-    )
+    return load_draft(folder, target_hidden_size=target_hidden_size, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture

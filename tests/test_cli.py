@@ -48,7 +48,14 @@ def test_bench_prints_a_table_and_json(capsys, tmp_path):
     shared = ("bench", "--prompts", prompts, "--max-new-tokens", 16, "--no-progress", *CPU)
     code, out, _ = run(capsys, *shared)
     assert code == 0
-    for text in ("autoregressive", "EAGLE-3", "RADAR", "outputs identical: yes", "draft calls per round, RADAR", "Measured"):
+    for text in (
+        "autoregressive",
+        "EAGLE-3",
+        "RADAR",
+        "outputs identical: yes",
+        "draft calls per round, RADAR",
+        "Measured",
+    ):
         assert text in out
     code, out, _ = run(capsys, *shared, "--json", "--limit", 1, "--policy", 3)
     record = json.loads(out)
@@ -82,7 +89,7 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
 
     assets = Path(radar.__file__).parent / "assets" / "target"
     text = tmp_path / "text.txt"
-    text.write_text(("def add(a, b):\n    return a + b\n\n\n\n" * 300))
+    text.write_text("def add(a, b):\n    return a + b\n\n\n\n" * 300)
     head = tmp_path / "head"
     code, out, _ = run(
         capsys, "train-draft", "--target", assets, "--text", text, "--out", head, "--steps", 3, "--batch-size", 2,
@@ -91,7 +98,18 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
     assert code == 0
     assert json.loads(out.splitlines()[-1])["steps"] == 3
     code, _, _ = run(
-        capsys, "generate", "def add(a, b):", "--target", assets, "--draft", head, "--policy", 4, "--max-new-tokens", 8, *CPU
+        capsys,
+        "generate",
+        "def add(a, b):",
+        "--target",
+        assets,
+        "--draft",
+        head,
+        "--policy",
+        4,
+        "--max-new-tokens",
+        8,
+        *CPU,
     )
     assert code == 0
 

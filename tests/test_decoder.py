@@ -26,7 +26,9 @@ class WordTokenizer:
 
 def make(policy=None, tokenizer=None, **options):
     options = {"max_length": 128, "tree": TreeConfig(total_tokens=20, max_calls=8)} | options
-    return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=policy or FixedDepth(4), tokenizer=tokenizer, **options)
+    return RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=policy or FixedDepth(4), tokenizer=tokenizer, **options
+    )
 
 
 def both(**options):

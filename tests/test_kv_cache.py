@@ -7,7 +7,13 @@ from radar.kv_cache import StaticKVCache
 
 def make(batch=2):
     return StaticKVCache(
-        num_layers=3, batch_size=batch, num_kv_heads=2, capacity=20, head_dim=4, dtype=torch.float32, device=torch.device("cpu")
+        num_layers=3,
+        batch_size=batch,
+        num_kv_heads=2,
+        capacity=20,
+        head_dim=4,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
 
 

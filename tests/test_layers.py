@@ -48,7 +48,12 @@ def imports(tree):
 def layer(name):
     """Index of the layer whose entry is the longest prefix of the module's name."""
     best = max(
-        ((len(entry), index) for index, layer in enumerate(LAYERS) for entry in layer if f"{name}.".startswith(f"{entry}.")),
+        (
+            (len(entry), index)
+            for index, layer in enumerate(LAYERS)
+            for entry in layer
+            if f"{name}.".startswith(f"{entry}.")
+        ),
         default=None,
     )
     assert best is not None, f"{name} stands in no layer"

@@ -39,7 +39,9 @@ def test_every_depth_equals_generate(family):
 def test_every_tree_equals_generate(total_tokens, tree_top_k):
     model = tiny_target(seed=1)
     for policy in (FixedDepth(4), Threshold(0.3), Threshold(0.0)):
-        radar = decoder(model, tiny_draft(seed=1), policy, total_tokens=total_tokens, tree_top_k=tree_top_k, max_calls=9)
+        radar = decoder(
+            model, tiny_draft(seed=1), policy, total_tokens=total_tokens, tree_top_k=tree_top_k, max_calls=9
+        )
         for prompt in PROMPTS[1::2]:
             assert radar.generate(prompt, max_new_tokens=LENGTH).token_ids == hf_greedy(model, prompt, LENGTH)
 
@@ -54,7 +56,8 @@ def differs_somewhere():
     model = tiny_target()
     radar = decoder(model, tiny_draft(), FixedDepth(5))
     return any(
-        radar.generate(prompt, max_new_tokens=LENGTH).token_ids != hf_greedy(model, prompt, LENGTH) for prompt in PROMPTS
+        radar.generate(prompt, max_new_tokens=LENGTH).token_ids != hf_greedy(model, prompt, LENGTH)
+        for prompt in PROMPTS
     )
 
 

@@ -14,7 +14,9 @@ def test_both_forms(tmp_path):
     assert load_prompts(file, limit=2) == [PromptLine("a", False), PromptLine("b", True)]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": ""}', '{"turns": []}', '{"turns": [1]}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": ""}', '{"turns": []}', '{"turns": [1]}']
+)
 def test_a_bad_line_is_named(tmp_path, line):
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "fine"}\n' + line + "\n")

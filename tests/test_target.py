@@ -30,9 +30,7 @@ def test_every_path_equals_causal_decoding(family, rng):
     tokens, parents, depths, reach = random_tree(rng, 40, 12, 8)
     with torch.inference_mode():
         chain(target, PROMPT)
-        out = target.forward(
-            tensor([tokens]), len(PROMPT) + tensor([depths]), pack_bits(tensor([reach]))
-        )
+        out = target.forward(tensor([tokens]), len(PROMPT) + tensor([depths]), pack_bits(tensor([reach])))
         logits = target.logits(out.hidden_states)[0]
         for node in range(40):
             path = [node]

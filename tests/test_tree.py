@@ -27,8 +27,8 @@ class PlainTree:
         level = []
         for path, row in zip(self.beam, log_probs, strict=True):
             base = self.scores.get(path, 0.0)
-            for token in sorted(range(len(row)), key=lambda t: -row[t])[: self.k]:
-                level.append((base + row[token], (*path, token)))
+            best = sorted(range(len(row)), key=lambda token: -row[token])[: self.k]
+            level += [(base + row[token], (*path, token)) for token in best]
         for score, path in level:
             self.scores[path] = score
             self.order[path] = len(self.order)
@@ -55,7 +55,9 @@ def grown(config, calls, seed=0, batch=1):
     return tree, plain
 
 
-@pytest.mark.parametrize(("calls", "total", "k"), [(1, 60, 10), (2, 60, 10), (5, 60, 10), (16, 60, 10), (7, 9, 3), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("calls", "total", "k"), [(1, 60, 10), (2, 60, 10), (5, 60, 10), (16, 60, 10), (7, 9, 3), (4, 2, 2)]
+)
 def test_selection_equals_a_plain_tree(calls, total, k):
     config = TreeConfig(total_tokens=total, tree_top_k=k, max_calls=16)
     tree, plain = grown(config, calls, seed=calls, batch=2)
@@ -130,7 +132,8 @@ def test_causal_ancestors_of_more_than_one_word():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("total_tokens", 0), ("total_tokens", 1), ("total_tokens", 257), ("tree_top_k", 0), ("max_calls", 17)]
+    ("name", "value"),
+    [("total_tokens", 0), ("total_tokens", 1), ("total_tokens", 257), ("tree_top_k", 0), ("max_calls", 17)],
 )
 def test_config_names_the_value_and_the_range(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be an integer from .* got {value}"):

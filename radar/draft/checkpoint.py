@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -67,7 +66,9 @@ def _read_config(path: Path, target_hidden_size: int) -> DraftConfig:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold a JSON object, got {type(values).__name__}")
-    return DraftConfig.from_dict({**values, "target_hidden_size": values.get("target_hidden_size") or target_hidden_size})
+    return DraftConfig.from_dict(
+        {**values, "target_hidden_size": values.get("target_hidden_size") or target_hidden_size}
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -81,13 +81,11 @@ class Drafter:
         return hidden
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
-        """The round's first draft call: add the pairs that the last round verified (1 <= count <= A), propose level 1."""
+        """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         hidden = self.extend(tokens, aux_hidden_states, count)
         last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         hidden = hidden.gather(1, last)
-        level = topk_confidence(
-            self.draft.logits(hidden), self._root_scores, self.config.tree_top_k, d2t=self._d2t
-        )
+        level = topk_confidence(self.draft.logits(hidden), self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level)
         self.hidden.copy_(hidden.expand_as(self.hidden))
 

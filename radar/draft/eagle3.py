@@ -139,7 +139,9 @@ class Eagle3Draft(nn.Module):
     def set_draft_vocabulary(self, target_ids: Tensor) -> None:
         """Let draft id i stand for the i-th of `target_ids` (ascending, unique, `draft_vocab_size` of them)."""
         if target_ids.shape != self.d2t.shape or not bool((target_ids.diff() > 0).all()):
-            raise ValueError(f"target_ids must be {self.d2t.shape[0]} ascending ids, got shape {tuple(target_ids.shape)}")
+            raise ValueError(
+                f"target_ids must be {self.d2t.shape[0]} ascending ids, got shape {tuple(target_ids.shape)}"
+            )
         self.d2t.copy_(target_ids.to(self.d2t) - torch.arange(len(target_ids), device=self.d2t.device))
         self.t2d.zero_()
         self.t2d[target_ids.to(self.t2d.device)] = True
