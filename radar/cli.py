@@ -245,7 +245,7 @@ def _model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> N
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the checkpoint's")
     group.add_argument(
-        "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 16 on a CPU)"
+        "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"
     )
     group.add_argument("--max-calls", type=int, metavar="N", help="most draft calls per round (default 16)")
     group.add_argument(

@@ -33,8 +33,8 @@ def default_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def default_tree(device: torch.device) -> TreeConfig:
-    """EAGLE-3's 60 nodes on a GPU, where they cost what one token costs; 16 on a CPU, where every node is paid for."""
-    return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=16)
+    """EAGLE-3's 60 nodes on a GPU, where they cost what one token costs; 32 on a CPU, where every node is paid for."""
+    return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=32)
 
 
 class RadarDecoder(Decoder):
