@@ -72,15 +72,17 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
 
 
 def test_the_policy_saves_draft_calls(decoder, prompts):
-    """On prompts that it was not trained on; the README's table has the figures for the paper's tasks."""
+    """On prompts that it was not trained on, which are easy: the policy goes deeper here than on others, and still makes
+    fewer calls per token. The figures for the paper's tasks are in bench/results."""
     trained, runs = decoder.policy, {}
     for policy in (FixedDepth(8), trained):
         decoder.policy = policy
         runs[policy] = merge([decoder.generate(prompt, max_new_tokens=LENGTH).metrics for prompt in prompts])
     decoder.policy = trained
     eagle, mine = runs.values()
-    assert mine.draft_calls_per_round < 0.9 * eagle.draft_calls_per_round
-    assert mine.mean_acceptance_length > 0.95 * eagle.mean_acceptance_length
+    assert mine.draft_calls_per_round < 0.97 * eagle.draft_calls_per_round
+    assert mine.mean_acceptance_length > 0.988 * eagle.mean_acceptance_length
+    assert mine.num_draft_calls / mine.num_tokens < 0.92 * eagle.num_draft_calls / eagle.num_tokens
     assert eagle.mean_acceptance_length > 3.0
     assert len(mine.stop_histogram) > 3  # it reads its scores
 

@@ -18,6 +18,8 @@ TOLERANCES = {
     ("topk_confidence", torch.float32): 1e-6,
     # float32 arithmetic for every dtype of the weights: dot products of at most 576 terms, tanh through the sigmoid
     ("lstm_step", torch.float32): 2e-6,
+    # cuDNN's LSTM, a baseline of the benchmarks, adds up in an order of its own: 4.2e-6 seen on an H200
+    ("lstm_step cuDNN", torch.float32): 1e-5,
 }
 
 
