@@ -72,8 +72,8 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
 
 
 def test_the_policy_saves_draft_calls(decoder, prompts):
-    """On prompts that it was not trained on, which are easy: the policy goes deeper here than on others, and still makes
-    fewer calls per token. The figures for the paper's tasks are in bench/results."""
+    """On prompts that it was not trained on. They are easy, so the policy goes deeper here than on others, and still
+    makes fewer calls per token. The figures for the paper's tasks are in bench/results."""
     trained, runs = decoder.policy, {}
     for policy in (FixedDepth(8), trained):
         decoder.policy = policy
