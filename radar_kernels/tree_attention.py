@@ -105,7 +105,9 @@ def split_kernel(
         visible = ((bits[:, None] >> n[None, :]) & 1 != 0) & inside[None, :]
         k = tl.load(key + start.to(tl.int64) * key_s + k_offset, mask=inside[None, :] & in_dim[:, None], other=0.0)
         # 0 * NaN = NaN: a row that no node sees may hold anything, so it is not even read
-        seen = tl.max(visible.to(tl.int32), 0) > 0
+        # Reduced as words and tested in 64 bits, unlike `visible`: LLVM would put `n` of both into one vector, where
+        # Triton 3.6 overflows one into the other (leaky_vectors in tests/kernels/test_compile.py)
+        seen = ((tl.reduce_or(word, 0) >> (tl.maximum(column, 0) % 64 + n)) & 1 != 0) & inside
         v = tl.load(value + start.to(tl.int64) * value_s + v_offset, mask=seen[:, None] & in_dim[None, :], other=0.0)
         mixed, peak, total = _attend(q, k, v, mixed, peak, total, scale, visible, True)
 
@@ -162,7 +164,7 @@ def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Bloc
     rows, dim = max(next_power_of_2(rows), 16), next_power_of_2(dim)
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
         return Blocks(16, 16 if dim > 64 else 32, 1, 4 if dim <= 128 else 8, 256)
-    # 16-bit tiles of 32 rows or 32 keys gave wrong results on an H200, Triton 3.6 (bench/NOTES.md): never use them
+    # 16-bit tiles of 32 rows or keys: miscompiled by Triton 3.6 before `seen` was rewritten, not run on a card since
     rows = 16 if rows <= 16 else max(rows, 64)
     if dim > 128:
         return Blocks(16, 64, 1, 4, 256)
