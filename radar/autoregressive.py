@@ -9,7 +9,7 @@ import torch
 from radar.engine.prefill import PREFILL_ROWS, prefill
 from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round, Stopwatch
-from radar.target import TargetModel
+from radar.target import TargetModel, default_max_length
 
 __all__ = ["AutoregressiveDecoder"]
 
@@ -20,12 +20,13 @@ class AutoregressiveDecoder(Decoder):
     Args:
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
-        max_length: tokens that the cache holds, prompt and output together.
+        max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
     """
 
     engine_name = "eager"
 
-    def __init__(self, model: Any, *, tokenizer: Any = None, max_length: int = 2048) -> None:
+    def __init__(self, model: Any, *, tokenizer: Any = None, max_length: int | None = None) -> None:
+        max_length = default_max_length(model) if max_length is None else max_length
         self.target = TargetModel(model, max_length=max_length, max_rows=PREFILL_ROWS, tap_layers=())
         self.model = model
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self.target.device)

@@ -248,9 +248,7 @@ def _model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> N
         "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"
     )
     group.add_argument("--max-calls", type=int, metavar="N", help="most draft calls per round (default 16)")
-    group.add_argument(
-        "--max-length", type=int, default=2048, metavar="N", help="prompt and output together (default 2048)"
-    )
+    group.add_argument("--max-length", type=int, metavar="N", help="prompt and output together (default 2048)")
 
 
 def _progress_option(parser: argparse.ArgumentParser) -> None:

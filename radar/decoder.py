@@ -20,7 +20,7 @@ from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round
 from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
-from radar.target import TargetModel, load_model, load_tokenizer
+from radar.target import TargetModel, default_max_length, load_model, load_tokenizer
 
 __all__ = ["RadarDecoder", "default_device", "default_tree"]
 
@@ -48,6 +48,7 @@ class RadarDecoder(Decoder):
             which is EAGLE-3. None: `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: `default_tree` for the device.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
+            None: 2048, or as many as the model has positions for.
         tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
             (2, N // 2, N - 3).
         profile: on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is true.
@@ -65,11 +66,12 @@ class RadarDecoder(Decoder):
         tokenizer: Any = None,
         policy: StopPolicy | StrPath | None = None,
         tree: TreeConfig | None = None,
-        max_length: int = 2048,
+        max_length: int | None = None,
         tap_layers: Sequence[int] | None = None,
         profile: bool = False,
     ) -> None:
         tree = tree or default_tree(model.device)
+        max_length = default_max_length(model) if max_length is None else max_length
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -161,5 +163,8 @@ def _check_pair(target: TargetModel, draft: Eagle3Draft) -> None:
         problems.append(f"its vocabulary has {config.vocab_size} tokens, the target's has {target.vocab_size}")
     if config.num_aux_hidden_states != len(target.tap_layers):
         problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
+    weight = draft.fc.weight
+    if (weight.device, weight.dtype) != (target.device, target.dtype):
+        problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")
     if problems:
         raise ValueError("this draft head does not fit this target: " + "; ".join(problems))

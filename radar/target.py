@@ -21,7 +21,15 @@ from radar.kv_cache import StaticKVCache
 from radar.tree import causal_ancestors
 from radar_kernels import tree_attention
 
-__all__ = ["SUPPORTED_MODEL_TYPES", "TargetModel", "TargetOutput", "default_tap_layers", "load_model", "load_tokenizer"]
+__all__ = [
+    "SUPPORTED_MODEL_TYPES",
+    "TargetModel",
+    "TargetOutput",
+    "default_max_length",
+    "default_tap_layers",
+    "load_model",
+    "load_tokenizer",
+]
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _ATTENTION_NAME = "radar_tree"
@@ -63,6 +71,11 @@ AttentionInterface.register(_ATTENTION_NAME, _attention)
 def default_tap_layers(num_layers: int) -> tuple[int, int, int]:
     """EAGLE-3's low, middle and high feature as `hidden_states` indices (0: embeddings, i: output of layer i - 1)."""
     return (2, num_layers // 2, num_layers - 3)
+
+
+def default_max_length(model: Any) -> int:
+    """2048 tokens, or as many as the model has positions for."""
+    return min(2048, int(getattr(model.config, "max_position_embeddings", None) or 2048))
 
 
 class TargetModel:
@@ -201,6 +214,8 @@ class _Taps:
 
 def _check_family(model: Any, max_length: int) -> None:
     config = model.config
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
+        raise ValueError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
             f"unsupported target architecture {config.model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"

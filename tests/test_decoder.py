@@ -203,6 +203,24 @@ def test_parts_that_do_not_fit_are_refused():
         make(RadarPolicy(PolicyNetwork()), tree=TreeConfig(tree_top_k=4))
 
 
+def test_a_head_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"it is torch\.float64 on .*, the target torch\.float32"):
+        RadarDecoder(tiny_target(), draft=tiny_draft().double(), max_length=64)
+
+
+@pytest.mark.parametrize("length", [0, 1, -5, 2.5, True])
+def test_bad_cache_lengths_are_refused(length):
+    with pytest.raises(ValueError, match="max_length must be an integer of 2 or more"):
+        RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=length)
+    with pytest.raises(ValueError, match="max_length must be an integer of 2 or more"):
+        AutoregressiveDecoder(tiny_target(), max_length=length)
+
+
+def test_the_default_length_is_what_the_model_can_hold():
+    assert RadarDecoder(tiny_target(), draft=tiny_draft()).max_length == 512
+    assert AutoregressiveDecoder(tiny_target(max_position_embeddings=4096)).max_length == 2048
+
+
 def test_from_pretrained_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="pass target="):
         RadarDecoder.from_pretrained(draft=tmp_path)

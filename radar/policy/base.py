@@ -56,7 +56,7 @@ class FixedDepth:
 class Threshold:
     """Stop when the beam's summed probability falls below `mass` (DDD, arXiv 2409.00142, checked at every level)."""
 
-    def __init__(self, mass: float = 0.3) -> None:
+    def __init__(self, mass: float = 0.2) -> None:
         if not 0.0 <= mass <= 1.0:
             raise ValueError(f"Threshold: mass must be a probability from 0 to 1, got {mass!r}")
         self.mass = float(mass)
