@@ -80,7 +80,7 @@ class RadarDecoder(Decoder):
         target = TargetModel(
             model, max_length=max_length, max_rows=max(tree.total_tokens, PREFILL_ROWS), tap_layers=tap_layers
         )
-        _check_pair(target, draft)
+        _check_pair(target, draft, tree)
         if policy is None:
             policy = Threshold()
         elif isinstance(policy, str | os.PathLike):
@@ -149,7 +149,7 @@ class RadarDecoder(Decoder):
         return self.engine.round()
 
 
-def _check_pair(target: TargetModel, draft: Eagle3Draft) -> None:
+def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> None:
     config = draft.config
     problems = []
     if config.target_hidden_size != target.hidden_size:
@@ -163,6 +163,8 @@ def _check_pair(target: TargetModel, draft: Eagle3Draft) -> None:
         problems.append(f"its vocabulary has {config.vocab_size} tokens, the target's has {target.vocab_size}")
     if config.num_aux_hidden_states != len(target.tap_layers):
         problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
+    if config.draft_vocab_size < tree.tree_top_k:
+        problems.append(f"its vocabulary of {config.draft_vocab_size} is less than tree_top_k={tree.tree_top_k}")
     weight = draft.fc.weight
     if (weight.device, weight.dtype) != (target.device, target.dtype):
         problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")

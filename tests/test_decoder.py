@@ -134,6 +134,12 @@ def test_metrics_count_what_happened():
     assert (plain.num_draft_calls, plain.mean_acceptance_length, plain.num_spec_steps) == (0, 1.0, 49)
 
 
+def test_one_call_is_the_smallest_tree():
+    out = make(FixedDepth(1), tree=TreeConfig(total_tokens=11, max_calls=1)).generate(PROMPT, max_new_tokens=40)
+    assert out.token_ids == hf_greedy(tiny_target(), PROMPT, 40)
+    assert out.metrics.stop_histogram == {1: out.metrics.num_spec_steps}
+
+
 def test_a_sampled_policy_repeats_with_its_seed_and_changes_no_text():
     torch.manual_seed(1)
     network = PolicyNetwork()
@@ -197,6 +203,8 @@ def test_parts_that_do_not_fit_are_refused():
         RadarDecoder(tiny_target(hidden_size=64), draft=tiny_draft(), max_length=64)
     with pytest.raises(ValueError, match=r"reads 3 taps, got tap_layers=\(1, 2\)"):
         RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64, tap_layers=(1, 2))
+    with pytest.raises(ValueError, match=r"vocabulary of 13 is less than tree_top_k=14"):
+        make(tree=TreeConfig(tree_top_k=14))
     with pytest.raises(ValueError, match=r"needs TreeConfig\(max_calls=9\)"):
         make(FixedDepth(9))
     with pytest.raises(ValueError, match=r"10.*4|4.*10"):
