@@ -135,12 +135,11 @@ class RadarDecoder(Decoder):
     @property
     def policy(self) -> StopPolicy:
         """The stop policy; assign another one to compare on the same caches."""
-        return self.engine.policy
+        return self.engine.steps.policy
 
     @policy.setter
     def policy(self, policy: StopPolicy) -> None:
-        policy.bind(1, self.tree, self.engine.target.device)
-        self.engine.policy = policy
+        self.engine.steps.set_policy(policy)
 
     def _start(self, input_ids: list[int]) -> Round:
         return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device))

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.policy.lstm import PolicyNetwork
-from radar.verify import accept
 
 ROOT = Path(__file__).parent.parent
 STEP_FILES = [
@@ -19,7 +18,9 @@ STEP_FILES = [
     "radar/kv_cache.py",
     "radar/draft/drafter.py",
     "radar/draft/eagle3.py",
+    "radar/engine/steps.py",
     "radar/policy/base.py",
+    "radar/policy/lstm.py",
     "radar_kernels/reference.py",
     "radar_kernels/tree_attention.py",
     "radar_kernels/topk_confidence.py",
@@ -64,16 +65,11 @@ def test_a_round_reads_nothing_on_the_host(policy):
     with torch.inference_mode():
         engine.start(torch.tensor([[1, 2, 3]], device=engine.target.device))
         with NoHostReads():
-            policy.reset()
-            engine.drafter.begin(engine.tokens, engine.taps, engine.count)
+            engine.steps.begin()
             for _ in range(4):
-                policy.stop(engine.drafter.tree.beam_scores)
-                engine.drafter.step()
-            nodes = engine.drafter.tree.select(engine.root)
-            positions = engine.target.cache.length[:, None] + nodes.depths
-            out = engine.target.forward(nodes.draft_tokens, positions, nodes.ancestors)
-            result = accept(nodes, engine.target.logits(out.hidden_states).argmax(-1), engine.config.max_accepted)
-            engine.target.cache.commit(result.path, result.accept_length + 1)
+                engine.steps.stop()
+                engine.steps.step()
+            engine.steps.finish(engine.steps.verify())
 
 
 def test_one_read_of_the_result_per_round():
@@ -81,7 +77,9 @@ def test_one_read_of_the_result_per_round():
     source = ast.parse((ROOT / "radar/engine/eager.py").read_text())
     run = next(node for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == "round")
     calls = [ast.unparse(node.func) for node in ast.walk(run) if isinstance(node, ast.Call)]
-    assert [name for name in calls if name.endswith((".tolist", ".item", ".cpu", ".nonzero"))] == ["report[0].tolist"]
+    assert [name for name in calls if name.endswith((".tolist", ".item", ".cpu", ".nonzero"))] == [
+        "steps.finish(target_tokens)[0].tolist"
+    ]
     assert calls.count("bool") == 1
 
 

@@ -1,0 +1,86 @@
+"""The steps of a round on static buffers: what the host calls one by one, and what a graph can capture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from radar.config import TreeConfig
+from radar.draft.drafter import Drafter
+from radar.policy.base import StopPolicy
+from radar.target import TargetModel
+from radar.verify import accept
+
+__all__ = ["RoundSteps"]
+
+
+class RoundSteps:
+    """Draft, decide, verify, accept, commit (RADAR, arXiv 2512.14069). No step asks the host.
+
+    A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`.
+
+    Args:
+        target, drafter, policy: on one device.
+        config: the tree's shape.
+    """
+
+    def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
+        batch, device = target.cache.length.shape[0], target.device
+        self.target = target
+        self.drafter = drafter
+        self.config = config
+        # what the last verification leaves for the next draft: its new tokens, their features, how many
+        self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
+        self.taps = torch.zeros(
+            (batch, config.max_accepted, drafter.draft.fc.in_features), dtype=target.dtype, device=device
+        )
+        self.count = torch.ones(batch, dtype=torch.int64, device=device)
+        self.root = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.set_policy(policy)
+
+    def set_policy(self, policy: StopPolicy) -> None:
+        policy.bind(self.root.shape[0], self.config, self.target.device)
+        self.policy = policy
+
+    def load(self, token: Tensor, taps: Tensor) -> None:
+        """Take the prompt's successor [B] and the taps of the prompt's last position [B, 1, taps]."""
+        self.root.copy_(token)
+        self.tokens[:, 0] = token
+        self.taps[:, :1] = taps
+        self.count.fill_(1)
+
+    def begin(self) -> None:
+        """Draft call 1."""
+        self.policy.reset()
+        self.drafter.begin(self.tokens, self.taps, self.count)
+
+    def stop(self) -> Tensor:
+        """Whether the newest level ends the drafting: flags [B]."""
+        return self.policy.stop(self.drafter.tree.beam_scores)
+
+    def step(self) -> None:
+        """One more draft call."""
+        self.drafter.step()
+
+    def verify(self) -> Tensor:
+        """Select the best nodes and run the target over them: its token after each node [B, N]."""
+        self._nodes = self.drafter.tree.select(self.root)
+        positions = self.target.cache.length[:, None] + self._nodes.depths
+        out = self.target.forward(self._nodes.draft_tokens, positions, self._nodes.ancestors)
+        self._node_taps = out.aux_hidden_states
+        return self.target.logits(out.hidden_states).argmax(dim=-1)
+
+    def finish(self, target_tokens: Tensor) -> Tensor:
+        """Accept, commit, and leave the next round's input.
+
+        Returns:
+            [B, 2 + A]: draft calls, accept_length, and the round's tokens, of which the first accept_length + 1 count.
+        """
+        result = accept(self._nodes, target_tokens, self.config.max_accepted)
+        count = result.accept_length + 1
+        self.target.cache.commit(result.path, count)
+        self.tokens.copy_(result.tokens)
+        self.taps.copy_(self._node_taps.gather(1, result.path[..., None].expand_as(self.taps)))
+        self.count.copy_(count)
+        self.root.copy_(result.next_token)
+        return torch.cat((self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
