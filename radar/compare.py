@@ -121,9 +121,19 @@ def _histogram(counts: dict[int, int], width: int = 40) -> list[str]:
     ]
 
 
+def _processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Hardware, software and commit, for a result file."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     root = Path(__file__).resolve().parent.parent
     try:
         git = subprocess.run(
