@@ -23,12 +23,14 @@ from radar_kernels import tree_attention
 
 __all__ = [
     "SUPPORTED_MODEL_TYPES",
+    "Taps",
     "TargetModel",
     "TargetOutput",
     "default_max_length",
     "default_tap_layers",
     "load_model",
     "load_tokenizer",
+    "resolve_tap_layers",
 ]
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -73,6 +75,18 @@ def default_tap_layers(num_layers: int) -> tuple[int, int, int]:
     return (2, num_layers // 2, num_layers - 3)
 
 
+def resolve_tap_layers(num_layers: int, tap_layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The taps named, or the default's. Raises ValueError for indices that a model of `num_layers` does not have."""
+    taps = default_tap_layers(num_layers) if tap_layers is None else tuple(tap_layers)
+    if any(not 0 <= layer < num_layers for layer in taps):
+        raise ValueError(
+            f"tap_layers must be hidden_states indices from 0 to {num_layers - 1} for a model of {num_layers} layers "
+            f"(the last state is normed and no feature), got {list(taps)}"
+            + (" by default: name others" if tap_layers is None else "")
+        )
+    return taps
+
+
 def default_max_length(model: Any) -> int:
     """2048 tokens, or as many as the model has positions for."""
     return min(2048, int(getattr(model.config, "max_position_embeddings", None) or 2048))
@@ -106,15 +120,8 @@ class TargetModel:
         config = model.config
         _check_family(model, max_length)
         num_layers = int(config.num_hidden_layers)
-        if tap_layers is None:
-            tap_layers = default_tap_layers(num_layers)
-        if any(not 0 <= layer <= num_layers - 1 for layer in tap_layers):
-            raise ValueError(
-                f"tap_layers must be hidden_states indices from 0 to {num_layers - 1} for a model of {num_layers} "
-                f"layers (the last one is normed and no feature), got {tuple(tap_layers)}"
-            )
         self.model = model
-        self.tap_layers = tuple(tap_layers)
+        self.tap_layers = resolve_tap_layers(num_layers, tap_layers)
         self.max_length = max_length
         self.max_rows = max_rows
         self.vocab_size = int(config.vocab_size)
@@ -135,7 +142,7 @@ class TargetModel:
         )
         self._causal = causal_ancestors(max_rows, self.device)
         self._rows = torch.arange(max_rows, device=self.device)
-        self._taps = _Taps(self._decoder, self.tap_layers)
+        self._taps = Taps(self._decoder, self.tap_layers)
         weakref.finalize(self, self._taps.remove)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, ancestors: Tensor) -> TargetOutput:
@@ -153,7 +160,8 @@ class TargetModel:
                 radar_pass=_Pass(self.cache, ancestors),
             )
         hidden = out.last_hidden_state
-        return TargetOutput(hidden, self._taps.collect(hidden))
+        taps = self._taps.collect()
+        return TargetOutput(hidden, hidden[..., :0] if taps is None else taps)
 
     def forward_chain(self, input_ids: Tensor) -> TargetOutput:
         """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""
@@ -182,8 +190,15 @@ class TargetModel:
             config._attn_implementation = previous
 
 
-class _Taps:
-    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed)."""
+class Taps:
+    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
+
+    They are silent unless `active`.
+
+    Args:
+        decoder: the model without its head.
+        layers: `hidden_states` indices.
+    """
 
     def __init__(self, decoder: Any, layers: Sequence[int]) -> None:
         self.active = False
@@ -202,10 +217,11 @@ class _Taps:
 
         return keep
 
-    def collect(self, hidden_states: Tensor) -> Tensor:
+    def collect(self) -> Tensor | None:
+        """The last forward's taps side by side [B, N, taps * hidden]; None without taps."""
         kept = [self._kept[index] for index in self._layers]
         self._kept.clear()
-        return torch.cat(kept, dim=-1) if kept else hidden_states[..., :0]
+        return torch.cat(kept, dim=-1) if kept else None
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from radar.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.train import draft as train_module
-from radar.train.draft import TestTimeAttention, TrainingOptions, train_draft
+from radar.train.draft import TrainingOptions, train_draft
 from radar.train.tokens import TokenMixture, encode_file
+from radar.train.unroll import TestTimeAttention
 
 VOCAB, HIDDEN, END = 64, 32, 3
 CONFIG = DraftConfig(

@@ -1,8 +1,4 @@
-"""Train an EAGLE-3 draft head on a target's own predictions: training-time test (arXiv 2503.01840, section 3.2).
-
-Step s of the test plays draft call s for all positions at once: the query at position t sees the step-0 keys up to t,
-which stand for verified tokens, and the keys of steps 1..s at t alone, which stand for its own drafted chain.
-"""
+"""Train an EAGLE-3 draft head on a target's own predictions: resumable, by steps or by the clock."""
 
 from __future__ import annotations
 
@@ -23,10 +19,11 @@ from tqdm import tqdm
 from radar.config import DraftConfig
 from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
-from radar.target import default_tap_layers
+from radar.target import Taps, resolve_tap_layers
 from radar.train.tokens import TokenMixture
+from radar.train.unroll import unrolled_losses
 
-__all__ = ["TestTimeAttention", "TrainingOptions", "train_draft", "unrolled_losses"]
+__all__ = ["TrainingOptions", "train_draft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,101 +83,17 @@ class TrainingOptions:
             raise ValueError(f"checkpoint_every must be at least 0 seconds, got {self.checkpoint_every!r}")
 
 
-class TestTimeAttention:
-    """The `attend` of one training window: call it once per step, it keeps the keys and values of earlier steps."""
-
-    __test__ = False  # not a test class, whatever pytest thinks
-
-    def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, T, D], key and value [B, KV, T, D] of this step -> [B, T, H, D]."""
-        self.keys.append(key)
-        self.values.append(value)
-        batch, heads, rows, size = query.shape
-        kv = key.shape[1]
-        query = query.reshape(batch, kv, heads // kv, rows, size) * size**-0.5
-        first = torch.einsum("bkgtd,bkud->bkgtu", query, self.keys[0]).float()
-        position = torch.arange(rows, device=query.device)
-        first = first.masked_fill(position[None, :] > position[:, None], -math.inf)
-        # Two softmaxes joined by their normalisers: no concatenation of T + s columns is built.
-        norm = first.logsumexp(-1, keepdim=True)
-        own = [(query * k[:, :, None]).sum(-1, keepdim=True, dtype=torch.float32) for k in self.keys[1:]]
-        for score in own:
-            norm = torch.logaddexp(norm, score)
-        out = torch.einsum("bkgtu,bkud->bkgtd", (first - norm).exp().to(value.dtype), self.values[0])
-        for score, v in zip(own, self.values[1:], strict=True):
-            out = out + (score - norm).exp().to(value.dtype) * v[:, :, None]
-        return out.reshape(batch, heads, rows, size).transpose(1, 2)
-
-
-def unrolled_losses(
-    draft: Eagle3Draft, aux: Tensor, embeds: Tensor, teacher: Tensor, best: Tensor, ttt_length: int
-) -> tuple[Tensor, Tensor]:
-    """Losses of all steps of the training-time test.
-
-    Args:
-        draft: the head.
-        aux: taps of the target [B, T, 3 * target_hidden].
-        embeds: the target's embeddings of tokens 1 .. T + S - 1 [B, T + S - 1, hidden].
-        teacher: the target's logits of the draft vocabulary after those tokens [B, T + S - 1, draft_vocab].
-        best: draft id of the target's arg-max there, -1 if it is outside the draft vocabulary [B, T + S - 1].
-        ttt_length: S.
-
-    Returns:
-        (mean cross-entropy of each step [S], over positions that the draft vocabulary covers;
-        share of all positions where head and target agree [S]).
-    """
-    rows = aux.shape[1]
-    probabilities = teacher.float().softmax(-1)
-    hidden, attend = draft.fuse(aux), TestTimeAttention()
-    positions = torch.arange(rows, device=aux.device)[None].expand(aux.shape[0], rows)
-    losses, agreement = [], []
-    for step in range(ttt_length):
-        window = slice(step, step + rows)
-        hidden = draft(embeds[:, window], hidden, positions + step, attend)
-        logits = draft.logits(hidden).float()
-        wanted, covered = best[:, window], best[:, window] >= 0
-        # -sum p log q = logsumexp(logits) - sum p * logits, because p sums to one
-        entropy = logits.logsumexp(-1) - (probabilities[:, window] * logits).sum(-1)
-        losses.append((entropy * covered).sum() / covered.sum().clamp(min=1))
-        agreement.append((logits.detach().argmax(-1) == wanted).float().mean())
-    return torch.stack(losses), torch.stack(agreement)
-
-
 class _Target:
-    """A frozen target and its taps: hidden-state indices, 0 = what the first layer reads, i = output of layer i - 1."""
+    """A frozen target and its taps."""
 
-    def __init__(self, model: nn.Module, taps: Sequence[int] | None, device: torch.device) -> None:
+    def __init__(self, model: Any, tap_layers: Sequence[int] | None, device: torch.device) -> None:
         self.model = model.eval()
         self.device = device
-        self.embed: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-        layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[operator]
-        count = len(layers)
-        self.taps = tuple(taps) if taps is not None else default_tap_layers(count)
-        if not all(0 <= tap < count for tap in self.taps):
-            raise ValueError(
-                f"tap_layers must be hidden-state indices from 0 to {count - 1} for a target of {count} layers, "
-                f"got {list(self.taps)}" + ("" if taps is not None else " by default: name others")
-            )
-        self.seen: dict[int, Tensor] = {}
-        self.hooks = [
-            layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
-            if tap == 0
-            else layers[tap - 1].register_forward_hook(self._keep_output(tap))
-            for tap in self.taps
-        ]
-
-    def _keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.seen[0] = args[0] if args else kwargs["hidden_states"]
-
-    def _keep_output(self, tap: int) -> Callable[..., None]:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            self.seen[tap] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+        self.embed: nn.Module = model.get_input_embeddings()
+        decoder = model.get_decoder()
+        self.taps = resolve_tap_layers(len(decoder.layers), tap_layers)
+        self._hooks = Taps(decoder, self.taps)
+        self._hooks.active = True
 
     @torch.no_grad()
     def read(
@@ -188,13 +101,12 @@ class _Target:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ids [B, T + S] -> (aux, embeds, teacher, best) as `unrolled_losses` takes them."""
         logits = self.model(input_ids=ids, use_cache=False).logits[:, 1:]
-        aux = torch.cat([self.seen[tap][:, :rows] for tap in self.taps], dim=-1)
-        return aux, self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
+        taps = self._hooks.collect()  # before the embedding runs again, which may be a tap itself
+        assert taps is not None
+        return taps[:, :rows], self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
 
     def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.seen.clear()
+        self._hooks.remove()
 
 
 def _new_draft(model: nn.Module, config: DraftConfig, text: TokenMixture, eos: Sequence[int]) -> Eagle3Draft:
