@@ -70,6 +70,15 @@ def test_half_precision_round_trip(tmp_path):
     assert same(load(tmp_path), wanted)
 
 
+def test_rotary_frequencies_stay_exact_in_half_precision(saved):
+    """A cast to bfloat16 would round them to 8 bits: at position 1000 the angle would be off by radians."""
+    half = load_draft(saved, target_hidden_size=32, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert half.fc.weight.dtype == torch.bfloat16
+    assert half.inv_freq.dtype == torch.float32
+    assert torch.equal(half.inv_freq, load(saved).inv_freq)
+    assert torch.equal(tiny_draft().half().float().inv_freq.cpu(), load(saved).inv_freq)
+
+
 def test_released_bin_files_load(saved):
     torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()

@@ -7,6 +7,7 @@ The module owns no cache: whoever calls it says how its queries attend (`attend`
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +108,17 @@ class Eagle3Draft(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self.register_buffer("inv_freq", config.rope_theta**-exponent, persistent=False)
+        self.register_buffer("inv_freq", self._inverse_frequencies(self.d2t.device), persistent=False)
+
+    def _inverse_frequencies(self, device: torch.device) -> Tensor:
+        exponent = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=device) / self.config.head_dim
+        return torch.pow(self.config.rope_theta, -exponent)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep the frequencies in float32 when the module is cast: bfloat16 would be off by radians at position 1000."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.inv_freq = self._inverse_frequencies(self.inv_freq.device)
+        return self
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """Target taps, low to high, side by side [B, N, 3 * target_hidden] -> draft features [B, N, hidden]."""
