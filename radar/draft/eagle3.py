@@ -115,7 +115,7 @@ class Eagle3Draft(nn.Module):
         return torch.pow(self.config.rope_theta, -exponent)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Keep the frequencies in float32 when the module is cast: bfloat16 would be off by radians at position 1000."""
+        """Keep the frequencies in float32 when the module is cast: bfloat16 is off by radians at position 1000."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.inv_freq = self._inverse_frequencies(self.inv_freq.device)
         return self
