@@ -18,7 +18,7 @@ def _repair_interpreter() -> None:
     import triton
     from triton.runtime import interpreter
 
-    if triton.__version__ >= "3.7" or np.lib.NumpyVersion(np.__version__) < "2.4.0":
+    if not triton.__version__.startswith("3.6.") or np.lib.NumpyVersion(np.__version__) < "2.4.0":
         return
     original = interpreter._patch_lang_tensor
 
