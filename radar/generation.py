@@ -45,7 +45,7 @@ class Decoder(ABC):
         tokenizer: a transformers tokenizer, or None for ids only.
         eos_token_ids: ids that end a generation.
         max_length: tokens that the cache holds, prompt and output together.
-        device: where prompts go.
+        vocab_size: ids that the target knows.
     """
 
     engine_name = ""

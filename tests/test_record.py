@@ -99,6 +99,13 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
     assert parts.read_bytes() == whole.read_bytes()
 
 
+def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):
+    decoder = make()
+    with pytest.raises(ValueError, match="the prompt has 200 tokens and the cache holds max_length=160"):
+        record(decoder, [PROMPTS[0], [1] * 200], tmp_path / "rounds.jsonl", max_new_tokens=30, progress=False)
+    assert set(read_rounds(tmp_path / "rounds.jsonl").prompt.tolist()) == {0}
+
+
 def test_a_wrong_continuation_changes_the_lengths():
     """The comparison above can fail: another text is accepted for other lengths."""
     decoder = make()
@@ -107,7 +114,8 @@ def test_a_wrong_continuation_changes_the_lengths():
         rounds = decoder.rounds(PROMPTS[0], max_new_tokens=40)
         next(rounds), next(rounds)
         tree = decoder.engine.drafter.tree.snapshot()
-    best = int(tree.tokens[0, 0])
+    best = int(tree.tokens[0, 0])  # under any budget it is verified
     assert accept_lengths(tree, [best]).tolist() == [1] * 6
-    assert accept_lengths(tree, [5 - best, best]).tolist()[0] in (0, 1)
+    absent = next(token for token in range(6) if token not in tree.tokens[0, :3].tolist())
+    assert accept_lengths(tree, [absent, best]).tolist() == [0] * 6
     assert accept_lengths(tree, []).tolist() == [0] * 6

@@ -107,10 +107,10 @@ def record(
 
 def _record_prompt(decoder: RadarDecoder, prompt: Sequence[int], max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """(context lengths [n], beam scores [n, max_calls, k], accepted lengths [n, max_calls]) of one generation."""
-    limit = min(max_new_tokens, decoder.max_length - len(prompt))
+    fits = len(prompt) + max_new_tokens <= decoder.max_length
     text: list[int] = []
     snapshots: list[tuple[int, DraftTree]] = []
-    for item in decoder.rounds(prompt, max_new_tokens=limit):
+    for item in decoder.rounds(prompt, max_new_tokens=max_new_tokens if fits else None):
         if not item.is_prefill:
             snapshots.append((len(text), decoder.engine.drafter.tree.snapshot()))
         text.extend(item.tokens)
