@@ -164,7 +164,6 @@ def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Bloc
     rows, dim = max(next_power_of_2(rows), 16), next_power_of_2(dim)
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
         return Blocks(16, 16 if dim > 64 else 32, 1, 4 if dim <= 128 else 8, 256)
-    # 16-bit tiles of 32 rows or keys: miscompiled by Triton 3.6 before `seen` was rewritten, not run on a card since
     rows = 16 if rows <= 16 else max(rows, 64)
     if dim > 128:
         return Blocks(16, 64, 1, 4, 256)

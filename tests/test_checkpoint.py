@@ -53,7 +53,8 @@ def edit_config(folder, **values):
 
 
 def same(a: Eagle3Draft, b: Eagle3Draft):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x.cpu(), y.cpu()) for x, y in pairs)
 
 
 def test_tensor_names_are_the_released_ones(saved):
