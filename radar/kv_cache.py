@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from radar_kernels import keep_rows, store_rows
+
 __all__ = ["StaticKVCache"]
 
 
@@ -38,7 +40,6 @@ class StaticKVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._steps = torch.arange(capacity, device=device)
         self._window = capacity
 
     @property
@@ -47,11 +48,8 @@ class StaticKVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its buffers [B, KV, S, D], S the window."""
-        batch, heads, rows, dim = keys.shape
-        index = (start[:, None] + self._steps[:rows])[:, None, :, None].expand(batch, heads, rows, dim)
         layer_keys, layer_values = self.keys[layer], self.values[layer]
-        layer_keys.scatter_(2, index, keys)
-        layer_values.scatter_(2, index, values)
+        store_rows(layer_keys, layer_values, keys, values, start)
         return layer_keys[:, :, : self._window], layer_values[:, :, : self._window]
 
     def set_window(self, rows: int) -> None:
@@ -66,15 +64,9 @@ class StaticKVCache:
     def commit(self, path: Tensor, count: Tensor) -> None:
         """Keep the scratch rows `path` [B, A] (offsets from `length`) in that order, and `count` [B] of them for good.
 
-        Entries of `path` past `count` may be any valid offset; what they copy stays scratch.
+        `path` ascends. What its entries past `count` say does not matter.
         """
-        layers, batch, heads, _, dim = self.keys.shape
-        rows = path.shape[1]
-        shape = (layers, batch, heads, rows, dim)
-        source = (self.length[:, None] + path)[None, :, None, :, None].expand(shape)
-        target = (self.length[:, None] + self._steps[:rows])[None, :, None, :, None].expand(shape)
-        for buffer in (self.keys, self.values):
-            buffer.scatter_(3, target, buffer.gather(3, source))  # gather copies first, so overlaps are safe
+        keep_rows(self.keys, self.values, self.length, path, count)
         self.length += count
 
     def reset(self) -> None:

@@ -12,7 +12,9 @@ __all__ = [
     "LstmStep",
     "PolicyWeights",
     "TopkConfidence",
+    "keep_rows",
     "lstm_step",
+    "store_rows",
     "topk_confidence",
     "tree_attention",
     "visible_keys",
@@ -115,3 +117,24 @@ def lstm_step(
     logits = linear(features, w.mlp3_weight, w.mlp3_bias)
     stop = logits.softmax(-1)[:, 0] > (0.5 if threshold is None else threshold)
     return LstmStep(hidden, cell, logits, stop)
+
+
+def store_rows(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, start: Tensor) -> None:
+    """Write new rows at `start`; see `radar_kernels.store_rows`."""
+    index = start[:, None] + torch.arange(key.shape[2], device=start.device)
+    index = index[:, None, :, None].expand(key.shape)
+    key_cache.scatter_(2, index, key)
+    value_cache.scatter_(2, index, value)
+
+
+def keep_rows(key_cache: Tensor, value_cache: Tensor, length: Tensor, path: Tensor, count: Tensor) -> None:
+    """Move the accepted rows together; see `radar_kernels.keep_rows`."""
+    layers, batch, heads, capacity, dim = key_cache.shape
+    step = torch.arange(path.shape[1], device=path.device)
+    # rows past `count` are written with what they hold; behind the end of the cache its last row stands for them
+    target = (length[:, None] + step).clamp_(max=capacity - 1)
+    source = torch.where(step < count[:, None], length[:, None] + path, target)
+    shape = (layers, batch, heads, path.shape[1], dim)
+    source, target = (index[None, :, None, :, None].expand(shape) for index in (source, target))
+    for cache in (key_cache, value_cache):
+        cache.scatter_(3, target, cache.gather(3, source))  # gather copies first, so overlaps are safe

@@ -31,6 +31,10 @@ ATTENTION = [
 ]
 TOPK = [(torch.bfloat16, 10, 32000, True), (torch.bfloat16, 10, 128256, False), (torch.float32, 1, 32000, False)]
 LSTM = [(torch.float32, 128, 128), (torch.bfloat16, 512, 128), (torch.float32, 512, 512), (torch.float32, 64, 64)]
+CACHE = [  # dtype, key-value heads, new rows, head dimension
+    (torch.bfloat16, 8, 60, 128), (torch.bfloat16, 8, 10, 128), (torch.float16, 2, 1, 16), (torch.float16, 8, 60, 96),
+    (torch.float32, 4, 256, 256), (torch.float32, 8, 60, 128),
+]  # fmt: skip
 ARCHITECTURES = sorted(SHARED_MEMORY)
 
 
@@ -41,9 +45,8 @@ def record_launches(arch: int) -> list[tuple]:
     import radar_kernels
     from radar_kernels import _launch
 
-    ops = [
-        importlib.import_module(f"radar_kernels.{name}") for name in ("tree_attention", "topk_confidence", "lstm_step")
-    ]
+    names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows")
+    ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
     _launch.interpreting = lambda: True  # lets CPU tensors through
@@ -69,6 +72,13 @@ def record_launches(arch: int) -> list[tuple]:
         weights = radar_kernels.PolicyWeights(*(torch.empty(shape, dtype=dtype) for shape in shapes))
         state = torch.empty(1, hidden)
         radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, threshold=torch.zeros(1), backend="triton")
+    one = torch.zeros(1, dtype=torch.int64)
+    for dtype, heads, rows, dim in CACHE:
+        label = f"store_rows and keep_rows {dtype} {heads} x {rows} x {dim}"
+        cache, new = torch.empty(2, 1, heads, 512, dim, dtype=dtype), torch.empty(1, rows, heads, dim, dtype=dtype)
+        radar_kernels.store_rows(cache[0], cache[1], *2 * [new.transpose(1, 2)], one, backend="triton")
+        path = torch.zeros(1, 17, dtype=torch.int64)
+        radar_kernels.keep_rows(cache, cache, one, path, one, backend="triton")
     return launches
 
 
@@ -165,6 +175,7 @@ def test_every_kernel_fits(arch, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
+    kernels |= {"store_kernel", "keep_kernel"}
     assert {result["kernel"] for result in results} == kernels
     for result in results:
         assert result["spilled"] == 0, f"registers spill: {result}"
