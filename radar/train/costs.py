@@ -1,0 +1,215 @@
+"""What a round costs on one device with one pair: measured tables, read and written as JSON with strict checks.
+
+    {"format": "radar-costs", "version": 1, "device": "NVIDIA H200", "pair": "target + draft",
+     "draft_call_seconds": [first call, second call, ...], "nodes": [32, 60], "contexts": [0, 1024, 4096],
+     "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "rest_seconds": 3e-4}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radar.config import TreeConfig
+
+__all__ = ["CostTable"]
+
+FORMAT, FORMAT_VERSION = "radar-costs", 1
+_MOST_CALLS, _FEWEST_NODES, _MOST_NODES = 16, 2, 256  # what TreeConfig allows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """Seconds of the parts of a round (any one unit serves as long as a table keeps to it).
+
+    Attributes:
+        draft_call_seconds: entry d is draft call d + 1; the first is the one from the root.
+        nodes: verified node counts that were measured, the root included, ascending.
+        contexts: context lengths in tokens that were measured, ascending.
+        verify_seconds: [nodes][contexts] the target's pass over the tree. Between measured points it is interpolated
+            linearly; a context outside of them costs what the nearest does; a node count outside of them is an error.
+        decision_seconds: one decision of the policy. None is made after the last allowed call.
+        rest_seconds: selection, acceptance, commit: all that depends on nothing.
+        device: the hardware's name.
+        pair: the target and the draft head.
+    """
+
+    draft_call_seconds: tuple[float, ...]
+    nodes: tuple[int, ...]
+    contexts: tuple[int, ...]
+    verify_seconds: tuple[tuple[float, ...], ...]
+    decision_seconds: float
+    rest_seconds: float
+    device: str
+    pair: str
+
+    def __post_init__(self) -> None:
+        problems = _time_problems("draft_call_seconds", self.draft_call_seconds)
+        problems += _time_problems("decision_seconds, rest_seconds", (self.decision_seconds, self.rest_seconds))
+        for name in ("nodes", "contexts"):
+            axis = getattr(self, name)
+            whole = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in axis)
+            if not axis or not whole or any(b <= a for a, b in pairwise(axis)):
+                problems.append(f"{name} must be ascending whole numbers, got {axis!r}")
+        if not self.draft_call_seconds:
+            problems.append("draft_call_seconds is empty")
+        shape = [len(row) for row in self.verify_seconds]
+        if shape != [len(self.contexts)] * len(self.nodes):
+            problems.append(f"verify_seconds must be {len(self.nodes)} rows of {len(self.contexts)}, got {shape}")
+        problems += _time_problems("verify_seconds", [value for row in self.verify_seconds for value in row])
+        for name in ("device", "pair"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                problems.append(f"{name} must be a name, got {getattr(self, name)!r}")
+        if not problems and self.draft_call_seconds[0] + self.rest_seconds + self.verify_seconds[0][0] <= 0:
+            problems.append("call, verification and rest are all 0, so a round would take no time")
+        if problems:
+            raise ValueError("CostTable: " + "; ".join(problems))
+
+    @classmethod
+    def constant(
+        cls, *, call: float, rest: float, decision: float = 0.0, device: str = "any", pair: str = "any"
+    ) -> CostTable:
+        """The paper's model of a round: rest + call * n + decision * min(n, max_calls - 1), whatever the context."""
+        return cls(
+            draft_call_seconds=(call,) * _MOST_CALLS,
+            nodes=(_FEWEST_NODES, _MOST_NODES),
+            contexts=(0,),
+            verify_seconds=((0.0,), (0.0,)),
+            decision_seconds=decision,
+            rest_seconds=rest,
+            device=device,
+            pair=pair,
+        )
+
+    @classmethod
+    def paper(cls) -> CostTable:
+        """The paper's code for Llama-3-8B, in seconds: T_o 0.07067, T_d 0.002684, T_p 0.0004.
+
+        It writes T(k) = T_o + T_d k + T_p min(k + 1, 7) for k calls after the first, so its T_o holds the first call:
+        `rest` = T_o - T_d.
+        """
+        rest = 0.07067 - 0.002684
+        return cls.constant(call=0.002684, decision=0.0004, rest=rest, device="2x RTX 3090", pair="Llama-3-8B, RADAR")
+
+    @property
+    def mean_call_seconds(self) -> float:
+        return sum(self.draft_call_seconds) / len(self.draft_call_seconds)
+
+    def without_decisions(self) -> CostTable:
+        """The same for a decoder that decides nothing: a fixed depth."""
+        return replace(self, decision_seconds=0.0)
+
+    def round_seconds(self, calls: Tensor, context: Tensor, tree: TreeConfig) -> Tensor:
+        """Seconds of rounds with `calls` draft calls (>= 1) at `context` tokens; the two broadcast. float64.
+
+        Raises ValueError for a tree that verifies more nodes or makes more calls than were measured.
+        """
+        if tree.max_calls > len(self.draft_call_seconds):
+            raise ValueError(
+                f"the cost table measured {len(self.draft_call_seconds)} draft calls, the tree allows {tree.max_calls}: "
+                "profile again with that max_calls"
+            )
+        drafted = torch.tensor(self.draft_call_seconds, dtype=torch.float64).cumsum(0)[calls - 1]
+        decided = self.decision_seconds * calls.clamp(max=tree.max_calls - 1).double()
+        return drafted + decided + self._verify(context.double(), tree.total_tokens) + self.rest_seconds
+
+    def times(self, tree: TreeConfig, context: Tensor) -> Tensor:
+        """Seconds for every stop: contexts [N] -> [N, max_calls] float64."""
+        return self.round_seconds(torch.arange(1, tree.max_calls + 1)[None], context[:, None], tree)
+
+    def _verify(self, context: Tensor, nodes: int) -> Tensor:
+        if not self.nodes[0] <= nodes <= self.nodes[-1]:
+            raise ValueError(
+                f"the cost table measured {self.nodes[0]} to {self.nodes[-1]} nodes, the tree verifies {nodes}: "
+                "profile again with that total_tokens"
+            )
+        table = torch.tensor(self.verify_seconds, dtype=torch.float64)
+        row = _interpolate(torch.tensor(float(nodes)), self.nodes, table)  # [contexts]
+        return _interpolate(context, self.contexts, row)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any, *, source: str = "cost table") -> CostTable:
+        """Raises ValueError for anything but what `to_dict` gave; `source` names it there."""
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
+        if values.get("version") != FORMAT_VERSION:
+            raise ValueError(f"{source}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
+        fields = {name: value for name, value in values.items() if name not in ("format", "version")}
+        known = set(cls.__dataclass_fields__)
+        if wrong := sorted(known ^ fields.keys()):
+            raise ValueError(f"{source}: missing or unknown: {', '.join(wrong)}")
+        for name in ("draft_call_seconds", "nodes", "contexts", "verify_seconds"):
+            if not isinstance(fields[name], list | tuple):
+                raise ValueError(f"{source}: {name} must be a list, got {fields[name]!r}")
+            fields[name] = tuple(tuple(one) if isinstance(one, list) else one for one in fields[name])
+        if not all(isinstance(row, tuple) for row in fields["verify_seconds"]):
+            raise ValueError(f"{source}: verify_seconds must be a list of lists")
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file; it is replaced in one step."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | None) -> CostTable:
+        """Read a table.
+
+        Args:
+            path: what `save` wrote.
+            device: the hardware's name that the table has to be of; None takes a table of any device.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ValueError: it is torn, of another kind or version, holds impossible times, or is of another device.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no cost table at {path}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+        table = cls.from_dict(values, source=str(path))
+        if device is not None and table.device != device:
+            raise ValueError(
+                f"{path} was measured on {table.device!r}, this is {device!r}: times do not carry over. Profile this "
+                "device, or ask for the foreign table"
+            )
+        return table
+
+
+def _time_problems(name: str, times: Sequence[object]) -> list[str]:
+    for value in times:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            return [f"{name} must be finite times of 0 or more, got {value!r}"]
+    return []
+
+
+def _interpolate(x: Tensor, points: Sequence[int], values: Tensor) -> Tensor:
+    """Values [P, ...] at ascending points [P], linear in between, constant outside: x [...] -> x's shape + [...]."""
+    if len(points) == 1:
+        return values[0].expand(*x.shape, *values.shape[1:])
+    grid = torch.tensor(points, dtype=torch.float64)
+    x = x.double().clamp(points[0], points[-1])
+    right = torch.searchsorted(grid, x.contiguous()).clamp(1, len(points) - 1)
+    share = (x - grid[right - 1]) / (grid[right] - grid[right - 1])
+    share = share.reshape((*x.shape, *(1,) * (values.dim() - 1)))
+    return values[right - 1] + share * (values[right] - values[right - 1])
