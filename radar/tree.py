@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar_kernels import TopkConfidence
+from radar_kernels import TopkConfidence, TreeBuffers, grow_tree
 
 __all__ = ["DraftTree", "VerifyTree", "causal_ancestors", "pack_bits"]
 
@@ -77,7 +77,6 @@ class DraftTree:
         self.beam_ancestors = torch.zeros((batch_size, k, words), dtype=torch.int64, device=device)
         self.calls = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._slots = torch.arange(slots, device=device)
-        self._words = torch.arange(words, device=device)
         # slots 0 to k-1 are level 1, each later level has k * k of them
         self._depth_of_slot = torch.where(self._slots < k, 1, 2 + (self._slots - k).div(k * k, rounding_mode="floor"))
 
@@ -88,43 +87,25 @@ class DraftTree:
             setattr(twin, name, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
         return twin
 
-    def start(self, level: TopkConfidence) -> None:
-        """Begin a round with the children of the root (R = 1 row of candidates)."""
-        k = self.config.tree_top_k
-        self.scores.fill_(-torch.inf)
-        self.scores[:, :k] = level.candidate_scores[:, 0]
-        self.tokens[:, :k] = level.candidate_tokens[:, 0]
-        self.parents[:, :k] = -1
-        self.beam_scores.copy_(level.scores)
-        self.beam_slots.copy_(level.indices)
-        self.beam_tokens.copy_(self.tokens.gather(1, self.beam_slots))
-        self.calls.zero_()
-        self.beam_ancestors.copy_(self._own_column())
-        self.calls += 1
+    def start(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor) -> None:
+        """Begin a round with the children of the root (R = 1 row of candidates).
 
-    def grow(self, level: TopkConfidence) -> Tensor:
-        """Add the children of the beam (R = k rows) and return the beam row [B, k] that each new beam node extends."""
-        k = self.config.tree_top_k
-        offset = (k + (self.calls - 1) * k * k)[:, None]
-        slots = offset + self._slots[: k * k]
-        self.scores.scatter_(1, slots, level.candidate_scores.flatten(1))
-        self.tokens.scatter_(1, slots, level.candidate_tokens.flatten(1))
-        self.parents.scatter_(1, slots, self.beam_slots.repeat_interleave(k, dim=1))
-        rows = level.indices.div(k, rounding_mode="floor")
-        self.beam_scores.copy_(level.scores)
-        self.beam_slots.copy_(offset + level.indices)
-        self.beam_tokens.copy_(self.tokens.gather(1, self.beam_slots))
-        inherited = self.beam_ancestors.gather(1, rows[..., None].expand_as(self.beam_ancestors))
-        self.beam_ancestors.copy_(inherited | self._own_column())
-        self.calls += 1
-        return rows
+        Args:
+            level: the candidates.
+            hidden: [B, R, H] the head's states behind `level`.
+            beam_hidden: [B, k, H] takes for each node of the new beam the state of its parent.
+        """
+        grow_tree(level, hidden, self._buffers(beam_hidden), first=True)
 
-    def _own_column(self) -> Tensor:
-        """The bit of each node's own draft column, for the level that is being added: [B, k, W]."""
-        k = self.config.tree_top_k
-        column = self.calls[:, None] * k + self._slots[:k]
-        bit = torch.ones_like(column) << column.remainder(64)
-        return torch.where(self._words == column.div(64, rounding_mode="floor")[..., None], bit[..., None], 0)
+    def grow(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor) -> None:
+        """Add the children of the beam (R = k rows); arguments as in `start`."""
+        grow_tree(level, hidden, self._buffers(beam_hidden), first=False)
+
+    def _buffers(self, beam_hidden: Tensor) -> TreeBuffers:
+        return TreeBuffers(
+            self.scores, self.tokens, self.parents, self.beam_scores, self.beam_tokens, self.beam_slots,
+            self.beam_ancestors, self.calls, beam_hidden,
+        )  # fmt: skip
 
     def select(self, root_token: Tensor) -> VerifyTree:
         """The root [B] and the best `total_tokens - 1` candidates, as a tree.

@@ -1,6 +1,7 @@
 """Triton kernels for speculative decoding with a stop policy; on a CPU each op runs its plain PyTorch reference."""
 
 from radar_kernels.cache_rows import keep_rows, store_rows
+from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
@@ -9,6 +10,8 @@ __all__ = [
     "LstmStep",
     "PolicyWeights",
     "TopkConfidence",
+    "TreeBuffers",
+    "grow_tree",
     "keep_rows",
     "lstm_step",
     "store_rows",

@@ -39,6 +39,15 @@ class PlainTree:
         return sorted(best, key=lambda path: self.order[path])
 
 
+def add(method, level, hidden=None):
+    """Run `start` or `grow` and return the beam's hidden states; where they do not matter, zeros stand for them."""
+    batch, rows, k = level.candidate_scores.shape
+    hidden = torch.zeros(batch, rows, 3) if hidden is None else hidden
+    beam_hidden = torch.full((batch, k, hidden.shape[2]), torch.nan)
+    method(level, hidden, beam_hidden)
+    return beam_hidden
+
+
 def grown(config, calls, seed=0, batch=1):
     """A DraftTree and its plain twins, one for each row of the batch."""
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +58,7 @@ def grown(config, calls, seed=0, batch=1):
         logits = 2 * torch.randn(batch, rows, VOCAB, generator=generator)
         parents = torch.zeros(batch, 1) if call == 0 else tree.beam_scores
         level = topk_confidence(logits, parents, config.tree_top_k)
-        tree.start(level) if call == 0 else tree.grow(level)
+        add(tree.start if call == 0 else tree.grow, level)
         for row, twin in enumerate(plain):
             twin.grow(logits[row].log_softmax(-1).tolist())
     return tree, plain
@@ -84,7 +93,7 @@ def test_beam_columns_are_those_of_the_ancestors():
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         logits = torch.randn(1, 3, VOCAB, generator=generator)
-        tree.grow(topk_confidence(logits, tree.beam_scores, 3))
+        add(tree.grow, topk_confidence(logits, tree.beam_scores, 3))
         twin.grow(logits[0].log_softmax(-1).tolist())
         levels.append(list(twin.beam))
         bits = unpack(tree.beam_ancestors[0], config.num_draft_columns)
@@ -100,9 +109,9 @@ def test_certain_tokens_keep_parents_before_children():
     tree = DraftTree(1, config, torch.device("cpu"))
     certain = torch.full((1, 1, VOCAB), -1e9)
     certain[..., 7] = 0.0
-    tree.start(topk_confidence(certain, torch.zeros(1, 1), 2))
+    add(tree.start, topk_confidence(certain, torch.zeros(1, 1), 2))
     for _ in range(5):
-        tree.grow(topk_confidence(certain.expand(1, 2, VOCAB), tree.beam_scores, 2))
+        add(tree.grow, topk_confidence(certain.expand(1, 2, VOCAB), tree.beam_scores, 2))
     nodes = tree.select(torch.tensor([0]))
     assert nodes.parents[0].tolist() == [0, 0, 1, 2]
     assert nodes.draft_tokens[0, 1:].tolist() == [7, 7, 7]
@@ -113,9 +122,18 @@ def test_a_new_round_forgets_the_last_one():
     tree, _ = grown(config, 8)
     fresh, _ = grown(config, 1, seed=3)
     generator = torch.Generator().manual_seed(3)
-    tree.start(topk_confidence(2 * torch.randn(1, 1, VOCAB, generator=generator), torch.zeros(1, 1), 4))
+    add(tree.start, topk_confidence(2 * torch.randn(1, 1, VOCAB, generator=generator), torch.zeros(1, 1), 4))
     for mine, theirs in zip(tree.select(torch.tensor([1])), fresh.select(torch.tensor([1])), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_the_beam_takes_its_parents_hidden_states():
+    tree, (twin,) = grown(TreeConfig(tree_top_k=3, max_calls=4), 2)
+    logits, hidden = torch.randn(1, 3, VOCAB), torch.randn(1, 3, 5)
+    before = list(twin.beam)
+    beam_hidden = add(tree.grow, topk_confidence(logits, tree.beam_scores, 3), hidden)
+    twin.grow(logits[0].log_softmax(-1).tolist())
+    assert torch.equal(beam_hidden[0], hidden[0, [before.index(path[:-1]) for path in twin.beam]])
 
 
 def test_pack_bits_uses_every_bit_including_the_sign():

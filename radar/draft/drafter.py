@@ -86,8 +86,7 @@ class Drafter:
         last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         hidden = hidden.gather(1, last)
         level = topk_confidence(self.draft.logits(hidden), self._root_scores, self.config.tree_top_k, d2t=self._d2t)
-        self.tree.start(level)
-        self.hidden.copy_(hidden.expand_as(self.hidden))
+        self.tree.start(level, hidden, self.hidden)
 
     def step(self) -> None:
         """One more draft call: expand the beam of the newest level."""
@@ -97,8 +96,7 @@ class Drafter:
         column = base + depth * self.config.tree_top_k
         hidden = self._forward(tree.beam_tokens, self.hidden, positions, column, tree.beam_ancestors)
         level = topk_confidence(self.draft.logits(hidden), tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
-        rows = tree.grow(level)
-        self.hidden.copy_(hidden.gather(1, rows[..., None].expand_as(hidden)))
+        tree.grow(level, hidden, self.hidden)
 
     def reset(self) -> None:
         self.cache.reset()

@@ -35,6 +35,7 @@ CACHE = [  # dtype, key-value heads, new rows, head dimension
     (torch.bfloat16, 8, 60, 128), (torch.bfloat16, 8, 10, 128), (torch.float16, 2, 1, 16), (torch.float16, 8, 60, 96),
     (torch.float32, 4, 256, 256), (torch.float32, 8, 60, 128),
 ]  # fmt: skip
+TREES = [(10, 16, 60, 4096), (16, 16, 256, 5120), (1, 16, 2, 64), (10, 6, 60, 2048)]  # k, calls, nodes, hidden size
 ARCHITECTURES = sorted(SHARED_MEMORY)
 
 
@@ -45,7 +46,7 @@ def record_launches(arch: int) -> list[tuple]:
     import radar_kernels
     from radar_kernels import _launch
 
-    names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows")
+    names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows", "grow_tree")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -79,6 +80,23 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.store_rows(cache[0], cache[1], *2 * [new.transpose(1, 2)], one, backend="triton")
         path = torch.zeros(1, 17, dtype=torch.int64)
         radar_kernels.keep_rows(cache, cache, one, path, one, backend="triton")
+    for k, calls, _, size in TREES:
+        slots, words = k + (calls - 1) * k * k, -(-(calls - 1) * k // 64)
+        label = f"tree of {slots} candidates, beam {k}"
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.empty(shape)
+
+        def integers(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.int64)
+
+        tree = radar_kernels.TreeBuffers(
+            floats(1, slots), integers(1, slots), integers(1, slots), floats(1, k), integers(1, k), integers(1, k),
+            integers(1, k, words), integers(1), torch.empty(1, k, size, dtype=torch.bfloat16),
+        )  # fmt: skip
+        for rows, first in ((1, True), (k, False)):
+            level = radar_kernels.TopkConfidence(floats(1, rows, k), integers(1, rows, k), floats(1, k), integers(1, k))
+            radar_kernels.grow_tree(level, tree.beam_hidden[:, :rows], tree, first=first, backend="triton")
     return launches
 
 
@@ -175,7 +193,7 @@ def test_every_kernel_fits(arch, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
-    kernels |= {"store_kernel", "keep_kernel"}
+    kernels |= {"store_kernel", "keep_kernel", "grow_kernel"}
     assert {result["kernel"] for result in results} == kernels
     for result in results:
         assert result["spilled"] == 0, f"registers spill: {result}"
