@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from radar.train.costs import CostTable
 
 __all__ = ["add_train_draft", "add_train_policy", "train_draft_command", "train_policy_command"]
 
@@ -95,16 +98,14 @@ def add_train_policy(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "train-policy",
         help="train a stop policy on recorded rounds",
-        description="Trains RADAR's LSTM policy on what `radar record` wrote; no model is needed. Times are per round, "
-        "in any unit. Interrupted runs resume. Prints one JSON line with the results on held-out prompts.",
+        description="Trains RADAR's LSTM policy on what `radar record` wrote; no model is needed. Interrupted "
+        "runs resume. Prints one JSON line with the results on held-out prompts.",
     )
     parser.add_argument(
         "--rounds", type=Path, nargs="+", required=True, metavar="FILE", help="recorded rounds (.jsonl)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the policy goes")
-    parser.add_argument("--call-time", type=float, metavar="T", help="time of one draft call (default: the paper's)")
-    parser.add_argument("--decision-time", type=float, metavar="T", help="time of one stop decision")
-    parser.add_argument("--rest-time", type=float, metavar="T", help="time of the rest of a round")
+    _cost_options(parser)
     parser.add_argument(
         "--objective",
         choices=("paper", "ratio"),
@@ -142,13 +143,9 @@ def add_train_policy(commands: Any) -> argparse.ArgumentParser:
 
 def train_policy_command(args: argparse.Namespace) -> dict[str, Any]:
     """Run `radar train-policy`; returns the results."""
-    from radar.train.objectives import CostTable
     from radar.train.policy import train_policy
 
-    times = (args.call_time, args.decision_time, args.rest_time)
-    if any(value is not None for value in times) and None in times:
-        raise ValueError("give --call-time, --decision-time and --rest-time together, in one unit")
-    costs = None if None in times else CostTable(call=times[0], decision=times[1], rest=times[2])
+    costs = _costs(args)
     return dict(
         train_policy(
             args.rounds,
@@ -172,3 +169,28 @@ def train_policy_command(args: argparse.Namespace) -> dict[str, Any]:
             seed=args.seed,
         )
     )
+
+
+def _cost_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("cost of a round (default: the paper's)")
+    group.add_argument("--costs", type=Path, metavar="FILE", help="cost table of this device (.json)")
+    group.add_argument("--any-device", action="store_true", help="take the table of another device")
+    group.add_argument("--call-time", type=float, metavar="T", help="instead of a table: time of one draft call")
+    group.add_argument("--decision-time", type=float, metavar="T", help="time of one stop decision, same unit")
+    group.add_argument("--rest-time", type=float, metavar="T", help="time of the rest of a round, same unit")
+
+
+def _costs(args: argparse.Namespace) -> CostTable:
+    from radar.compare import describe_machine
+    from radar.decoder import default_device
+    from radar.train.costs import CostTable
+
+    times = (args.call_time, args.decision_time, args.rest_time)
+    if any(value is not None for value in times):
+        if None in times or args.costs is not None:
+            raise ValueError("give --costs, or --call-time, --decision-time and --rest-time together in one unit")
+        return CostTable.constant(call=times[0], decision=times[1], rest=times[2])
+    if args.costs is None:
+        return CostTable.paper()
+    device = None if args.any_device else describe_machine(default_device())["hardware"]
+    return CostTable.load(args.costs, device=device)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radar.config import TreeConfig
-from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter, read_rounds
+from radar.train.dataset import RecordedSignals, RoundDataset, RoundsHeader, RoundWriter, read_rounds, shard_path
 
 TREE = TreeConfig(tree_top_k=3, max_calls=4, total_tokens=12)
 HEADER = RoundsHeader(TREE, 0.0, {"target": "t"})
@@ -62,8 +62,8 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in write(tmp_path / "r.jsonl", range(1)).splitlines()]
     assert lines[0] == {
-        "format": "radar-rounds", "version": 1, "tree_top_k": 3, "max_calls": 4, "total_tokens": 12, "temperature": 0.0,
-        "target": "t",
+        "format": "radar-rounds", "version": 2, "tree_top_k": 3, "max_calls": 4, "total_tokens": 12, "temperature": 0.0,
+        "fields": [], "target": "t",
     }  # fmt: skip
     assert sorted(lines[1]) == ["accept_lengths", "position", "prompt", "scores"]
     assert lines[1]["scores"][0][2] is None
@@ -215,7 +215,7 @@ def test_any_changed_byte_is_a_value_error_or_a_dataset(tmp_path: Path, where: i
         (b"", "is empty"),
         (b"hello\n", "not a file of recorded rounds"),
         (b'{"format": "other"}\n', "not a file of recorded rounds"),
-        (b'{"format": "radar-rounds", "version": 2}\n', "version 2 is unknown"),
+        (b'{"format": "radar-rounds", "version": 3}\n', "version 3 is unknown.*record the rounds again"),
         (b'{"format": "radar-rounds", "version": 1, "max_calls": 4}\n', "lacks tree_top_k, total_tokens, temperature"),
         (
             b'{"format":"radar-rounds","version":1,"tree_top_k":0,"max_calls":4,"total_tokens":9,"temperature":0}\n',
@@ -279,17 +279,17 @@ def test_the_writer_refuses_what_the_reader_would(tmp_path: Path) -> None:
 def test_split_keeps_prompts_together(tmp_path: Path) -> None:
     write(tmp_path / "r.jsonl", range(10))
     data = read_rounds(tmp_path / "r.jsonl")
-    rest, held = data.split(0.3, seed=1)
+    rest, held = data.split_by_prompt(0.3, seed=1)
     assert set(rest.prompt.tolist()).isdisjoint(held.prompt.tolist())
     assert (len(rest), len(held)) == (21, 9)
-    assert held.fingerprint() == data.split(0.3, seed=1)[1].fingerprint()
-    assert held.fingerprint() != data.split(0.3, seed=2)[1].fingerprint()
-    assert len(data.split(0.001)[1]) == 3
-    assert len(data.split(0.999)[0]) == 3
+    assert held.fingerprint() == data.split_by_prompt(0.3, seed=1)[1].fingerprint()
+    assert held.fingerprint() != data.split_by_prompt(0.3, seed=2)[1].fingerprint()
+    assert len(data.split_by_prompt(0.001)[1]) == 3
+    assert len(data.split_by_prompt(0.999)[0]) == 3
     with pytest.raises(ValueError, match="two prompts"):
-        data.select(data.prompt == 1).split(0.5)
+        data.select(data.prompt == 1).split_by_prompt(0.5)
     with pytest.raises(ValueError, match="fraction"):
-        data.split(1.0)
+        data.split_by_prompt(1.0)
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -335,3 +335,122 @@ def test_twenty_thousand_rounds_take_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert len(read_rounds(tmp_path / "r.jsonl")) == 20_000
     assert time.perf_counter() - start < 10  # half a second here; the bound catches a quadratic reader
+
+
+FULL = RoundsHeader(TREE, 1.0, {"target": "t"}, ("signals", "distribution"))
+
+
+def optional_parts(prompt: int, rounds: int = 3) -> tuple[RecordedSignals, torch.Tensor]:
+    generator = torch.Generator().manual_seed(prompt + 50)
+    table = torch.rand(rounds, 4, 5, generator=generator).tril(1)  # stop n accepts n tokens at most
+    signals = RecordedSignals(
+        torch.rand(rounds, 4, generator=generator),
+        torch.tensor([-1, *range(rounds - 1)]),
+        torch.rand(rounds, generator=generator),
+        torch.arange(1, rounds + 1),
+    )
+    return signals, table / table.sum(-1, keepdim=True)
+
+
+def write_full(path: Path, prompts: range = range(4)) -> bytes:
+    with RoundWriter(path, FULL) as writer:
+        for prompt in prompts:
+            signals, distribution = optional_parts(prompt)
+            writer.write_prompt(prompt, *prompt_rounds(prompt), signals=signals, distribution=distribution)
+    return path.read_bytes()
+
+
+def test_optional_parts_come_back(tmp_path: Path) -> None:
+    write_full(tmp_path / "r.jsonl")
+    data = read_rounds(tmp_path / "r.jsonl")
+    assert data.header == FULL
+    assert data.signals is not None
+    assert data.distribution is not None
+    for prompt in range(4):
+        signals, distribution = optional_parts(prompt)
+        part = data.select(data.prompt == prompt)
+        assert part.signals is not None
+        assert part.distribution is not None
+        for found, expected in zip(part.signals, signals, strict=True):
+            torch.testing.assert_close(found, expected, atol=6e-6, rtol=0)
+        torch.testing.assert_close(part.distribution, distribution, atol=6e-7, rtol=0)
+        mean = (distribution * torch.arange(5)).sum(-1)
+        torch.testing.assert_close(part.expected_accept(), mean, atol=1e-5, rtol=0)
+    short = data.truncate(2)
+    assert short.distribution is not None
+    assert short.signals is not None
+    assert short.distribution.shape == (12, 2, 3)
+    torch.testing.assert_close(short.distribution.sum(-1), torch.ones(12, 2), atol=1e-5, rtol=0)
+    assert short.signals.expected_lengths.shape == (12, 2)
+    changed = data.distribution.clone()
+    changed[0, 0, 0] += 1
+    assert RoundDataset(*[*vars(data).values()][:-1], changed).fingerprint() != data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("expected_lengths", [0.1, 0.2, 0.3], "expected_lengths are not 4 numbers"),
+        ("expected_lengths", [0.1, 9.0, 0.3, 0.4], "an expected length is not between 0"),
+        ("last_accept_length", -2, "whole number of -1 or more"),
+        ("target_entropy", -0.5, "target_entropy is not 0 or more"),
+        ("target_entropy", float("nan"), "NaN is not a number"),
+        ("generated", None, "generated must be"),
+        ("distribution", [[1.0, 0.0]] * 4, "distribution is not 4 rows of 2, 3"),
+        ("distribution", [[0.5, 0.4], [1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0, 0]], "not one of probabilities"),
+        ("distribution", [[1.5, -0.5], [1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0, 0]], "not one of probabilities"),
+    ],
+)
+def test_corrupt_optional_parts_are_set_aside(tmp_path: Path, key: str, value: Any, reason: str) -> None:
+    file = tmp_path / "r.jsonl"
+    lines = write_full(file).splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {key: value}).encode()
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.warns(UserWarning, match=rf"1 lines set aside \(line 3: .*{reason}"):
+        assert len(read_rounds(file)) == 11
+
+
+def test_the_writer_wants_what_the_header_says(tmp_path: Path) -> None:
+    signals, distribution = optional_parts(0)
+    with RoundWriter(tmp_path / "full.jsonl", FULL) as writer:
+        with pytest.raises(ValueError, match="not so: distribution"):
+            writer.write_prompt(0, *prompt_rounds(0), signals=signals)
+        with pytest.raises(ValueError, match="not one of probabilities"):
+            writer.write_prompt(0, *prompt_rounds(0), signals=signals, distribution=distribution * 0.9)
+    with RoundWriter(tmp_path / "r.jsonl", HEADER) as writer, pytest.raises(ValueError, match="not so: signals"):
+        writer.write_prompt(0, *prompt_rounds(0), signals=signals)
+    with pytest.raises(ValueError, match="fields may hold"):
+        RoundsHeader(TREE, fields=("distribution", "signals"))
+
+
+def test_version_1_is_read_but_not_appended_to(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    new = write(file)
+    expected = read_rounds(file).fingerprint()
+    header = json.loads(new.splitlines()[0]) | {"version": 1}
+    del header["fields"]
+    file.write_bytes(json.dumps(header).encode() + b"\n" + new.split(b"\n", 1)[1])
+    assert read_rounds(file).fingerprint() == expected
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="format version 1, which is read but not appended to"):
+        RoundWriter(file, HEADER)
+    assert file.read_bytes() == before
+
+
+def test_shards_make_one_set(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    write(whole, range(6))
+    for index in range(3):
+        write(shard_path(tmp_path / "r.jsonl", index, 3), range(index, 6, 3))
+    data, expected = read_rounds(tmp_path / "r.jsonl"), read_rounds(whole)
+    order = data.prompt.sort(stable=True).indices
+    assert data.select(order).fingerprint() == expected.fingerprint(), "prompts keep their ids"
+    with pytest.raises(ValueError, match="another number of processes"):
+        shard_path(tmp_path / "r.jsonl", 0, 2)
+    with RoundWriter(shard_path(tmp_path / "r.jsonl", 2, 3), HEADER) as writer:
+        writer.write_prompt(0, *prompt_rounds(0))
+    with pytest.raises(ValueError, match="prompt 0 is in another shard too"):
+        read_rounds(tmp_path / "r.jsonl")
+    shard_path(tmp_path / "r.jsonl", 1, 3).unlink()
+    with pytest.raises(ValueError, match=r"shards are missing: r\.shard-1-of-3\.jsonl"):
+        read_rounds(tmp_path / "r.jsonl")

@@ -14,13 +14,13 @@ from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, Threshold
 from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy
 from radar.train import policy as training
+from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
-from radar.train.objectives import CostTable
 from radar.train.policy import train_policy
 from radar.train.replay import replay, replay_stops, stops_of_network, stops_of_policy
 
 CALLS, WIDTH = 8, 4
-COSTS = CostTable(call=0.3, decision=0.0, rest=3.0)
+COSTS = CostTable.constant(call=0.3, decision=0.0, rest=3.0)
 FAST: dict[str, Any] = {
     "progress": False,
     "costs": COSTS,
@@ -55,7 +55,7 @@ def test_replay_by_hand() -> None:
     data = make_rounds(3)
     data = data.select(torch.arange(3))
     data.accept_lengths[:] = torch.tensor([[0] * 8, [1, 2, 2, 2, 2, 2, 2, 2], [1, 2, 3, 4, 5, 6, 7, 8]])
-    costs = CostTable(call=1.0, decision=0.5, rest=10.0)
+    costs = CostTable.constant(call=1.0, decision=0.5, rest=10.0)
     result = replay_stops(torch.tensor([1, 3, 8]), data, costs)
     assert result.draft_calls == 4
     assert result.mean_acceptance_length == pytest.approx((1 + 3 + 9) / 3)
@@ -100,7 +100,7 @@ def test_training_finds_the_visible_stop(tmp_path: Path, options: dict[str, Any]
     assert got > best_fixed(other) + 0.8 * (oracle - best_fixed(other))
     assert result["collapsed"] is None
     assert result["calls_change"] < -0.2
-    kept = replay(load_policy(tmp_path), data.split(0.2, 0)[1], COSTS)
+    kept = replay(load_policy(tmp_path), data.split_by_prompt(0.2, 0)[1], COSTS)
     assert (kept.tokens_per_time, kept.draft_calls) == (result["tokens_per_time"], result["draft_calls"])
     assert result["tokens_per_time"] == max(result["history"]) == result["history"][result["best_epoch"] - 1]
     assert sum(result["stop_histogram"]) == result["held_out_rounds"] == 120
@@ -169,7 +169,7 @@ def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
     data = make_rounds()
     train_policy(data, tmp_path, **FAST, objective="ratio", estimator="exact")
     rate = torch.load(tmp_path / "training.pt", weights_only=True)["rate"]
-    train, _ = data.split(0.2, 0)
+    train, _ = data.split_by_prompt(0.2, 0)
     assert rate == pytest.approx(replay(load_policy(tmp_path), train, COSTS).tokens_per_time, rel=0.01)
     assert rate > best_fixed(train) * 1.05
 
@@ -182,7 +182,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other rounds"):
         train_policy(make_rounds(100, seed=3), tmp_path, **options)
     with pytest.raises(ValueError, match="costs"):
-        train_policy(make_rounds(100), tmp_path, **(options | {"costs": CostTable(call=1.0, rest=2.0)}))
+        train_policy(make_rounds(100), tmp_path, **(options | {"costs": CostTable.constant(call=1.0, rest=2.0)}))
     assert train_policy(make_rounds(100), tmp_path, **options, alpha=0.5, resume=False)["epochs"] == 1
     data = (tmp_path / "training.pt").read_bytes()
     for broken in (b"", b"junk", data[: len(data) // 2]):
@@ -195,7 +195,8 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_collapse_is_reported(tmp_path: Path, estimator: str) -> None:
     """The paper's objective with a small alpha: from an undecided start, drafting on looks better everywhere."""
     data = make_rounds(200)
-    result = train_policy(data, tmp_path, **FAST, alpha=0.02, beta=3.0, estimator=estimator)
+    with pytest.warns(UserWarning, match="the policy never stops, whatever the scores"):
+        result = train_policy(data, tmp_path, **FAST, alpha=0.02, beta=3.0, estimator=estimator)
     assert result["collapsed"] == "never stops"
     assert set(stops_of_network(load_policy(tmp_path), data).tolist()) == {CALLS}
     assert result["calls_change"] == pytest.approx(0)
@@ -209,7 +210,8 @@ def test_an_entropy_bonus_avoids_that_collapse(tmp_path: Path, estimator: str) -
 
 
 def test_the_other_collapse_is_reported(tmp_path: Path) -> None:
-    result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 20}), alpha=50.0, estimator="exact")
+    with pytest.warns(UserWarning, match="always stops after call 1, whatever"):
+        result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 20}), alpha=50.0, estimator="exact")
     assert result["collapsed"] == "always stops after call 1"
 
 
@@ -217,6 +219,8 @@ def test_collapse_of_a_histogram() -> None:
     assert training._collapsed([100, 0, 0]) == "always stops after call 1"
     assert training._collapsed([0, 1000, 5]) == "always stops after call 2"
     assert training._collapsed([0, 0, 7]) == "never stops"
+    assert training._collapsed([0, 0, 96, 4]) == "always stops after call 3"
+    assert training._collapsed([0, 0, 94, 6]) is None
     assert training._collapsed([50, 3, 47]) is None
 
 
@@ -231,7 +235,7 @@ def test_from_a_file_to_a_policy_with_its_history(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["recorded"] == {"target": "some/model", "temperature": 0.0}
     assert config["training"]["tree"] == {"total_tokens": 60, "tree_top_k": WIDTH, "max_calls": 6}
-    assert config["training"]["costs"] == {"call": 0.3, "decision": 0.0, "rest": 3.0}
+    assert CostTable.from_dict(config["training"]["costs"]) == COSTS, "a policy carries the table it was trained for"
     assert len(config["held_out"]["stop_histogram"]) == 6
     RadarPolicy(tmp_path / "out").bind(1, data.header.tree, torch.device("cpu"))
 
@@ -241,7 +245,8 @@ def test_defaults_are_the_papers() -> None:
     assert (options.alpha, options.gamma, options.learning_rate, options.weight_decay) == (0.02, 0.99, 1e-4, 1e-4)
     assert (options.dropout, options.batch_size, options.epochs, options.clip_norm) == (0.1, 64, 100, 1.0)
     assert (options.objective, options.estimator, options.hidden_size) == ("paper", "reinforce", 128)
-    assert 10 * (CostTable.paper().call + CostTable.paper().decision) == pytest.approx(0.03084)
+    paper = CostTable.paper()
+    assert 10 * (paper.mean_call_seconds + paper.decision_seconds) == pytest.approx(0.03084)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
 
-__all__ = ["FixedDepth", "StopPolicy", "Threshold"]
+__all__ = ["FixedDepth", "RoundSignals", "SignalPolicy", "StopPolicy", "Threshold"]
 
 
 class StopPolicy(Protocol):
@@ -27,6 +27,25 @@ class StopPolicy(Protocol):
 
     def stop(self, scores: Tensor) -> Tensor:
         """Scores of the new level's beam [B, tree_top_k] (cumulative log-probabilities, sorted) -> stop flags [B]."""
+
+
+class RoundSignals(NamedTuple):
+    """What a policy may read beside the scores: static buffers that the runner fills in place before every `reset`.
+
+    Attributes:
+        accept_length: [B] int64, draft tokens accepted in the round before; -1 in the first round of a prompt.
+        context_length: [B] int64, tokens known when the round starts, prompt included.
+    """
+
+    accept_length: Tensor
+    context_length: Tensor
+
+
+class SignalPolicy(StopPolicy, Protocol):
+    """A policy that reads signals. A runner that has them calls `attach` once, before `bind`; `stop` stays as it is."""
+
+    def attach(self, signals: RoundSignals) -> None:
+        """Keep the buffers; they live on the device that `bind` will name."""
 
 
 class FixedDepth:

@@ -1,135 +1,42 @@
-"""Recorded rounds: an append-only file of JSON lines, its writer, and its reader.
+"""Files of recorded rounds: append-only JSON lines, format version 2, their writer and their reader.
 
-    {"format": "radar-rounds", "version": 1, "tree_top_k": 10, "max_calls": 16, "total_tokens": 60, "temperature": 0.0}
-    {"prompt": 7, "position": 412, "scores": [[-0.1, ... k], ... max_calls], "accept_lengths": [1, 2, ... max_calls]}
+    {"format": "radar-rounds", "version": 2, "tree_top_k": 10, "max_calls": 16, "total_tokens": 60, "temperature": 0.0,
+     "fields": ["signals", "distribution"]}
+    {"prompt": 7, "position": 412, "scores": [[-0.1, ... k], ... max_calls], "accept_lengths": [1, 2, ... max_calls],
+     "expected_lengths": [0.9, ... max_calls], "last_accept_length": 3, "target_entropy": 0.71, "generated": 40,
+     "distribution": [[0.3, 0.7], [0.3, 0.2, 0.5], ... max_calls rows]}
     {"prompt_done": 7}
 
 The header may hold further facts (target, draft). A round holds the beam's scores after every draft call (cumulative
 log-probabilities, descending, rounded to 1e-5, -inf as null) and, for a stop after call 1 to max_calls, the number of
-draft tokens that the target accepts (bonus excluded). A prompt's rounds count once its `prompt_done` line is written.
+draft tokens that the target accepts (bonus excluded). The keys from `expected_lengths` to `generated` are there if
+`fields` names "signals" (see `RecordedSignals`), `distribution` (row n: P(0), ... P(n) accepted when stopping after
+call n) if it names that. A prompt's rounds count once its `prompt_done` line is written. Version 1 is this without
+`fields`; it is read, but not appended to.
+
+Several processes write shards `NAME.shard-0-of-4.jsonl` of one set; `read_rounds("NAME.jsonl")` merges them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import random
+import re
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from radar.config import TreeConfig
+from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, SetAside, concatenate, impossible, shapes
 
-__all__ = ["RoundDataset", "RoundWriter", "RoundsHeader", "SetAside", "read_rounds"]
-
-FORMAT, FORMAT_VERSION = "radar-rounds", 1
-_TREE = ("tree_top_k", "max_calls", "total_tokens")
-
-
-@dataclass(frozen=True)
-class RoundsHeader:
-    """First line of a file. `metadata` holds facts that stay true of whatever is appended: target, draft, ..."""
-
-    tree: TreeConfig
-    temperature: float = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"RoundsHeader: temperature must be 0 or more, got {value!r}")
-        if clash := sorted({"format", "version", "temperature", *_TREE} & self.metadata.keys()):
-            raise ValueError(f"RoundsHeader: metadata may not name {', '.join(clash)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        shape = {name: getattr(self.tree, name) for name in _TREE}
-        return {"format": FORMAT, "version": FORMAT_VERSION, **shape, "temperature": self.temperature, **self.metadata}
-
-    @classmethod
-    def from_line(cls, line: bytes, path: Path) -> RoundsHeader:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a file of recorded rounds: its first line is not a {FORMAT} header")
-        if values.get("version") != FORMAT_VERSION:
-            raise ValueError(f"{path}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
-        if missing := [name for name in (*_TREE, "temperature") if name not in values]:
-            raise ValueError(f"{path}: the header lacks {', '.join(missing)}")
-        metadata = {k: v for k, v in values.items() if k not in {"format", "version", "temperature", *_TREE}}
-        try:
-            return cls(TreeConfig(**{name: values[name] for name in _TREE}), values["temperature"], metadata)
-        except ValueError as error:
-            raise ValueError(f"{path}: in the header, {error}") from error
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A line that was not used. Lines count from 1."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class RoundDataset:
-    """N rounds of T = max_calls draft calls with k = tree_top_k scores each."""
-
-    scores: Tensor  # [N, T, k] float32
-    accept_lengths: Tensor  # [N, T] int64: accepted draft tokens, bonus excluded, when stopping after call 1 to T
-    prompt: Tensor  # [N] int64
-    position: Tensor  # [N] int64: context length
-    header: RoundsHeader
-    set_aside: tuple[SetAside, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def select(self, index: Tensor) -> RoundDataset:
-        """The rounds of an index or mask [N]."""
-        return RoundDataset(
-            self.scores[index], self.accept_lengths[index], self.prompt[index], self.position[index], self.header
-        )
-
-    def truncate(self, max_calls: int) -> RoundDataset:
-        """The same rounds with a lower bound of draft calls."""
-        tree = replace(self.header.tree, max_calls=max_calls)
-        if max_calls > self.scores.shape[1]:
-            raise ValueError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
-        header = replace(self.header, tree=tree)
-        return replace(
-            self, scores=self.scores[:, :max_calls], accept_lengths=self.accept_lengths[:, :max_calls], header=header
-        )
-
-    def split(self, fraction: float, seed: int = 0) -> tuple[RoundDataset, RoundDataset]:
-        """(rest, held out): `fraction` of the prompts, at least one and not all. Rounds of a prompt stay together."""
-        if not 0.0 < fraction < 1.0:
-            raise ValueError(f"split: fraction must be between 0 and 1, got {fraction!r}")
-        prompts: list[int] = sorted(set(self.prompt.tolist()))
-        if len(prompts) < 2:
-            raise ValueError(f"split: needs rounds of two prompts or more, found {len(prompts)}")
-        random.Random(seed).shuffle(prompts)
-        count = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
-        held = torch.isin(self.prompt, torch.tensor(prompts[:count]))
-        return self.select(~held), self.select(held)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the rounds."""
-        digest = hashlib.sha256()
-        for part in (self.scores, self.accept_lengths, self.prompt, self.position):
-            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+__all__ = ["RecordedSignals", "RoundDataset", "RoundWriter", "RoundsHeader", "SetAside", "read_rounds", "shard_path"]
 
 
 class RoundWriter:
@@ -147,26 +54,37 @@ class RoundWriter:
         if keep == 0:
             self._write(first)
 
-    def write_prompt(self, prompt: int, position: Tensor, scores: Tensor, accept_lengths: Tensor) -> None:
-        """Rounds of one prompt, in order: position [n], scores [n, max_calls, k], accept_lengths [n, max_calls]."""
-        tree = self.header.tree
-        scores = scores.detach().to("cpu", torch.float32)
-        accept_lengths = accept_lengths.detach().to("cpu", torch.int64)
-        position = position.detach().to("cpu", torch.int64)
-        rounds = len(scores)
-        expected = ((rounds, tree.max_calls, tree.tree_top_k), (rounds, tree.max_calls), (rounds,))
-        found = tuple(tuple(t.shape) for t in (scores, accept_lengths, position))
-        if found != expected:
-            raise ValueError(f"write_prompt: expected scores, accept_lengths, position of {expected}, got {found}")
+    def write_prompt(
+        self,
+        prompt: int,
+        position: Tensor,
+        scores: Tensor,
+        accept_lengths: Tensor,
+        *,
+        signals: RecordedSignals | None = None,
+        distribution: Tensor | None = None,
+    ) -> None:
+        """Rounds of one prompt, in order; shapes as in `RoundDataset`, optional parts as the header's fields say."""
         if prompt in self.done:
             raise ValueError(f"write_prompt: prompt {prompt} is in {self.path} already")
-        if reasons := _impossible(scores, accept_lengths):
+        given = {"signals": signals is not None, "distribution": distribution is not None}
+        if wrong := [name for name, there in given.items() if there != (name in self.header.fields)]:
+            raise ValueError(f"write_prompt: fields of the header are {self.header.fields}, not so: {', '.join(wrong)}")
+        data = RoundDataset(
+            scores.detach().to("cpu", torch.float32),
+            accept_lengths.detach().to("cpu", torch.int64),
+            torch.full((len(scores),), prompt),
+            position.detach().to("cpu", torch.int64),
+            self.header,
+            signals=None if signals is None else RecordedSignals(*(part.detach().cpu() for part in signals)),
+            distribution=None if distribution is None else distribution.detach().to("cpu", torch.float32),
+        )
+        expected, found = shapes(data)
+        if found != expected:
+            raise ValueError(f"write_prompt: expected scores, accept_lengths, position of {expected}, got {found}")
+        if reasons := impossible(data):
             raise ValueError(f"write_prompt: round {min(reasons)} of prompt {prompt}: {reasons[min(reasons)]}")
-        lines = []
-        for n, where in enumerate(position.tolist()):
-            rows = [[None if value == -math.inf else round(value, 5) for value in row] for row in scores[n].tolist()]
-            record = {"prompt": prompt, "position": where, "scores": rows, "accept_lengths": accept_lengths[n].tolist()}
-            lines.append(_line(record))
+        lines = [_line(_record(data, n)) for n in range(len(data))]
         self._write(b"".join([*lines, _line({"prompt_done": prompt})]))
         self.done.add(prompt)
 
@@ -187,37 +105,83 @@ class RoundWriter:
         os.fsync(self._file.fileno())
 
 
+def shard_path(path: str | os.PathLike[str], index: int, count: int) -> Path:
+    """Where process `index` of `count` writes its prompts of `path`.
+
+    Raises ValueError if shards of another number of processes are there: they would not add up to one set.
+    """
+    path = Path(path)
+    name = f"{path.stem}.shard-{index}-of-{count}{path.suffix}"
+    if other := [file.name for file in _shards(path) if not file.name.endswith(f"-of-{count}{path.suffix}")]:
+        raise ValueError(f"{path} was begun with another number of processes ({other[0]}): use that, or a new file")
+    return path.with_name(name)
+
+
 def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RoundDataset:
-    """Read one file, or several of one tree shape (prompts are then renumbered so that none are mixed up).
+    """Read one file, its shards, or several of one tree shape (whose prompts are renumbered: none are mixed up).
 
     Corrupt lines are set aside and named in a warning. ValueError: a file of another kind or version, empty, of another
-    tree shape, or without a usable round. FileNotFoundError: nothing is there.
+    tree shape, or without a usable round; a shard that is missing. FileNotFoundError: nothing is there.
     """
     if isinstance(path, str | os.PathLike):
-        return _read_file(Path(path))
-    parts = [_read_file(Path(one)) for one in path]
+        path = Path(path)
+        return _read_file(path) if path.exists() else _read_shards(path)
+    parts = [read_rounds(one) for one in path]
     if not parts:
         raise ValueError("read_rounds: no files given")
     if len(parts) == 1:
         return parts[0]
-    prompts, offset = [], 0
+    renumbered, offset = [], 0
     for one, part in zip(path, parts, strict=True):
         if part.header.tree != parts[0].header.tree:
             raise ValueError(f"{one} was recorded with {part.header.tree}, {path[0]} with {parts[0].header.tree}")
-        prompts.append(part.prompt + offset)
+        renumbered.append(replace(part, prompt=part.prompt + offset))
         offset += int(part.prompt.max()) + 1
-    return RoundDataset(
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.accept_lengths for part in parts]),
-        torch.cat(prompts),
-        torch.cat([part.position for part in parts]),
-        parts[0].header,
-        tuple(aside for part in parts for aside in part.set_aside),
-    )
+    return concatenate(renumbered)
+
+
+def _shards(path: Path) -> list[Path]:
+    pattern = re.compile(re.escape(path.stem) + r"\.shard-\d+-of-\d+" + re.escape(path.suffix))
+    return sorted(file for file in path.parent.glob(f"{path.stem}.shard-*") if pattern.fullmatch(file.name))
+
+
+def _read_shards(path: Path) -> RoundDataset:
+    files = _shards(path)
+    if not files:
+        raise FileNotFoundError(f"no recorded rounds at {path}")
+    count = int(files[0].stem.rsplit("-", 1)[1])
+    wanted = sorted(shard_path(path, index, count) for index in range(count))
+    if missing := [file.name for file in wanted if file not in files]:
+        raise ValueError(f"{path}: shards are missing: {', '.join(missing)}")
+    parts = [_read_file(file) for file in wanted]
+    seen: set[int] = set()
+    for file, part in zip(wanted, parts, strict=True):
+        _check_same(part.header, parts[0].header, file)
+        prompts = set(part.prompt.tolist())
+        if twice := sorted(prompts & seen):
+            raise ValueError(f"{file}: prompt {twice[0]} is in another shard too")
+        seen |= prompts
+    return concatenate(parts)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _record(data: RoundDataset, n: int) -> dict[str, Any]:
+    """Round n as it stands in the file."""
+    rows = [[None if value == -math.inf else round(value, 5) for value in row] for row in data.scores[n].tolist()]
+    record = {"prompt": int(data.prompt[n]), "position": int(data.position[n]), "scores": rows}
+    record["accept_lengths"] = data.accept_lengths[n].tolist()
+    if data.signals is not None:
+        values: list[Any] = [part[n].tolist() for part in data.signals]
+        expected, last, entropy, generated = values
+        record["expected_lengths"] = [round(value, 5) for value in expected]
+        record |= {"last_accept_length": last, "target_entropy": round(entropy, 5), "generated": generated}
+    if data.distribution is not None:
+        table = data.distribution[n].tolist()
+        record["distribution"] = [[round(p, 6) for p in row[: call + 2]] for call, row in enumerate(table)]
+    return record
 
 
 def _recover(path: Path, header: RoundsHeader, first: bytes) -> tuple[int, set[int]]:
@@ -233,7 +197,12 @@ def _recover(path: Path, header: RoundsHeader, first: bytes) -> tuple[int, set[i
                     raise ValueError(f"{path}: not a file of recorded rounds, and not overwritten")
                 break
             if keep == 0:
-                _check_same(RoundsHeader.from_line(line, path), header, path)
+                found = RoundsHeader.from_line(line, path)
+                if json.loads(line)["version"] != header.to_dict()["version"]:
+                    raise ValueError(
+                        f"{path} is of format version 1, which is read but not appended to: use a new file"
+                    )
+                _check_same(found, header, path)
                 keep = end = len(line)
                 continue
             end += len(line)
@@ -261,14 +230,25 @@ def _refuse(name: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number of 0 or more, got {value!r}")
+def _whole(value: object, name: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
     return value
 
 
-def _parse_round(record: dict[str, Any], tree: TreeConfig) -> tuple[int, int, array[float], array[int]]:
-    """(prompt, position, scores, accept lengths). Raises ValueError, KeyError, TypeError or OverflowError."""
+class _Parsed(NamedTuple):
+    """One round: whole numbers (prompt, position, last accept length, generated) and flat arrays."""
+
+    numbers: tuple[int, int, int, int]
+    scores: array[float]
+    lengths: array[int]
+    signals: array[float]  # expected lengths, then the entropy
+    distribution: array[float]
+
+
+def _parse_round(record: dict[str, Any], header: RoundsHeader) -> _Parsed:
+    """Raises ValueError, KeyError, TypeError or OverflowError."""
+    tree = header.tree
     rows, lengths = record["scores"], record["accept_lengths"]
     prompt, position = _whole(record["prompt"], "prompt"), _whole(record["position"], "position")
     widths = {len(row) if isinstance(row, list) else -1 for row in rows} if isinstance(rows, list) else set()
@@ -283,42 +263,32 @@ def _parse_round(record: dict[str, Any], tree: TreeConfig) -> tuple[int, int, ar
         except TypeError:  # null is -inf; a partly extended row cannot be used again
             flat = array("f", [-math.inf if v is None else v for row in rows for v in row])
             break
-    return prompt, position, flat, array("q", lengths)
-
-
-def _impossible(scores: Tensor, accept_lengths: Tensor) -> dict[int, str]:
-    """Index -> reason of rounds that no tree can give.
-
-    Stopping one call later adds nodes of the new depth only, and the budget drops others: so an accepted path is cut
-    shorter, stays, or (if it reached the last level) grows by the new one. It never grows again once it fell behind.
-    """
-    index = torch.arange(1, accept_lengths.shape[1] + 1)
-    before, after = accept_lengths[:, :-1], accept_lengths[:, 1:]
-    grown = (after > before) & ~((before == index[:-1]) & (after == index[1:]))
-    checks = {
-        "scores hold NaN": scores.isnan().flatten(1).any(1),
-        "scores are not log-probabilities (above 0)": (scores > 1e-3).flatten(1).any(1),
-        "scores are not in descending order": (scores[..., 1:] > scores[..., :-1]).flatten(1).any(1),
-        "an accept length is negative": (accept_lengths < 0).any(1),
-        "an accept length is above its number of calls": (accept_lengths > index).any(1),
-        "accept lengths grow after they fell behind": grown.any(1),
-    }
-    reasons: dict[int, str] = {}
-    for reason, bad in checks.items():
-        for row in bad.nonzero().flatten().tolist():
-            reasons.setdefault(row, reason)
-    return reasons
+    last, generated, signals, distribution = -1, 0, array("f"), array("f")
+    if "signals" in header.fields:
+        last = _whole(record["last_accept_length"], "last_accept_length", -1)
+        generated = _whole(record["generated"], "generated")
+        expected = record["expected_lengths"]
+        if not isinstance(expected, list) or len(expected) != tree.max_calls:
+            raise ValueError(f"expected_lengths are not {tree.max_calls} numbers")
+        signals = array("f", [*expected, record["target_entropy"]])
+    if "distribution" in header.fields:
+        table = record["distribution"]
+        wanted = [call + 2 for call in range(tree.max_calls)]
+        if not isinstance(table, list) or [len(row) if isinstance(row, list) else -1 for row in table] != wanted:
+            raise ValueError(f"distribution is not {tree.max_calls} rows of 2, 3, ... numbers")
+        for row in table:
+            distribution.extend([*row, *[0.0] * (tree.max_calls + 1 - len(row))])
+    return _Parsed((prompt, position, last, generated), flat, array("q", lengths), signals, distribution)
 
 
 def _read_file(path: Path) -> RoundDataset:
     aside: dict[int, str] = {}
-    scores, lengths = array("f"), array("q")
-    columns: list[tuple[int, int, int]] = []  # line, prompt, position of the rounds in `scores`
-    pending: list[tuple[int, tuple[int, int, array[float], array[int]]]] = []
+    kept: list[tuple[int, _Parsed]] = []  # line and round
+    pending: list[tuple[int, _Parsed]] = []
     done: set[int] = set()
 
     def unfinished() -> None:
-        aside.update((line, f"prompt {group[0]} has no prompt_done line") for line, group in pending)
+        aside.update((line, f"prompt {one.numbers[0]} has no prompt_done line") for line, one in pending)
         pending.clear()
 
     with open(path, "rb") as file:
@@ -332,46 +302,66 @@ def _read_file(path: Path) -> RoundDataset:
                 if not isinstance(record, dict):
                     raise ValueError("not a JSON object")
                 if "prompt_done" not in record:
-                    parsed = _parse_round(record, header.tree)
-                    if pending and pending[-1][1][0] != parsed[0]:
+                    parsed = _parse_round(record, header)
+                    if pending and pending[-1][1].numbers[0] != parsed.numbers[0]:
                         unfinished()
-                    if parsed[0] in done:
-                        raise ValueError(f"prompt {parsed[0]} was finished before")
+                    if parsed.numbers[0] in done:
+                        raise ValueError(f"prompt {parsed.numbers[0]} was finished before")
                     pending.append((number, parsed))
                     continue
                 prompt = _whole(record["prompt_done"], "prompt_done")
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 aside[number] = f"lacks {error}" if isinstance(error, KeyError) else str(error)
                 continue
-            if pending and pending[-1][1][0] != prompt:
+            if pending and pending[-1][1].numbers[0] != prompt:
                 unfinished()
             done.add(prompt)
-            for where, (_, position, row, accepted) in pending:
-                columns.append((where, prompt, position))
-                scores.extend(row)
-                lengths.extend(accepted)
+            kept.extend(pending)
             pending.clear()
         unfinished()
 
-    shape = (len(columns), header.tree.max_calls, header.tree.tree_top_k)
-    if not columns:
+    if not kept:
         reasons = "; ".join(f"line {n}: {reason}" for n, reason in sorted(aside.items())[:3])
         raise ValueError(f"{path} holds no usable round" + (f" ({reasons})" if reasons else ""))
-    table = torch.tensor(columns, dtype=torch.int64)
-    wide = torch.frombuffer(scores, dtype=torch.float32).view(shape).clone()
-    accept = torch.frombuffer(lengths, dtype=torch.int64).view(shape[:2]).clone()
-    bad = _impossible(wide, accept)
-    aside.update((columns[row][0], reason) for row, reason in bad.items())
+    dataset = _assemble([one for _, one in kept], header)
+    bad = impossible(dataset)
+    aside.update((kept[row][0], reason) for row, reason in bad.items())
     set_aside = tuple(SetAside(line, aside[line]) for line in sorted(aside))
     if set_aside:
         named = "; ".join(f"line {one.line}: {one.reason}" for one in set_aside[:10])
         more = f"; and {len(set_aside) - 10} more" if len(set_aside) > 10 else ""
         warnings.warn(f"{path}: {len(set_aside)} lines set aside ({named}{more})", stacklevel=3)
-    dataset = RoundDataset(wide, accept, table[:, 1], table[:, 2], header, set_aside)
     if bad:
-        keep = torch.ones(len(columns), dtype=torch.bool)
+        keep = torch.ones(len(kept), dtype=torch.bool)
         keep[torch.tensor(list(bad))] = False
-        dataset = replace(dataset.select(keep), set_aside=set_aside)
+        dataset = dataset.select(keep)
     if not len(dataset):
         raise ValueError(f"{path} holds no usable round ({set_aside[0].line}: {set_aside[0].reason})")
-    return dataset
+    return replace(dataset, set_aside=set_aside)
+
+
+def _assemble(rounds: Sequence[_Parsed], header: RoundsHeader) -> RoundDataset:
+    count, calls = len(rounds), header.tree.max_calls
+
+    def stack(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        joined: array[Any] = array(getattr(rounds[0], name).typecode)
+        for one in rounds:
+            joined.extend(getattr(one, name))
+        return torch.frombuffer(joined, dtype=dtype).view(count, *shape).clone()
+
+    numbers = torch.tensor([one.numbers for one in rounds])
+    signals, distribution = None, None
+    if "signals" in header.fields:
+        table = stack("signals", torch.float32, calls + 1)
+        signals = RecordedSignals(table[:, :calls].contiguous(), numbers[:, 2], table[:, calls], numbers[:, 3])
+    if "distribution" in header.fields:
+        distribution = stack("distribution", torch.float32, calls, calls + 1)
+    return RoundDataset(
+        stack("scores", torch.float32, calls, header.tree.tree_top_k),
+        stack("lengths", torch.int64, calls),
+        numbers[:, 0],
+        numbers[:, 1],
+        header,
+        signals=signals,
+        distribution=distribution,
+    )

@@ -1,4 +1,4 @@
-"""What a stop policy is trained for: the cost of a round, returns for every possible stop, and two estimators.
+"""What a stop policy is trained for: returns for every possible stop, and two estimators of their gradient.
 
 A round of at most T draft calls holds T - 1 decisions; after call T it stops anyway. Stops are counted from 0 here:
 stop k means k + 1 draft calls. `returns[n, k, t]` is the return-to-go G_t of decision t if round n stops at k, and
@@ -7,14 +7,10 @@ both estimators read only that tensor and the logits, so objective and estimator
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 __all__ = [
-    "CostTable",
     "decision_entropy",
     "exact_loss",
     "paper_returns",
@@ -24,57 +20,21 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CostTable:
-    """Time of a round with n draft calls: T(n) = rest + call * n + decision * min(n, max_calls - 1), in any one unit.
-
-    Attributes:
-        call: one draft call, the first from the root included.
-        decision: one decision of the policy. None is made after the last allowed call.
-        rest: verification, acceptance, caches: all that does not depend on n.
-    """
-
-    call: float
-    decision: float = 0.0
-    rest: float
-
-    def __post_init__(self) -> None:
-        for name in ("call", "decision", "rest"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"CostTable: {name} must be a finite time of 0 or more, got {value!r}")
-        if self.call + self.rest <= 0:
-            raise ValueError("CostTable: call and rest are both 0, so a round would take no time")
-
-    @classmethod
-    def paper(cls) -> CostTable:
-        """The paper's code for Llama-3-8B, in seconds: T_o 0.07067, T_d 0.002684, T_p 0.0004.
-
-        It writes T(k) = T_o + T_d k + T_p min(k + 1, 7) for k calls after the first, so its T_o holds the first call:
-        `rest` = T_o - T_d.
-        """
-        return cls(call=0.002684, decision=0.0004, rest=0.07067 - 0.002684)
-
-    def times(self, max_calls: int) -> Tensor:
-        """T(1) to T(max_calls), [max_calls] float32."""
-        calls = torch.arange(1, max_calls + 1, dtype=torch.float64)
-        return (self.rest + self.call * calls + self.decision * calls.clamp(max=max_calls - 1)).float()
-
-
-def paper_returns(accept_lengths: Tensor, costs: CostTable, *, alpha: float, beta: float, gamma: float) -> Tensor:
+def paper_returns(accept_lengths: Tensor, times: Tensor, *, alpha: float, beta: float, gamma: float) -> Tensor:
     """The paper's reward: -alpha for every continue, beta * L / T at the stop, discounted by gamma per decision.
 
     L excludes the bonus token. A round that never stops gets its last reward one decision after the last one, as in the
     paper's code (`make_g_matrix`). Decisions after the stop get 0.
 
     Args:
-        accept_lengths: [N, T] accepted draft tokens if the round stops after call 1 to T.
+        accept_lengths: [N, T] accepted draft tokens, or their expectation, if the round stops after call 1 to T.
+        times: [N, T] seconds of those rounds.
 
     Returns:
         [N, T, T - 1] float32, [n, k, t].
     """
     rounds, calls = accept_lengths.shape
-    final = beta * accept_lengths.float() / costs.times(calls)  # [N, T]
+    final = beta * accept_lengths.float() / times.float()  # [N, T]
     returns = torch.zeros(rounds, calls, calls)
     steps = torch.arange(calls)
     returns[:, steps, steps] = final
@@ -83,14 +43,14 @@ def paper_returns(accept_lengths: Tensor, costs: CostTable, *, alpha: float, bet
     return returns[:, :, :-1].contiguous()
 
 
-def ratio_returns(accept_lengths: Tensor, costs: CostTable, *, rate: float) -> Tensor:
+def ratio_returns(accept_lengths: Tensor, times: Tensor, *, rate: float) -> Tensor:
     """Dinkelbach's objective: tokens - rate * time; at rate = E[tokens] / E[time] its ascent is that of throughput.
 
     Measured against stopping at once: G_t(k) = (L_k - L_t) - rate * (T_k - T_t). What is subtracted does not depend on
     the action, so the gradient is the same and its variance smaller; the bonus token cancels here, it counts in `rate`.
     """
     calls = accept_lengths.shape[1]
-    value = accept_lengths.float() - rate * costs.times(calls)  # [N, T]
+    value = (accept_lengths - rate * times).float()  # [N, T]
     returns = value[:, :, None] - value[:, None, :-1]
     return returns * torch.ones(calls, calls - 1).tril()  # decision t belongs to stops k >= t
 

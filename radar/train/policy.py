@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,9 +20,9 @@ from tqdm import tqdm
 
 from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.objectives import (
-    CostTable,
     decision_entropy,
     exact_loss,
     paper_returns,
@@ -35,7 +36,7 @@ __all__ = ["PolicyTraining", "TrainResult", "train_policy"]
 STATE_FILE = "training.pt"
 MIN_LEARNING_RATE = 1e-6
 BASELINE_CALLS = 8  # EAGLE-3
-COLLAPSED_SHARE = 0.99
+COLLAPSED_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class PolicyTraining:
         objective: "paper" (-alpha per continue, beta * L / T at the stop, gamma) or "ratio" (tokens - rate * time, the
             rate moved to the throughput achieved; alpha, beta and gamma are not used).
         estimator: "reinforce" (sampled actions, as the paper) or "exact" (its expectation, no sampling noise).
-        beta: None is the paper's 10 * (call + decision).
+        beta: None is the paper's 10 * (call + decision), of the mean call.
         entropy: weight of a bonus for undecided actions (mean entropy in nats), falling to 0 over the epochs. The paper
             has none; without it, cheap calls or max_calls=8 can drive a fresh policy into "never stop". Try 0.1.
         max_calls: None is what the rounds were recorded with.
@@ -129,10 +130,13 @@ def train_policy(
 
     Args:
         dataset: rounds, or the file or files that hold them.
-        costs: time of a round; None is `CostTable.paper()`. Measure your own: they decide what pays.
+        costs: of a round; None is `CostTable.paper()`. Measure your own: they decide what pays. The policy's
+            config.json carries the table.
         progress: a bar on stderr.
         resume: go on from the state in `out`. False starts over and overwrites it.
         options: fields of `PolicyTraining`.
+
+    Warns if the policy collapsed: if it ends nearly every held-out round after the same call.
 
     Raises:
         TypeError: an unknown option.
@@ -147,7 +151,7 @@ def train_policy(
         data = data.truncate(training.max_calls)
     if data.header.tree.max_calls < 2:
         raise ValueError("train_policy: rounds with max_calls=1 leave nothing to decide")
-    train, held_out = data.split(training.held_out, training.seed)
+    train, held_out = data.split_by_prompt(training.held_out, training.seed)
     run = _Run(training, costs, train, held_out, out, fingerprint=data.fingerprint())
     if resume:
         run.restore()
@@ -177,30 +181,30 @@ class _Run:
     ) -> None:
         self.training, self.costs, self.train, self.held_out, self.out = training, costs, train, held_out, out
         tree = train.header.tree
-        self.settings = {**asdict(training), "costs": asdict(costs), "tree": asdict(tree), "data": fingerprint}
+        self.settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": fingerprint}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        self.baseline = replay(FixedDepth(min(BASELINE_CALLS, tree.max_calls)), held_out, self._free)
+        self.baseline = replay(FixedDepth(min(BASELINE_CALLS, tree.max_calls)), held_out, costs)
         self.epoch = 0
         self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
         self.history: list[float] = []
+        self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
         self.rate = self._best_fixed_rate()
         if training.objective == "paper":
-            beta = 10 * (costs.call + costs.decision) if training.beta is None else training.beta
-            lengths = train.accept_lengths
-            self.returns = paper_returns(lengths, costs, alpha=training.alpha, beta=beta, gamma=training.gamma)
-
-    @property
-    def _free(self) -> CostTable:
-        return replace(self.costs, decision=0.0)  # a fixed depth decides nothing
+            beta = training.beta
+            if beta is None:
+                beta = 10 * (costs.mean_call_seconds + costs.decision_seconds)
+            shape = {"alpha": training.alpha, "beta": beta, "gamma": training.gamma}
+            self.returns = paper_returns(self.accept, self.times, **shape)
 
     def _best_fixed_rate(self) -> float:
-        tokens = self.train.accept_lengths.double().mean(0) + 1
-        return (tokens / self._free.times(tokens.numel())).max().item()
+        tokens = self.accept.double().mean(0) + 1
+        free = self.costs.without_decisions().times(self.train.header.tree, self.train.position)
+        return (tokens / free.mean(0)).max().item()
 
     def train_epoch(self) -> float:
         """One pass over the rounds; returns the mean loss."""
@@ -210,7 +214,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if options.objective == "ratio":
-            self.returns = ratio_returns(self.train.accept_lengths, self.costs, rate=self.rate)
+            self.returns = ratio_returns(self.accept, self.times, rate=self.rate)
         loss_of = reinforce_loss if options.estimator == "reinforce" else exact_loss
         bonus = options.entropy * (1 - self.epoch / options.epochs)
         total = 0.0
@@ -295,6 +299,12 @@ class _Run:
         self.network.load_state_dict(self.best["network"])
         save_policy(self.network.eval(), self.out, metadata=self._metadata())
         best, base = self.best, self.baseline
+        if collapsed := _collapsed(best["stop_histogram"]):
+            warnings.warn(
+                f"train_policy: the policy {collapsed}, whatever the scores: another alpha or cost table, or an "
+                "entropy bonus such as entropy=0.1, may help",
+                stacklevel=3,
+            )
         return TrainResult(
             policy=str(self.out),
             draft_calls=best["draft_calls"],
@@ -305,7 +315,7 @@ class _Run:
             tokens_per_time_change=best["tokens_per_time"] / base.tokens_per_time - 1,
             stop_histogram=list(best["stop_histogram"]),
             baseline=base.to_dict(),
-            collapsed=_collapsed(best["stop_histogram"]),
+            collapsed=collapsed,
             epochs=self.epoch,
             best_epoch=best["epoch"],
             history=list(self.history),
