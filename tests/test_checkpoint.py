@@ -126,17 +126,6 @@ def test_every_problem_is_listed(saved):
     assert "lm_head.weight holds values that are not finite" in text
 
 
-def test_index_form_maps_are_refused(saved):
-    """d2t holds offsets; a file with the ids themselves would draft other tokens without a word."""
-
-    def change(tensors):
-        tensors["d2t"] = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
-
-    edit(saved, change)
-    with pytest.raises(ValueError, match="it must hold offsets"):
-        load(saved)
-
-
 def test_contradicting_maps_are_refused(saved):
     edit(saved, lambda t: t.__setitem__("t2d", ~t["t2d"]))
     with pytest.raises(ValueError, match="t2d does not mark"):
@@ -186,7 +175,8 @@ def test_missing_files_are_named(tmp_path, saved):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden_size": None}, "missing hidden_size"),
+        ({"hidden_size": None, "vocab_size": "17"}, "vocab_size has the wrong type"),
+        ({"num_attention_heads": None, "head_dim": None}, "missing num_attention_heads"),
         ({"hidden_size": "wide"}, "wide"),
         ({"hidden_size": 0}, "hidden_size must be an integer from 1"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "multiple of"),
@@ -194,6 +184,19 @@ def test_missing_files_are_named(tmp_path, saved):
         ({"head_dim": 7}, "even"),
         ({"intermediate_size": []}, "wrong type"),
         ({"rope_parameters": 3, "rope_theta": None}, "wrong type"),
+        ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta is stated more than once, as 10000.0 and 500000.0"),
+        ({"rope_theta": 0}, "rope_theta has the wrong type or value: expected a positive number, got 0"),
+        ({"rope_theta": float("nan")}, "rope_theta has the wrong type or value"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps has the wrong type"),
+        ({"hidden_size": 32.5}, "hidden_size has the wrong type"),
+        ({"norm_output": 1}, "norm_output has the wrong type"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised heads"),
+        ({"layer_types": ["sliding_attention"]}, "sliding-window"),
+        ({"eagle_aux_hidden_state_layer_ids": [2, 3]}, r"fc\.weight has shape \[32, 96\], expected \[32, 64\]"),
+        ({"eagle_aux_hidden_state_layer_ids": [2, -3, 4]}, "layer indices of 0 or more"),
+        ({"norm_before_fc": True, "fc_norm": True}, "two ways to norm the taps"),
+        ({"hidden_size": 64, "target_hidden_size": 64}, "hidden size is 64 and the target's 32"),
         ({"eagle_aux_hidden_state_layer_ids": 5}, "wrong type"),
     ],
 )

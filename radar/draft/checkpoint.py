@@ -1,124 +1,220 @@
-"""Draft heads on disk, in SafeAILab's layout: `config.json` beside `model.safetensors` or `pytorch_model.bin`."""
+"""Draft heads on disk: any published layout in, SafeAILab's or speculators' out."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from radar.config import DraftConfig
+from radar.draft.checkpoint_files import read_json, read_tensors
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.formats import DraftFormat, canonical_names, read_config, recognise
+from radar.draft.vocabulary import read_vocabulary
 
-__all__ = ["load_draft", "save_draft"]
+__all__ = ["LoadReport", "LoadedDraft", "load_draft", "load_draft_with_report", "save_draft"]
 
-_FILES = ("model.safetensors", "pytorch_model.bin")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def save_draft(draft: Eagle3Draft, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write `config.json` and `model.safetensors`, weights in `dtype`, under the released checkpoints' names."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in draft.state_dict().items()
-    }
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(draft.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint was read; `str` of it is for people.
+
+    Attributes:
+        format: a name of `radar.draft.formats.FORMATS`.
+        used: tensors of the file that the head holds.
+        unused: tensors of the file, and keys of its config, that play no part.
+        assumed: a sentence for each choice that the file did not make.
+        doubtful: fields of `DraftConfig` that those sentences leave open; `radar doctor` measures the alternatives.
+    """
+
+    format: str
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+    assumed: tuple[str, ...]
+    doubtful: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"draft head of the {self.format} format, {len(self.used)} tensors used"]
+        lines += [f"  assumed: {sentence}" for sentence in self.assumed]
+        if self.unused:
+            lines.append(f"  not used: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+class LoadedDraft(NamedTuple):
+    """A head, and how its file was read."""
+
+    draft: Eagle3Draft
+    report: LoadReport
 
 
 def load_draft(
     folder: str | os.PathLike[str], *, target_hidden_size: int, device: torch.device, dtype: torch.dtype
 ) -> Eagle3Draft:
-    """Load a released EAGLE-3 head, strictly.
+    """Load a published EAGLE-3 head, strictly; see `load_draft_with_report`."""
+    return load_draft_with_report(folder, target_hidden_size=target_hidden_size, device=device, dtype=dtype).draft
+
+
+def load_draft_with_report(
+    folder: str | os.PathLike[str],
+    *,
+    target_hidden_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    strict: bool = True,
+) -> LoadedDraft:
+    """Load a published EAGLE-3 head and say how it was read. The format is recognised by its contents.
+
+    To override what a file says, edit its `config.json`: keys at the top win, and
+    `eagle_aux_hidden_state_layer_ids` there are `hidden_states` indices in every format.
 
     Args:
-        folder: holds `config.json` and the tensors.
+        folder: holds `config.json` and the tensors: `model.safetensors`, shards with an index, or `pytorch_model.bin`.
         target_hidden_size: of the model whose features the head reads; the file may leave it out.
         device, dtype: where and in what the head will run.
+        strict: refuse a file that leaves a choice open on which readers disagree; False takes the default and reports
+            it as doubtful.
 
     Raises:
         FileNotFoundError: names the file that is not there.
         ValueError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
     """
     path = Path(folder)
-    config = _read_config(path, target_hidden_size)
-    state = _read_tensors(path)
-    draft = Eagle3Draft(config)
-    state = _complete(state, draft)
-    _check(state, draft, path)
-    draft.load_state_dict(state)
-    return draft.to(device=device, dtype=dtype).eval().requires_grad_(False)
-
-
-def _read_config(path: Path, target_hidden_size: int) -> DraftConfig:
-    file = path / "config.json"
-    if not file.is_file():
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no draft head in {path}: config.json is missing")
+    values = read_json(path / "config.json")
+    tensors = read_tensors(path)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(values).__name__}")
-    return DraftConfig.from_dict(
-        {**values, "target_hidden_size": values.get("target_hidden_size") or target_hidden_size}
+        entry = recognise(values, tensors)
+        names = canonical_names(tensors)
+        state = {short: tensors[name] for name, short in names.items()}
+        reading = read_config(entry, values, state, target_hidden_size=target_hidden_size, strict=strict)
+    except ValueError as error:
+        raise ValueError(f"the draft head in {path} cannot be used: {error}") from error
+    state, assumed = _complete(entry, state, reading.config, values)
+    with torch.device("meta"):  # sizes that a wrong config names cost nothing
+        draft = Eagle3Draft(reading.config)
+    targets, sentence, problems = read_vocabulary(
+        state, vocab_size=reading.config.vocab_size, draft_vocab_size=reading.config.draft_vocab_size
     )
+    problems = _check(state, draft) + problems
+    if problems:
+        raise ValueError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
+    draft.to_empty(device="cpu").load_state_dict({**state, "d2t": draft.d2t, "t2d": draft.t2d})
+    draft.set_draft_vocabulary(targets)
+    unused = sorted(tensors.keys() - names.keys()) + [f"config.json: {key}" for key in reading.ignored]
+    report = LoadReport(
+        format=entry.name,
+        used=tuple(sorted(names)),
+        unused=tuple(unused),
+        assumed=(*reading.assumed, *assumed, *([sentence] if sentence else [])),
+        doubtful=reading.doubtful,
+    )
+    return LoadedDraft(draft.to(device=device, dtype=dtype).eval().requires_grad_(False), report)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    file = next((path / name for name in _FILES if (path / name).is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"no draft head in {path}: expected {' or '.join(_FILES)}")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read; it may be truncated or not a checkpoint: {error}") from error
-    except Exception as error:  # pickle errors have no common class of their own
-        raise ValueError(f"{file} is not a file of plain tensors: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
-    return dict(state)
+def save_draft(
+    draft: Eagle3Draft,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    layout: Literal["safeailab", "speculators"] = "safeailab",
+) -> None:
+    """Write `config.json` and `model.safetensors`, weights in `dtype`.
+
+    The `safeailab` layout is flat and names the layer `midlayer`; the `speculators` layout nests the layer's config and
+    names it `layers.0`. Both load back to an equal head.
+    """
+    if layout not in ("safeailab", "speculators"):
+        raise ValueError(f"layout must be 'safeailab' or 'speculators', got {layout!r}")
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in draft.state_dict().items()
+    }
+    config = draft.config.to_dict()
+    if layout == "speculators":
+        state = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in state.items()}
+        config = _speculators_config(draft.config)
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _complete(state: dict[str, Tensor], draft: Eagle3Draft) -> dict[str, Tensor]:
-    """Fill in what a full-vocabulary head leaves out: identity maps."""
-    config = draft.config
-    if config.draft_vocab_size == config.vocab_size and "d2t" not in state and "t2d" not in state:
-        state = {**state, "d2t": draft.d2t, "t2d": draft.t2d}
-    return state
+_SPECULATORS_TOP = (
+    "draft_vocab_size",
+    "target_hidden_size",
+    "eagle_aux_hidden_state_layer_ids",
+    "norm_output",
+    "norm_before_fc",
+    "fc_norm",
+    "own_embedding",
+    "qk_norm",
+    "tie_word_embeddings",
+)
 
 
-def _check(state: Mapping[str, Tensor], draft: Eagle3Draft, path: Path) -> None:
-    expected = draft.state_dict()
-    problems = [f"unknown {name} {list(state[name].shape)}" for name in sorted(state.keys() - expected.keys())]
-    problems += [f"missing {name} {list(expected[name].shape)}" for name in sorted(expected.keys() - state.keys())]
-    for name in sorted(state.keys() & expected.keys()):
+def _speculators_config(config: DraftConfig) -> dict[str, Any]:
+    """`config.json` as speculators 0.4 writes it: the layer's own keys nested, the head's at the top."""
+    flat = config.to_dict()
+    top = {key: flat.pop(key) for key in _SPECULATORS_TOP if key in flat}
+    del flat["architectures"]
+    flat.pop("norm_before_residual", None)
+    flat["model_type"] = "qwen3" if config.qk_norm else "llama"
+    greedy = {"proposal_type": "greedy", "speculative_tokens": 3, "accept_tolerance": 0.0, "verifier_accept_k": 1}
+    return {
+        "architectures": ["Eagle3DraftModel"],
+        "speculators_model_type": "eagle3",
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [greedy],
+            "verifier": {"name_or_path": None, "architectures": []},
+        },
+        "norm_before_residual": config.norm_before_residual,
+        **top,
+        "transformer_layer_config": flat,
+    }
+
+
+def _complete(
+    entry: DraftFormat, state: dict[str, Tensor], config: DraftConfig, values: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Drop what drafting does not need of a tensor, and fill in one that a tied file leaves out."""
+    assumed = []
+    fc, embedding = state.get("fc.weight"), state.get("embed_tokens.weight")
+    if fc is not None and fc.dim() == 2 and 0 < fc.shape[0] - config.hidden_size <= entry.max_extra_fc_rows:
+        assumed.append(f"the last {fc.shape[0] - config.hidden_size} rows of fc.weight are exit signals: not used")
+        state = {**state, "fc.weight": fc[: config.hidden_size].contiguous()}
+    if "lm_head.weight" not in state and embedding is not None and values.get("tie_word_embeddings") is True:
+        assumed.append("lm_head.weight is missing and tied: the head's own embedding")
+        state = {**state, "lm_head.weight": embedding}
+    return state, assumed
+
+
+def _check(state: Mapping[str, Tensor], draft: Eagle3Draft) -> list[str]:
+    """Tensors that are unknown, missing, ill-shaped, of a wrong type or not finite; the maps are checked elsewhere."""
+    expected = {name: tensor for name, tensor in draft.state_dict().items() if name not in ("d2t", "t2d")}
+    given = state.keys() - {"d2t", "t2d"}
+    problems = [f"unknown {name} {list(state[name].shape)}" for name in sorted(given - expected.keys())]
+    for name in sorted(expected.keys() - given):
+        hint = "; heads that borrow the target's are not supported: copy it in" if name == "lm_head.weight" else ""
+        problems.append(f"missing {name} {list(expected[name].shape)}{hint}")
+    for name in sorted(given & expected.keys()):
         found, wanted = state[name], expected[name]
         if found.shape != wanted.shape:
             problems.append(f"{name} has shape {list(found.shape)}, expected {list(wanted.shape)}")
-        elif found.is_floating_point() != wanted.is_floating_point():
-            problems.append(f"{name} has type {found.dtype}, expected {wanted.dtype}")
-        elif found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        elif found.dtype not in _FLOATS:
+            problems.append(f"{name} has type {found.dtype}, expected floating-point numbers of 16 bits or more")
+        elif not bool(torch.isfinite(found).all()):
             problems.append(f"{name} holds values that are not finite")
-    if not problems:
-        problems = _check_vocabulary(state["d2t"], state["t2d"])
-    if problems:
-        raise ValueError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
-
-
-def _check_vocabulary(d2t: Tensor, t2d: Tensor) -> list[str]:
-    """d2t holds offsets: target id = draft id + d2t[draft id], and t2d marks exactly those ids."""
-    targets = d2t.long() + torch.arange(len(d2t))
-    if bool((targets < 0).any()) or bool((targets >= len(t2d)).any()) or bool((targets.diff() <= 0).any()):
-        return ["d2t does not map to ascending target ids; it must hold offsets (target id minus draft id), not ids"]
-    marked = torch.zeros(len(t2d), dtype=torch.bool)
-    marked[targets] = True
-    return [] if torch.equal(marked, t2d.bool()) else ["t2d does not mark the target ids that d2t maps to"]
+    return problems

@@ -2,6 +2,7 @@
 
 Module and parameter names are those of the released checkpoints (`fc`, `midlayer.*`, `norm`, `lm_head`, `d2t`, `t2d`).
 The module owns no cache: whoever calls it says how its queries attend (`attend`), so decoding and training share it.
+What other trainers changed (`norm_before_residual`, `norm_output`, `fc_norm`, ...) is chosen once, by the config.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from radar.config import DraftConfig
+from radar.draft.rope import attention_factor, inverse_frequencies
 
 __all__ = ["Attend", "Eagle3Draft"]
 
@@ -41,16 +43,18 @@ class _Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        size = config.hidden_size
-        self.q_proj = nn.Linear(2 * size, self.num_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=False)
+        size, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(2 * size, self.num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(2 * size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=bias)
+        self.q_norm = _RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = _RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         batch, rows, _ = x.shape  # [B, N, 2H]
-        query = self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim).transpose(1, 2)
-        key = self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        query = self.q_norm(self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim)).transpose(1, 2)
         value = self.v_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
         out = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
         return self.o_proj(out.reshape(batch, rows, -1))  # type: ignore[no-any-return]
@@ -59,9 +63,10 @@ class _Attention(nn.Module):
 class _MLP(nn.Module):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        bias = config.mlp_bias
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
@@ -76,10 +81,12 @@ class _MidLayer(nn.Module):
         self.self_attn = _Attention(config)
         self.post_attention_layernorm = _RMSNorm(size, eps)
         self.mlp = _MLP(config)
+        self.norm_before_residual = config.norm_before_residual
 
     def forward(self, embeds: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = torch.cat((self.input_layernorm(embeds), self.hidden_norm(hidden)), dim=-1)
-        hidden = hidden + self.self_attn(x, cos, sin, attend)
+        normed = self.hidden_norm(hidden)
+        x = torch.cat((self.input_layernorm(embeds), normed), dim=-1)
+        hidden = (normed if self.norm_before_residual else hidden) + self.self_attn(x, cos, sin, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
 
 
@@ -93,6 +100,9 @@ class Eagle3Draft(nn.Module):
 
     Args:
         config: geometry; see `DraftConfig`.
+
+    Attributes:
+        embed_tokens: the head's own embedding; None: it reads the target's, and `embeds` come from there.
     """
 
     inv_freq: Tensor
@@ -102,26 +112,32 @@ class Eagle3Draft(nn.Module):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
         self.config = config
-        self.fc = nn.Linear(config.target_hidden_size * config.num_aux_hidden_states, config.hidden_size, bias=False)
+        width, taps, eps = config.target_hidden_size, config.num_aux_hidden_states, config.rms_norm_eps
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embedding else None
+        self.input_norm = _RMSNorm(taps * width, eps) if config.norm_before_fc else None
+        self.fc_norm = nn.ModuleList(_RMSNorm(width, eps) for _ in range(taps)) if config.fc_norm else None
+        self.fc = nn.Linear(taps * width, config.hidden_size, bias=False)
         self.midlayer = _MidLayer(config)
-        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = _RMSNorm(config.hidden_size, eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
-        self.register_buffer("inv_freq", self._inverse_frequencies(self.d2t.device), persistent=False)
-
-    def _inverse_frequencies(self, device: torch.device) -> Tensor:
-        exponent = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=device) / self.config.head_dim
-        return torch.pow(self.config.rope_theta, -exponent)
+        self.register_buffer("inv_freq", inverse_frequencies(config, self.d2t.device), persistent=False)
+        self._attention_factor = attention_factor(config.rope_scaling)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep the frequencies in float32 when the module is cast: bfloat16 is off by radians at position 1000."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.inv_freq = self._inverse_frequencies(self.inv_freq.device)
+        self.inv_freq = inverse_frequencies(self.config, self.inv_freq.device)
         return self
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """Target taps, low to high, side by side [B, N, 3 * target_hidden] -> draft features [B, N, hidden]."""
+        if self.input_norm is not None:
+            aux_hidden_states = self.input_norm(aux_hidden_states)
+        elif self.fc_norm is not None:
+            taps = aux_hidden_states.chunk(len(self.fc_norm), dim=-1)
+            aux_hidden_states = torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
         return self.fc(aux_hidden_states)  # type: ignore[no-any-return]
 
     def forward(self, embeds: Tensor, hidden: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
@@ -135,16 +151,20 @@ class Eagle3Draft(nn.Module):
             attend: see `Attend`.
 
         Returns:
-            Hidden states before the final norm [B, N, hidden]: what the next level is fed with.
+            What the next level is fed with [B, N, hidden]: hidden states before the final norm, or after it if the
+            config says `norm_output`.
         """
         angle = position_ids[:, None, :, None].float() * self.inv_freq  # [B, 1, N, D/2]
         angle = torch.cat((angle, angle), dim=-1)
-        cos, sin = angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
-        return self.midlayer(embeds, hidden, cos, sin, attend)  # type: ignore[no-any-return]
+        cos, sin = angle.cos(), angle.sin()
+        if self._attention_factor != 1.0:
+            cos, sin = cos * self._attention_factor, sin * self._attention_factor
+        hidden = self.midlayer(embeds, hidden, cos.to(hidden.dtype), sin.to(hidden.dtype), attend)
+        return self.norm(hidden) if self.config.norm_output else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the draft vocabulary [B, N, draft_vocab]; id i means target id `i + d2t[i]`."""
-        return self.lm_head(self.norm(hidden))  # type: ignore[no-any-return]
+        """Scores of the draft vocabulary [B, N, draft_vocab] from what `forward` returned; i means id `i + d2t[i]`."""
+        return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))  # type: ignore[no-any-return]
 
     def set_draft_vocabulary(self, target_ids: Tensor) -> None:
         """Let draft id i stand for the i-th of `target_ids` (ascending, unique, `draft_vocab_size` of them)."""
