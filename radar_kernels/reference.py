@@ -119,11 +119,21 @@ def topk_confidence(logits: Tensor, parent_scores: Tensor, k: int, *, d2t: Tenso
 
 
 def lstm_step(
-    scores: Tensor, hidden: Tensor, cell: Tensor, weights: PolicyWeights, *, threshold: Tensor | None = None
+    scores: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: PolicyWeights,
+    *,
+    threshold: Tensor | None = None,
+    floor: float | None = None,
+    update: bool = False,
 ) -> LstmStep:
     """One step of the stop policy; see `radar_kernels.lstm_step`."""
     w = PolicyWeights(*(tensor.float() for tensor in weights))
+    state = hidden, cell
     scores, hidden, cell = scores.float(), hidden.float(), cell.float()
+    if floor is not None:
+        scores = scores.clamp(min=floor)
     linear = torch.nn.functional.linear
     gates = linear(scores, w.weight_ih, w.bias_ih) + linear(hidden, w.weight_hh, w.bias_hh)
     i, f, g, o = gates.chunk(4, -1)
@@ -132,6 +142,8 @@ def lstm_step(
     features = linear(torch.cat((hidden, scores), -1), w.mlp0_weight, w.mlp0_bias).relu()
     logits = linear(features, w.mlp3_weight, w.mlp3_bias)
     stop = logits.softmax(-1)[:, 0] > (0.5 if threshold is None else threshold)
+    if update:
+        hidden, cell = state[0].copy_(hidden), state[1].copy_(cell)
     return LstmStep(hidden, cell, logits, stop)
 
 

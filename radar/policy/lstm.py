@@ -129,13 +129,9 @@ class RadarPolicy:
         if self.sample:
             threshold = self._draws.index_select(0, self._call).squeeze(0)
             self._call.add_(1).remainder_(self._draws.shape[0])
-        step = lstm_step(
-            scores.float().clamp(min=SCORE_FLOOR), self._hidden, self._cell, self._weights, threshold=threshold
-        )
-        self._hidden.copy_(step.hidden)
-        self._cell.copy_(step.cell)
-        stop: Tensor = step.stop
-        return stop
+        return lstm_step(
+            scores, self._hidden, self._cell, self._weights, threshold=threshold, floor=SCORE_FLOOR, update=True
+        ).stop
 
 
 def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:

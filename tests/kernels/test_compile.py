@@ -72,7 +72,9 @@ def record_launches(arch: int) -> list[tuple]:
         shapes += [(middle, hidden + 10), (middle,), (2, middle), (2,)]
         weights = radar_kernels.PolicyWeights(*(torch.empty(shape, dtype=dtype) for shape in shapes))
         state = torch.empty(1, hidden)
-        radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, threshold=torch.zeros(1), backend="triton")
+        for update in (False, True):
+            options = {"threshold": torch.zeros(1), "floor": -100.0, "update": update}
+            radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, **options, backend="triton")
     one = torch.zeros(1, dtype=torch.int64)
     for dtype, heads, rows, dim in CACHE:
         label = f"store_rows and keep_rows {dtype} {heads} x {rows} x {dim}"

@@ -78,6 +78,35 @@ def test_the_state_carries_over_levels(backend, device):
     assert_close(hidden, expected[:, -1], "lstm_step", torch.float32)
 
 
+@pytest.mark.parametrize(
+    "shape", [{"hidden": 64, "batch": 3}, {"hidden": 40, "middle": 600}], ids=["batch 3", "hidden state in chunks"]
+)
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_update_overwrites_the_state(shape, backend, device):
+    """Level by level the state in place is the one that the functional form returns."""
+    scores, hidden, cell, weights = Policy(**shape, device=device).inputs()
+    twin = hidden.clone(), cell.clone()
+    for level in range(2):
+        expected = lstm_step(scores + level, *twin, weights, backend=backend)
+        got = lstm_step(scores + level, hidden, cell, weights, update=True, backend=backend)
+        assert got.hidden is hidden
+        assert got.cell is cell
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        twin = expected.hidden, expected.cell
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_scores_below_the_floor_count_as_it(backend, device):
+    scores, hidden, cell, weights = Policy(hidden=64, batch=2, device=device).inputs()
+    scores[0, 4:] = -torch.inf
+    scores[1, 9] = -7.5
+    step = lstm_step(scores, hidden, cell, weights, floor=-7.0, backend=backend)
+    assert_same(step, lstm_step(scores.clamp(min=-7.0), hidden, cell, weights, backend=backend))
+    assert not lstm_step(scores, hidden, cell, weights, backend=backend).logits[0].isfinite().all()
+    scores[1, 9] = torch.nan
+    assert lstm_step(scores, hidden, cell, weights, floor=-7.0, backend=backend).logits[1].isnan().all()
+
+
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_thresholds(backend, device):
     policy = Policy(hidden=64, batch=4, device=device)
@@ -123,7 +152,9 @@ def test_cpu_runs_the_reference(monkeypatch):
 
 def test_the_operator_is_registered_correctly(device):
     scores, hidden, cell, weights = Policy(hidden=64, device=device).inputs()
-    torch.library.opcheck(torch.ops.radar_kernels.lstm_step.default, (scores, hidden, cell, list(weights), None))
+    arguments = scores, hidden, cell, list(weights), None
+    torch.library.opcheck(torch.ops.radar_kernels.lstm_step.default, (*arguments, None))
+    torch.library.opcheck(torch.ops.radar_kernels.lstm_step_.default, (*arguments, -100.0))
 
 
 BAD = {
@@ -132,6 +163,8 @@ BAD = {
     "cell must be": {"cell": torch.zeros(1, 65)},
     "weight_ih must be": {"scores": torch.zeros(1, 9)},
     "threshold must be": {"threshold": torch.zeros(2)},
+    "hidden must be float32 and contiguous": {"hidden": torch.zeros(1, 64).half(), "update": True},
+    "cell must be float32 and contiguous": {"cell": torch.zeros(1, 128)[:, ::2], "update": True},
 }
 
 
