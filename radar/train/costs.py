@@ -1,8 +1,8 @@
 """What a round costs on one device with one pair: measured tables, read and written as JSON with strict checks.
 
-    {"format": "radar-costs", "version": 1, "device": "NVIDIA H200", "pair": "target + draft",
-     "draft_call_seconds": [first call, second call, ...], "nodes": [32, 60], "contexts": [0, 1024, 4096],
-     "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "rest_seconds": 3e-4}
+{"format": "radar-costs", "version": 1, "device": "NVIDIA H200", "pair": "target + draft",
+ "draft_call_seconds": [first call, second call, ...], "nodes": [32, 60], "contexts": [0, 1024, 4096],
+ "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "rest_seconds": 3e-4}
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class CostTable:
         """
         if tree.max_calls > len(self.draft_call_seconds):
             raise ValueError(
-                f"the cost table measured {len(self.draft_call_seconds)} draft calls, the tree allows {tree.max_calls}: "
-                "profile again with that max_calls"
+                f"the cost table measured {len(self.draft_call_seconds)} draft calls, the tree allows {tree.max_calls}"
+                ": profile again with that max_calls"
             )
         drafted = torch.tensor(self.draft_call_seconds, dtype=torch.float64).cumsum(0)[calls - 1]
         decided = self.decision_seconds * calls.clamp(max=tree.max_calls - 1).double()
@@ -145,7 +145,9 @@ class CostTable:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
         if values.get("version") != FORMAT_VERSION:
-            raise ValueError(f"{source}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"{source}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}"
+            )
         fields = {name: value for name, value in values.items() if name not in ("format", "version")}
         known = set(cls.__dataclass_fields__)
         if wrong := sorted(known ^ fields.keys()):
