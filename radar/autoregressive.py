@@ -1,4 +1,4 @@
-"""The baseline: the target alone, one token a pass, through the same cache and attention as RadarDecoder."""
+"""The baseline: the target alone, one token a pass, through the same cache, attention and graphs as RadarDecoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from radar.engine.prefill import PREFILL_ROWS, prefill
+from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.choose import choose_engine
+from radar.engine.prefill import Prefill, prefill_rows
 from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round, Stopwatch
 from radar.target import TargetModel, default_max_length
@@ -21,16 +23,37 @@ class AutoregressiveDecoder(Decoder):
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
         max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
+        engine, compile: as for RadarDecoder.
     """
 
-    engine_name = "eager"
-
-    def __init__(self, model: Any, *, tokenizer: Any = None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        max_length: int | None = None,
+        engine: str | None = None,
+        compile: bool = True,
+    ) -> None:
         max_length = default_max_length(model) if max_length is None else max_length
-        self.target = TargetModel(model, max_length=max_length, max_rows=PREFILL_ROWS, tap_layers=())
+        self.engine_name = choose_engine(engine, model.device)
+        graphs = self.engine_name == "graph"
+        self.target = TargetModel(
+            model,
+            max_length=max_length,
+            max_rows=prefill_rows(model.device),
+            tap_layers=(),
+            compile=graphs and compile,
+        )
         self.model = model
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self.target.device)
+        self._prefill = Prefill(self.target)
         self._length = 0  # of the committed text, as the host knows it
+        self._launched = False
+        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+        if graphs:
+            with torch.inference_mode():
+                self._capture()
         super().__init__(
             tokenizer=tokenizer,
             eos_token_ids=end_token_ids(model, tokenizer),
@@ -38,23 +61,47 @@ class AutoregressiveDecoder(Decoder):
             vocab_size=self.target.vocab_size,
         )
 
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream(self.target.device)
+        on_stream(stream, self._prefill.chunk)
+        on_stream(stream, self._step)
+        self._graphs = capture(self._prefill.chunk, stream), capture(self._step, stream)
+        self._mailbox = Mailbox(self._token)
+
+    def _step(self) -> None:
+        """One token: capture-ready."""
+        logits, _ = self.target.verify(*self.target.chain(self._token))
+        self.target.advance(1)
+        self._token.copy_(logits.argmax(dim=-1))
+
     def _start(self, input_ids: list[int]) -> Round:
         watch = Stopwatch()
+        self._launched = False
         self.target.cache.reset()
-        token, _ = prefill(self.target, torch.tensor([input_ids], device=self.target.device))
-        self._token.copy_(token[:, None])
+        ids = torch.tensor([input_ids], device=self.target.device)
+        self._prefill.run(ids, self._graphs[0].replay if self._graphs else None)
+        self._token.copy_(self._prefill.logits.argmax(dim=-1, keepdim=True))
         self._length = len(input_ids)
-        tokens = token.tolist()
+        tokens = self._token[0].tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
 
+    def _ahead(self) -> None:
+        if self._graphs and not self._launched:
+            self._launched = True
+            self._graphs[1].replay()
+            self._mailbox.send()
+
     def _round(self) -> Round:
         watch = Stopwatch()
-        self._length += 1
-        self.target.cache.set_window(self._length)
-        out = self.target.forward_chain(self._token)
-        self.target.advance(1)
-        self._token.copy_(self.target.logits(out.hidden_states).argmax(dim=-1))
-        tokens = self._token[0].tolist()
+        if self._graphs:
+            self._ahead()
+            tokens = self._mailbox.read()[0]
+            self._launched = False
+        else:
+            self._length += 1
+            self.target.cache.set_window(self._length)
+            self._step()
+            tokens = self._token[0].tolist()
         watch.lap("verify")
         return Round(tokens, seconds=watch.seconds)

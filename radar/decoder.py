@@ -14,8 +14,10 @@ from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.drafter import Drafter
 from radar.draft.eagle3 import Eagle3Draft
+from radar.engine.choose import choose_engine
 from radar.engine.eager import EagerEngine
-from radar.engine.prefill import PREFILL_ROWS
+from radar.engine.graph import GraphEngine
+from radar.engine.prefill import prefill_rows
 from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round
 from radar.policy.base import StopPolicy, Threshold
@@ -51,7 +53,11 @@ class RadarDecoder(Decoder):
             None: 2048, or as many as the model has positions for.
         tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
             (2, N // 2, N - 3).
-        profile: on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is true.
+        engine: "graph" makes a round one CUDA graph, "eager" calls its steps from Python. None: "graph" on a GPU.
+        compile: with the graph engine, let torch.compile make the forwards: faster rounds for a slower start. What it
+            makes is kept on disk for the next start.
+        profile: with the eager engine on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is
+            true.
 
     Raises:
         ValueError: if the model's family is not supported, or the parts do not fit together.
@@ -68,8 +74,11 @@ class RadarDecoder(Decoder):
         tree: TreeConfig | None = None,
         max_length: int | None = None,
         tap_layers: Sequence[int] | None = None,
+        engine: str | None = None,
+        compile: bool = True,
         profile: bool = False,
     ) -> None:
+        graphs = choose_engine(engine, model.device) == "graph"
         tree = tree or default_tree(model.device)
         max_length = default_max_length(model) if max_length is None else max_length
         if not isinstance(draft, Eagle3Draft):
@@ -77,16 +86,28 @@ class RadarDecoder(Decoder):
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
         if tap_layers is None:
             tap_layers = draft.config.eagle_aux_hidden_state_layer_ids
+        rows = prefill_rows(model.device)
         target = TargetModel(
-            model, max_length=max_length, max_rows=max(tree.total_tokens, PREFILL_ROWS), tap_layers=tap_layers
+            model,
+            max_length=max_length,
+            max_rows=max(tree.total_tokens, rows),
+            tap_layers=tap_layers,
+            compile=graphs and compile,
         )
         _check_pair(target, draft, tree)
         if policy is None:
             policy = Threshold()
         elif isinstance(policy, str | os.PathLike):
             policy = RadarPolicy(policy)
-        drafter = Drafter(draft, target.embed_tokens, tree, max_length=max_length, max_rows=PREFILL_ROWS)
-        self.engine = EagerEngine(target, drafter, policy, tree, profile=profile)
+        drafter = Drafter(
+            draft, target.embed_tokens, tree, max_length=max_length, max_rows=rows, compile=graphs and compile
+        )
+        self.engine: EagerEngine | GraphEngine
+        if graphs:
+            with torch.inference_mode():
+                self.engine = GraphEngine(target, drafter, policy, tree)
+        else:
+            self.engine = EagerEngine(target, drafter, policy, tree, profile=profile)
         self.engine_name = self.engine.name
         self.model = model
         self.tree = tree
@@ -135,17 +156,20 @@ class RadarDecoder(Decoder):
     @property
     def policy(self) -> StopPolicy:
         """The stop policy; assign another one to compare on the same caches."""
-        return self.engine.steps.policy
+        return self.engine.policy
 
     @policy.setter
     def policy(self, policy: StopPolicy) -> None:
-        self.engine.steps.set_policy(policy)
+        self.engine.set_policy(policy)
 
     def _start(self, input_ids: list[int]) -> Round:
         return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device))
 
     def _round(self) -> Round:
         return self.engine.round()
+
+    def _ahead(self) -> None:
+        self.engine.ahead()
 
 
 def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> None:

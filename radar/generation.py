@@ -65,6 +65,10 @@ class Decoder(ABC):
     def _round(self) -> Round:
         """The next tokens."""
 
+    @abstractmethod
+    def _ahead(self) -> None:
+        """Start on the next round, if the decoder can work while the last one's tokens are dealt with."""
+
     def rounds(self, prompt: Prompt, *, max_new_tokens: int | None = None) -> Iterator[Round]:
         """Generate round by round.
 
@@ -147,8 +151,12 @@ class Decoder(ABC):
                 item = step()
             item.tokens = self._cut(item.tokens, limit)
             limit -= len(item.tokens)
+            ended = limit <= 0 or item.tokens[-1] in self.eos_token_ids
+            if not ended:
+                with torch.inference_mode():
+                    self._ahead()
             yield item
-            if limit <= 0 or item.tokens[-1] in self.eos_token_ids:
+            if ended:
                 return
             step = self._round
 

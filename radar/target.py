@@ -2,6 +2,7 @@
 
 No modelling code is copied. The model runs without a cache of its own; a registered attention function stores the new
 keys and values in a `StaticKVCache` and calls `tree_attention`, so one forward serves prompts, single tokens and trees.
+On a GPU projections of one input are fused, and the forward may go through torch.compile.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from radar.attend import attend, attending
+from radar.compiled import compiled
+from radar.fused_linears import FusedLinears, fuse_projections, fused
 from radar.kv_cache import StaticKVCache
 from radar.tree import causal_ancestors
-from radar_kernels import tree_attention
 
 __all__ = [
     "SUPPORTED_MODEL_TYPES",
@@ -50,21 +53,13 @@ class TargetOutput:
     aux_hidden_states: Tensor
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What the attention function needs to know of the forward it is called from."""
-
-    cache: StaticKVCache
-    ancestors: Tensor
-
-
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
-    run: _Pass = kwargs["radar_pass"]
-    keys, values = run.cache.write(module.layer_idx, key, value, run.cache.length)  # type: ignore[arg-type]
-    return tree_attention(query, keys, values, run.cache.length, run.ancestors, scale=kwargs.get("scaling")), None
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
+    return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(_ATTENTION_NAME, _attention)
@@ -102,6 +97,7 @@ class TargetModel:
         max_rows: the most rows of one forward.
         batch_size: rows of the batch.
         tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
+        compile: let torch.compile make `verify`: 10 to 30 seconds for every number of rows, once for each machine.
 
     Raises:
         ValueError: for a family that is not supported, sliding windows shorter than `max_length`, a model spread over
@@ -116,6 +112,7 @@ class TargetModel:
         max_rows: int,
         batch_size: int = 1,
         tap_layers: Sequence[int] | None = None,
+        compile: bool = False,
     ) -> None:
         config = model.config
         _check_family(model, max_length)
@@ -144,30 +141,52 @@ class TargetModel:
         self._rows = torch.arange(max_rows, device=self.device)
         self._taps = Taps(self._decoder, self.tap_layers)
         weakref.finalize(self, self._taps.remove)
+        self._fused: list[FusedLinears] = []
+        if self.device.type == "cuda":
+            self._fused = fuse_projections(model, self._decoder.layers)
+        self._run_verify = compiled(self._verify) if compile else self._verify
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, ancestors: Tensor) -> TargetOutput:
+    def forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> TargetOutput:
         """Run N rows that see the committed cache and, among themselves, their ancestors. Commits nothing.
 
         Args:
-            input_ids, position_ids: [B, N].
+            input_ids: [B, N].
+            depths: [B, N] positions behind the committed text, 0 for the next token.
             ancestors: [B, N, W] words as in `VerifyTree`.
         """
         with self._entered():
-            out = self._decoder(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                use_cache=False,
-                radar_pass=_Pass(self.cache, ancestors),
-            )
-        hidden = out.last_hidden_state
+            return TargetOutput(*self._forward(input_ids, depths, ancestors, self.cache.length))
+
+    def verify(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` at full speed, with the scores of every row: logits [B, N, vocabulary] and aux_hidden_states."""
+        with self._entered():
+            result: tuple[Tensor, Tensor] = self._run_verify(input_ids, depths, ancestors, self.cache.length)
+        return result
+
+    def _forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._decoder(
+            input_ids=input_ids,
+            position_ids=length[:, None] + depths,
+            use_cache=False,
+            radar_start=length,
+            radar_ancestors=ancestors,
+        )
+        hidden: Tensor = out.last_hidden_state
         taps = self._taps.collect()
-        return TargetOutput(hidden, hidden[..., :0] if taps is None else taps)
+        return hidden, hidden[..., :0] if taps is None else taps
+
+    def _verify(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, taps = self._forward(input_ids, depths, ancestors, length)
+        return self._lm_head(hidden), taps
+
+    def chain(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Arguments of `forward` and `verify` for N tokens [B, N] that follow one another."""
+        rows = input_ids.shape[1]
+        return input_ids, self._rows[None, :rows], self._causal[:, :rows]
 
     def forward_chain(self, input_ids: Tensor) -> TargetOutput:
         """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""
-        rows = input_ids.shape[1]
-        positions = self.cache.length[:, None] + self._rows[:rows]
-        return self.forward(input_ids, positions, self._causal[:, :rows])
+        return self.forward(*self.chain(input_ids))
 
     def advance(self, count: Tensor | int) -> None:
         """Commit the first `count` rows of the last `forward_chain`."""
@@ -184,7 +203,8 @@ class TargetModel:
         config._attn_implementation = _ATTENTION_NAME
         self._taps.active = True
         try:
-            yield
+            with fused(self._fused), attending(self.cache):
+                yield
         finally:
             self._taps.active = False
             config._attn_implementation = previous

@@ -13,14 +13,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"radar_kernels"},
     {"radar.config"},
-    {"radar.tree", "radar.kv_cache", "radar.metrics"},
+    {"radar.tree", "radar.kv_cache", "radar.metrics", "radar.compiled", "radar.fused_linears", "radar.sampling"},
+    {"radar.attend"},
     {"radar.target", "radar.draft", "radar.policy", "radar.verify"},
     {"radar.engine"},
     {"radar.generation"},
     {"radar.decoder", "radar.autoregressive"},
     {"radar"},
-    {"radar.prompts", "radar.compare", "radar.train"},
-    {"radar.cli", "radar.cli_train"},
+    {"radar.prompts", "radar.compare", "radar.profile", "radar.train"},
+    {"radar.cli"},
 ]
 ONLY_IN = {
     "triton": ("radar_kernels",),
@@ -52,7 +53,7 @@ def layer(name):
             (len(entry), index)
             for index, layer in enumerate(LAYERS)
             for entry in layer
-            if f"{name}.".startswith(f"{entry}.")
+            if f"{name}.".startswith(f"{entry}.") or name.startswith(f"{entry}_")
         ),
         default=None,
     )

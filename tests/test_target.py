@@ -30,7 +30,7 @@ def test_every_path_equals_causal_decoding(family, rng):
     tokens, parents, depths, reach = random_tree(rng, 40, 12, 8)
     with torch.inference_mode():
         chain(target, PROMPT)
-        out = target.forward(tensor([tokens]), len(PROMPT) + tensor([depths]), pack_bits(tensor([reach])))
+        out = target.forward(tensor([tokens]), tensor([depths]), pack_bits(tensor([reach])))
         logits = target.logits(out.hidden_states)[0]
         for node in range(40):
             path = [node]
@@ -60,7 +60,7 @@ def test_committed_branch_continues_like_a_prompt():
         chain(target, PROMPT)
         # root 7 with children 8 and 9, grandchild 10 of 9: keep 7, 9, 10
         bits = tensor([[[0b0001], [0b0011], [0b0101], [0b1101]]])
-        target.forward(tensor([[7, 8, 9, 10]]), len(PROMPT) + tensor([[0, 1, 1, 2]]), bits)
+        target.forward(tensor([[7, 8, 9, 10]]), tensor([[0, 1, 1, 2]]), bits)
         target.cache.commit(tensor([[0, 2, 3, 0]]), tensor([3]))
         ours = target.logits(chain(target, [11]).hidden_states)[0, -1]
         plain = model(tensor([[*PROMPT, 7, 9, 10, 11]])).logits[0, -1]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from radar.attend import attend, attending
+from radar.compiled import compiled
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
+from radar.fused_linears import FusedLinears, fuse_projections, fused
 from radar.kv_cache import StaticKVCache
 from radar.tree import DraftTree, causal_ancestors
-from radar_kernels import topk_confidence, tree_attention
+from radar_kernels import topk_confidence
 
 __all__ = ["Drafter"]
 
@@ -26,6 +29,7 @@ class Drafter:
         config: the tree's shape.
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
+        compile: let torch.compile make the forward of `begin` and `step`.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Drafter:
         max_length: int,
         max_rows: int,
         batch_size: int = 1,
+        compile: bool = False,
     ) -> None:
         weight = draft.fc.weight
         self.draft = draft
@@ -61,52 +66,69 @@ class Drafter:
         self._root_scores = torch.zeros((batch_size, 1), device=weight.device)
         self._d2t = draft.d2t if draft.config.draft_vocab_size < draft.config.vocab_size else None
 
-    def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> Tensor:
+        self._fused: list[FusedLinears] = []
+        if weight.device.type == "cuda":
+            self._fused = fuse_projections(draft, [draft.midlayer])
+        self._run_first = compiled(self._first) if compile else self._first
+        self._run_next = compiled(self._next) if compile else self._next
+
+    def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> None:
         """Add verified pairs to the cache.
 
         Args:
             tokens: [B, A], each the token after the one whose feature stands beside it.
             aux_hidden_states: the target's taps [B, A, taps * hidden].
             count: how many of the A rows are real, [B] or a number; the rest is padding.
-
-        Returns:
-            The head's hidden states [B, A, hidden].
         """
-        rows = tokens.shape[1]
-        positions = self.cache.length[:, None] + self._rows[:rows]
-        hidden = self._forward(
-            tokens, self.draft.fuse(aux_hidden_states), positions, self.cache.length, self._causal[:, :rows]
-        )
+        with attending(self.cache), fused(self._fused):
+            self._pairs(tokens, aux_hidden_states, self.cache.length)
         self.cache.length += count
-        return hidden
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
-        hidden = self.extend(tokens, aux_hidden_states, count)
-        last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        hidden = hidden.gather(1, last)
-        level = topk_confidence(self.draft.logits(hidden), self._root_scores, self.config.tree_top_k, d2t=self._d2t)
+        with attending(self.cache), fused(self._fused):
+            hidden, logits = self._run_first(tokens, aux_hidden_states, self.cache.length, count)
+        self.cache.length += count
+        level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
 
     def step(self) -> None:
         """One more draft call: expand the beam of the newest level."""
-        tree, base = self.tree, self.cache.length
-        depth = tree.calls - 1  # of the beam below level 1
-        positions = (base + depth)[:, None].expand_as(tree.beam_tokens)
-        column = base + depth * self.config.tree_top_k
-        hidden = self._forward(tree.beam_tokens, self.hidden, positions, column, tree.beam_ancestors)
-        level = topk_confidence(self.draft.logits(hidden), tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
+        tree = self.tree
+        with attending(self.cache), fused(self._fused):
+            hidden, logits = self._run_next(
+                tree.beam_tokens, self.hidden, self.cache.length, tree.calls, tree.beam_ancestors
+            )
+        level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
         tree.grow(level, hidden, self.hidden)
 
     def reset(self) -> None:
         self.cache.reset()
 
+    def _first(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self._pairs(tokens, aux_hidden_states, length)
+        hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        return hidden, self.draft.logits(hidden)
+
+    def _next(
+        self, tokens: Tensor, hidden: Tensor, length: Tensor, calls: Tensor, ancestors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        depth = calls - 1  # of the beam below level 1
+        positions = (length + depth)[:, None].expand_as(tokens)
+        column = length + depth * self.config.tree_top_k
+        hidden = self._forward(tokens, hidden, positions, column, ancestors)
+        return hidden, self.draft.logits(hidden)
+
+    def _pairs(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor) -> Tensor:
+        rows = tokens.shape[1]
+        positions = length[:, None] + self._rows[:rows]
+        return self._forward(tokens, self.draft.fuse(aux_hidden_states), positions, length, self._causal[:, :rows])
+
     def _forward(self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor) -> Tensor:
         """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
-        base = self.cache.length
+        scale = self.draft.config.head_dim**-0.5
 
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self.cache.write(0, key, value, start)
-            return tree_attention(query, keys, values, base, ancestors)
+        def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attend(query, key, value, start, ancestors, 0, scale)
 
-        return self.draft(self.embed_tokens(tokens), hidden, positions, attend)  # type: ignore[no-any-return]
+        return self.draft(self.embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]

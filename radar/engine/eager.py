@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
-from radar.engine.prefill import prefill
+from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
@@ -33,21 +35,33 @@ class EagerEngine:
         self.target = target
         self.drafter = drafter
         self.config = config
-        self.steps = RoundSteps(target, drafter, policy, config)
+        self.policy = policy
+        self.steps = RoundSteps(target, drafter, copy.copy(policy), config)  # a copy: policies may serve two decoders
         self.profile = profile and target.device.type == "cuda"
+        self._prefill = Prefill(target, drafter)
         self._length = 0  # of the committed text, as the host knows it
+
+    def set_policy(self, policy: StopPolicy) -> None:
+        """Decide by another policy. Raises ValueError if it cannot serve this tree."""
+        if policy is not self.policy:
+            self.steps.set_policy(copy.copy(policy))
+            self.policy = policy
 
     def start(self, input_ids: Tensor) -> Round:
         """Take a prompt [1, P] and return the target's first token."""
         watch = Stopwatch(synchronize=self.profile)
         self.target.cache.reset()
         self.drafter.reset()
-        token, taps = prefill(self.target, input_ids, self.drafter)
-        self.steps.load(token, taps)
+        self._prefill.run(input_ids)
+        token = self._prefill.logits.argmax(dim=-1)
+        self.steps.load(token, self._prefill.taps)
         self._length = input_ids.shape[1]
         tokens = token.tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
+
+    def ahead(self) -> None:
+        """Nothing: the host makes the rounds, and they start when they are asked for."""
 
     def round(self) -> Round:
         """One round; its tokens are certain."""
@@ -63,9 +77,11 @@ class EagerEngine:
                 break
             steps.step()
             watch.lap("draft")
+        steps.select()
         target_tokens = steps.verify()
         watch.lap("verify")
-        calls, accept_length, *tokens = steps.finish(target_tokens)[0].tolist()  # the round's one read of the result
+        steps.accept(target_tokens)
+        calls, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
         self._length += accept_length + 1
         watch.lap("accept")
         return Round(tokens[: accept_length + 1], calls, accept_length, seconds=watch.seconds)

@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from radar.draft.drafter import Drafter
 from radar.target import TargetModel
 
-__all__ = ["PREFILL_ROWS", "prefill"]
-
-PREFILL_ROWS = 64  # one word of ancestor bits; every chunk is padded to it, so no new shape is ever compiled
+__all__ = ["Prefill", "prefill_rows"]
 
 
-def prefill(target: TargetModel, input_ids: Tensor, drafter: Drafter | None = None) -> tuple[Tensor, Tensor]:
-    """Fill the caches with a prompt.
+def prefill_rows(device: torch.device) -> int:
+    """Rows of a chunk; every chunk is padded to them. On a GPU few rows would leave it waiting for its memory."""
+    return 256 if device.type == "cuda" else 64
+
+
+class Prefill:
+    """Fills the caches with a prompt.
+
+    `chunk` works on static buffers and asks the host for nothing, so a graph can hold it.
 
     Args:
-        target, drafter: with empty caches; without a drafter only the target runs.
-        input_ids: [B, P] on the target's device, P >= 1.
+        target, drafter: made for `prefill_rows` rows at least; without a drafter only the target runs.
 
-    Returns:
-        The target's first token [B], and the taps of the prompt's last position [B, 1, taps * hidden]: with that token
-        they are the pair that the first `Drafter.begin` adds.
+    Attributes:
+        logits: [B, vocabulary] of the last chunk's last token.
+        taps: its features [B, 1, taps * hidden]: with the next token, the pair that the first `Drafter.begin` adds.
     """
-    length = input_ids.shape[1]
-    target.cache.set_window(length + PREFILL_ROWS)
-    if drafter is not None:
-        drafter.cache.set_window(length + PREFILL_ROWS)
-    padded = torch.nn.functional.pad(input_ids, (0, -length % PREFILL_ROWS + 1))  # one more: the pairs look ahead
-    for start in range(0, length, PREFILL_ROWS):
-        count = min(PREFILL_ROWS, length - start)
-        out = target.forward_chain(padded[:, start : start + PREFILL_ROWS])
-        target.advance(count)
-        if drafter is not None:
+
+    def __init__(self, target: TargetModel, drafter: Drafter | None = None) -> None:
+        batch, device = target.cache.length.shape[0], target.device
+        self.rows = prefill_rows(device)
+        self.target, self.drafter = target, drafter
+        self.tokens = torch.zeros((batch, self.rows + 1), dtype=torch.int64, device=device)
+        self.count = torch.ones(batch, dtype=torch.int64, device=device)
+        self.known = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.logits = torch.zeros((batch, target.vocab_size), dtype=target.dtype, device=device)
+        width = len(target.tap_layers) * target.hidden_size
+        self.taps = torch.zeros((batch, 1, width), dtype=target.dtype, device=device)
+
+    def run(self, input_ids: Tensor, chunk: Callable[[], None] | None = None) -> None:
+        """Take a prompt [B, P] on the target's device, P >= 1, with empty caches.
+
+        Args:
+            chunk: runs `self.chunk`; None: Python does.
+        """
+        length = input_ids.shape[1]
+        self.target.cache.set_window(length + self.rows)
+        if self.drafter is not None:
+            self.drafter.cache.set_window(length + self.rows)
+        padded = torch.nn.functional.pad(input_ids, (0, -length % self.rows + 1))  # one more: the pairs look ahead
+        for start in range(0, length, self.rows):
+            count = min(self.rows, length - start)
+            self.tokens.copy_(padded[:, start : start + self.rows + 1])
+            self.count.fill_(count)
             # pairs (token t + 1, feature t); the last token's partner is not known yet
-            known = count - 1 if start + count == length else count
-            drafter.extend(padded[:, start + 1 : start + PREFILL_ROWS + 1], out.aux_hidden_states, known)
-    last = out.hidden_states[:, count - 1 : count]
-    token = target.logits(last)[:, 0].argmax(dim=-1)
-    return token, out.aux_hidden_states[:, count - 1 : count]
+            self.known.fill_(count - 1 if start + count == length else count)
+            (chunk or self.chunk)()
+
+    def chunk(self) -> None:
+        """Commit the first `count` of the chunk's tokens, and `known` pairs."""
+        out = self.target.forward_chain(self.tokens[:, : self.rows])
+        self.target.advance(self.count)
+        if self.drafter is not None:
+            self.drafter.extend(self.tokens[:, 1:], out.aux_hidden_states, self.known)
+        last = (self.count - 1)[:, None, None]
+        hidden = out.hidden_states.gather(1, last.expand(-1, 1, out.hidden_states.shape[-1]))
+        self.logits.copy_(self.target.logits(hidden)[:, 0])
+        self.taps.copy_(out.aux_hidden_states.gather(1, last.expand_as(self.taps)))

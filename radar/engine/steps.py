@@ -17,7 +17,8 @@ __all__ = ["RoundSteps"]
 class RoundSteps:
     """Draft, decide, verify, accept, commit (RADAR, arXiv 2512.14069). No step asks the host.
 
-    A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`.
+    A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`, which is `select`,
+    `verify`, `accept` and `commit`.
 
     Args:
         target, drafter, policy: on one device.
@@ -62,21 +63,27 @@ class RoundSteps:
         """One more draft call."""
         self.drafter.step()
 
-    def verify(self) -> Tensor:
-        """Select the best nodes and run the target over them: its token after each node [B, N]."""
+    def select(self) -> None:
+        """Choose the best nodes of all levels."""
         self._nodes = self.drafter.tree.select(self.root)
-        positions = self.target.cache.length[:, None] + self._nodes.depths
-        out = self.target.forward(self._nodes.draft_tokens, positions, self._nodes.ancestors)
-        self._node_taps = out.aux_hidden_states
-        return self.target.logits(out.hidden_states).argmax(dim=-1)
 
-    def finish(self, target_tokens: Tensor) -> Tensor:
-        """Accept, commit, and leave the next round's input.
+    def verify(self) -> Tensor:
+        """Run the target over the selected nodes: its token after each node [B, N]."""
+        nodes = self._nodes
+        logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
+        return logits.argmax(dim=-1)
+
+    def accept(self, target_tokens: Tensor) -> None:
+        """Walk the tree along the target's tokens."""
+        self._accepted = accept(self._nodes, target_tokens, self.config.max_accepted)
+
+    def commit(self) -> Tensor:
+        """Keep what was accepted, and leave the next round's input.
 
         Returns:
             [B, 2 + A]: draft calls, accept_length, and the round's tokens, of which the first accept_length + 1 count.
         """
-        result = accept(self._nodes, target_tokens, self.config.max_accepted)
+        result = self._accepted
         count = result.accept_length + 1
         self.target.cache.commit(result.path, count)
         self.tokens.copy_(result.tokens)
@@ -84,3 +91,9 @@ class RoundSteps:
         self.count.copy_(count)
         self.root.copy_(result.next_token)
         return torch.cat((self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
+
+    def finish(self) -> Tensor:
+        """All that follows the drafting; returns what `commit` does."""
+        self.select()
+        self.accept(self.verify())
+        return self.commit()

@@ -1,0 +1,169 @@
+"""A round by parts, a token of plain decoding, and the cost of deciding, at the shapes of a large model.
+
+`python -m bench.round --out bench/results/round_h200.json` on a GPU; random weights, so acceptance means nothing here.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.models import random_draft, random_target
+from bench.shapes import GEOMETRIES, TINY, Geometry
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, TreeConfig
+from radar.compare import describe_machine
+from radar.policy.lstm import PolicyNetwork
+from radar.profile import profile_round
+
+ROUNDS = 40
+
+
+class RadarTo(RadarPolicy):
+    """Runs the whole network at every call and stops where `FixedDepth` stops: the same rounds, plus the decision."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(PolicyNetwork())
+        self.fixed = FixedDepth(calls)
+
+    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        super().bind(batch_size, tree, device)
+        self.fixed.bind(batch_size, tree, device)
+
+    def reset(self) -> None:
+        super().reset()
+        self.fixed.reset()
+
+    def stop(self, scores: Tensor) -> Tensor:
+        super().stop(scores)
+        return self.fixed.stop(scores)
+
+
+def wall_per_round(decoder: Any, prompt: list[int]) -> float:
+    """Milliseconds of wall time per round or token of a real decoding loop, the prompt's pass excluded."""
+    rounds = decoder.rounds(prompt, max_new_tokens=ROUNDS + 8)
+    for _ in range(5):
+        next(rounds)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(ROUNDS - 8):
+        next(rounds)
+    elapsed = time.perf_counter() - started
+    rounds.close()
+    return 1000 * elapsed / (ROUNDS - 8)
+
+
+@torch.inference_mode()
+def gpu_per_round(engine: Any, repeats: int = 20) -> float:
+    """Milliseconds of GPU time of the round's graph, launched back to back."""
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    for _ in range(repeats):
+        engine.ahead()
+        engine.discard()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / repeats
+
+
+def syncs_per_round(decoder: Any, prompt: list[int], trace: Path | None) -> dict[str, Any]:
+    """Calls by which the host waits for the GPU, from a profiler trace of ten rounds; one reads the round's result."""
+    rounds = decoder.rounds(prompt, max_new_tokens=ROUNDS)
+    for _ in range(4):
+        next(rounds)
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(10):
+            next(rounds)
+    rounds.close()
+    calls: dict[str, int] = {}
+    for event in profiler.events():
+        if "Synchronize" in event.name or event.name.startswith(("cudaGraphLaunch", "cudaMemcpy", "cuLaunch")):
+            calls[event.name] = calls.get(event.name, 0) + 1
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    waits = sum(count for name, count in calls.items() if "Synchronize" in name and "DeviceSynchronize" not in name)
+    return {"calls_in_10_rounds": calls, "waits_per_round": waits / 10}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def measure(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device("cuda")
+    dtype = torch.bfloat16
+    torch.manual_seed(0)
+    model = random_target(geometry, device, dtype)
+    draft = random_draft(geometry, device, dtype)
+    tree = TreeConfig()
+    options: dict[str, Any] = {"max_length": args.max_length, "compile": not args.no_compile}
+    out: dict[str, Any] = {"start_seconds": {}}
+
+    def timed(name: str, make: Any) -> Any:
+        started = time.perf_counter()
+        made = make()
+        torch.cuda.synchronize()
+        out["start_seconds"][name] = round(time.perf_counter() - started, 2)
+        print(f"start of {name}: {out['start_seconds'][name]} s", flush=True)
+        return made
+
+    fixed, radar = FixedDepth(8), RadarTo(8)
+    plain = timed("autoregressive", lambda: AutoregressiveDecoder(model, **options))
+    decoder = timed("radar", lambda: RadarDecoder(model, draft=draft, policy=fixed, tree=tree, **options))
+    out["engine"] = decoder.engine_name
+    prompt = torch.randint(0, geometry.vocabulary, (args.prefix[0],)).tolist()
+
+    series: dict[str, list[float]] = {"ar": [], "fixed8": [], "radar8": [], "fixed8_gpu": [], "radar8_gpu": []}
+    for _ in range(args.repeats):
+        series["ar"].append(wall_per_round(plain, prompt))
+        for name, policy in (("fixed8", fixed), ("radar8", radar)):
+            decoder.policy = policy
+            series[name].append(wall_per_round(decoder, prompt))
+            series[f"{name}_gpu"].append(gpu_per_round(decoder.engine))
+    out["milliseconds"] = {name: spread(values) for name, values in series.items()}
+    out["decision_us"] = (
+        1000 * (out["milliseconds"]["radar8_gpu"]["median"] - out["milliseconds"]["fixed8_gpu"]["median"]) / 8
+    )
+    decoder.policy = radar
+    out["syncs"] = syncs_per_round(decoder, prompt, args.trace)
+    out["parts"] = [
+        profile_round(decoder.engine, prefix=prefix, calls=8, repeats=args.repeats * 4).to_dict()
+        for prefix in args.prefix
+    ]
+    out["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    shapes = {g.name: g for g in (*GEOMETRIES, TINY)}
+    parser.add_argument("--shapes", choices=sorted(shapes), default="Llama-3.1-8B")
+    parser.add_argument("--prefix", type=int, nargs="+", default=[1024, 8192], help="committed tokens")
+    parser.add_argument("--max-length", type=int, default=8704)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-compile", action="store_true", help="start without torch.compile")
+    parser.add_argument("--trace", type=Path, help="write a trace of ten rounds, for chrome://tracing or Perfetto")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device here", file=sys.stderr)
+        return 2
+    report = {"command": "python -m bench.round " + " ".join(sys.argv[1:])}
+    report["machine"] = describe_machine(torch.device("cuda"))  # type: ignore[assignment]
+    report |= measure(shapes[args.shapes], args)
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Work on static buffers as CUDA graphs, and the way its result reaches the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mailbox", "capture", "on_stream"]
+
+_T = TypeVar("_T")
+
+
+def on_stream(stream: torch.cuda.Stream, work: Callable[[], _T]) -> _T:
+    """Run work on a stream, behind everything that the current one holds and before what comes next there."""
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = work()
+    current.wait_stream(stream)
+    return result
+
+
+def capture(
+    work: Callable[[], object], stream: torch.cuda.Stream, *, generator: torch.Generator | None = None
+) -> torch.cuda.CUDAGraph:
+    """Capture `work`, which has run on `stream` before: kernels are compiled, library workspaces are there.
+
+    Args:
+        work: enqueues kernels on the current stream and does not ask the host.
+        stream: to capture on.
+        generator: random state that the work draws from.
+    """
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    # relaxed: other threads of the process may use the GPU meanwhile
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+        work()
+    return graph
+
+
+class Mailbox:
+    """Brings one small tensor to the host: a copy behind the kernels that make it, and one wait when it is read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._source = tensor
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._sent = torch.cuda.Event()
+
+    def send(self) -> None:
+        self._host.copy_(self._source, non_blocking=True)
+        self._sent.record()
+
+    def read(self) -> list[list[int]]:
+        self._sent.synchronize()
+        rows: list[list[int]] = self._host.tolist()
+        return rows

@@ -1,0 +1,114 @@
+"""Several linear layers of one input, computed by one product: fewer, longer reads of the weights.
+
+A grouped-query model projects keys and values by matrices of a few megabytes, too short to reach the card's bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FusedLinears", "fuse_projections", "fused"]
+
+_GROUPS = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+
+
+class FusedLinears:
+    """One product for `linears`, whose parameters become views of one storage and keep their values.
+
+    Inside `fused` the first layer's forward computes all of them and the others hand out their part, so they have to
+    be called in this order with the same input, as every supported family does. Outside they are ordinary layers.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._linears = tuple(linears)
+        self._sizes = [linear.out_features for linear in linears]
+        self._parts: Sequence[Tensor] = ()
+        self._forwards = [self._forward_of(index) for index in range(len(linears))]
+        self._share()
+
+    def _share(self) -> None:
+        self._weight = torch.cat([linear.weight.data for linear in self._linears])
+        biases = [linear.bias.data for linear in self._linears if linear.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        start = 0
+        for linear, size in zip(self._linears, self._sizes, strict=True):
+            linear.weight.data = self._weight[start : start + size]
+            if self._bias is not None:
+                linear.bias.data = self._bias[start : start + size]
+            start += size
+
+    def _forward_of(self, index: int) -> Callable[[Tensor], Tensor]:
+        last = index == len(self._linears) - 1
+
+        def forward(x: Tensor) -> Tensor:
+            if index == 0:
+                self._parts = F.linear(x, self._weight, self._bias).split(self._sizes, dim=-1)
+            part = self._parts[index]
+            if last:
+                self._parts = ()  # nothing of a forward outlives it
+            return part
+
+        return forward
+
+    def enter(self) -> None:
+        views = self._weight.split(self._sizes)
+        if any(linear.weight.data_ptr() != view.data_ptr() for linear, view in zip(self._linears, views, strict=True)):
+            self._share()  # the model was moved, cast or given other weights since
+        for linear, forward in zip(self._linears, self._forwards, strict=True):
+            linear.__dict__["forward"] = forward
+
+    def leave(self) -> None:
+        for linear in self._linears:
+            linear.__dict__.pop("forward", None)
+
+
+_known: WeakKeyDictionary[nn.Module, list[FusedLinears]] = WeakKeyDictionary()
+
+
+def fuse_projections(model: nn.Module, layers: Iterable[Any]) -> list[FusedLinears]:
+    """Query, key and value, and gate and up, of a model's decoder layers; made once for each model.
+
+    What is not a plain `nn.Linear` (an adapter, a quantised layer, one with hooks) is left alone.
+    """
+    if model not in _known:
+        _known[model] = []
+        for layer in layers:
+            for owner, names in _GROUPS:
+                module = getattr(layer, owner, None)
+                linears = [getattr(module, name, None) for name in names]
+                if all(_is_plain(linear) for linear in linears) and _are_alike(linears):
+                    _known[model].append(FusedLinears(linears))  # type: ignore[arg-type]
+    return _known[model]
+
+
+@contextmanager
+def fused(groups: Sequence[FusedLinears]) -> Iterator[None]:
+    """Let the groups' layers compute together."""
+    try:
+        for group in groups:
+            group.enter()
+        yield
+    finally:
+        for group in groups:
+            group.leave()
+
+
+def _is_plain(linear: Any) -> bool:
+    return (
+        type(linear) is nn.Linear
+        and "forward" not in linear.__dict__
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+    )
+
+
+def _are_alike(linears: Sequence[Any]) -> bool:
+    kinds = {(x.in_features, x.weight.dtype, x.weight.device, x.bias is None) for x in linears}
+    return len(kinds) == 1
