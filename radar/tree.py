@@ -7,44 +7,15 @@ nodes verified are the best of all levels by cumulative log-probability. Nothing
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar_kernels import TopkConfidence, TreeBuffers, grow_tree
+from radar_kernels import TopkConfidence, TreeBuffers, VerifyTree, grow_tree, select_nodes
+from radar_kernels.reference_tree import pack_bits
 
 __all__ = ["DraftTree", "VerifyTree", "causal_ancestors", "pack_bits"]
-
-
-class VerifyTree(NamedTuple):
-    """The nodes of one verification, parents before children. Node 0 is the root: the last token that is certain.
-
-    Attributes:
-        draft_tokens: [B, N] target token ids.
-        parents: [B, N] node index; the root's is 0.
-        depths: [B, N] distance from the root.
-        valid: [B, N] false for padding, when fewer nodes were drafted than are verified.
-        ancestors: [B, N, W] int64 words; bit c of word w says that the node descends from, or is, node 64 w + c.
-    """
-
-    draft_tokens: Tensor
-    parents: Tensor
-    depths: Tensor
-    valid: Tensor
-    ancestors: Tensor
-
-
-def pack_bits(flags: Tensor) -> Tensor:
-    """Boolean columns [..., C] -> int64 words [..., ceil(C / 64)]; column 64 w + c is bit c of word w."""
-    columns = flags.shape[-1]
-    words = math.ceil(columns / 64)
-    padded = torch.nn.functional.pad(flags.to(torch.int64), (0, words * 64 - columns))
-    shifts = torch.arange(64, device=flags.device)
-    return (padded.view(*flags.shape[:-1], words, 64) << shifts).sum(
-        -1
-    )  # bit 63 is the sign: the sum wraps as it should
 
 
 def causal_ancestors(rows: int, device: torch.device) -> Tensor:
@@ -76,9 +47,6 @@ class DraftTree:
         self.beam_slots = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
         self.beam_ancestors = torch.zeros((batch_size, k, words), dtype=torch.int64, device=device)
         self.calls = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._slots = torch.arange(slots, device=device)
-        # slots 0 to k-1 are level 1, each later level has k * k of them
-        self._depth_of_slot = torch.where(self._slots < k, 1, 2 + (self._slots - k).div(k * k, rounding_mode="floor"))
 
     def snapshot(self) -> DraftTree:
         """A copy on the CPU that later rounds do not change."""
@@ -108,36 +76,9 @@ class DraftTree:
         )  # fmt: skip
 
     def select(self, root_token: Tensor) -> VerifyTree:
-        """The root [B] and the best `total_tokens - 1` candidates, as a tree.
-
-        A child scores no more than its parent, and of equals the lower slot wins, so the choice is closed under
-        parents. When fewer candidates exist, invalid nodes that hang off the root fill the rest.
-        """
-        batch, slots = self.scores.shape
-        picked = min(self.config.total_tokens - 1, slots)
-        order = self.scores.sort(dim=1, descending=True, stable=True).indices[:, :picked].sort(dim=1).values
-        valid = self.scores.gather(1, order) > -torch.inf
-        node_of_slot = torch.zeros((batch, slots + 1), dtype=torch.int64, device=order.device)
-        node_of_slot.scatter_(1, order, (self._slots[:picked] + 1).expand(batch, -1))
-        parent_slot = self.parents.gather(1, order)
-        # the root has no slot: slot index `slots` stands for it and maps to node 0
-        parent = node_of_slot.gather(1, torch.where(valid & (parent_slot >= 0), parent_slot, slots))
-        parents = torch.cat((torch.zeros_like(parent[:, :1]), parent), dim=1)
-        drafted = torch.where(valid, self.tokens.gather(1, order), 0)
-        depth = torch.where(valid, self._depth_of_slot[order], 1)
-        return VerifyTree(
-            draft_tokens=torch.cat((root_token[:, None], drafted), dim=1),
-            parents=parents,
-            depths=torch.cat((torch.zeros_like(depth[:, :1]), depth), dim=1),
-            valid=torch.cat((torch.ones_like(valid[:, :1]), valid), dim=1),
-            ancestors=pack_bits(self._reach(parents)),
-        )
-
-    def _reach(self, parents: Tensor) -> Tensor:
-        """Transitive closure of `parents` [B, N] -> [B, N, N] bool by repeated squaring: log2(depth) small products."""
-        nodes = parents.shape[1]
-        columns = torch.arange(nodes, device=parents.device)
-        reach = ((parents[..., None] == columns) | (columns[:, None] == columns)).float()
-        for _ in range(max(1, math.ceil(math.log2(self.config.max_calls + 1)))):
-            reach = (reach @ reach > 0).float()
-        return reach > 0
+        """The root [B] and the best `total_tokens - 1` candidates, as a tree; see `radar_kernels.select_nodes`."""
+        config = self.config
+        return select_nodes(
+            self.scores, self.tokens, self.parents, root_token,
+            total_tokens=config.total_tokens, tree_top_k=config.tree_top_k,
+        )  # fmt: skip

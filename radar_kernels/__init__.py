@@ -1,19 +1,25 @@
 """Triton kernels for speculative decoding with a stop policy; on a CPU each op runs its plain PyTorch reference."""
 
+from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
+from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
 __all__ = [
+    "Acceptance",
     "LstmStep",
     "PolicyWeights",
     "TopkConfidence",
     "TreeBuffers",
+    "VerifyTree",
+    "accept_nodes",
     "grow_tree",
     "keep_rows",
     "lstm_step",
+    "select_nodes",
     "store_rows",
     "topk_confidence",
     "tree_attention",

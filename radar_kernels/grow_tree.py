@@ -5,9 +5,10 @@
 import torch
 from torch import Tensor
 
-from radar_kernels import reference
+from radar_kernels import reference_tree
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
-from radar_kernels.reference import TopkConfidence, TreeBuffers
+from radar_kernels.reference import TopkConfidence
+from radar_kernels.reference_tree import TreeBuffers
 
 __all__ = ["TreeBuffers", "grow_tree"]
 
@@ -183,7 +184,7 @@ def grow_tree(
     """
     _check(level, hidden, tree, first)
     if choose_backend("grow_tree", backend, tree.scores, hidden, *level, *tree[1:]) == "torch":
-        return reference.grow_tree(level, hidden, tree, first=first)
+        return reference_tree.grow_tree(level, hidden, tree, first=first)
     if hidden.stride(-1) != 1:
         hidden = hidden.contiguous()
     _launch(*(x.contiguous() for x in level), hidden, *tree, first)

@@ -12,8 +12,6 @@ __all__ = [
     "LstmStep",
     "PolicyWeights",
     "TopkConfidence",
-    "TreeBuffers",
-    "grow_tree",
     "keep_rows",
     "lstm_step",
     "store_rows",
@@ -50,20 +48,6 @@ class LstmStep(NamedTuple):
     cell: Tensor  # [B, H] float32
     logits: Tensor  # [B, 2] float32, action 0 = stop
     stop: Tensor  # [B] bool
-
-
-class TreeBuffers(NamedTuple):
-    """A draft tree on static buffers: C candidate slots, a beam of k nodes, W words of draft columns, hidden size H."""
-
-    scores: Tensor  # [B, C] float32, cumulative log-probability; -inf where no level has written
-    tokens: Tensor  # [B, C] int64, ids of the target's vocabulary
-    parents: Tensor  # [B, C] int64, slots; -1 is the root
-    beam_scores: Tensor  # [B, k] float32, of the newest level, descending
-    beam_tokens: Tensor  # [B, k] int64
-    beam_slots: Tensor  # [B, k] int64
-    beam_ancestors: Tensor  # [B, k, W] int64, draft columns that a beam node sees
-    calls: Tensor  # [B] int64, levels so far
-    beam_hidden: Tensor  # [B, k, H], the state that each beam node extends
 
 
 def visible_keys(prefix_length: Tensor, ancestors: Tensor, capacity: int) -> Tensor:
@@ -166,35 +150,3 @@ def keep_rows(key_cache: Tensor, value_cache: Tensor, length: Tensor, path: Tens
     source, target = (index[None, :, None, :, None].expand(shape) for index in (source, target))
     for cache in (key_cache, value_cache):
         cache.scatter_(3, target, cache.gather(3, source))  # gather copies first, so overlaps are safe
-
-
-def grow_tree(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool) -> None:
-    """Add one draft level; see `radar_kernels.grow_tree`."""
-    _, k, words = tree.beam_ancestors.shape
-    node = torch.arange(k, device=hidden.device)
-    if first:
-        tree.scores.fill_(-torch.inf)
-        tree.scores[:, :k] = level.candidate_scores[:, 0]
-        tree.tokens[:, :k] = level.candidate_tokens[:, 0]
-        tree.parents[:, :k] = -1
-        tree.beam_slots.copy_(level.indices)
-        tree.beam_ancestors.zero_()
-        tree.calls.zero_()
-        tree.beam_hidden.copy_(hidden.expand_as(tree.beam_hidden))
-    else:
-        offset = (k + (tree.calls - 1) * k * k)[:, None]
-        slots = offset + torch.arange(k * k, device=hidden.device)
-        tree.scores.scatter_(1, slots, level.candidate_scores.flatten(1))
-        tree.tokens.scatter_(1, slots, level.candidate_tokens.flatten(1))
-        tree.parents.scatter_(1, slots, tree.beam_slots.repeat_interleave(k, dim=1))
-        row = level.indices.div(k, rounding_mode="floor")[..., None]
-        tree.beam_slots.copy_(offset + level.indices)
-        tree.beam_ancestors.copy_(tree.beam_ancestors.gather(1, row.expand_as(tree.beam_ancestors)))
-        tree.beam_hidden.copy_(hidden.gather(1, row.expand_as(hidden)))
-    tree.beam_scores.copy_(level.scores)
-    tree.beam_tokens.copy_(level.candidate_tokens.flatten(1).gather(1, level.indices))
-    column = tree.calls[:, None] * k + node
-    bit = (torch.ones_like(column) << column.remainder(64))[..., None]
-    word = column.div(64, rounding_mode="floor")[..., None]
-    tree.beam_ancestors.bitwise_or_(torch.where(torch.arange(words, device=hidden.device) == word, bit, 0))
-    tree.calls.add_(1)

@@ -47,6 +47,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows", "grow_tree")
+    names += ("select_nodes", "accept_nodes")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -82,7 +83,7 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.store_rows(cache[0], cache[1], *2 * [new.transpose(1, 2)], one, backend="triton")
         path = torch.zeros(1, 17, dtype=torch.int64)
         radar_kernels.keep_rows(cache, cache, one, path, one, backend="triton")
-    for k, calls, _, size in TREES:
+    for k, calls, total, size in TREES:
         slots, words = k + (calls - 1) * k * k, -(-(calls - 1) * k // 64)
         label = f"tree of {slots} candidates, beam {k}"
 
@@ -99,6 +100,11 @@ def record_launches(arch: int) -> list[tuple]:
         for rows, first in ((1, True), (k, False)):
             level = radar_kernels.TopkConfidence(floats(1, rows, k), integers(1, rows, k), floats(1, k), integers(1, k))
             radar_kernels.grow_tree(level, tree.beam_hidden[:, :rows], tree, first=first, backend="triton")
+        options = {"total_tokens": total, "tree_top_k": k, "backend": "triton"}
+        nodes = radar_kernels.select_nodes(*tree[:3], tree.calls, **options)
+        radar_kernels.accept_nodes(
+            nodes.draft_tokens, nodes.parents, nodes.valid, nodes.parents, max_accepted=calls + 1, backend="triton"
+        )
     return launches
 
 
@@ -178,6 +184,7 @@ def main(arch: int) -> None:
         result = compile_launch(kernel, plan, arguments, arch)
         ptx = result.pop("ptx")
         result["pdl"] = "griddepcontrol.wait" in ptx
+        result["barriers"] = len(re.findall(r"bar(?:rier)?\.(?:cta\.|warp\.)?sync", ptx))
         result["fp32 through tf32"] = "tf32" in ptx
         print(
             json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
@@ -195,9 +202,12 @@ def test_every_kernel_fits(arch, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
-    kernels |= {"store_kernel", "keep_kernel", "grow_kernel"}
+    kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
     assert {result["kernel"] for result in results} == kernels
+    # kernels that overwrite, or read back, what other threads of the program read or wrote
+    waits = {"keep_kernel": 1, "grow_kernel": 1, "pick_kernel": 2}
     for result in results:
+        assert result["barriers"] >= waits.get(result["kernel"], 0), f"no barrier in between: {result}"
         assert result["spilled"] == 0, f"registers spill: {result}"
         assert result["shared"] <= SHARED_MEMORY[arch], f"shared memory does not fit: {result}"
         assert result["pdl"] == (arch >= 90)

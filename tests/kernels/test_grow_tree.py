@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from radar_kernels import TopkConfidence, TreeBuffers, grow_tree, reference
+from radar_kernels import TopkConfidence, TreeBuffers, grow_tree, reference_tree
 
 BACKENDS = ["triton", "torch"]
 SHAPES = {
@@ -64,7 +64,7 @@ def test_kernel_equals_reference(shape, kernel_dtype, device):
     for call in range(shape["calls"]):
         level, hidden = make_level(tree, first=call == 0, dtype=kernel_dtype, device=device)
         assert grow_tree(level, hidden, tree, first=call == 0, backend="triton") is None
-        reference.grow_tree(level, hidden, twin, first=call == 0)
+        reference_tree.grow_tree(level, hidden, twin, first=call == 0)
         assert_same(tree, twin)
         assert tree.calls.unique().tolist() == [call + 1]
     assert not tree.beam_hidden.isnan().any()
@@ -104,7 +104,7 @@ def test_rows_of_a_batch_may_have_different_depths(device):
         if not first:
             tree.calls[1] = twin.calls[1] = 1  # the second row always writes level 2
         grow_tree(level, hidden, tree, first=first, backend="triton")
-        reference.grow_tree(level, hidden, twin, first=first)
+        reference_tree.grow_tree(level, hidden, twin, first=first)
     assert tree.calls.tolist() == [3, 2]
     assert_same(tree, twin)
 
@@ -118,7 +118,7 @@ def test_hidden_states_of_any_strides(backend, device):
         spread = torch.stack((hidden, hidden + 1), 1 if first else -1)
         spread = spread[:, 0] if first else spread[..., 0]
         grow_tree(level, spread, tree, first=first, backend=backend)
-        reference.grow_tree(level, hidden, twin, first=first)
+        reference_tree.grow_tree(level, hidden, twin, first=first)
     assert_same(tree, twin)
 
 
@@ -133,7 +133,7 @@ def test_a_level_too_many_stays_inside_the_tree(device):
 
 
 def test_cpu_runs_the_reference(monkeypatch):
-    monkeypatch.setattr(reference, "grow_tree", lambda *args, **options: "reference")
+    monkeypatch.setattr(reference_tree, "grow_tree", lambda *args, **options: "reference")
     tree = make_tree()
     assert grow_tree(*make_level(tree, first=True), tree, first=True) == "reference"
 

@@ -1,0 +1,158 @@
+"""The ops on draft trees in plain PyTorch: the definition of correct, and what runs on a CPU.
+
+Nothing here asks the host about a device value: these can be captured too.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from radar_kernels.reference import TopkConfidence
+
+__all__ = ["Acceptance", "TreeBuffers", "VerifyTree", "accept_nodes", "grow_tree", "pack_bits", "select_nodes"]
+
+
+class TreeBuffers(NamedTuple):
+    """A draft tree on static buffers: C candidate slots, a beam of k nodes, W words of draft columns, hidden size H."""
+
+    scores: Tensor  # [B, C] float32, cumulative log-probability; -inf where no level has written
+    tokens: Tensor  # [B, C] int64, ids of the target's vocabulary
+    parents: Tensor  # [B, C] int64, slots; -1 is the root
+    beam_scores: Tensor  # [B, k] float32, of the newest level, descending
+    beam_tokens: Tensor  # [B, k] int64
+    beam_slots: Tensor  # [B, k] int64
+    beam_ancestors: Tensor  # [B, k, W] int64, draft columns that a beam node sees
+    calls: Tensor  # [B] int64, levels so far
+    beam_hidden: Tensor  # [B, k, H], the state that each beam node extends
+
+
+class VerifyTree(NamedTuple):
+    """The nodes of one verification, parents before children. Node 0 is the root: the last token that is certain.
+
+    Attributes:
+        draft_tokens: [B, N] target token ids.
+        parents: [B, N] node index; the root's is 0.
+        depths: [B, N] distance from the root.
+        valid: [B, N] false for padding, when fewer nodes were drafted than are verified.
+        ancestors: [B, N, W] int64 words; bit c of word w says that the node descends from, or is, node 64 w + c.
+    """
+
+    draft_tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    valid: Tensor
+    ancestors: Tensor
+
+
+class Acceptance(NamedTuple):
+    """Result of one verification.
+
+    Attributes:
+        path: [B, A] nodes from the root down the accepted branch; entries past `accept_length` are 0.
+        tokens: [B, A] the target's token after each of them: the accepted drafts, then the next token at index
+            `accept_length`; entries past it are meaningless.
+        accept_length: [B] accepted draft tokens, the next token excluded.
+        next_token: [B] the target's token after the accepted branch: the root of the next round.
+    """
+
+    path: Tensor
+    tokens: Tensor
+    accept_length: Tensor
+    next_token: Tensor
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """Boolean columns [..., C] -> int64 words [..., ceil(C / 64)]; column 64 w + c is bit c of word w."""
+    columns = flags.shape[-1]
+    words = math.ceil(columns / 64)
+    padded = torch.nn.functional.pad(flags.to(torch.int64), (0, words * 64 - columns))
+    shifts = torch.arange(64, device=flags.device)
+    return (padded.view(*flags.shape[:-1], words, 64) << shifts).sum(
+        -1
+    )  # bit 63 is the sign: the sum wraps as it should
+
+
+def grow_tree(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool) -> None:
+    """Add one draft level; see `radar_kernels.grow_tree`."""
+    _, k, words = tree.beam_ancestors.shape
+    node = torch.arange(k, device=hidden.device)
+    if first:
+        tree.scores.fill_(-torch.inf)
+        tree.scores[:, :k] = level.candidate_scores[:, 0]
+        tree.tokens[:, :k] = level.candidate_tokens[:, 0]
+        tree.parents[:, :k] = -1
+        tree.beam_slots.copy_(level.indices)
+        tree.beam_ancestors.zero_()
+        tree.calls.zero_()
+        tree.beam_hidden.copy_(hidden.expand_as(tree.beam_hidden))
+    else:
+        offset = (k + (tree.calls - 1) * k * k)[:, None]
+        slots = offset + torch.arange(k * k, device=hidden.device)
+        tree.scores.scatter_(1, slots, level.candidate_scores.flatten(1))
+        tree.tokens.scatter_(1, slots, level.candidate_tokens.flatten(1))
+        tree.parents.scatter_(1, slots, tree.beam_slots.repeat_interleave(k, dim=1))
+        row = level.indices.div(k, rounding_mode="floor")[..., None]
+        tree.beam_slots.copy_(offset + level.indices)
+        tree.beam_ancestors.copy_(tree.beam_ancestors.gather(1, row.expand_as(tree.beam_ancestors)))
+        tree.beam_hidden.copy_(hidden.gather(1, row.expand_as(hidden)))
+    tree.beam_scores.copy_(level.scores)
+    tree.beam_tokens.copy_(level.candidate_tokens.flatten(1).gather(1, level.indices))
+    column = tree.calls[:, None] * k + node
+    bit = (torch.ones_like(column) << column.remainder(64))[..., None]
+    word = column.div(64, rounding_mode="floor")[..., None]
+    tree.beam_ancestors.bitwise_or_(torch.where(torch.arange(words, device=hidden.device) == word, bit, 0))
+    tree.calls.add_(1)
+
+
+def select_nodes(
+    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, *, total_tokens: int, tree_top_k: int
+) -> VerifyTree:
+    """The root and the best candidates as a tree; see `radar_kernels.select_nodes`."""
+    (batch, slots), k = scores.shape, tree_top_k
+    picked = min(total_tokens - 1, slots)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :picked].sort(dim=1).values
+    valid = scores.gather(1, order) > -torch.inf
+    node = torch.arange(picked + 1, device=scores.device)
+    node_of_slot = torch.zeros((batch, slots + 1), dtype=torch.int64, device=scores.device)
+    node_of_slot.scatter_(1, order, node[1:].expand(batch, -1))
+    parent_slot = parents.gather(1, order)
+    # the root has no slot: slot index `slots` stands for it and maps to node 0
+    parent = node_of_slot.gather(1, torch.where(valid & (parent_slot >= 0), parent_slot, slots))
+    parent = torch.nn.functional.pad(parent, (1, 0))
+    # slots 0 to k - 1 are level 1, each later level has k * k of them
+    level = torch.where(order < k, 1, 2 + (order - k).div(k * k, rounding_mode="floor"))
+    depth = torch.where(valid, level, 1)
+    # transitive closure of `parent` by repeated squaring: log2(depth) small products
+    reach = ((parent[..., None] == node) | (node[:, None] == node)).float()
+    for _ in range(math.ceil(math.log2(2 + (slots - k) / k**2))):
+        reach = (reach @ reach > 0).float()
+    return VerifyTree(
+        draft_tokens=torch.cat((root_token[:, None], torch.where(valid, tokens.gather(1, order), 0)), dim=1),
+        parents=parent,
+        depths=torch.nn.functional.pad(depth, (1, 0)),
+        valid=torch.nn.functional.pad(valid, (1, 0), value=True),
+        ancestors=pack_bits(reach > 0),
+    )
+
+
+def accept_nodes(
+    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, *, max_accepted: int
+) -> Acceptance:
+    """Walk down the branch that the target agrees with; see `radar_kernels.accept_nodes`."""
+    batch, nodes = target_tokens.shape
+    node = torch.arange(nodes, device=parents.device)
+    accepted = (valid & (draft_tokens == target_tokens.gather(1, parents))) | (node == 0)
+    above = parents
+    for _ in range(math.ceil(math.log2(max_accepted))):  # after i turns: the node and the 2**i - 1 nodes above it
+        accepted = accepted & accepted.gather(1, above)
+        above = above.gather(1, above)
+    # nodes are sorted by depth, so the n-th accepted node is the n-th of the branch; the rest goes to a spare column
+    rank = torch.where(accepted, accepted.cumsum(dim=1) - 1, max_accepted)
+    path = torch.zeros((batch, max_accepted + 1), dtype=torch.int64, device=rank.device)
+    path = path.scatter(1, rank, torch.where(accepted, node, 0))[:, :max_accepted]
+    accept_length = accepted.sum(dim=1) - 1
+    tokens = target_tokens.gather(1, path)
+    next_token = tokens.gather(1, accept_length[:, None])[:, 0]
+    return Acceptance(path, tokens, accept_length, next_token)
