@@ -1,4 +1,4 @@
-"""The `radar` command: generate, bench, record, train-draft, train-policy."""
+"""The `radar` command: generate, bench, record, train-draft, train-policy, doctor, verify."""
 
 from __future__ import annotations
 
@@ -233,6 +233,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add_train_draft(commands).set_defaults(run=_train_draft)
     add_train_policy(commands).set_defaults(run=_train_policy)
+
+    from radar.cli_doctor import add_doctor, add_verify
+
+    add_doctor(commands)
+    add_verify(commands, _model_options, _decoder)
     return parser
 
 
