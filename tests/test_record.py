@@ -1,12 +1,19 @@
 """Recorded rounds: the accepted length for every stop equals what decoding with that stop accepts."""
 
+import itertools
+import sys
+import types
+
 import pytest
 import torch
-from fakes import tiny_draft, tiny_target
+from fakes import DEVICE, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
+from radar.train.acceptance import acceptance_distribution, verified
 from radar.train.dataset import read_rounds
 from radar.train.record import accept_lengths, record
+from radar.tree import DraftTree
+from radar.verify import accept
 
 PROMPTS = [[5, 3, 2, 1], [1, 2, 3], [4] * 9]
 
@@ -15,7 +22,7 @@ def make(total_tokens=12, max_calls=6):
     """Six tokens and beams of three: random drafts are right half of the time."""
     tree = TreeConfig(total_tokens=total_tokens, tree_top_k=3, max_calls=max_calls)
     target, draft = tiny_target(vocab_size=6), tiny_draft(vocab_size=6, draft_vocab_size=5)
-    return RadarDecoder(target, draft=draft, policy=FixedDepth(1), tree=tree, max_length=160)
+    return RadarDecoder(target, draft=draft, policy=FixedDepth(1), tree=tree, max_length=160, engine="eager")
 
 
 def accepted_by_decoding(prompt, context, calls, **tree):
@@ -119,3 +126,178 @@ def test_a_wrong_continuation_changes_the_lengths():
     absent = next(token for token in range(6) if token not in tree.tokens[0, :3].tolist())
     assert accept_lengths(tree, [absent, best]).tolist() == [0] * 6
     assert accept_lengths(tree, []).tolist() == [0] * 6
+
+
+def test_signals_are_the_rounds_own(tmp_path):
+    decoder = make()
+    record(decoder, PROMPTS[:1], tmp_path / "rounds.jsonl", max_new_tokens=40, progress=False)
+    data = read_rounds(tmp_path / "rounds.jsonl")
+    prompt, signals = PROMPTS[0], data.signals
+    assert (signals.generated + len(prompt)).tolist() == data.position.tolist()
+    full = data.accept_lengths[:, -1]
+    assert signals.last_accept_length.tolist() == [-1, *full[:-1].tolist()]
+    text = decoder.generate(prompt, max_new_tokens=40).token_ids
+    for row in range(len(data)):
+        known = int(signals.generated[row])
+        before = torch.tensor([prompt + text[: known - 1]], device=DEVICE)
+        log_probs = decoder.model(before).logits[0, -1].detach().double().log_softmax(-1)
+        assert float(signals.target_entropy[row]) == pytest.approx(
+            -float((log_probs.exp() * log_probs).sum()), abs=1e-3
+        )
+    decoder.policy = FixedDepth(6)
+    rounds = decoder.rounds(prompt, max_new_tokens=40)
+    for row in range(3):
+        next(rounds) if row == 0 else None
+        next(rounds)
+        tree = decoder.engine.drafter.tree.snapshot()
+        for calls in (1, 3, 6):
+            best = truncated(tree, calls).scores[0].sort(descending=True).values[:11]
+            assert float(signals.expected_lengths[row, calls - 1]) == pytest.approx(float(best.exp().sum()), abs=1e-4)
+
+
+def truncated(tree, calls):
+    """The tree as it was after `calls` calls."""
+    k = tree.config.tree_top_k
+    early = tree.snapshot()
+    early.scores[:, k + (calls - 1) * k * k :] = -torch.inf
+    return early
+
+
+def random_tree(seed, total_tokens=9, k=2, calls=4):
+    """Candidates with random scores that never rise, and random conditional probabilities of the target."""
+    generator = torch.Generator().manual_seed(seed)
+    tree = DraftTree(1, TreeConfig(total_tokens=total_tokens, tree_top_k=k, max_calls=calls), torch.device("cpu"))
+    slots = tree.scores.shape[1]
+    tree.scores[0, :k] = -torch.rand(k, generator=generator)
+    tree.tokens[0] = torch.arange(slots) % k  # siblings differ
+    beam = list(range(k))
+    for level in range(1, calls):
+        first = k + (level - 1) * k * k
+        for child, parent in enumerate(slot for slot in beam for _ in range(k)):
+            tree.parents[0, first + child] = parent
+            tree.scores[0, first + child] = tree.scores[0, parent] - torch.rand(1, generator=generator)
+        here = tree.scores[0, first : first + k * k]
+        beam = [first + int(i) for i in here.topk(k).indices]
+    probabilities = torch.zeros(slots, dtype=torch.float64)
+    for parent in set(tree.parents[0].tolist()):
+        children = (tree.parents[0] == parent).nonzero().flatten()
+        draw = torch.rand(k + 1, generator=generator, dtype=torch.float64)  # the last share: no child at all
+        probabilities[children] = (draw / draw.sum())[:k]
+    return tree, probabilities
+
+
+def walk_all(tree, probabilities, calls):
+    """P(accepted length) by walking every branch of the nodes that `select` gives after `calls` calls."""
+    early = truncated(tree, calls)
+    nodes = early.select(torch.tensor([0]))
+    count = int(nodes.valid.sum()) - 1
+    slots = early.scores[0].sort(descending=True, stable=True).indices[:count].tolist()
+    result = torch.zeros(tree.config.max_calls + 1, dtype=torch.float64)
+
+    def walk(parent, depth, reached):
+        children = [slot for slot in slots if int(tree.parents[0, slot]) == parent]
+        result[depth] += reached * (1 - sum(float(probabilities[slot]) for slot in children))
+        for slot in children:
+            walk(slot, depth + 1, reached * float(probabilities[slot]))
+
+    walk(-1, 0, 1.0)
+    return result
+
+
+@pytest.mark.parametrize(("seed", "total_tokens"), [*itertools.product(range(4), (2, 5, 9, 40))])
+def test_distribution_equals_enumeration(seed, total_tokens):
+    tree, probabilities = random_tree(seed, total_tokens)
+    found = acceptance_distribution(tree, probabilities)
+    torch.testing.assert_close(found.sum(1), torch.ones(4, dtype=torch.float64))
+    for calls in range(1, 5):
+        torch.testing.assert_close(found[calls - 1], walk_all(tree, probabilities, calls))
+
+
+def test_distribution_equals_monte_carlo():
+    """Draw a token after every node, walk the tree with the decoder's own `accept`, count."""
+    tree, probabilities = random_tree(1)
+    draws, generator = 20_000, torch.Generator().manual_seed(0)
+    for calls in (2, 4):
+        nodes = truncated(tree, calls).select(torch.tensor([0]))
+        count = int(nodes.valid.sum()) - 1
+        slots = truncated(tree, calls).scores[0].sort(descending=True, stable=True).indices[:count].sort().values
+        rows = []
+        for parent in [-1, *slots.tolist()]:
+            children = {
+                int(tree.tokens[0, s]): float(probabilities[s])
+                for s in range(len(probabilities))
+                if tree.parents[0, s] == parent
+            }
+            shares = torch.tensor([children.get(token, 0.0) for token in range(2)] + [1 - sum(children.values())])
+            rows.append(torch.multinomial(shares, draws, replacement=True, generator=generator))
+        tokens = torch.stack(rows, 1)  # [draws, 1 + count]; token 2 is no child
+        tokens = torch.nn.functional.pad(tokens, (0, nodes.draft_tokens.shape[1] - tokens.shape[1]), value=2)
+        many = type(nodes)(*(part.expand(draws, *part.shape[1:]) for part in nodes))
+        lengths = accept(many, tokens, tree.config.max_accepted).accept_length
+        seen = torch.bincount(lengths, minlength=5).double() / draws
+        expected = acceptance_distribution(tree, probabilities)[calls - 1]
+        error = (expected * (1 - expected) / draws).sqrt().clamp(min=1e-9)
+        assert ((seen - expected).abs() / error).max() < 5  # 10 comparisons: 6e-6 by chance
+
+
+def test_sampled_rounds_carry_the_targets_probabilities(tmp_path):
+    """The distribution of a recorded round, from the model itself: causal passes over every candidate's path."""
+    decoder = make(total_tokens=8, max_calls=3)
+    summary = record(decoder, PROMPTS, tmp_path / "r.jsonl", max_new_tokens=30, temperature=0.8, seed=3, progress=False)
+    data = read_rounds(tmp_path / "r.jsonl")
+    assert summary["new_rounds"] == len(data) > 10
+    assert data.header.temperature == 0.8
+    assert data.distribution is not None
+    from radar.train.sampled import sampled_rounds
+
+    text = []
+    for item in itertools.islice(sampled_rounds(decoder, PROMPTS[0], 30, temperature=0.8, seed=3 * 1_000_003), 4):
+        if item.tree is not None:
+            expected = torch.zeros_like(item.probabilities)
+            for slot in verified(item.tree).any(0).nonzero().flatten().tolist():
+                path, up = [], int(item.tree.parents[0, slot])
+                while up >= 0:
+                    path.insert(0, int(item.tree.tokens[0, up]))
+                    up = int(item.tree.parents[0, up])
+                ids = torch.tensor([PROMPTS[0] + text + path], device=DEVICE)
+                with torch.no_grad():
+                    share = (decoder.model(ids).logits[0, -1].double() / 0.8).softmax(-1)
+                expected[slot] = share[int(item.tree.tokens[0, slot])]
+            torch.testing.assert_close(item.probabilities, expected, atol=1e-4, rtol=1e-3)
+        text += item.tokens
+    again = tmp_path / "again.jsonl"
+    record(decoder, PROMPTS, again, max_new_tokens=30, temperature=0.8, seed=3, progress=False)
+    assert again.read_bytes() == (tmp_path / "r.jsonl").read_bytes(), "a prompt's text depends on the seed alone"
+    record(decoder, PROMPTS, tmp_path / "s.jsonl", max_new_tokens=30, temperature=0.8, seed=4, progress=False)
+    assert read_rounds(tmp_path / "s.jsonl").fingerprint() != data.fingerprint()
+
+
+def test_sampled_lengths_follow_their_distribution(tmp_path):
+    """Realised accepted lengths against the recorded probabilities, over all rounds and every stop."""
+    decoder = make(total_tokens=8, max_calls=3)
+    record(decoder, PROMPTS * 2, tmp_path / "r.jsonl", max_new_tokens=60, temperature=1.0, progress=False)
+    data = read_rounds(tmp_path / "r.jsonl")
+    lengths = torch.arange(4)
+    mean = data.expected_accept()
+    variance = (data.distribution * lengths**2).sum(-1) - mean**2
+    z = (data.accept_lengths - mean).sum(0) / variance.sum(0).sqrt()
+    assert z.abs().max() < 4.5  # 3 comparisons: 2e-5 by chance
+    assert mean[:, -1].mean() > 0.3
+
+
+def test_processes_share_the_prompts(tmp_path, monkeypatch):
+    """As under `accelerate launch`; the library itself is replaced by the two numbers that are read from it."""
+    record(make(), PROMPTS, tmp_path / "whole.jsonl", max_new_tokens=30, progress=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for index in range(2):
+        fake = types.SimpleNamespace(
+            PartialState=lambda i=index: types.SimpleNamespace(process_index=i, num_processes=2)
+        )
+        monkeypatch.setitem(sys.modules, "accelerate", fake)
+        record(make(), PROMPTS, tmp_path / "r.jsonl", max_new_tokens=30, progress=False)
+    assert sorted(file.name for file in tmp_path.glob("r.*")) == ["r.shard-0-of-2.jsonl", "r.shard-1-of-2.jsonl"]
+    data, whole = read_rounds(tmp_path / "r.jsonl"), read_rounds(tmp_path / "whole.jsonl")
+    assert data.select(data.prompt.sort(stable=True).indices).fingerprint() == whole.fingerprint()
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ValueError, match="accelerate is not installed"):
+        record(make(), PROMPTS, tmp_path / "n.jsonl", progress=False)

@@ -1,14 +1,17 @@
-"""Record rounds at full depth, with the accepted length for every stop, to train and replay policies on.
+"""Record rounds at full depth, with what every stop would have had accepted, to train and replay policies on.
 
 At temperature 0 the target's continuation decides what any tree would have had accepted. So a prompt is decoded to its
 end with every round drafted to `max_calls`, and each round's candidates are then followed along the text that came.
+Above it the target's probabilities are kept as well (`radar.train.sampled`).
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +20,9 @@ from tqdm import tqdm
 from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
 from radar.policy.base import FixedDepth
-from radar.train.dataset import RoundsHeader, RoundWriter
-from radar.tree import DraftTree
+from radar.train.acceptance import accept_lengths, acceptance_distribution, verified
+from radar.train.dataset import RecordedSignals, RoundsHeader, RoundWriter, shard_path
+from radar.train.sampled import Drafted, LogitsProbe, entropy_of_root, sampled_rounds
 
 __all__ = ["accept_lengths", "level_scores", "record"]
 
@@ -30,101 +34,142 @@ def level_scores(scores: Tensor, config: TreeConfig) -> Tensor:
     return torch.cat((first.sort(descending=True).values[None], rest.topk(k, dim=1).values))
 
 
-def accept_lengths(tree: DraftTree, continuation: Sequence[int]) -> Tensor:
-    """Draft tokens accepted when the round had stopped after call 1 to max_calls [max_calls], for the first batch row.
-
-    Args:
-        tree: a round drafted to `max_calls`.
-        continuation: the target's tokens after the root, as many as are known.
-    """
-    config = tree.config
-    k, scores, tokens, parents = config.tree_top_k, tree.scores[0], tree.tokens[0], tree.parents[0]
-    budget = config.total_tokens - 1
-    ends = [k + call * k * k for call in range(config.max_calls)]  # slots that exist after each call
-    lengths = torch.zeros(config.max_calls, dtype=torch.int64)
-    alive = torch.ones(config.max_calls, dtype=torch.bool)
-    parent, begin = -1, 0
-    for depth, token in enumerate(continuation[: config.max_calls]):
-        level = slice(begin, ends[depth])
-        found = ((tokens[level] == token) & (parents[level] == parent)).nonzero().flatten().tolist()
-        if not found:
-            break
-        parent, begin = begin + found[0], ends[depth]
-        # a candidate is verified if fewer than `budget` stand before it: by score, then by slot
-        ahead = scores > scores[parent]
-        ahead[:parent] |= scores[:parent] == scores[parent]
-        rank = ahead.cumsum(0)[torch.tensor(ends) - 1]
-        alive &= rank < budget
-        alive[:depth] = False  # those stops came before this level
-        lengths += alive.long()
-    return lengths
-
-
 def record(
     decoder: RadarDecoder,
     prompts: Sequence[Sequence[int]],
     out: str | os.PathLike[str],
     *,
     max_new_tokens: int = 192,
+    temperature: float = 0.0,
+    seed: int = 0,
     metadata: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Decode the prompts and append their rounds to `out`; prompts that it holds already are skipped.
+
+    Launched by `accelerate launch` with several processes, each records its share of the prompts into a shard of `out`
+    (see `radar.train.dataset`); every process needs a decoder on its own device.
 
     Args:
         decoder: its tree's `max_calls` is the depth recorded; its policy is replaced by `FixedDepth(max_calls)`.
         prompts: token ids; the index of a prompt is its id in the file.
         out: data set to write or go on with; see `radar.train.dataset`.
         max_new_tokens: output per prompt. Rounds whose continuation is cut off by it are left out.
+        temperature: 0 follows the greedy text. Above it the text is sampled, and the exact distribution of the accepted
+            length is recorded for every stop; this needs a decoder with engine="eager".
+        seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
         metadata: facts for the header.
         progress: show a bar on stderr.
 
     Returns:
-        What was recorded: prompts, rounds, mean accepted length for every stop.
+        What was recorded by this process: prompts, rounds, mean accepted length for every stop.
     """
     decoder.policy = FixedDepth(decoder.tree.max_calls)
-    header = RoundsHeader(decoder.tree, temperature=0.0, metadata=metadata or {})
+    fields = ("signals", "distribution") if temperature > 0 else ("signals",)
+    header = RoundsHeader(decoder.tree, temperature=temperature, metadata=metadata or {}, fields=fields)
+    index, count = _process()
+    path = Path(out) if count == 1 else shard_path(out, index, count)
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
-    with RoundWriter(out, header) as writer, tqdm(prompts, desc="prompts", disable=not progress) as bar:
-        for index, prompt in enumerate(bar):
-            if index in writer.done:
+    mine = range(index, len(prompts), count)
+    with RoundWriter(path, header) as writer, tqdm(mine, desc="prompts", disable=not progress or index > 0) as bar:
+        for number in bar:
+            if number in writer.done:
                 continue
-            positions, scores, lengths = _record_prompt(decoder, prompt, max_new_tokens)
-            writer.write_prompt(index, positions, scores, lengths)
-            rounds += len(lengths)
-            total += lengths.double().sum(0)
+            part = _record_prompt(decoder, prompts[number], max_new_tokens, temperature, seed * 1_000_003 + number)
+            writer.write_prompt(
+                number,
+                part.positions,
+                part.scores,
+                part.lengths,
+                signals=part.signals,
+                distribution=part.distribution if temperature > 0 else None,
+            )
+            rounds += len(part.lengths)
+            total += part.lengths.double().sum(0)
             bar.set_postfix(rounds=rounds)
         done = len(writer.done)
     mean = (total / max(1, rounds)).tolist()
     return {
-        "out": str(out),
+        "out": str(path),
         "prompts_done": done,
         "new_rounds": rounds,
         "mean_accept_length_by_calls": [round(value, 4) for value in mean],
     }
 
 
-def _record_prompt(decoder: RadarDecoder, prompt: Sequence[int], max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(context lengths [n], beam scores [n, max_calls, k], accepted lengths [n, max_calls]) of one generation."""
+class _Recorded(NamedTuple):
+    """n rounds of one generation; shapes as in `RoundDataset`."""
+
+    positions: Tensor
+    scores: Tensor
+    lengths: Tensor
+    signals: RecordedSignals
+    distribution: Tensor
+
+
+def _record_prompt(
+    decoder: RadarDecoder, prompt: Sequence[int], max_new_tokens: int, temperature: float, seed: int
+) -> _Recorded:
     fits = len(prompt) + max_new_tokens <= decoder.max_length
+    limit = max_new_tokens if fits else None
+    if temperature > 0:
+        drafted = sampled_rounds(decoder, prompt, limit, temperature=temperature, seed=seed)
+    else:
+        drafted = _greedy_rounds(decoder, prompt, limit)
     text: list[int] = []
-    snapshots: list[tuple[int, DraftTree]] = []
-    for item in decoder.rounds(prompt, max_new_tokens=max_new_tokens if fits else None):
-        if not item.is_prefill:
-            snapshots.append((len(text), decoder.engine.drafter.tree.snapshot()))
+    snapshots: list[tuple[int, int, float, Drafted]] = []  # output known, last accept length, entropy, round
+    last, entropy = -1, 0.0
+    for item in drafted:
+        if item.tree is not None:
+            snapshots.append((len(text), last, entropy, item))
+            last = len(item.tokens) - 1
         text.extend(item.tokens)
+        entropy = item.entropy
     ended = text[-1] in decoder.eos_token_ids
-    calls = decoder.tree.max_calls
-    positions, scores, lengths = [], [], []
-    for known, tree in snapshots:
+    calls, k = decoder.tree.max_calls, decoder.tree.tree_top_k
+    rows = []
+    for known, accepted, uncertainty, item in snapshots:
         continuation = text[known:]
-        if len(continuation) < calls and not ended:
+        if item.tree is None or (len(continuation) < calls and not ended):
             continue
-        positions.append(len(prompt) + known)
-        scores.append(level_scores(tree.scores[0], tree.config))
-        lengths.append(accept_lengths(tree, continuation))
-    if not positions:
-        k = decoder.tree.tree_top_k
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, calls, k), torch.zeros(0, calls, dtype=torch.int64)
-    return torch.tensor(positions), torch.stack(scores), torch.stack(lengths)
+        mass = verified(item.tree).double() @ item.tree.scores[0].double().exp()
+        spread = torch.zeros(calls, calls + 1)
+        if item.probabilities is not None:
+            spread = acceptance_distribution(item.tree, item.probabilities).float()
+        facts = torch.tensor([known, accepted])
+        scores, lengths = level_scores(item.tree.scores[0], item.tree.config), accept_lengths(item.tree, continuation)
+        rows.append((facts, scores, lengths, mass.float(), torch.tensor(uncertainty), spread))
+    if not rows:
+        none = torch.zeros(0, dtype=torch.int64)
+        empty = RecordedSignals(torch.zeros(0, calls), none, torch.zeros(0), none)
+        return _Recorded(
+            none, torch.zeros(0, calls, k), none.view(0, 1).expand(0, calls), empty, torch.zeros(0, calls, calls + 1)
+        )
+    facts, scores, lengths, mass, uncertainties, spread = (torch.stack(column) for column in zip(*rows, strict=True))
+    signals = RecordedSignals(mass, facts[:, 1], uncertainties, facts[:, 0])
+    return _Recorded(len(prompt) + facts[:, 0], scores, lengths, signals, spread)
+
+
+def _greedy_rounds(decoder: RadarDecoder, prompt: Sequence[int], limit: int | None) -> Iterator[Drafted]:
+    root = -1
+    with LogitsProbe(decoder.model) as probe:
+        for item in decoder.rounds(prompt, max_new_tokens=limit):
+            logits = probe.logits
+            tree = None if item.is_prefill else decoder.engine.drafter.tree.snapshot()
+            yield Drafted(item.tokens, tree, entropy_of_root(tree, root, logits, logits.argmax(-1)))
+            root = item.tokens[-1]
+
+
+def _process() -> tuple[int, int]:
+    """(index, count) of this process among those that `accelerate launch` started; (0, 1) without it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    try:
+        state: Any = importlib.import_module("accelerate").PartialState()
+    except ImportError as error:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but accelerate is not "
+            "installed: pip install accelerate, or start one process"
+        ) from error
+    return int(state.process_index), int(state.num_processes)
