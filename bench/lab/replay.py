@@ -29,12 +29,14 @@ from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, RoundsHeader, read_rounds
 from radar.train.evaluate import evaluate, render
 from radar.train.policy import train_policy
+from radar.train.tune import tune
 
 # milliseconds of an H200: draft call / rest = 0.05, one decision on the device 6 us
 COSTS = CostTable.constant(call=0.26, decision=0.006, rest=5.2, device="assumed", pair="laboratory")
+ALPHAS = (0.01, 0.03, 0.06, 0.09)  # the published grid's range
 PER_TEXT = 24  # places of every text that the laboratory recorded
 LEARNED, PUBLISHED, THRESHOLD = "LSTM, throughput objective", "RADAR as published", "beam-mass threshold"
-TRAINING = {"epochs": 30, "batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
+TRAINING = {"epochs": 20, "batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
 
 
 def convert(part: tuple[Tensor, Tensor, Tensor], temperature: float) -> RoundDataset:
@@ -60,13 +62,20 @@ def fit(
         del contenders["GammaTune"]  # it needs the round before, and these are single places of a text
     policies: dict[str, StopPolicy] = {name: one.policy for name, one in contenders.items()}
     with tempfile.TemporaryDirectory() as folder:
-        paper = train_policy(train, Path(folder) / "paper", costs=COSTS, max_calls=8, **TRAINING)
-        policies[PUBLISHED] = Capped(RadarPolicy(Path(folder) / "paper", sample=True), 8)
+        published = {}
+        for alpha in ALPHAS:
+            place = Path(folder) / f"paper{alpha}"
+            paper = train_policy(train, place, costs=COSTS, alpha=alpha, max_calls=8, **TRAINING)
+            published[alpha] = (Capped(RadarPolicy(place, sample=True), 8), paper["collapsed"])
+        alpha = tune(lambda value: published[value][0], ALPHAS, develop, COSTS).value
+        policies[PUBLISHED] = published[alpha][0]
         options = {"objective": "ratio", "estimator": "exact", "entropy": 0.1, **TRAINING}
         ratio = train_policy(train, Path(folder) / "ratio", costs=COSTS, **options)
         policies[LEARNED] = RadarPolicy(Path(folder) / "ratio")
     chosen = {name: one.value for name, one in contenders.items() if one.value is not None}
-    return policies, {"values": chosen, "collapsed": {PUBLISHED: paper["collapsed"], LEARNED: ratio["collapsed"]}}
+    chosen[PUBLISHED] = alpha
+    every = {str(value): how for value, (_, how) in published.items()}
+    return policies, {"values": chosen, "collapsed": {PUBLISHED: every, LEARNED: ratio["collapsed"]}}
 
 
 def judge(name: str, policies: dict[str, StopPolicy], attainable: Any, rounds: RoundDataset) -> dict[str, Any]:
