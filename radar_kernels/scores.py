@@ -1,0 +1,66 @@
+"""A token's score inside kernels: logit, bias and repetition penalty; and the order of floats as integers."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from radar_kernels._launch import jit, tl
+
+__all__ = ["finite", "float_key", "float_of_key", "is_filtered", "score_source", "score_tokens"]
+
+
+@jit
+def finite(x):
+    """0 for -inf: -inf - -inf = NaN."""
+    return tl.where(x == -float("inf"), 0.0, x)
+
+
+@jit
+def float_key(x):
+    """An integer that orders like the float32 x, in 64 bits so that differences fit."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@jit
+def float_of_key(key):
+    key = key.to(tl.int32)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@jit
+def score_tokens(token, source, vocabulary, NODES: tl.constexpr):
+    """Logits as float32 with bias and repetition penalty; -inf behind the row."""
+    logits, bias, biased, seen, penalty, draft_tokens, ancestors = source
+    inside = token < vocabulary
+    x = tl.load(logits + token, mask=inside, other=-float("inf")).to(tl.float32)
+    if biased:
+        x += tl.load(bias + token, mask=inside, other=0.0)
+    if penalty != 1.0:
+        hit = (tl.load(seen + (token >> 5), mask=inside, other=0) >> (token & 31)) & 1
+        for node in range(NODES):
+            if (tl.load(ancestors + node // 64) >> (node % 64)) & 1 != 0:
+                hit |= (tl.load(draft_tokens + node) == token).to(tl.int32)
+        x = tl.where(hit != 0, tl.where(x < 0, x * penalty, x / penalty), x)
+    return x
+
+
+@jit
+def score_source(
+    row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
+    NODES: tl.constexpr,
+):  # fmt: skip
+    """What `score_tokens` reads for one row."""
+    batch = (row // rows).to(tl.int64)
+    return (
+        logits + batch * logits_b + (row % rows).to(tl.int64) * logits_r,
+        logit_bias + batch * vocabulary,
+        tl.load(biased + batch) != 0,
+        seen + batch * ((vocabulary + 31) // 32),
+        tl.load(penalty + batch),
+        draft_tokens + batch * NODES,
+        ancestors + row * ((NODES + 63) // 64),
+    )
+
+
+@jit
+def is_filtered(temperature, k, top_p, min_p, vocabulary):
+    return (temperature > 0.0) & (((k > 0) & (k < vocabulary)) | (top_p < 1.0) | (min_p > 0.0))

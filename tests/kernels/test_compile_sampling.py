@@ -1,0 +1,79 @@
+"""Compiles the sampling kernels for real GPUs without one; see test_compile.py, whose tools this uses."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_compile import ARCHITECTURES, SHARED_MEMORY, compile_launch
+
+CASES = [
+    (torch.bfloat16, 60, 128256, True),
+    (torch.bfloat16, 1, 151936, False),
+    (torch.float32, 60, 32000, True),
+    (torch.float16, 130, 4096, True),
+    (torch.float32, 1, 300, False),
+]
+
+
+def record_launches(arch: int) -> list[tuple]:
+    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+    import radar_kernels
+    from radar_kernels import _launch
+
+    launches: list[tuple] = []
+    label = ""
+    _launch.interpreting = lambda: True  # lets CPU tensors through
+    for name in ("sample_tokens", "mark_seen"):
+        importlib.import_module(f"radar_kernels.{name}").architecture = lambda device: arch
+    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    for dtype, nodes, vocabulary, tree in CASES:
+        label = f"sample_tokens {dtype} {nodes} x {vocabulary}"
+        one = torch.zeros(1)
+        words = -(-vocabulary // 32)
+        state = radar_kernels.SamplingState(
+            one.long(), one, one.int(), one, one, one, one.bool(), torch.zeros(1, vocabulary),
+            torch.zeros(1, words, dtype=torch.int32),
+        )  # fmt: skip
+        positions = torch.zeros(1, nodes, dtype=torch.int64)
+        ancestors = torch.zeros(1, nodes, -(-nodes // 64), dtype=torch.int64)
+        path = {"draft_tokens": positions, "ancestors": ancestors} if tree else {}
+        logits = torch.empty(1, nodes, vocabulary, dtype=dtype)
+        radar_kernels.sample_tokens(logits, positions, state, **path, backend="triton")
+        radar_kernels.mark_seen(state.seen, positions, one.long(), backend="triton")
+    return launches
+
+
+def main(arch: int) -> None:
+    for label, kernel, plan, arguments in record_launches(arch):
+        result = compile_launch(kernel, plan, arguments, arch)
+        result["pdl"] = "griddepcontrol.wait" in result.pop("ptx")
+        print(
+            json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
+            flush=True,
+        )
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_sampling_kernels_fit(arch, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, __file__, str(arch)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {result["kernel"] for result in results} == {"scan_kernel", "select_kernel", "mark_kernel"}
+    for result in results:
+        assert result["spilled"] == 0, f"registers spill: {result}"
+        assert result["shared"] <= SHARED_MEMORY[arch], f"shared memory does not fit: {result}"
+        assert result["pdl"] == (arch >= 90)
+        assert not result["leaky vectors"], f"a lane may overflow into the next one: {result}"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
