@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from radar.train.costs import CostTable
 
-__all__ = ["add_train_draft", "add_train_policy", "train_draft_command", "train_policy_command"]
+__all__ = [
+    "add_evaluate",
+    "add_train_draft",
+    "add_train_policy",
+    "evaluate_command",
+    "train_draft_command",
+    "train_policy_command",
+]
 
 
 def add_train_draft(commands: Any) -> argparse.ArgumentParser:
@@ -169,6 +177,58 @@ def train_policy_command(args: argparse.Namespace) -> dict[str, Any]:
             seed=args.seed,
         )
     )
+
+
+def add_evaluate(commands: Any) -> argparse.ArgumentParser:
+    """`radar evaluate`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "evaluate",
+        help="compare stop policies on recorded rounds",
+        description="Replays recorded rounds: tokens per second of EAGLE-3, of rules of the literature (tuned on other "
+        "prompts) and of your policies, with oracles and 95 % intervals by prompt. No model is needed.",
+    )
+    parser.add_argument(
+        "--rounds", type=Path, nargs="+", required=True, metavar="FILE", help="rounds to judge on (.jsonl)"
+    )
+    parser.add_argument(
+        "--tune-on", type=Path, nargs="+", metavar="FILE", help="rounds to fit and tune on (default: half of --rounds)"
+    )
+    parser.add_argument(
+        "--policy", action="append", default=[], metavar="NAME=PATH", help="a trained policy; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of splits and intervals")
+    _cost_options(parser)
+    return parser
+
+
+def evaluate_command(args: argparse.Namespace) -> str:
+    """Run `radar evaluate`; returns what to print."""
+    from radar.policy.lstm import RadarPolicy
+    from radar.train.backward import fit_backward
+    from radar.train.contenders import EAGLE3, tuned_contenders
+    from radar.train.dataset import read_rounds
+    from radar.train.evaluate import evaluate, render
+
+    costs, rounds = _costs(args), read_rounds(args.rounds)
+    if args.tune_on:
+        rest = read_rounds(args.tune_on)
+    else:
+        rest, rounds = rounds.split_by_prompt(0.5, args.seed)
+    train, develop = rest.split_by_prompt(0.2, args.seed + 1)
+    contenders = tuned_contenders(train, develop, costs)
+    policies: dict[str, Any] = {name: one.policy for name, one in contenders.items()}
+    for given in args.policy:
+        name, mark, path = given.partition("=")
+        if not mark or not name or name in policies:
+            raise ValueError(f"--policy takes NAME=PATH with a name of its own, got {given!r}")
+        policies[name] = RadarPolicy(path)
+    results = evaluate(policies, rounds, costs, reference=EAGLE3, attainable=fit_backward(train, costs), seed=args.seed)
+    if not args.json:
+        return render(results)
+    tuned = {name: one.value for name, one in contenders.items()}
+    about = {"rounds": len(rounds), "set_aside": len(rounds.set_aside), "costs": costs.to_dict(), "tuned": tuned}
+    return json.dumps(about | {"policies": [one.to_dict() for one in results]}, indent=2)
 
 
 def _cost_options(parser: argparse.ArgumentParser) -> None:
