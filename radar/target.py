@@ -7,7 +7,6 @@ On a GPU projections of one input are fused, and the forward may go through torc
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,8 +90,8 @@ class TargetModel:
     """A causal language model that verifies trees.
 
     Args:
-        model: a loaded model of a supported family. It is left as it is: hooks stay silent and the attention
-            implementation is the model's own whenever this object is not inside `forward`.
+        model: a loaded model of a supported family. It is left as it is: hooks, fused projections and our
+            attention are there inside of a forward only, though fused weights go on sharing their storage.
         max_length: tokens that the cache holds, prompt and output together.
         max_rows: the most rows of one forward.
         batch_size: rows of the batch.
@@ -140,7 +139,6 @@ class TargetModel:
         self._causal = causal_ancestors(max_rows, self.device)
         self._rows = torch.arange(max_rows, device=self.device)
         self._taps = Taps(self._decoder, self.tap_layers)
-        weakref.finalize(self, self._taps.remove)
         self._fused: list[FusedLinears] = []
         if self.device.type == "cuda":
             self._fused = fuse_projections(model, self._decoder.layers)
@@ -201,19 +199,17 @@ class TargetModel:
         config = self._decoder.config
         previous = config._attn_implementation
         config._attn_implementation = _ATTENTION_NAME
-        self._taps.active = True
         try:
-            with fused(self._fused), attending(self.cache):
+            with self._taps.listening(), fused(self._fused), attending(self.cache):
                 yield
         finally:
-            self._taps.active = False
             config._attn_implementation = previous
 
 
 class Taps:
     """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
 
-    They are silent unless `active`.
+    They hang on the model inside `listening` alone, under fixed keys: torch.compile takes a new key for a new model.
 
     Args:
         decoder: the model without its head.
@@ -221,31 +217,37 @@ class Taps:
     """
 
     def __init__(self, decoder: Any, layers: Sequence[int]) -> None:
-        self.active = False
         self._kept: dict[int, Tensor] = {}
         self._layers = tuple(layers)
-        modules = decoder.layers
-        self._handles = [
-            (modules[index - 1] if index else decoder.embed_tokens).register_forward_hook(self._hook(index))
-            for index in sorted(set(layers))
-        ]
+        self._hooks: list[tuple[nn.Module, int, Any]] = []
+        for index in sorted(set(layers)):
+            module = decoder.layers[index - 1] if index else decoder.embed_tokens
+            handle = module.register_forward_hook(hook := self._hook(index))
+            handle.remove()
+            self._hooks.append((module, handle.id, hook))
 
     def _hook(self, index: int) -> Any:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            if self.active:
-                self._kept[index] = output[0] if isinstance(output, tuple) else output
+            self._kept[index] = output[0] if isinstance(output, tuple) else output
 
         return keep
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what passes through the layers."""
+        for module, key, hook in self._hooks:
+            module._forward_hooks[key] = hook
+        try:
+            yield
+        finally:
+            for module, key, _ in self._hooks:
+                module._forward_hooks.pop(key, None)
 
     def collect(self) -> Tensor | None:
         """The last forward's taps side by side [B, N, taps * hidden]; None without taps."""
         kept = [self._kept[index] for index in self._layers]
         self._kept.clear()
         return torch.cat(kept, dim=-1) if kept else None
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def _check_family(model: Any, max_length: int) -> None:

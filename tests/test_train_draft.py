@@ -193,7 +193,6 @@ def test_taps_can_be_chosen_and_are_hidden_states(target: LlamaForCausalLM, text
     frozen = train_module._Target(target, [0, 3, 5], torch.device("cpu"))
     ids = torch.arange(10)[None]
     aux, embeds, _, _ = frozen.read(ids, 8, torch.arange(VOCAB), torch.arange(VOCAB))
-    frozen.close()
     states = target(input_ids=ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(aux, torch.cat([states[i][:, :8] for i in (0, 3, 5)], dim=-1))
     torch.testing.assert_close(embeds, target.model.embed_tokens(ids[:, 1:]))

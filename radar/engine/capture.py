@@ -35,7 +35,7 @@ def capture(
     """
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
-        graph.register_generator_state(generator)  # type: ignore[no-untyped-call]
+        graph.register_generator_state(generator)
     torch.cuda.synchronize()
     # relaxed: other threads of the process may use the GPU meanwhile
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):

@@ -93,20 +93,17 @@ class _Target:
         decoder = model.get_decoder()
         self.taps = resolve_tap_layers(len(decoder.layers), tap_layers)
         self._hooks = Taps(decoder, self.taps)
-        self._hooks.active = True
 
     @torch.no_grad()
     def read(
         self, ids: Tensor, rows: int, draft_ids: Tensor, to_draft: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ids [B, T + S] -> (aux, embeds, teacher, best) as `unrolled_losses` takes them."""
-        logits = self.model(input_ids=ids, use_cache=False).logits[:, 1:]
+        with self._hooks.listening():
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, 1:]
         taps = self._hooks.collect()  # before the embedding runs again, which may be a tap itself
         assert taps is not None
         return taps[:, :rows], self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
-
-    def close(self) -> None:
-        self._hooks.remove()
 
 
 def _new_draft(model: nn.Module, config: DraftConfig, text: TokenMixture, eos: Sequence[int]) -> Eagle3Draft:
@@ -180,15 +177,11 @@ def train_draft(
         draft = _new_draft(model, config, text, _eos_ids(model)).to(device)
     target = _Target(model, tap_layers, device)
     if len(target.taps) != config.num_aux_hidden_states:
-        target.close()
         raise ValueError(
             f"tap_layers {list(target.taps)} must be num_aux_hidden_states = {config.num_aux_hidden_states} indices"
         )
-    try:
-        run = _Run(draft, target, text, folder, options)
-        return run.train(None if tap_layers is None else target.taps)
-    finally:
-        target.close()
+    run = _Run(draft, target, text, folder, options)
+    return run.train(None if tap_layers is None else target.taps)
 
 
 class _Run:
@@ -286,7 +279,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (self.step + 1) / (options.warmup + 1)) * max(0.0, 1 - fraction)
         losses, agreement = self._loss(ids)
-        (losses * self.weights).sum().backward()  # type: ignore[no-untyped-call]
+        (losses * self.weights).sum().backward()
         nn.utils.clip_grad_norm_(self.draft.parameters(), options.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

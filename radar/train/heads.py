@@ -80,6 +80,6 @@ def _fit(
         for begin in range(0, rounds, BATCH):
             index = order[begin : begin + BATCH]
             optimizer.zero_grad()
-            loss_of(index, epoch / epochs).backward()  # type: ignore[no-untyped-call]
+            loss_of(index, epoch / epochs).backward()
             optimizer.step()
         schedule.step()

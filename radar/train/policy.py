@@ -229,7 +229,7 @@ class _Run:
                 if bonus > 0:
                     loss = loss - bonus * decision_entropy(logits)
                 self.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
                 self.optimizer.step()
                 total += loss.item() * len(index)

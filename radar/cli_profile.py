@@ -1,0 +1,108 @@
+"""`radar profile`: the parts of a round on this device, as a table, a cost table for policies, a trace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_profile"]
+
+ROUNDS_IN_TRACE = 5
+
+
+def add_profile(
+    commands: Any, model_options: Callable[..., None], make_decoder: Callable[..., Any]
+) -> argparse.ArgumentParser:
+    """Register the command.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        model_options: adds the options that name the models.
+        make_decoder: makes the decoder that they name.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "profile",
+        help="time the parts of a round on this device, for your own models",
+        description="Prints the share of each part of a round, and writes the time table that policies are trained "
+        "for and the trace of a few rounds for a viewer. On a GPU the times are the card's, measured in graphs.",
+    )
+    parser.add_argument(
+        "--prefix", type=int, nargs="+", default=[1024], metavar="N", help="committed tokens (default 1024)"
+    )
+    parser.add_argument("--calls", type=int, default=8, metavar="N", help="draft calls of the round (default 8)")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="measurements of each part (default 20)")
+    parser.add_argument("--costs", type=Path, metavar="FILE", help="write the cost table, for train-policy and evaluate")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help=f"write a trace of {ROUNDS_IN_TRACE} rounds, for Perfetto"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
+    model_options(parser)
+    parser.set_defaults(run=lambda args: _profile(args, make_decoder(args)))
+    return parser
+
+
+def _profile(args: argparse.Namespace, decoder: Any) -> int:
+    from radar.compare import describe_machine
+    from radar.profile import profile_round
+
+    engine = decoder.engine
+    machine = describe_machine(engine.target.device)
+    prefixes = sorted(set(args.prefix))
+    most = engine.config.max_calls if args.costs else args.calls
+    profiles = [profile_round(engine, prefix=prefix, calls=args.calls, repeats=args.repeats) for prefix in prefixes]
+    if args.costs:
+        deep = profile_round(engine, prefix=prefixes[0], calls=most, repeats=args.repeats)
+        _cost_table(args, profiles, deep, machine["hardware"]).save(args.costs)
+    if args.trace:
+        _trace(decoder, args.trace, min(prefixes))
+    if args.json:
+        record = {"machine": machine, "engine": decoder.engine_name, "policy": repr(decoder.policy)}
+        print(json.dumps(record | {"profiles": [profile.to_dict() for profile in profiles]}, indent=2))
+        return 0
+    print(f"{machine['hardware']}; {engine.target.dtype}; engine: {decoder.engine_name}; policy: {decoder.policy!r}")
+    for profile in profiles:
+        print(f"\nprefix of {profile.prefix} tokens, {args.calls} draft calls, {profile.nodes} nodes verified")
+        for name, value in profile.parts().items():
+            print(f"  {name:20}{value:9.3f} ms {value / profile.whole:7.1%}")
+        print(f"  {'the whole round':20}{profile.whole:9.3f} ms")
+    return 0
+
+
+def _cost_table(args: argparse.Namespace, profiles: list[Any], deep: Any, device: str) -> Any:
+    from radar.train.costs import CostTable
+
+    def seconds(value: float) -> float:
+        return max(value, 0.0) / 1000  # a difference of two medians may fall below zero by noise
+
+    first = profiles[0]
+    return CostTable(
+        draft_call_seconds=tuple(seconds(value) for value in deep.draft_calls),
+        nodes=(first.nodes,),
+        contexts=tuple(profile.prefix for profile in profiles),
+        verify_seconds=(tuple(seconds(profile.verify) for profile in profiles),),
+        decision_seconds=seconds(first.decision),
+        rest_seconds=seconds(first.select + first.accept + first.commit),
+        device=device,
+        pair=f"{args.target or 'embedded'} + {args.draft or 'embedded'}",
+    )
+
+
+def _trace(decoder: Any, path: Path, prefix: int) -> None:
+    import torch
+
+    length = max(1, min(prefix, decoder.max_length - 8 * decoder.tree.max_accepted))
+    rounds = decoder.rounds([token % decoder.vocab_size for token in range(length)])
+    for _ in range(3):
+        next(rounds)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(ROUNDS_IN_TRACE):
+            if next(rounds, None) is None:
+                break
+    rounds.close()
+    profiler.export_chrome_trace(str(path))
