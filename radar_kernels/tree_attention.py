@@ -16,8 +16,8 @@ LOG2_E = 1.4426950408889634
 
 
 @jit
-def _attend(q, k, v, mixed, peak, total, scale, visible, MASKED: tl.constexpr):
-    """One block of keys of the online softmax, in base 2."""
+def _weigh(q, k, peak, total, scale, visible, MASKED: tl.constexpr):
+    """The weights of one block of keys in the online softmax, in base 2, and what shrinks all before them."""
     s = tl.dot(q, k, input_precision="ieee") * scale
     if MASKED:
         s = tl.where(visible, s, -1.0e30)
@@ -27,50 +27,97 @@ def _attend(q, k, v, mixed, peak, total, scale, visible, MASKED: tl.constexpr):
     if MASKED:
         p = tl.where(visible, p, 0.0)
     total = total * shrink + tl.sum(p, 1)
-    mixed = tl.dot(p.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
-    return mixed, new_peak, total
+    return p, shrink, new_peak, total
+
+
+@jit
+def _prefetch(row_zero, first, last, stride, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, STEPS: tl.constexpr):
+    """Asks for rows first .. first + STEPS * ROWS of a cache, ROWS at a time and none behind `last`, in L2."""
+    LINES: tl.constexpr = (ROW_BYTES + 127) // 128
+    lane = tl.arange(0, ROWS * LINES)
+    for step in tl.static_range(STEPS):
+        row = tl.minimum(first + step * ROWS + lane // LINES, last)
+        line = (row_zero + row.to(tl.int64) * stride).to(tl.int64) + lane % LINES * 128
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@jit
+def _share(
+    length, split, WORDS: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, COST: tl.constexpr
+):  # fmt: skip
+    """(whole blocks of the prefix; first and last block, first and last tail unit of this split).
+
+    The prefix's whole blocks and, after them, the tail's units stand on a line, where a unit of the tail, which waits
+    for its own keys, is as long as COST blocks. Equal parts of it are shared out; a unit belongs to where it begins.
+    """
+    blocks = length // KEYS
+    tails = (length - blocks * KEYS + WORDS * 64 + TAIL - 1) // TAIL
+    line = blocks + tails * COST
+    low = split * line // SPLITS
+    high = (split + 1) * line // SPLITS
+    tail_first = (tl.maximum(low - blocks, 0) + COST - 1) // COST
+    tail_last = (tl.maximum(high - blocks, 0) + COST - 1) // COST
+    return blocks, tl.minimum(low, blocks), tl.minimum(high, blocks), tail_first, tail_last
+
+
+@jit
+def _word(ancestors, ancestors_w, real, w, WORDS: tl.constexpr):
+    """Word w of the rows: all bits before the first, which is the prefix, and none behind the last."""
+    word = tl.load(ancestors + tl.minimum(tl.maximum(w, 0), WORDS - 1) * ancestors_w, mask=real, other=0)
+    return tl.where(w < 0, -1, tl.where(w < WORDS, word, 0)).to(tl.uint64)
 
 
 @jit
 def split_kernel(
     query, key, value, prefix_length, ancestors, output, partial, partial_lse, scale,
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s, ancestors_b, ancestors_n, ancestors_w,
-    nodes, capacity, kv_heads,
+    nodes, capacity, kv_heads, rows,
     WORDS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, COST: tl.constexpr, STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """o[n] = sum_j softmax_j(scale * q[n].k[j]) v[j] over j < L or bit (j - L) of ancestors[n], for one slice of j.
 
     Row r of a program is node r // GROUP under head r % GROUP of one key-value head, so a group reads its keys once.
-    The work is a list of units: whole blocks of KEYS prefix keys (no mask), the rest of the prefix, then the tree, both
-    in blocks of TAIL keys. Every split takes an equal run of units, whatever L is. With more than one split the slice's
-    own softmax goes to `partial` together with its log-sum-exp, and `combine_kernel` joins them.
+    Whole blocks of KEYS prefix keys need no mask. What is left of the prefix and the tree behind it are one run of
+    keys, taken TAIL at a time: 64 bits say which of them a row sees. With more than one split the slice's own softmax
+    goes to `partial` [SPLITS, rows, DIM] together with its log-sum-exp, and `combine_kernel` joins them.
+
+    Nothing that counts is read before the wait for the kernel in front. What is read there is a guess of the length,
+    good enough to ask for the split's first keys in L2, which is coherent: a guess, or a row, that changes meanwhile
+    costs time and nothing else.
     """
     split = tl.program_id(0)
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)  # int64: a cache can hold more than 2**31 elements
     kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
+    key += batch * key_b + kv_head * key_h
+    value += batch * value_b + kv_head * value_h
     if PDL:
+        if PREFETCH > 0:
+            guess = tl.maximum(tl.load(prefix_length + batch, cache_modifier=".cg"), 0)
+            guess = tl.minimum(guess, capacity).to(tl.int32)
+            _, first, last, _, _ = _share(guess, split, WORDS, SPLITS, KEYS, TAIL, COST)
+            final = tl.where(last < guess // KEYS, last * KEYS, guess + WORDS * 64)
+            final = tl.maximum(tl.minimum(final, capacity), 1) - 1
+            ROW_BYTES: tl.constexpr = DIM * key.dtype.element_ty.primitive_bitwidth // 8
+            _prefetch(key, first * KEYS, final, key_s, KEYS, ROW_BYTES, PREFETCH)
+            _prefetch(value, first * KEYS, final, value_s, KEYS, ROW_BYTES, PREFETCH)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    length = tl.minimum(tl.load(prefix_length + batch), capacity).to(tl.int32)
-    blocks = length // KEYS
-    rest = (length - blocks * KEYS + TAIL - 1) // TAIL
-    units = blocks + rest + WORDS * 64 // TAIL
-    share = (units + SPLITS - 1) // SPLITS
-    first = split * share
-    last = tl.minimum(first + share, units)
+    # .cg: not from L1, which may still hold what was read before the wait
+    length = tl.minimum(tl.load(prefix_length + batch, cache_modifier=".cg"), capacity).to(tl.int32)
+    blocks, first, last, tail_first, tail_last = _share(length, split, WORDS, SPLITS, KEYS, TAIL, COST)
 
     r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     node = r // GROUP
-    head = kv_head * GROUP + r % GROUP
     real = node < nodes
     d = tl.arange(0, DIM_PAD)
     in_dim = d < DIM
-    query += batch * query_b + head[:, None] * query_h + node[:, None].to(tl.int64) * query_n + d[None, :]
-    q = tl.load(query, mask=real[:, None] & in_dim[None, :], other=0.0)
-    key += batch * key_b + kv_head * key_h
-    value += batch * value_b + kv_head * value_h
-    ancestors += batch * ancestors_b + node * ancestors_n
+    query += batch * query_b + kv_head * GROUP * query_h
+    at = node[:, None].to(tl.int64) * query_n + (r % GROUP)[:, None] * query_h + d[None, :]
+    q = tl.load(query + at, mask=real[:, None] & in_dim[None, :], other=0.0)
 
     mixed = tl.zeros([ROWS, DIM_PAD], tl.float32)
     peak = tl.full([ROWS], -1.0e30, tl.float32)
@@ -80,73 +127,86 @@ def split_kernel(
     v_block = value + (first * KEYS).to(tl.int64) * value_s
     k_offset = n[None, :] * key_s + d[:, None]
     v_offset = n[:, None] * value_s + d[None, :]
-    for _ in tl.range(first, tl.minimum(last, blocks), num_stages=STAGES):
+    for _ in tl.range(first, last, num_stages=STAGES):
         if DIM == DIM_PAD:
             k = tl.load(k_block + k_offset)
             v = tl.load(v_block + v_offset)
         else:
             k = tl.load(k_block + k_offset, mask=in_dim[:, None], other=0.0)
             v = tl.load(v_block + v_offset, mask=in_dim[None, :], other=0.0)
-        mixed, peak, total = _attend(q, k, v, mixed, peak, total, scale, real, False)
+        p, shrink, peak, total = _weigh(q, k, peak, total, scale, real, False)
+        mixed = tl.dot(p.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
         k_block += KEYS * key_s
         v_block += KEYS * value_s
 
+    # The rows once more: kept through the loop above, they would spill. That no capacity is below 0 only we know
+    r = (tl.program_id(2) + (capacity < 0).to(tl.int32)) * ROWS + tl.arange(0, ROWS)
+    node = r // GROUP
+    real = node < nodes
+    ancestors += batch * ancestors_b + node * ancestors_n
+    AHEAD: tl.constexpr = (KEYS + 63) // 64
     n = tl.arange(0, TAIL)
     k_offset = n[None, :] * key_s + d[:, None]
     v_offset = n[:, None] * value_s + d[None, :]
-    for unit in tl.range(tl.maximum(first, blocks) - blocks, last - blocks, num_stages=1):
-        tree = unit >= rest
-        column = (unit - rest) * TAIL  # of the tree
-        start = tl.where(tree, length + column, blocks * KEYS + unit * TAIL)
-        inside = n < tl.where(tree, capacity, length) - start
-        word = tl.load(ancestors + tl.maximum(column, 0) // 64 * ancestors_w, mask=real, other=0)
-        word = tl.where(tree, word, -1)  # every row sees the prefix
-        bits = (word >> (tl.maximum(column, 0) % 64)).to(tl.int32)
-        visible = ((bits[:, None] >> n[None, :]) & 1 != 0) & inside[None, :]
-        k = tl.load(key + start.to(tl.int64) * key_s + k_offset, mask=inside[None, :] & in_dim[:, None], other=0.0)
+    for unit in tl.range(tail_first, tail_last, num_stages=1):
+        start = blocks * KEYS + unit * TAIL
+        column = start - length + 64 * AHEAD  # of the tree behind so many words for the prefix, which every row sees
+        w, shift = column // 64 - AHEAD, (column % 64).to(tl.uint64)
+        low = _word(ancestors, ancestors_w, real, w, WORDS)
+        high = _word(ancestors, ancestors_w, real, w + 1, WORDS)
+        window = (low >> shift) | ((high << 1) << (63 - shift))
+        anybody = tl.reduce_or(window, 0)
+        inside = n < capacity - start
         # 0 * NaN = NaN: a row that no node sees may hold anything, so it is not even read
-        # Reduced as words and tested in 64 bits, unlike `visible`: LLVM would put `n` of both into one vector, where
-        # Triton 3.6 overflows one into the other (leaky_vectors in tests/kernels/test_compile.py)
-        seen = ((tl.reduce_or(word, 0) >> (tl.maximum(column, 0) % 64 + n)) & 1 != 0) & inside
+        seen = ((anybody >> n.to(tl.uint64)) & 1 != 0) & inside
+        k = tl.load(key + start.to(tl.int64) * key_s + k_offset, mask=inside[None, :] & in_dim[:, None], other=0.0)
+        left, right = window.to(tl.int32), (window >> 32).to(tl.int32)
+        visible = (tl.where(n[None, :] < 32, left[:, None], right[:, None]) >> (n % 32)[None, :]) & 1 != 0
+        visible &= inside[None, :]
+        p, shrink, peak, total = _weigh(q, k, peak, total, scale, visible, True)
         v = tl.load(value + start.to(tl.int64) * value_s + v_offset, mask=seen[:, None] & in_dim[None, :], other=0.0)
-        mixed, peak, total = _attend(q, k, v, mixed, peak, total, scale, visible, True)
+        mixed = tl.dot(p.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
 
-    sees = total > 0.0
-    safe = tl.where(sees, total, 1.0)
+    safe = tl.where(total > 0.0, total, 1.0)  # a row that sees nothing here keeps 0, and a log-sum-exp of -1e30
     mixed = mixed / safe[:, None]
-    row = (batch * nodes + node) * (kv_heads * GROUP) + head
+    offset = node * (kv_heads * GROUP) + r % GROUP
+    row = batch * nodes * (kv_heads * GROUP) + kv_head * GROUP
+    at = offset[:, None] * DIM + d[None, :]
     if SPLITS == 1:
-        tl.store(
-            output + row[:, None] * DIM + d[None, :],
-            mixed.to(output.dtype.element_ty),
-            mask=real[:, None] & in_dim[None, :],
-        )
+        tl.store(output + row * DIM + at, mixed.to(output.dtype.element_ty), mask=real[:, None] & in_dim[None, :])
     else:
-        tl.store(partial_lse + row * SPLITS + split, peak + tl.math.log2(safe), mask=real)
-        partial += (row[:, None] * SPLITS + split) * DIM + d[None, :]
-        tl.store(partial, mixed.to(partial.dtype.element_ty), mask=(real & sees)[:, None] & in_dim[None, :])
+        row += split.to(tl.int64) * rows
+        tl.store(partial_lse + row + offset, peak + tl.math.log2(safe), mask=real)
+        tl.store(partial + row * DIM + at, mixed.to(partial.dtype.element_ty), mask=real[:, None] & in_dim[None, :])
 
 
 @jit
 def combine_kernel(
-    partial, partial_lse, output,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, PDL: tl.constexpr,
+    partial, partial_lse, output, rows,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr, ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """o = sum_s 2**(lse[s] - m) o[s] / sum_s 2**(lse[s] - m), m = max_s lse[s], for one row."""
-    row = tl.program_id(0).to(tl.int64)
+    """o = sum_s 2**(lse[s] - m) o[s] / sum_s 2**(lse[s] - m), m = max_s lse[s], for ROWS rows.
+
+    The splits are the outermost dimension, so that one thread holds all of them and adds them up alone.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     s = tl.arange(0, SPLITS_PAD)
     d = tl.arange(0, DIM_PAD)
+    real = (s < SPLITS)[:, None] & (row < rows)[None, :]
     if PDL:
         tl.extra.cuda.gdc_wait()
-    lse = tl.load(partial_lse + row * SPLITS + s, mask=s < SPLITS, other=-1.0e30)
-    used = lse > -1.0e29  # an empty split wrote nothing
-    weight = tl.where(used, tl.math.exp2(lse - tl.max(lse, 0)), 0.0)
-    weight = weight / tl.maximum(tl.sum(weight, 0), 1.0e-30)
+        tl.extra.cuda.gdc_launch_dependents()
+    at = s[:, None].to(tl.int64) * rows + row[None, :]
+    lse = tl.load(partial_lse + at, mask=real, other=-float("inf"))
     part = tl.load(
-        partial + (row * SPLITS + s[:, None]) * DIM + d[None, :], mask=used[:, None] & (d < DIM)[None, :], other=0.0
+        partial + at[:, :, None] * DIM + d[None, None, :], mask=real[:, :, None] & (d < DIM)[None, None, :], other=0.0
     )
-    mixed = tl.sum(part.to(tl.float32) * weight[:, None], 0)
-    tl.store(output + row * DIM + d, mixed.to(output.dtype.element_ty), mask=d < DIM)
+    lse = tl.where((row < rows)[None, :], lse, 0.0)  # -inf - -inf = NaN
+    weight = tl.math.exp2(lse - tl.max(lse, 0)[None, :])
+    mixed = tl.sum(part.to(tl.float32) * weight[:, :, None], 0) / tl.sum(weight, 0)[:, None]
+    output += row[:, None] * DIM + d[None, :]
+    tl.store(output, mixed.to(output.dtype.element_ty), mask=(row < rows)[:, None] & (d < DIM)[None, :])
 
 
 class Blocks(NamedTuple):
@@ -159,19 +219,22 @@ class Blocks(NamedTuple):
     programs: int  # that run at the same time on about 130 multiprocessors: how often to split
 
 
-def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
-    """For `rows` node-head pairs of one key-value head, such that nothing spills (tests/kernels/test_compile.py)."""
+def choose_blocks(*, rows: int, capacity: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
+    """For `rows` node-head pairs of one key-value head, such that nothing spills (tests/kernels/test_compile.py).
+
+    Those for 16-bit types on Hopper are measured: bench/results/tune_tree_attention_h200.txt.
+    """
     rows, dim = max(next_power_of_2(rows), 16), next_power_of_2(dim)
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
-        return Blocks(16, 16 if dim > 64 else 32, 1, 4 if dim <= 128 else 8, 256)
-    rows = 16 if rows <= 16 else max(rows, 64)
+        return Blocks(16, 16 if dim > 64 else 32, 1, 4, 256)
     if dim > 128:
         return Blocks(16, 64, 1, 4, 256)
+    several, rows = rows > 64, 16 if rows <= 16 else 64
     if arch != 90:  # no wgmma: operands pass through registers
-        return Blocks(min(rows, 64), 64, 2, 8 if dim > 64 else 4, 256)
-    if rows > 64:
-        return Blocks(128, 64, 3, 8, 128)
-    return Blocks(rows, 64, 3, 4, 256)
+        return Blocks(rows, 64, 3, 8 if dim > 64 else 4, 256)
+    if several and capacity > 2048:  # tiles share their keys in L2: arithmetic is the limit, and two programs overlap
+        return Blocks(rows, 64, 3, 4, 256)
+    return Blocks(rows, 64, 4 if rows == 64 and not several else 3, 4, 128)
 
 
 def split_plan(
@@ -186,14 +249,17 @@ def split_plan(
     dtype: torch.dtype,
     arch: int,
 ) -> Plan:
-    rows, keys, stages, warps, programs = choose_blocks(rows=nodes * group, dim=dim, dtype=dtype, arch=arch)
+    rows, keys, stages, warps, programs = choose_blocks(
+        rows=nodes * group, capacity=capacity, dim=dim, dtype=dtype, arch=arch
+    )
     tiles = -(-nodes * group // rows)
     splits = max(1, min(programs // (batch * kv_heads * tiles), capacity // (2 * keys), 32))
     return Plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={
             "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": next_power_of_2(max(dim, 16)), "SPLITS": splits,
-            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 32), "STAGES": stages, "PDL": arch >= 90,
+            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 64 if arch == 90 else 32), "COST": 2, "STAGES": stages,
+            "PREFETCH": 3, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -201,11 +267,15 @@ def split_plan(
 
 def combine_plan(*, rows: int, splits: int, dim: int, arch: int) -> Plan:
     dim_pad, splits_pad = next_power_of_2(max(dim, 16)), next_power_of_2(splits)
+    block = max(1, 256 // dim_pad)  # one warp, 16 bytes a thread: programs for every multiprocessor, and all at once
     return Plan(
-        grid=(rows,),
-        constants={"DIM": dim, "DIM_PAD": dim_pad, "SPLITS": splits, "SPLITS_PAD": splits_pad, "PDL": arch >= 90},
-        options={"num_warps": 4 if splits_pad * dim_pad > 1024 else 1} | ({"launch_pdl": True} if arch >= 90 else {}),
-    )
+        grid=(-(-rows // block),),
+        constants={
+            "DIM": dim, "DIM_PAD": dim_pad, "SPLITS": splits, "SPLITS_PAD": splits_pad, "ROWS": block,
+            "PDL": arch >= 90,
+        },
+        options={"num_warps": 1} | ({"launch_pdl": True} if arch >= 90 else {}),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("radar_kernels::tree_attention", mutates_args=())
@@ -220,18 +290,20 @@ def _launch(
         dtype=query.dtype, arch=arch,
     )  # fmt: skip
     splits = plan.constants["SPLITS"]
+    rows = batch * nodes * heads
     output = query.new_empty(batch, nodes, heads, dim)
     partial, lse = output, output
     if splits > 1:
-        partial = query.new_empty(batch, nodes, heads, splits, dim)
-        lse = query.new_empty(batch, nodes, heads, splits, dtype=torch.float32)
+        partial = query.new_empty(splits, rows, dim)
+        lse = query.new_empty(splits, rows, dtype=torch.float32)
     plan.launch(
         split_kernel, query, key, value, prefix_length, ancestors, output, partial, lse, scale * LOG2_E,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *ancestors.stride(), nodes, capacity, kv_heads,
+        rows,
     )  # fmt: skip
     if splits > 1:
-        combine = combine_plan(rows=batch * nodes * heads, splits=splits, dim=dim, arch=arch)
-        combine.launch(combine_kernel, partial, lse, output)
+        combine = combine_plan(rows=rows, splits=splits, dim=dim, arch=arch)
+        combine.launch(combine_kernel, partial, lse, output, rows)
     return output
 
 

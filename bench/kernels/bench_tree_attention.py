@@ -23,13 +23,13 @@ else:
     CASES = [(TINY, 60, 256), (TINY, 10, 1024)]
 
 
-def make(geometry: Geometry, nodes: int, prefix: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Inputs of `tree_attention`: a random tree behind `prefix` keys, in a cache with room for 128 more."""
-    g = geometry
+def make(
+    geometry: Geometry, nodes: int, prefix: int, device: torch.device, *, capacity: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Inputs of `tree_attention`: a random tree behind `prefix` keys, `capacity` rows (default: 128 to spare)."""
+    g, capacity = geometry, capacity or prefix + nodes + 128
     query = torch.randn(1, nodes, g.heads, g.head_dim, device=device, dtype=DTYPE).transpose(1, 2)
-    key, value = (
-        torch.randn(1, g.kv_heads, prefix + nodes + 128, g.head_dim, device=device, dtype=DTYPE) for _ in range(2)
-    )
+    key, value = (torch.randn(1, g.kv_heads, capacity, g.head_dim, device=device, dtype=DTYPE) for _ in range(2))
     dense = torch.eye(nodes, dtype=torch.bool)
     for child in range(1, nodes):
         dense[child] |= dense[(child - 1) // 3]

@@ -1,11 +1,14 @@
-"""Times block sizes of tree attention, to choose those in `choose_blocks`. Needs a GPU.
+"""Times variants of tree attention, to choose the constants of `choose_blocks` and `split_plan`. Needs a GPU.
 
-python -m bench.kernels.tune_tree_attention [nodes prefix]...
+python -m bench.kernels.tune_tree_attention RESULTS.json
 """
 
 import importlib
-import itertools
+import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 
@@ -15,24 +18,112 @@ from bench.shapes import LLAMA_8B
 from radar_kernels import reference, tree_attention
 
 op = importlib.import_module("radar_kernels.tree_attention")
-CASES = ((64, 1024), (64, 4096), (64, 16384), (16, 4096), (16, 32768))
+LIMIT = 8e-3  # relative error, as in tests/kernels/tolerances.py
+PLANS = op.split_plan, op.combine_plan, op.Plan.launch, op.choose_blocks
 
 
-def candidates(rows: int):
-    """(rows, keys, stages, warps, programs) worth a try for so many node-head pairs of a key-value head."""
-    sizes = {64, 128} if rows > 64 else {min(rows, 64)}
-    for size, keys, stages, programs in itertools.product(sorted(sizes), (32, 64, 128), (2, 3, 4), (128, 256)):
-        warps = 8 if size == 128 else 4
-        if stages * keys <= 256 and not (size == 128 and programs == 256 and keys == 32):
-            yield op.Blocks(size, keys, stages, warps, programs)
+class Variant(NamedTuple):
+    """Block sizes, and what else the plans fix."""
+
+    rows: int
+    keys: int
+    stages: int
+    warps: int
+    programs: int
+    prefetch: int = 3  # blocks asked for before the wait
+    cost: int = 2  # of a tail unit, in blocks
+    width: int = 1  # warps of a combining program
+
+    def apply(self) -> None:
+        op.choose_blocks = lambda **_: op.Blocks(*self[:5])
+
+        def split_plan(**shape):
+            plan = PLANS[0](**shape)
+            return plan._replace(constants={**plan.constants, "PREFETCH": self.prefetch, "COST": self.cost})
+
+        def combine_plan(**shape):
+            plan = PLANS[1](**shape)
+            rows = plan.constants["ROWS"] * self.width
+            return plan._replace(
+                grid=(-(-shape["rows"] // rows),),
+                constants={**plan.constants, "ROWS": rows},
+                options={**plan.options, "num_warps": self.width},
+            )
+
+        op.split_plan, op.combine_plan = split_plan, combine_plan
 
 
-def microseconds(inputs: list[tuple[torch.Tensor, ...]]) -> float:
+SEVERAL_TILES = [  # 60 or 64 queries of four heads each
+    Variant(64, 64, 3, 4, 128),
+    Variant(64, 64, 3, 4, 128, prefetch=0),
+    Variant(64, 64, 3, 4, 128, cost=1),
+    Variant(64, 64, 3, 4, 256),
+    Variant(64, 64, 3, 4, 256, prefetch=0, width=4),
+    Variant(64, 64, 2, 4, 256),
+    Variant(128, 64, 3, 8, 128),
+]
+ONE_TILE = [
+    Variant(64, 64, 4, 4, 128),
+    Variant(64, 64, 4, 4, 128, prefetch=0),
+    Variant(64, 64, 4, 4, 128, prefetch=5),
+    Variant(64, 64, 4, 4, 128, cost=3),
+    Variant(64, 64, 3, 4, 256),
+    Variant(64, 64, 2, 4, 256),
+    Variant(64, 32, 4, 4, 256),
+    Variant(64, 128, 2, 4, 128),
+]
+CASES = [  # nodes, prefix, capacity (None: what is needed and 128), variants, target in microseconds
+    (64, 1024, None, SEVERAL_TILES, 10),
+    (64, 4096, None, SEVERAL_TILES, 16),
+    (64, 16384, None, SEVERAL_TILES, 42),
+    (60, 1024, 8192, SEVERAL_TILES, 10),
+    (10, 1024, 4096, ONE_TILE, None),
+    (16, 4096, None, ONE_TILE, 9),
+    (16, 32768, None, ONE_TILE, 40),
+]
+
+
+def compile_all() -> None:
+    """Compiles every variant of every case, several at a time: on empty tensors, with the launches recorded."""
+    launches = {}
+
+    def record(plan, kernel, *arguments):
+        kinds = tuple(None if isinstance(a, torch.Tensor) else (a == 1, a % 16 == 0) for a in arguments)
+        launches[kernel.fn.__name__, str(plan.constants), str(plan.options), kinds] = (kernel, plan, arguments)
+
+    op.Plan.launch = record
+    for nodes, prefix, capacity, variants, _ in CASES:
+        inputs = make(LLAMA_8B, nodes, prefix, torch.device("cuda"), capacity=capacity)
+        for variant in (None, *variants):
+            restore() if variant is None else variant.apply()
+            op.Plan.launch = record
+            tree_attention(*inputs)
+    restore()
+
+    def compile_one(launch):
+        kernel, plan, arguments = launch
+        kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(compile_one, launches.values()))
+    print(f"{len(launches)} kernels compiled in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def restore() -> None:
+    op.split_plan, op.combine_plan, op.Plan.launch, op.choose_blocks = PLANS
+
+
+def microseconds(inputs: list[tuple[torch.Tensor, ...]], *, only=None) -> float:
+    """A call's time, the median of seven replays of 100 calls; of one of the two kernels if `only` names it."""
+    if only is not None:
+        op.Plan.launch = lambda plan, kernel, *arguments: PLANS[2](plan, kernel, *arguments) if kernel is only else None
     launches = -(-100 // len(inputs)) * len(inputs)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for i in range(launches):
             tree_attention(*inputs[i % len(inputs)])
+    op.Plan.launch = PLANS[2]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     times = []
     for _ in range(7):
@@ -44,29 +135,49 @@ def microseconds(inputs: list[tuple[torch.Tensor, ...]]) -> float:
     return sorted(times)[3]
 
 
-def main(cases: tuple[tuple[int, int], ...]) -> None:
-    device, chosen = torch.device("cuda"), op.choose_blocks
-    print(torch.cuda.get_device_name())
-    for nodes, prefix in cases:
-        bytes_moved = 2 * LLAMA_8B.kv_heads * (prefix + nodes) * LLAMA_8B.head_dim * DTYPE.itemsize
-        inputs = [make(LLAMA_8B, nodes, prefix, device) for _ in range(rotation(bytes_moved))]
+def measure(inputs: list[tuple[torch.Tensor, ...]], exact: torch.Tensor) -> dict[str, float]:
+    """Error first: a wrong variant is not timed."""
+    error = ((tree_attention(*inputs[0]).double() - exact).norm() / exact.norm()).item()
+    if not error < LIMIT:
+        return {"error": error}
+    split, combine = (microseconds(inputs, only=kernel) for kernel in (op.split_kernel, op.combine_kernel))
+    return {"us": microseconds(inputs), "split us": split, "combine us": combine, "error": error}
+
+
+def main(path: str) -> None:
+    torch.manual_seed(0)
+    compile_all()
+    rows = []
+    for nodes, prefix, capacity, variants, target in CASES:
+        keys = 2 * LLAMA_8B.kv_heads * LLAMA_8B.head_dim * DTYPE.itemsize
+        copies = rotation(keys * (prefix + nodes))
+        inputs = [make(LLAMA_8B, nodes, prefix, torch.device("cuda"), capacity=capacity) for _ in range(copies)]
         exact = reference.tree_attention(*(x.double() if x.is_floating_point() else x for x in inputs[0]))
-        results = []
-        for blocks in candidates(nodes * LLAMA_8B.heads // LLAMA_8B.kv_heads):
-            op.choose_blocks = lambda blocks=blocks, **_: blocks
+        print(f"{nodes} queries, prefix {prefix}, capacity {inputs[0][1].shape[2]}; target {target} us", flush=True)
+        for variant in (None, *variants):
+            if variant is not None:
+                variant.apply()
+            row = {"queries": nodes, "prefix": prefix, "capacity": capacity, "target": target}
+            row |= {"variant": "as chosen" if variant is None else variant._asdict()}
             try:
-                error = ((tree_attention(*inputs[0]).double() - exact).norm() / exact.norm()).item()
-                results.append((microseconds(inputs), error, blocks))
-            except Exception as problem:  # too much shared memory
-                print(f"   {tuple(blocks)}: {str(problem)[:80]}")
-        op.choose_blocks = chosen
-        print(f"{nodes} nodes, prefix {prefix}: {microseconds(inputs):.1f} us as chosen")
-        for us, error, blocks in sorted(results)[:6]:
+                row |= measure(inputs, exact)
+            except Exception as problem:  # too much shared memory, for one
+                row["problem"] = str(problem)[:200]
+            restore()
+            rows.append(row)
+            figures = "  ".join(f"{row.get(name, float('nan')):6.2f}" for name in ("us", "split us", "combine us"))
+            label = "as chosen" if variant is None else str(tuple(variant))
             print(
-                f"   {us:7.1f} us  {bytes_moved / us / 1e6:5.2f} TB/s  error {error:.1e}  {tuple(blocks)}", flush=True
+                f"  {figures}  error {row.get('error', float('nan')):.1e}  {label}  {row.get('problem', '')}",
+                flush=True,
             )
+        del inputs
+    result = {"command": "python -m bench.kernels.tune_tree_attention", "hardware": torch.cuda.get_device_name()}
+    with open(path, "w") as file:
+        json.dump(result | {"torch": torch.__version__, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    main(tuple(zip(numbers[::2], numbers[1::2], strict=True)) or CASES)
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m bench.kernels.tune_tree_attention RESULTS.json")
+    main(sys.argv[1])
