@@ -116,9 +116,9 @@ def test_nothing_is_found_where_nothing_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("estimator", ["reinforce", "exact"])
 def test_held_out_speed_rises_over_training(tmp_path: Path, estimator: str) -> None:
     """Learning, not luck: the last epochs beat the first ones on prompts that training does not see."""
-    options = FAST | {"epochs": 20, "learning_rate": 0.003, "entropy": 0.1}
+    options = FAST | {"epochs": 20, "batch_size": 512, "learning_rate": 0.002}
     history = train_policy(make_rounds(), tmp_path, **options, objective="ratio", estimator=estimator)["history"]
-    assert sum(history[-5:]) > 1.1 * sum(history[:5])
+    assert min(history[-3:]) > 1.1 * max(history[:2]), history
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
