@@ -31,10 +31,14 @@ def _select(x, valid, position, K: tl.constexpr, K_PAD: tl.constexpr):
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
         key = ((bits ^ ((bits >> 15) & 0x7FFF)) << 16) | (0xFFFF - position)
         key = tl.where(valid, key, LOWEST)
-        for i in tl.static_range(K):
-            best = tl.max(key)
+        best = tl.max(key)
+        picks = tl.where(slot == 0, best, picks)
+        for i in tl.static_range(1, K):
+            # The largest key below the last one. Counted from that one upwards it is the last of all, because counting
+            # wraps around: one addition and one maximum a key, and no key needs to be crossed out
+            below = best + tl.max((key - best).to(tl.uint32)).to(tl.int32)
+            best = tl.where(below < best, below, LOWEST)
             picks = tl.where(slot == i, best, picks)
-            key = tl.where(key == best, LOWEST, key)
         positions = 0xFFFF - (picks & 0xFFFF)
         bits = picks >> 16
         values = (bits ^ ((bits >> 15) & 0x7FFF)).to(tl.int16).to(x.dtype, bitcast=True).to(tl.float32)
@@ -120,13 +124,14 @@ def select_kernel(
     candidate = values - log_total + parent
     candidate = tl.where(parent == -float("inf"), parent, candidate)  # a dead row may hold anything, NaN included
     tokens = tokens.to(tl.int64)
+    tl.store(candidate_scores + row * K + slot, candidate, mask=slot < K)
     if D2T:
         tokens += tl.load(d2t + tokens, mask=slot < K, other=0)
-    tl.store(candidate_scores + row * K + slot, candidate, mask=slot < K)
-    tl.store(candidate_tokens + row * K + slot, tokens, mask=slot < K)
 
-    tl.debug_barrier()  # every thread's stores come before the release below
-    if tl.atomic_add(arrived + batch, 1, sem="acq_rel") == rows - 1:
+    tl.debug_barrier()  # every thread's scores come before the release below
+    last = tl.atomic_add(arrived + batch, 1, sem="acq_rel") == rows - 1
+    tl.store(candidate_tokens + row * K + slot, tokens, mask=slot < K)  # the beam does not wait for these
+    if last:
         c = tl.arange(0, CANDIDATES_PAD)
         real = c < rows * K
         everyone = tl.load(
