@@ -7,6 +7,7 @@ from radar.generation import GenerationOutput, TextStream
 from radar.metrics import DecodeMetrics, Round
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
+from radar.sampling import SamplingParams
 
 __all__ = [
     "AutoregressiveDecoder",
@@ -17,6 +18,7 @@ __all__ = [
     "RadarDecoder",
     "RadarPolicy",
     "Round",
+    "SamplingParams",
     "StopPolicy",
     "TextStream",
     "Threshold",

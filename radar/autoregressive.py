@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.choose import choose_engine
 from radar.engine.prefill import Prefill, prefill_rows
 from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round, Stopwatch
+from radar.sampling import Sampler, SamplingParams
 from radar.target import TargetModel, default_max_length
 
 __all__ = ["AutoregressiveDecoder"]
@@ -47,6 +49,8 @@ class AutoregressiveDecoder(Decoder):
         )
         self.model = model
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self.target.device)
+        self._one = torch.ones(1, dtype=torch.int64, device=self.target.device)
+        self._sampler = Sampler(1, self.target.vocab_size, self.target.device)
         self._prefill = Prefill(self.target)
         self._length = 0  # of the committed text, as the host knows it
         self._launched = False
@@ -72,15 +76,21 @@ class AutoregressiveDecoder(Decoder):
         """One token: capture-ready."""
         logits, _ = self.target.verify(*self.target.chain(self._token))
         self.target.advance(1)
-        self._token.copy_(logits.argmax(dim=-1))
+        self._choose(logits)
 
-    def _start(self, input_ids: list[int]) -> Round:
+    def _choose(self, logits: Tensor) -> None:
+        self._token.copy_(self._sampler.sample(logits, self.target.cache.length[:, None]))
+        self._sampler.commit(self._token, self._one)
+
+    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
         watch = Stopwatch()
         self._launched = False
         self.target.cache.reset()
         ids = torch.tensor([input_ids], device=self.target.device)
+        self._sampler.set(sampling)
+        self._sampler.start(ids)
         self._prefill.run(ids, self._graphs[0].replay if self._graphs else None)
-        self._token.copy_(self._prefill.logits.argmax(dim=-1, keepdim=True))
+        self._choose(self._prefill.logits[:, None])
         self._length = len(input_ids)
         tokens = self._token[0].tolist()
         watch.lap("prefill")

@@ -34,7 +34,9 @@ def add_profile(
     )
     parser.add_argument("--calls", type=int, default=8, metavar="N", help="draft calls of the round (default 8)")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="measurements of each part (default 20)")
-    parser.add_argument("--costs", type=Path, metavar="FILE", help="write the cost table, for train-policy and evaluate")
+    parser.add_argument(
+        "--costs", type=Path, metavar="FILE", help="write the cost table, for train-policy and evaluate"
+    )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help=f"write a trace of {ROUNDS_IN_TRACE} rounds, for Perfetto"
     )

@@ -22,6 +22,7 @@ from radar.generation import Decoder, end_token_ids
 from radar.metrics import Round
 from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
+from radar.sampling import SamplingParams
 from radar.target import TargetModel, default_max_length, load_model, load_tokenizer
 
 __all__ = ["RadarDecoder", "default_device", "default_tree"]
@@ -162,8 +163,8 @@ class RadarDecoder(Decoder):
     def policy(self, policy: StopPolicy) -> None:
         self.engine.set_policy(policy)
 
-    def _start(self, input_ids: list[int]) -> Round:
-        return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device))
+    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
+        return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device), sampling)
 
     def _round(self) -> Round:
         return self.engine.round()

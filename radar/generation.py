@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from radar.metrics import DecodeMetrics, Round, summarize
+from radar.sampling import GREEDY, SamplingParams
 
 __all__ = ["Decoder", "GenerationOutput", "Prompt", "TextStream", "end_token_ids"]
 
@@ -58,7 +59,7 @@ class Decoder(ABC):
         self._generation = 0
 
     @abstractmethod
-    def _start(self, input_ids: list[int]) -> Round:
+    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
         """Take a prompt and return its first token."""
 
     @abstractmethod
@@ -69,12 +70,15 @@ class Decoder(ABC):
     def _ahead(self) -> None:
         """Start on the next round, if the decoder can work while the last one's tokens are dealt with."""
 
-    def rounds(self, prompt: Prompt, *, max_new_tokens: int | None = None) -> Iterator[Round]:
+    def rounds(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Iterator[Round]:
         """Generate round by round.
 
         Args:
             prompt: text, token ids, or a tensor of ids [P] or [1, P].
             max_new_tokens: exact limit of the output; None: as many as the cache holds.
+            sampling: how to choose tokens; None: greedy. For one seed every decoder, tree and policy gives one text.
 
         Yields:
             First the prompt's pass with one token, then a `Round` each, cut at an end token or the limit.
@@ -86,18 +90,22 @@ class Decoder(ABC):
         input_ids = self.encode(prompt)
         limit = self._limit(len(input_ids), max_new_tokens)
         self._generation += 1
-        return self._run(input_ids, limit, self._generation)
+        return self._run(input_ids, limit, sampling or GREEDY, self._generation)
 
-    def stream(self, prompt: Prompt, *, max_new_tokens: int | None = None) -> TextStream:
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> TextStream:
         """Generate and hand out text as it becomes certain; see `rounds` for the arguments and errors."""
         if self.tokenizer is None:
             raise ValueError("stream needs a tokenizer; pass tokenizer= to the decoder, or use rounds for token ids")
-        return TextStream(self, self.rounds(prompt, max_new_tokens=max_new_tokens))
+        return TextStream(self, self.rounds(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int | None = None) -> GenerationOutput:
+    def generate(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> GenerationOutput:
         """Generate to the end; see `rounds` for the arguments and errors."""
         started = time.perf_counter()
-        rounds = list(self.rounds(prompt, max_new_tokens=max_new_tokens))
+        rounds = list(self.rounds(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
         return self._output(rounds, time.perf_counter() - started)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -142,8 +150,8 @@ class Decoder(ABC):
             )
         return max_new_tokens
 
-    def _run(self, input_ids: list[int], limit: int, generation: int) -> Iterator[Round]:
-        step: Callable[[], Round] = functools.partial(self._start, input_ids)
+    def _run(self, input_ids: list[int], limit: int, sampling: SamplingParams, generation: int) -> Iterator[Round]:
+        step: Callable[[], Round] = functools.partial(self._start, input_ids, sampling)
         while True:
             if generation != self._generation:
                 raise RuntimeError("this generation ended because another one was started on the same decoder")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from radar_kernels import SamplingState, mark_seen, sample_tokens
 
-__all__ = ["LogitsProcessor", "Sampler", "SamplingParams", "apply_processors"]
+__all__ = ["GREEDY", "LogitsProcessor", "Sampler", "SamplingParams", "apply_processors"]
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (input_ids [1, L], scores [1, V]) -> scores [1, V]
 
@@ -82,6 +82,9 @@ class SamplingParams:
             object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
 
 
+GREEDY = SamplingParams()
+
+
 class Sampler:
     """Chooses tokens on the device; `set` changes values, never storage, so captured graphs stay valid.
 
@@ -112,7 +115,7 @@ class Sampler:
             logit_bias=torch.zeros(batch_size, vocab_size, device=device),
             seen=torch.zeros(batch_size, math.ceil(vocab_size / 32), dtype=torch.int32, device=device),
         )
-        self.set(SamplingParams())
+        self.set(GREEDY)
 
     @property
     def is_greedy(self) -> bool:
@@ -155,6 +158,8 @@ class Sampler:
         Returns:
             [B, N] int64.
         """
+        if self.is_greedy and logits.device.type == "cpu":
+            return logits.argmax(dim=-1)  # a graph on a GPU serves all parameters, here they may choose the code
         return sample_tokens(logits, positions, self.state, draft_tokens=draft_tokens, ancestors=ancestors)
 
     def commit(self, tokens: Tensor, count: Tensor) -> None:

@@ -12,6 +12,7 @@ from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
+from radar.sampling import GREEDY, SamplingParams
 from radar.target import TargetModel
 
 __all__ = ["EagerEngine"]
@@ -47,16 +48,17 @@ class EagerEngine:
             self.steps.set_policy(copy.copy(policy))
             self.policy = policy
 
-    def start(self, input_ids: Tensor) -> Round:
-        """Take a prompt [1, P] and return the target's first token."""
+    def start(self, input_ids: Tensor, sampling: SamplingParams = GREEDY) -> Round:
+        """Take a prompt [1, P] and return the first token."""
         watch = Stopwatch(synchronize=self.profile)
         self.target.cache.reset()
         self.drafter.reset()
+        self.steps.sampler.set(sampling)
+        self.steps.sampler.start(input_ids)
         self._prefill.run(input_ids)
-        token = self._prefill.logits.argmax(dim=-1)
-        self.steps.load(token, self._prefill.taps)
+        self.steps.load(self._prefill.logits, self._prefill.taps)
         self._length = input_ids.shape[1]
-        tokens = token.tolist()
+        tokens = self.steps.root.tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
 

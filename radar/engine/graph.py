@@ -16,6 +16,7 @@ from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
+from radar.sampling import GREEDY, SamplingParams
 from radar.target import TargetModel
 from radar_kernels.graph_condition import load_graph_condition, set_graph_condition
 
@@ -93,18 +94,19 @@ class GraphEngine:
         generator: torch.Generator | None = getattr(self._current.bound, "generator", None)
         return generator
 
-    def start(self, input_ids: Tensor) -> Round:
-        """Take a prompt [1, P] and return the target's first token."""
+    def start(self, input_ids: Tensor, sampling: SamplingParams = GREEDY) -> Round:
+        """Take a prompt [1, P] and return the first token."""
         watch = Stopwatch()
         self._launched = False
         self.prepare()
         self.target.cache.reset()
         self.drafter.reset()
+        self.steps.sampler.set(sampling)
+        self.steps.sampler.start(input_ids)
         assert self._prefill_graph is not None
         self._prefill.run(input_ids, self._prefill_graph.replay)
-        token = self._prefill.logits.argmax(dim=-1)
-        self.steps.load(token, self._prefill.taps)
-        tokens = token.tolist()
+        self.steps.load(self._prefill.logits, self._prefill.taps)
+        tokens = self.steps.root.tolist()
         watch.lap("prefill")
         return Round(tokens, is_prefill=True, seconds=watch.seconds)
 

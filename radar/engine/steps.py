@@ -8,6 +8,7 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
 from radar.policy.base import StopPolicy
+from radar.sampling import Sampler
 from radar.target import TargetModel
 from radar.verify import accept
 
@@ -30,6 +31,7 @@ class RoundSteps:
         self.target = target
         self.drafter = drafter
         self.config = config
+        self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
         self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
         self.taps = torch.zeros(
@@ -43,12 +45,13 @@ class RoundSteps:
         policy.bind(self.root.shape[0], self.config, self.target.device)
         self.policy = policy
 
-    def load(self, token: Tensor, taps: Tensor) -> None:
-        """Take the prompt's successor [B] and the taps of the prompt's last position [B, 1, taps]."""
-        self.root.copy_(token)
-        self.tokens[:, 0] = token
+    def load(self, logits: Tensor, taps: Tensor) -> None:
+        """Take the scores of the prompt's successor [B, V], and the taps of the prompt's last position [B, 1, taps]."""
+        token = self.sampler.sample(logits[:, None], self.target.cache.length[:, None])
+        self.sampler.commit(token, self.count.fill_(1))
+        self.root.copy_(token[:, 0])
+        self.tokens[:, :1] = token
         self.taps[:, :1] = taps
-        self.count.fill_(1)
 
     def begin(self) -> None:
         """Draft call 1."""
@@ -70,8 +73,9 @@ class RoundSteps:
     def verify(self) -> Tensor:
         """Run the target over the selected nodes: its token after each node [B, N]."""
         nodes = self._nodes
+        indices = self.target.cache.length[:, None] + nodes.depths + 1  # of the tokens to come, in the text
         logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
-        return logits.argmax(dim=-1)
+        return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors)
 
     def accept(self, target_tokens: Tensor) -> None:
         """Walk the tree along the target's tokens."""
@@ -86,6 +90,7 @@ class RoundSteps:
         result = self._accepted
         count = result.accept_length + 1
         self.target.cache.commit(result.path, count)
+        self.sampler.commit(result.tokens, count)
         self.tokens.copy_(result.tokens)
         self.taps.copy_(self._node_taps.gather(1, result.path[..., None].expand_as(self.taps)))
         self.count.copy_(count)
