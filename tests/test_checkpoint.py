@@ -187,6 +187,8 @@ def test_missing_files_are_named(tmp_path, saved):
         ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta is stated more than once, as 10000.0 and 500000.0"),
         ({"rope_theta": 0}, "rope_theta has the wrong type or value: expected a positive number, got 0"),
         ({"rope_theta": float("nan")}, "rope_theta has the wrong type or value"),
+        ({"rope_theta": float("inf")}, "rope_theta has the wrong type or value"),
+        ({"rope_theta": 10**400}, "rope_theta has the wrong type or value"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps has the wrong type"),
         ({"hidden_size": 32.5}, "hidden_size has the wrong type"),
         ({"norm_output": 1}, "norm_output has the wrong type"),
