@@ -107,7 +107,16 @@ def _doctor(args: argparse.Namespace) -> int:
             draft = Eagle3Draft(config).to(model.dtype).eval().requires_grad_(False)
         draft.to_empty(device=model.device).load_state_dict(head.state_dict())
         policy = FixedDepth(CHAIN.max_calls)
-        return RadarDecoder(model, draft=draft, tokenizer=tokenizer, policy=policy, tree=CHAIN, max_length=max_length)
+        # eager: a few prompts are over before a graph for each reading would be captured and compiled
+        return RadarDecoder(
+            model,
+            draft=draft,
+            tokenizer=tokenizer,
+            policy=policy,
+            tree=CHAIN,
+            max_length=max_length,
+            engine="eager",
+        )
 
     with tqdm(total=len(readings), desc="readings", disable=args.no_progress) as bar:
         diagnosis = diagnose(
