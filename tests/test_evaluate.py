@@ -117,6 +117,18 @@ def test_backward_induction_finds_what_the_features_show() -> None:
     assert blind < 1.02 * max(tune_fixed_depth(OTHER, FREE).curve.values()), "scores that show nothing cannot help"
 
 
+def test_backward_induction_looks_further_than_one_call() -> None:
+    """A second call adds 0.3 tokens on average and costs 0.5, but it shows which rounds go on to eight."""
+    long = torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.3
+    accept = torch.where(long[:, None], torch.arange(1, CALLS + 1), 1)
+    scores = torch.full((1000, CALLS, WIDTH), -1.0)
+    scores[~long, 1:] = -5.0
+    header = RoundsHeader(TreeConfig(tree_top_k=WIDTH, max_calls=CALLS))
+    data = RoundDataset(scores, accept, torch.arange(1000), torch.zeros(1000, dtype=torch.int64), header)
+    costs = CostTable.constant(call=1.0, rest=3.0)
+    assert fit_backward(data, costs).stops(data).tolist() == torch.where(long, 8, 2).tolist()
+
+
 def test_backward_induction_reads_the_signals() -> None:
     """The outcome stands in a signal alone: only a fit that is shown it can use it."""
     data = make_rounds(noise=100.0)
