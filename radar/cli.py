@@ -1,4 +1,4 @@
-"""The `radar` command: generate, bench, record, train-draft, train-policy, doctor, verify."""
+"""The `radar` command: generate, bench, record, train-draft, train-policy, evaluate, profile, doctor, verify."""
 
 from __future__ import annotations
 
@@ -63,7 +63,13 @@ def _bench(args: argparse.Namespace) -> int:
     path = args.prompts or Path(str(files("radar"))) / "assets" / "prompts.jsonl"
     lines = load_prompts(path, limit=args.limit)
     decoder = _decoder(args)
-    plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=decoder.max_length)
+    plain = AutoregressiveDecoder(
+        decoder.model,
+        tokenizer=decoder.tokenizer,
+        max_length=decoder.max_length,
+        engine=args.engine,
+        compile=not args.no_compile,
+    )
     radar, eagle = decoder.policy, FixedDepth(8)
 
     def use(policy: Any) -> Any:
@@ -108,15 +114,15 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _where_time_goes(rows: Sequence[Any], *, on_gpu: bool) -> str:
-    """One plain paragraph from the measured parts. On a GPU the host's parts are not the card's, so none are named."""
+    """One plain paragraph from the measured parts. On a GPU `radar profile` tells them, by the card's own clock."""
     plain, _, radar = rows
-    one = plain.milliseconds_per_round["verify"]
-    parts = radar.milliseconds_per_round
     ratio = radar.metrics.tokens_per_second / plain.metrics.tokens_per_second
     verdict = "faster" if ratio > 1 else "slower"
     measured = f"Measured here, RADAR runs at {ratio:.2f} times the autoregressive speed ({verdict})."
     if on_gpu:
-        return f"\nThe parts are the host's: work that it waits for counts where it waits.\n{measured}"
+        return f"\n{measured} `radar profile` shows the parts of a round."
+    one = plain.milliseconds_per_round["verify"]
+    parts = radar.milliseconds_per_round
     return (
         f"\nA target pass takes {one:.2f} ms for one token and {parts['verify']:.2f} ms for the tree; "
         f"{radar.metrics.draft_calls_per_round:.2f} draft calls add {parts['draft']:.2f} ms and their stop decisions "
@@ -128,7 +134,7 @@ def _record(args: argparse.Namespace) -> int:
     from radar.prompts import encode_prompt, load_prompts
     from radar.train.record import record
 
-    decoder = _decoder(args, policy=None)
+    decoder = _decoder(args, policy=None, engine="eager")  # it reads the tree between the steps of a round
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(args.prompts, limit=args.limit)]
     result = record(
         decoder,
@@ -156,6 +162,13 @@ def _train_policy(args: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from radar.cli_train import evaluate_command
+
+    print(evaluate_command(args))
+    return 0
+
+
 def _decoder(args: argparse.Namespace, **override: Any) -> Any:
     from radar import FixedDepth, RadarDecoder, TreeConfig
     from radar.decoder import default_device, default_tree
@@ -174,7 +187,15 @@ def _decoder(args: argparse.Namespace, **override: Any) -> Any:
 
         dtype = getattr(torch, args.dtype)
     return RadarDecoder.from_pretrained(
-        args.target, args.draft, policy, device=device, dtype=dtype, tree=tree, max_length=args.max_length
+        args.target,
+        args.draft,
+        policy,
+        device=device,
+        dtype=dtype,
+        tree=tree,
+        max_length=args.max_length,
+        engine=override.get("engine", args.engine),
+        compile=not args.no_compile,
     )
 
 
@@ -229,15 +250,18 @@ def _parser() -> argparse.ArgumentParser:
     _progress_option(record)
     record.set_defaults(run=_record)
 
-    from radar.cli_train import add_train_draft, add_train_policy
+    from radar.cli_train import add_evaluate, add_train_draft, add_train_policy
 
     add_train_draft(commands).set_defaults(run=_train_draft)
     add_train_policy(commands).set_defaults(run=_train_policy)
+    add_evaluate(commands).set_defaults(run=_evaluate)
 
     from radar.cli_doctor import add_doctor, add_verify
+    from radar.cli_profile import add_profile
 
     add_doctor(commands)
     add_verify(commands, _model_options, _decoder)
+    add_profile(commands, _model_options, _decoder)
     return parser
 
 
@@ -250,6 +274,12 @@ def _model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> N
             "--policy", metavar="PATH|N", help="folder or file of a stop policy, or a number of draft calls for EAGLE-3"
         )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    group.add_argument(
+        "--engine",
+        choices=("graph", "eager"),
+        help="one CUDA graph a round, or steps from Python (default: graph on a GPU)",
+    )
+    group.add_argument("--no-compile", action="store_true", help="start faster and run slower: no torch.compile")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the checkpoint's")
     group.add_argument(
         "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"

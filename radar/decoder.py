@@ -101,7 +101,12 @@ class RadarDecoder(Decoder):
         elif isinstance(policy, str | os.PathLike):
             policy = RadarPolicy(policy)
         drafter = Drafter(
-            draft, target.embed_tokens, tree, max_length=max_length, max_rows=rows, compile=graphs and compile
+            draft,
+            target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
+            tree,
+            max_length=max_length,
+            max_rows=rows,
+            compile=graphs and compile,
         )
         self.engine: EagerEngine | GraphEngine
         if graphs:
@@ -178,7 +183,7 @@ def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> No
     problems = []
     if config.target_hidden_size != target.hidden_size:
         problems.append(f"it reads features of size {config.target_hidden_size}, the target's are {target.hidden_size}")
-    if config.hidden_size != target.hidden_size:
+    if config.hidden_size != target.hidden_size and not config.own_embedding:
         problems.append(
             f"its hidden size is {config.hidden_size}, but the target's embedding, which it shares, has "
             f"{target.hidden_size}"

@@ -1,9 +1,9 @@
-"""Where a round's time goes on this device: its parts in sequences of growing length, timed in turn."""
+"""Where a round's time goes on this device."""
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -15,8 +15,9 @@ from torch import Tensor
 from radar.engine.capture import capture, on_stream
 from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
+from radar.metrics import Stopwatch
 
-__all__ = ["RoundProfile", "profile_round", "time_calls", "time_graphs"]
+__all__ = ["RoundProfile", "profile_round", "time_graphs"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,13 @@ class RoundProfile:
 def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int, repeats: int = 20) -> RoundProfile:
     """Time the parts of a round of `calls` draft calls behind `prefix` committed tokens.
 
-    Every sequence begins by setting the lengths back and holds one part more than the one before it; a part is the
-    difference. What the caches hold does not matter. Spoils a running generation.
+    What the caches hold does not matter. Spoils a running generation.
 
     Args:
         engine: its policy decides, and is not obeyed.
         prefix: 1 to max_length.
         calls: 1 to max_calls.
-        repeats: of each sequence, interleaved; medians count.
+        repeats: measurements; medians count.
 
     Raises:
         ValueError: prefix or calls out of range.
@@ -95,48 +95,26 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         drafter.cache.length.fill_(prefix - 1)
         steps.count.fill_(1)
 
-    def draft(count: int) -> None:
-        restore()
-        steps.begin()
-        for _ in range(count - 1):
-            steps.step()
-
     def decide() -> None:
-        restore()
-        steps.begin()
-        steps.stop()
-        for _ in range(calls - 1):
-            steps.step()
+        for _ in range(calls):
             steps.stop()
 
-    def select() -> None:
-        decide()
-        steps.select()
+    chosen: list[Tensor] = []
 
-    def verify() -> Tensor:
-        select()
-        return steps.verify()
+    def verify() -> None:
+        chosen[:] = [steps.verify()]
 
     def accept() -> None:
-        steps.accept(verify())
+        steps.accept(chosen[0])
 
-    def commit() -> None:
-        accept()
-        steps.commit()
-
-    stages: list[Callable[[], object]] = [restore]
-    stages += [lambda count=count: draft(count) for count in range(1, calls + 1)]  # type: ignore[misc]
-    stages += [decide, select, verify, accept, commit]
+    parts = [steps.begin, *[steps.step] * (calls - 1), decide, steps.select, verify, accept, steps.commit]
     if isinstance(engine, GraphEngine):
         engine.prepare()
-        on_stream(engine.stream, commit)
-        graphs = [capture(stage, engine.stream, generator=engine.generator) for stage in stages]
-        found = time_graphs(graphs, repeats)
+        gaps = _graph_gaps(engine, restore, parts, repeats)
     else:
-        found = time_calls(stages, repeats)
+        gaps = _wall_gaps(restore, parts, repeats, target.device)
     target.cache.reset()
     drafter.reset()
-    gaps = [after - before for before, after in pairwise(found)]
     return RoundProfile(
         prefix=prefix,
         nodes=engine.config.total_tokens,
@@ -146,8 +124,41 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         verify=gaps[calls + 2],
         accept=gaps[calls + 3],
         commit=gaps[calls + 4],
-        whole=found[-1] - found[0],
+        whole=sum(gaps),
     )
+
+
+def _graph_gaps(
+    engine: GraphEngine, restore: Callable[[], None], parts: Sequence[Callable[[], object]], repeats: int
+) -> list[float]:
+    """Milliseconds that each part adds to a graph of those before it: what lies between kernels counts too."""
+
+    def first(count: int) -> None:
+        restore()
+        for part in parts[:count]:
+            part()
+
+    on_stream(engine.stream, lambda: first(len(parts)))
+    stages = [functools.partial(first, count) for count in range(len(parts) + 1)]
+    graphs = [capture(stage, engine.stream, generator=engine.generator) for stage in stages]
+    return [after - before for before, after in pairwise(time_graphs(graphs, repeats))]
+
+
+def _wall_gaps(
+    restore: Callable[[], None], parts: Sequence[Callable[[], object]], repeats: int, device: torch.device
+) -> list[float]:
+    """Median milliseconds of wall time of each part."""
+    times: list[list[float]] = [[] for _ in parts]
+    for turn in range(repeats + 1):  # the first turn warms up
+        restore()
+        watch = Stopwatch(synchronize=device.type == "cuda")
+        for index, part in enumerate(parts):
+            part()
+            watch.lap(str(index))
+        if turn:
+            for index, found in enumerate(times):
+                found.append(1000 * watch.seconds[str(index)])
+    return [statistics.median(found) for found in times]
 
 
 def time_graphs(graphs: Sequence[torch.cuda.CUDAGraph], repeats: int, *, inner: int = 5) -> list[float]:
@@ -163,20 +174,4 @@ def time_graphs(graphs: Sequence[torch.cuda.CUDAGraph], repeats: int, *, inner: 
             after.synchronize()
             if turn:
                 found.append(before.elapsed_time(after) / inner)
-    return [statistics.median(found) for found in times]
-
-
-def time_calls(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of wall time of each call, in turn."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, found in zip(calls, times, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                found.append(1000 * (time.perf_counter() - started))
     return [statistics.median(found) for found in times]

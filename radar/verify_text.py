@@ -18,8 +18,8 @@ TIE_ULPS = {torch.float32: 8, torch.bfloat16: 4, torch.float16: 4}
 """Two tokens tie if their logits differ by so many units in the last place of the row's largest logit, or fewer.
 
 A logit is a sum over states that went through every layer, so the size of the row counts, not that of the one logit.
-Between a tree's forward and the stock one, the gap of the two best tokens moves by up to 7 units in float32 and 3 in
-bfloat16 on the embedded pair; 16-bit logits move less because their last rounding is the largest.
+Between a forward in chunks over a static cache and the stock one, the gap of the two best tokens moves by up to 7 units
+in float32 and 3 in bfloat16 on the embedded pair; 16-bit logits move less because their last rounding is the largest.
 """
 
 

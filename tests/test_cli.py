@@ -18,7 +18,10 @@ def run(capsys, *arguments):
     return code, out.out, out.err
 
 
-@pytest.mark.parametrize("command", ["generate", "bench", "record", "train-draft", "train-policy"])
+COMMANDS = ["generate", "bench", "record", "train-draft", "train-policy", "evaluate", "profile", "doctor", "verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

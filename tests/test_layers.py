@@ -20,7 +20,7 @@ LAYERS = [
     {"radar.generation"},
     {"radar.decoder", "radar.autoregressive"},
     {"radar"},
-    {"radar.prompts", "radar.compare", "radar.profile", "radar.train"},
+    {"radar.prompts", "radar.compare", "radar.profile", "radar.doctor", "radar.verify_text", "radar.train"},
     {"radar.cli"},
 ]
 ONLY_IN = {
