@@ -236,8 +236,10 @@ def test_parameters_change_in_place_and_seeds_are_reported():
     sampler.set(SamplingParams(logit_bias={42: 1000.0}))
     assert not sampler.is_greedy
     assert (sampler.sample(logits, positions) == 42).all()
+    sampler.set(SamplingParams(logit_bias={7: 500.0}))
+    assert (sampler.sample(logits, positions) == 7).all(), "the bias before is still there"
     sampler.set(SamplingParams())
-    assert torch.equal(sampler.sample(logits, positions), logits.argmax(-1)), "an old bias is still there"
+    assert torch.equal(sampler.sample(logits, positions), logits.argmax(-1)), "the bias before is still there"
     sampler.set(SamplingParams(repetition_penalty=1.2))
     assert not sampler.is_greedy
     assert [tensor.data_ptr() for tensor in sampler.state] == storage
