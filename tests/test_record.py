@@ -291,13 +291,16 @@ def test_processes_share_the_prompts(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for index in range(2):
         fake = types.SimpleNamespace(
-            PartialState=lambda i=index: types.SimpleNamespace(process_index=i, num_processes=2)
+            PartialState=lambda cpu, i=index: types.SimpleNamespace(process_index=i, num_processes=2)
         )
         monkeypatch.setitem(sys.modules, "accelerate", fake)
         record(make(), PROMPTS, tmp_path / "r.jsonl", max_new_tokens=30, progress=False)
     assert sorted(file.name for file in tmp_path.glob("r.*")) == ["r.shard-0-of-2.jsonl", "r.shard-1-of-2.jsonl"]
     data, whole = read_rounds(tmp_path / "r.jsonl"), read_rounds(tmp_path / "whole.jsonl")
     assert data.select(data.prompt.sort(stable=True).indices).fingerprint() == whole.fingerprint()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="WORLD_SIZE=3, but accelerate counts 2"):
+        record(make(), PROMPTS, tmp_path / "n.jsonl", progress=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ValueError, match="accelerate is not installed"):
         record(make(), PROMPTS, tmp_path / "n.jsonl", progress=False)

@@ -67,7 +67,7 @@ def record(
     decoder.policy = FixedDepth(decoder.tree.max_calls)
     fields = ("signals", "distribution") if temperature > 0 else ("signals",)
     header = RoundsHeader(decoder.tree, temperature=temperature, metadata=metadata or {}, fields=fields)
-    index, count = _process()
+    index, count = _process(decoder.engine.target.device)
     path = Path(out) if count == 1 else shard_path(out, index, count)
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
@@ -161,15 +161,18 @@ def _greedy_rounds(decoder: RadarDecoder, prompt: Sequence[int], limit: int | No
             root = item.tokens[-1]
 
 
-def _process() -> tuple[int, int]:
+def _process(device: torch.device) -> tuple[int, int]:
     """(index, count) of this process among those that `accelerate launch` started; (0, 1) without it."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1
     try:
-        state: Any = importlib.import_module("accelerate").PartialState()
+        state: Any = importlib.import_module("accelerate").PartialState(cpu=device.type == "cpu")
     except ImportError as error:
         raise ValueError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but accelerate is not "
             "installed: pip install accelerate, or start one process"
         ) from error
-    return int(state.process_index), int(state.num_processes)
+    index, count = int(state.process_index), int(state.num_processes)
+    if str(count) != os.environ["WORLD_SIZE"]:  # accelerate passes over a world that it cannot serve: all would write
+        raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate counts {count} processes on {device}")
+    return index, count
