@@ -127,12 +127,6 @@ def _(
 
 
 def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, first: bool) -> None:
-    def expect(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"grow_tree: {name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
-
     if tree.scores.dim() != 2 or tree.beam_ancestors.dim() != 3 or hidden.dim() != 3:
         raise ValueError(
             f"grow_tree: scores must be [B, C], beam_ancestors [B, k, W] and hidden [B, R, H], got "
@@ -142,23 +136,28 @@ def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, first: bool
     rows = 1 if first else k
     if not 1 <= k <= min(16, slots):
         raise ValueError(f"grow_tree: the beam must hold 1 to {min(16, slots)} nodes, got {k}")
-    expect("candidate_scores", level.candidate_scores, torch.float32, batch, rows, k)
-    expect("candidate_tokens", level.candidate_tokens, torch.int64, batch, rows, k)
-    expect("level scores", level.scores, torch.float32, batch, k)
-    expect("level indices", level.indices, torch.int64, batch, k)
-    expect("hidden", hidden, tree.beam_hidden.dtype, batch, rows, size)
-    expect("scores", tree.scores, torch.float32, batch, slots)
-    expect("tokens", tree.tokens, torch.int64, batch, slots)
-    expect("parents", tree.parents, torch.int64, batch, slots)
-    expect("beam_scores", tree.beam_scores, torch.float32, batch, k)
-    expect("beam_tokens", tree.beam_tokens, torch.int64, batch, k)
-    expect("beam_slots", tree.beam_slots, torch.int64, batch, k)
-    expect("beam_ancestors", tree.beam_ancestors, torch.int64, batch, k, words)
-    expect("calls", tree.calls, torch.int64, batch)
-    expect("beam_hidden", tree.beam_hidden, hidden.dtype, batch, k, size)
-    for name, tensor in zip(TreeBuffers._fields, tree, strict=True):
-        if not tensor.is_contiguous():
-            raise ValueError(f"grow_tree: {name} is written in place and must be contiguous, got {tensor.stride()}")
+    float32, int64 = torch.float32, torch.int64
+    expected = (
+        ("candidate_scores", level.candidate_scores, float32, (batch, rows, k)),
+        ("candidate_tokens", level.candidate_tokens, int64, (batch, rows, k)),
+        ("level scores", level.scores, float32, (batch, k)),
+        ("level indices", level.indices, int64, (batch, k)),
+        ("hidden", hidden, tree.beam_hidden.dtype, (batch, rows, size)),
+        ("scores", tree.scores, float32, (batch, slots)),
+        ("tokens", tree.tokens, int64, (batch, slots)),
+        ("parents", tree.parents, int64, (batch, slots)),
+        ("beam_scores", tree.beam_scores, float32, (batch, k)),
+        ("beam_tokens", tree.beam_tokens, int64, (batch, k)),
+        ("beam_slots", tree.beam_slots, int64, (batch, k)),
+        ("beam_ancestors", tree.beam_ancestors, int64, (batch, k, words)),
+        ("calls", tree.calls, int64, (batch,)),
+        ("beam_hidden", tree.beam_hidden, hidden.dtype, (batch, k, size)),
+    )
+    for name, tensor, dtype, shape in expected:
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"grow_tree: {name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
 
 
 def grow_tree(
@@ -173,7 +172,7 @@ def grow_tree(
     Args:
         level: the level's candidates, R = 1 row with `first`, else one row for each of the k beam nodes.
         hidden: [B, R, H] the head's states that `level` was drafted from; not a part of `tree.beam_hidden`.
-        tree: see `TreeBuffers`; contiguous.
+        tree: see `TreeBuffers`; contiguous for the kernel.
         first: start over: what the tree held is forgotten (`scores` is -inf in every other slot, `calls` is 1).
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
@@ -185,6 +184,9 @@ def grow_tree(
     _check(level, hidden, tree, first)
     if choose_backend("grow_tree", backend, tree.scores, hidden, *level, *tree[1:]) == "torch":
         return reference_tree.grow_tree(level, hidden, tree, first=first)
+    for name, tensor in zip(TreeBuffers._fields, tree, strict=True):
+        if not tensor.is_contiguous():
+            raise ValueError(f"grow_tree: {name} is written in place and must be contiguous, got {tensor.stride()}")
     if hidden.stride(-1) != 1:
         hidden = hidden.contiguous()
     _launch(*(x.contiguous() for x in level), hidden, *tree, first)

@@ -148,22 +148,27 @@ def test_the_operator_is_registered_correctly(device):
 
 
 BAD = {
-    r"scores must be \[B, C\]": {"scores": torch.zeros(3)},
-    "candidate_scores must be torch.float32": {"candidate_scores": torch.zeros(1, 1, 4).double()},
-    r"candidate_tokens must be torch.int64 \[1, 1, 4\]": {"candidate_tokens": torch.zeros(1, 4, 4).long()},
-    "hidden must be torch.float32": {"hidden": torch.zeros(1, 1, 20).half()},
-    "calls must be torch.int64": {"calls": torch.zeros(1)},
-    r"beam_hidden must be .* \[1, 4, 20\]": {"beam_hidden": torch.zeros(1, 4, 21)},
-    "tokens is written in place and must be contiguous": {"tokens": torch.zeros(1, 72).long()[:, ::2]},
-    "the beam must hold 1 to 16 nodes, got 17": {"beam_ancestors": torch.zeros(1, 17, 1).long()},
+    r"scores must be \[B, C\]": {"scores": lambda d: torch.zeros(3, device=d)},
+    "candidate_scores must be torch.float32": {"candidate_scores": lambda d: torch.zeros(1, 1, 4, device=d).double()},
+    r"candidate_tokens must be torch.int64 \[1, 1, 4\]": {
+        "candidate_tokens": lambda d: torch.zeros(1, 4, 4, device=d).long()
+    },
+    "hidden must be torch.float32": {"hidden": lambda d: torch.zeros(1, 1, 20, device=d).half()},
+    "calls must be torch.int64": {"calls": lambda d: torch.zeros(1, device=d)},
+    r"beam_hidden must be .* \[1, 4, 20\]": {"beam_hidden": lambda d: torch.zeros(1, 4, 21, device=d)},
+    "tokens is written in place and must be contiguous": {
+        "tokens": lambda d: torch.zeros(1, 72, device=d).long()[:, ::2]
+    },
+    "the beam must hold 1 to 16 nodes, got 17": {"beam_ancestors": lambda d: torch.zeros(1, 17, 1, device=d).long()},
 }
 
 
 @pytest.mark.parametrize(("message", "change"), BAD.items(), ids=BAD.keys())
-def test_errors_say_what_was_expected(message, change):
-    tree = make_tree()
-    level, hidden = make_level(tree, first=True)
+def test_errors_say_what_was_expected(message, change, device):
+    change = {name: make(device) for name, make in change.items()}
+    tree = make_tree(device=device)
+    level, hidden = make_level(tree, first=True, device=device)
     level = level._replace(**{name: x for name, x in change.items() if name in TopkConfidence._fields[:2]})
     tree = tree._replace(**{name: x for name, x in change.items() if name in TreeBuffers._fields})
     with pytest.raises(ValueError, match=f"grow_tree: {message}"):
-        grow_tree(level, change.get("hidden", hidden), tree, first=True)
+        grow_tree(level, change.get("hidden", hidden), tree, first=True, backend="triton")
