@@ -231,7 +231,7 @@ def choose_blocks(*, rows: int, capacity: int, dim: int, dtype: torch.dtype, arc
         return Blocks(16, 64, 1, 4, 256)
     several, rows = rows > 64, 16 if rows <= 16 else 64
     if arch != 90:  # no wgmma: operands pass through registers
-        return Blocks(rows, 64, 3, 8 if dim > 64 else 4, 256)
+        return Blocks(min(rows, 32) if dim > 64 else rows, 64, 2, 4, 256)
     if several and capacity > 2048:  # tiles share their keys in L2: arithmetic is the limit, and two programs overlap
         return Blocks(rows, 64, 3, 4, 256)
     return Blocks(rows, 64, 4 if rows == 64 and not several else 3, 4, 128)

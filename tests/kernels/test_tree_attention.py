@@ -238,6 +238,30 @@ def test_one_captured_graph_serves_every_length(device):
         assert_close(out, reference.tree_attention(*exact), "tree_attention", torch.bfloat16)
 
 
+@pytest.mark.gpu
+def test_what_the_kernel_in_front_has_written_is_seen(device):
+    """Keys and a length that arrive just before, in one graph: what is asked for early is never what is used."""
+    if device.type != "cuda":
+        pytest.skip("needs CUDA")
+    cases = [Case(nodes=60, heads=8, prefix=(n,), dim=64, dtype=torch.bfloat16, device=device) for n in (900, 130, 700)]
+    capacity = min(case.key.shape[2] for case in cases)
+    inputs = [[*(x[:, :, -capacity:].nan_to_num(0) for x in case.inputs[1:3]), case.inputs[3] // 10] for case in cases]
+    query, ancestors = cases[0].query, cases[0].ancestors
+    buffers = [x.clone() for x in inputs[0]]
+    tree_attention(query, *buffers, ancestors)
+    graph, out = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        for case in inputs:
+            for buffer, x in zip(buffers, case, strict=True):
+                buffer.copy_(x)
+            out.append(tree_attention(query, *buffers, ancestors))
+    for _ in range(20):
+        graph.replay()
+        for got, case in zip(out, inputs, strict=True):
+            exact = [x.double() if x.is_floating_point() else x for x in (query, *case, ancestors)]
+            assert_close(got, reference.tree_attention(*exact), "tree_attention", torch.bfloat16)
+
+
 BAD = {
     "query must be": {"query": torch.zeros(4, 8, 16)},
     "one shape": {"value": torch.zeros(1, 2, 3, 16)},
