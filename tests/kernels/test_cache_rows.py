@@ -157,7 +157,7 @@ def test_store_rows_says_what_was_expected(message, change):
 def test_the_kernel_needs_contiguous_rows(device):
     views, _, rows, start = make_store(device=device)
     spread = torch.zeros(*views[0].shape, 2, device=device)[..., 0]
-    with pytest.raises(ValueError, match="store_rows: the last dimension of key_cache .* must be contiguous"):
+    with pytest.raises(ValueError, match=r"store_rows: the last dimension of key_cache .* must be contiguous"):
         store_rows(spread, views[1], *rows, start, backend="triton")
 
 
