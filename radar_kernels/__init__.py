@@ -4,9 +4,9 @@ from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
-from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.mark_seen import mark_seen
 from radar_kernels.sample_tokens import SamplingState, sample_tokens
+from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
