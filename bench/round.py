@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY, Geometry
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, TreeConfig
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
 from radar.compare import describe_machine
 from radar.policy.lstm import PolicyNetwork
 from radar.profile import profile_round
@@ -44,18 +44,18 @@ class RadarTo(RadarPolicy):
         return self.fixed.stop(scores)
 
 
-def wall_per_round(decoder: Any, prompt: list[int]) -> float:
+def wall_per_round(decoder: Any, prompt: list[int], sampling: SamplingParams | None = None) -> float:
     """Milliseconds of wall time per round or token of a real decoding loop, the prompt's pass excluded."""
-    rounds = decoder.rounds(prompt, max_new_tokens=ROUNDS + 8)
+    rounds = decoder.rounds(prompt, max_new_tokens=20 * ROUNDS, sampling=sampling)
     for _ in range(5):
         next(rounds)
     torch.cuda.synchronize()
     started = time.perf_counter()
-    for _ in range(ROUNDS - 8):
+    for _ in range(ROUNDS):
         next(rounds)
     elapsed = time.perf_counter() - started
     rounds.close()
-    return 1000 * elapsed / (ROUNDS - 8)
+    return 1000 * elapsed / ROUNDS
 
 
 @torch.inference_mode()
@@ -72,24 +72,28 @@ def gpu_per_round(engine: Any, repeats: int = 20) -> float:
 
 
 def syncs_per_round(decoder: Any, prompt: list[int], trace: Path | None) -> dict[str, Any]:
-    """Calls by which the host waits for the GPU, from a profiler trace of ten rounds; one reads the round's result."""
-    rounds = decoder.rounds(prompt, max_new_tokens=ROUNDS)
+    """Calls by which the host launches and waits, from a profiler trace of ten rounds.
+
+    Every round ends with one wait, for its result; what waits beyond that would be inside of a round.
+    """
+    rounds = decoder.rounds(prompt, max_new_tokens=20 * ROUNDS)
     for _ in range(4):
         next(rounds)
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(10):
             next(rounds)
     rounds.close()
     calls: dict[str, int] = {}
     for event in profiler.events():
-        if "Synchronize" in event.name or event.name.startswith(("cudaGraphLaunch", "cudaMemcpy", "cuLaunch")):
+        if event.name.startswith(("cuda", "cu")) and event.device_type == torch.autograd.DeviceType.CPU:
             calls[event.name] = calls.get(event.name, 0) + 1
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
-    waits = sum(count for name, count in calls.items() if "Synchronize" in name and "DeviceSynchronize" not in name)
-    return {"calls_in_10_rounds": calls, "waits_per_round": waits / 10}
+    # the profiler itself waits for the device once, at its end
+    waits = sum(count for name, count in calls.items() if "Synchronize" in name and name != "cudaDeviceSynchronize")
+    return {"calls_in_10_rounds": calls, "waits_inside_a_round": (waits - 10) / 10}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -121,12 +125,15 @@ def measure(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
     prompt = torch.randint(0, geometry.vocabulary, (args.prefix[0],)).tolist()
 
     series: dict[str, list[float]] = {"ar": [], "fixed8": [], "radar8": [], "fixed8_gpu": [], "radar8_gpu": []}
+    series |= {"radar8_t1": [], "radar8_t1_gpu": []}
     for _ in range(args.repeats):
         series["ar"].append(wall_per_round(plain, prompt))
         for name, policy in (("fixed8", fixed), ("radar8", radar)):
             decoder.policy = policy
             series[name].append(wall_per_round(decoder, prompt))
             series[f"{name}_gpu"].append(gpu_per_round(decoder.engine))
+        series["radar8_t1"].append(wall_per_round(decoder, prompt, SamplingParams(temperature=1.0, seed=0)))
+        series["radar8_t1_gpu"].append(gpu_per_round(decoder.engine))
     out["milliseconds"] = {name: spread(values) for name, values in series.items()}
     out["decision_us"] = (
         1000 * (out["milliseconds"]["radar8_gpu"]["median"] - out["milliseconds"]["fixed8_gpu"]["median"]) / 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,8 @@ def _record(args: argparse.Namespace) -> int:
         prompts,
         args.out,
         max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
         metadata={"target": args.target or "embedded", "draft": args.draft or "embedded"},
         progress=not args.no_progress,
     )
@@ -170,10 +173,13 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _decoder(args: argparse.Namespace, **override: Any) -> Any:
+    import torch
+
     from radar import FixedDepth, RadarDecoder, TreeConfig
     from radar.decoder import default_device, default_tree
 
-    device = default_device(args.device)
+    rank = os.environ.get("LOCAL_RANK")  # several processes under `accelerate launch`: one GPU each
+    device = default_device(args.device or (f"cuda:{rank}" if rank and torch.cuda.is_available() else None))
     base = default_tree(device)
     tree = TreeConfig(total_tokens=args.total_tokens or base.total_tokens, max_calls=args.max_calls or base.max_calls)
     policy: Any = getattr(args, "policy", None)
@@ -181,11 +187,7 @@ def _decoder(args: argparse.Namespace, **override: Any) -> Any:
         policy = FixedDepth(tree.max_calls)
     elif policy is not None and policy.isdigit():
         policy = FixedDepth(int(policy))
-    dtype = None
-    if args.dtype:
-        import torch
-
-        dtype = getattr(torch, args.dtype)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
     return RadarDecoder.from_pretrained(
         args.target,
         args.draft,
@@ -246,6 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     record.add_argument("--limit", type=int, metavar="N", help="take the first N prompts")
     record.add_argument("--max-new-tokens", type=int, default=192, metavar="N", help="per prompt (default 192)")
+    record.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="of the text; above 0 the distribution of the accepted length is recorded (default 0: greedy)",
+    )
+    record.add_argument("--seed", type=int, default=0, metavar="N", help="of sampled text (default 0)")
     _model_options(record, policy=False)
     _progress_option(record)
     record.set_defaults(run=_record)

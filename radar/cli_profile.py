@@ -47,7 +47,7 @@ def add_profile(
 
 
 def _profile(args: argparse.Namespace, decoder: Any) -> int:
-    from radar.compare import describe_machine
+    from radar.compare import describe_machine, device_name
     from radar.profile import profile_round
 
     engine = decoder.engine
@@ -57,7 +57,7 @@ def _profile(args: argparse.Namespace, decoder: Any) -> int:
     profiles = [profile_round(engine, prefix=prefix, calls=args.calls, repeats=args.repeats) for prefix in prefixes]
     if args.costs:
         deep = profile_round(engine, prefix=prefixes[0], calls=most, repeats=args.repeats)
-        _cost_table(args, profiles, deep, machine["hardware"]).save(args.costs)
+        _cost_table(args, profiles, deep, device_name(engine.target.device)).save(args.costs)
     if args.trace:
         _trace(decoder, args.trace, min(prefixes))
     if args.json:

@@ -241,7 +241,7 @@ def _cost_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _costs(args: argparse.Namespace) -> CostTable:
-    from radar.compare import describe_machine
+    from radar.compare import device_name
     from radar.decoder import default_device
     from radar.train.costs import CostTable
 
@@ -252,5 +252,5 @@ def _costs(args: argparse.Namespace) -> CostTable:
         return CostTable.constant(call=times[0], decision=times[1], rest=times[2])
     if args.costs is None:
         return CostTable.paper()
-    device = None if args.any_device else describe_machine(default_device())["hardware"]
+    device = None if args.any_device else device_name(default_device())
     return CostTable.load(args.costs, device=device)

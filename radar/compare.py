@@ -15,7 +15,7 @@ import transformers
 from radar.generation import Decoder, GenerationOutput
 from radar.metrics import DecodeMetrics, merge
 
-__all__ = ["Comparison", "Contender", "compare", "describe_machine", "render"]
+__all__ = ["Comparison", "Contender", "compare", "describe_machine", "device_name", "render"]
 
 
 @dataclass
@@ -131,9 +131,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    """The hardware's name: what a cost table is measured on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Hardware, software and commit, for a result file."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     root = Path(__file__).resolve().parent.parent
     try:
         git = subprocess.run(
@@ -143,7 +147,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return {
-        "hardware": f"{name}, {torch.get_num_threads()} CPU threads",
+        "hardware": f"{device_name(device)}, {torch.get_num_threads()} CPU threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

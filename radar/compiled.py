@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 __all__ = ["compiled"]
 
 
-def compiled(method: Callable[..., Any], *, options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """A compiled form of a bound method; what it computes is cached on disk by PyTorch for the next process.
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled form of a bound method; what the compiler makes is cached on disk by PyTorch for the next process.
 
     Every call gets a code object of its own: the compiler counts recompilations per code object and gives up after
     eight, which the second or third decoder of a process would reach.
@@ -26,4 +27,14 @@ def compiled(method: Callable[..., Any], *, options: Mapping[str, Any] | None = 
         function.__closure__,
     )
     bound = types.MethodType(own, method.__self__)  # type: ignore[attr-defined]
-    return torch.compile(bound, fullgraph=True, dynamic=False, options=dict(options or {}) or None)
+    return torch.compile(bound, fullgraph=True, dynamic=False, options=_options())
+
+
+def _options() -> dict[str, Any] | None:
+    """Short kernels side by side in one launch, and launches that overlap: 3 % of a pass of 60 rows (bench/NOTES.md).
+
+    Compiled code is a GPU's only; releases that lack an option go without it.
+    """
+    known = torch._inductor.config.get_config_copy()
+    options: dict[str, Any] = {name: True for name in ("combo_kernels", "triton.enable_pdl") if name in known}
+    return options or None

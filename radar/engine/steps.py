@@ -7,7 +7,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
-from radar.policy.base import StopPolicy
+from radar.policy.base import RoundSignals, StopPolicy
 from radar.sampling import Sampler
 from radar.target import TargetModel
 from radar.verify import accept
@@ -39,9 +39,13 @@ class RoundSteps:
         )
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         self.set_policy(policy)
 
     def set_policy(self, policy: StopPolicy) -> None:
+        attach = getattr(policy, "attach", None)
+        if attach is not None:
+            attach(self.signals)
         policy.bind(self.root.shape[0], self.config, self.target.device)
         self.policy = policy
 
@@ -52,9 +56,12 @@ class RoundSteps:
         self.root.copy_(token[:, 0])
         self.tokens[:, :1] = token
         self.taps[:, :1] = taps
+        self.signals.accept_length.fill_(-1)
 
     def begin(self) -> None:
         """Draft call 1."""
+        if hasattr(self.policy, "attach"):
+            torch.add(self.target.cache.length, 1, out=self.signals.context_length)
         self.policy.reset()
         self.drafter.begin(self.tokens, self.taps, self.count)
 
@@ -94,6 +101,7 @@ class RoundSteps:
         self.tokens.copy_(result.tokens)
         self.taps.copy_(self._node_taps.gather(1, result.path[..., None].expand_as(self.taps)))
         self.count.copy_(count)
+        self.signals.accept_length.copy_(result.accept_length)
         self.root.copy_(result.next_token)
         return torch.cat((self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
 
