@@ -23,23 +23,6 @@ def _weigh(q, k, peak, total, scale, visible, MASKED: tl.constexpr):
 
 
 @jit
-def _prefetch(
-    row_zero, first, last, stride, ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, STEPS: tl.constexpr
-):  # fmt: skip
-    """Asks for rows first .. first + STEPS * ROWS of a cache, ROWS at a time and none behind `last`, in L2."""
-    BYTES: tl.constexpr = row_zero.dtype.element_ty.primitive_bitwidth // 8
-    LINES: tl.constexpr = (DIM_PAD * BYTES + 127) // 128
-    byte = tl.minimum(tl.arange(0, ROWS * LINES) % LINES * 128, DIM * BYTES - 1)
-    lane = tl.arange(0, ROWS * LINES)
-    for step in tl.static_range(STEPS):
-        row = tl.minimum(first + step * ROWS + lane // LINES, last)
-        line = (row_zero + row.to(tl.int64) * stride).to(tl.int64) + byte
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-
-@jit
 def _share(
     length, split, WORDS: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, COST: tl.constexpr
 ):  # fmt: skip
@@ -72,7 +55,7 @@ def split_kernel(
     nodes, capacity, kv_heads, rows,
     WORDS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, COST: tl.constexpr, STAGES: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """o[n] = sum_j softmax_j(scale * q[n].k[j]) v[j] over j < L or bit (j - L) of ancestors[n], for one slice of j.
 
@@ -80,10 +63,6 @@ def split_kernel(
     Whole blocks of KEYS prefix keys need no mask. What is left of the prefix and the tree behind it are one run of
     keys, taken TAIL at a time: 64 bits say which of them a row sees. With more than one split the slice's own softmax
     goes to `partial` [SPLITS, rows, DIM] together with its log-sum-exp, and `combine_kernel` joins them.
-
-    Nothing that counts is read before the wait for the kernel in front. What is read there is a guess of the length,
-    good enough to ask for the split's first keys in L2, which is coherent: a guess, or a row, that changes meanwhile
-    costs time and nothing else.
     """
     split = tl.program_id(0)
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)  # int64: a cache can hold more than 2**31 elements
@@ -91,18 +70,9 @@ def split_kernel(
     key += batch * key_b + kv_head * key_h
     value += batch * value_b + kv_head * value_h
     if PDL:
-        if PREFETCH > 0:
-            guess = tl.maximum(tl.load(prefix_length + batch, cache_modifier=".cg"), 0)
-            guess = tl.minimum(guess, capacity).to(tl.int32)
-            _, first, last, _, _ = _share(guess, split, WORDS, SPLITS, KEYS, TAIL, COST)
-            final = tl.where(last < guess // KEYS, last * KEYS, guess + WORDS * 64)
-            final = tl.maximum(tl.minimum(final, capacity), 1) - 1
-            _prefetch(key, first * KEYS, final, key_s, KEYS, DIM, DIM_PAD, PREFETCH)
-            _prefetch(value, first * KEYS, final, value_s, KEYS, DIM, DIM_PAD, PREFETCH)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    # .cg: not from L1, which may still hold what was read before the wait
-    length = tl.minimum(tl.load(prefix_length + batch, cache_modifier=".cg"), capacity).to(tl.int32)
+    length = tl.minimum(tl.load(prefix_length + batch), capacity).to(tl.int32)
     blocks, first, last, tail_first, tail_last = _share(length, split, WORDS, SPLITS, KEYS, TAIL, COST)
 
     r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
@@ -135,7 +105,7 @@ def split_kernel(
         v_block += KEYS * value_s
 
     # The rows once more: kept through the loop above, they would spill. That no capacity is below 0 only we know
-    r = (tl.program_id(2) + (capacity < 0).to(tl.int32)) * ROWS + tl.arange(0, ROWS)
+    r = (tl.program_id(2) + tl.minimum(capacity, 0)) * ROWS + tl.arange(0, ROWS)
     node = r // GROUP
     real = node < nodes
     ancestors += batch * ancestors_b + node * ancestors_n

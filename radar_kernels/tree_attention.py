@@ -39,8 +39,8 @@ def choose_blocks(*, rows: int, capacity: int, dim: int, dtype: torch.dtype, arc
     several, rows = rows > 64, 16 if rows <= 16 else 64
     if arch != 90:  # no wgmma: operands pass through registers
         return Blocks(min(rows, 32) if dim > 64 else rows, 64, 2, 4, 256)
-    if several and capacity > 2048:  # tiles share their keys in L2: arithmetic is the limit, and two programs overlap
-        return Blocks(rows, 64, 3, 4, 256)
+    if several and capacity > 8192:  # tiles share their keys in L2: arithmetic is the limit
+        return Blocks(128, 64, 3, 8, 128)
     return Blocks(rows, 64, 4 if rows == 64 and not several else 3, 4, 128)
 
 
@@ -65,8 +65,8 @@ def split_plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={
             "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": next_power_of_2(max(dim, 16)), "SPLITS": splits,
-            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 64 if arch == 90 else 32), "COST": 2, "STAGES": stages,
-            "PREFETCH": 3, "PDL": arch >= 90,
+            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 64 if arch == 90 else 32), "COST": 2 if tiles > 1 else 3,
+            "STAGES": stages, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip

@@ -30,47 +30,31 @@ class Variant(NamedTuple):
     stages: int
     warps: int
     programs: int
-    prefetch: int = 3  # blocks asked for before the wait
     cost: int = 2  # of a tail unit, in blocks
-    width: int = 1  # warps of a combining program
 
     def apply(self) -> None:
         op.choose_blocks = lambda **_: op.Blocks(*self[:5])
 
         def split_plan(**shape):
             plan = PLANS[0](**shape)
-            return plan._replace(constants={**plan.constants, "PREFETCH": self.prefetch, "COST": self.cost})
+            return plan._replace(constants={**plan.constants, "COST": self.cost})
 
-        def combine_plan(**shape):
-            plan = PLANS[1](**shape)
-            rows = plan.constants["ROWS"] * self.width
-            return plan._replace(
-                grid=(-(-shape["rows"] // rows),),
-                constants={**plan.constants, "ROWS": rows},
-                options={**plan.options, "num_warps": self.width},
-            )
-
-        op.split_plan, op.combine_plan = split_plan, combine_plan
+        op.split_plan = split_plan
 
 
 SEVERAL_TILES = [  # 60 or 64 queries of four heads each
     Variant(64, 64, 3, 4, 128),
-    Variant(64, 64, 3, 4, 128, prefetch=0),
-    Variant(64, 64, 3, 4, 128, cost=1),
+    Variant(64, 64, 3, 4, 128, cost=3),
     Variant(64, 64, 3, 4, 256),
-    Variant(64, 64, 3, 4, 256, prefetch=0, width=4),
-    Variant(64, 64, 2, 4, 256),
     Variant(128, 64, 3, 8, 128),
+    Variant(128, 64, 2, 8, 128),
 ]
 ONE_TILE = [
     Variant(64, 64, 4, 4, 128),
-    Variant(64, 64, 4, 4, 128, prefetch=0),
-    Variant(64, 64, 4, 4, 128, prefetch=5),
     Variant(64, 64, 4, 4, 128, cost=3),
-    Variant(64, 64, 3, 4, 256),
-    Variant(64, 64, 2, 4, 256),
-    Variant(64, 32, 4, 4, 256),
-    Variant(64, 128, 2, 4, 128),
+    Variant(64, 64, 4, 4, 128, cost=4),
+    Variant(64, 32, 6, 4, 128, cost=3),
+    Variant(64, 64, 4, 4, 256, cost=3),
 ]
 CASES = [  # nodes, prefix, capacity (None: what is needed and 128), variants, target in microseconds
     (64, 1024, None, SEVERAL_TILES, 10),
