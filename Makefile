@@ -3,6 +3,7 @@
 # make lint    style and types
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2# processes that share the tests; each holds about a gigabyte
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint bench clean
@@ -15,7 +16,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/radar bench --max-new-tokens 96
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m pip install -q -e '.[dev]'
