@@ -23,7 +23,7 @@ KERNEL_KEYS = {
     "topk_10x32000_us": "topk_confidence[10x32000-triton]",
     "topk_10x128256_us": "topk_confidence[10x128256-triton]",
     "lstm_step_us": "lstm_step[1x128-triton]",
-    "sampling_60x128256_us": "sample_tokens[60x128256-top-p-triton]",
+    "sampling_60x128256_us": "sample_tokens[60x128256-top_p 0.9-triton]",
 }
 
 
