@@ -1,1 +1,1 @@
-"""Scripts that make the embedded default: data, target, on-policy text, draft head."""
+"""Scripts that make pairs: the embedded default, and laboratory pairs that are widened to the shapes of large models."""

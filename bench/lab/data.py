@@ -1,4 +1,4 @@
-"""Build the corpus and the tokenizer of the embedded default pair.
+"""Build the corpus and the tokenizer of the embedded default pair, and of the laboratory's.
 
 `python -m bench.lab.data --data FOLDER --out .lab/data`. FOLDER holds `gsm8k_train.jsonl` (MIT), `mbpp.jsonl`
 (CC BY 4.0; task ids 511 to 600 are a benchmark and stay out) and `codegen.json`, `roleplay.json`, `toolformer.json`
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-VOCAB_SIZE = 4096
 BOS, USER, ASSISTANT, END = SPECIALS = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>")
 PACKAGES = ("sympy", "networkx", "numpy", "torch")
 SKIPPED_FOLDERS = {"site-packages", "_vendor", "third_party", "_antlr", "encodings", "__pycache__"}
@@ -109,14 +108,14 @@ def _read_module(path: Path) -> str | None:
     return None if tables or not text.isascii() else text.strip() + "\n"
 
 
-def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -158,11 +157,11 @@ def heldout_prompts(
     held: list[Pair], train: list[Pair], modules: list[str], tokenizer: Tokenizer
 ) -> list[dict[str, object]]:
     rng = random.Random(5)
-    questions = [pair[1] for pair in held] + [pair[1] for pair in rng.sample(train, min(len(train), 450))]
-    rows: list[dict[str, object]] = [{"prompt": question, "chat": True} for question in questions]
+    pairs = held + rng.sample(train, min(len(train), 450))
+    rows: list[dict[str, object]] = [{"prompt": pair[1], "chat": True, "source": pair[0]} for pair in pairs]
     for text in modules[:300]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids[: rng.randint(40, 120)]
-        rows.append({"prompt": tokenizer.decode(ids), "chat": False})
+        rows.append({"prompt": tokenizer.decode(ids), "chat": False, "source": "python"})
     rng.shuffle(rows)
     return rows
 
@@ -173,6 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".lab/data"))
     parser.add_argument("--python-tokens", type=int, default=17_000_000)
     parser.add_argument("--tool-use", type=int, default=800)
+    parser.add_argument("--vocab", type=int, default=4096, help="size of the tokenizer; at most 65536")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -185,7 +185,7 @@ def main() -> None:
     files = [file for file in files if id(file) not in held_set]
     instruct = documents(train, 4)
     sample = [text for _, text in random.Random(6).sample(files, min(len(files), 1500))]
-    tokenizer = train_tokenizer(iter([*sample, *instruct]))
+    tokenizer = train_tokenizer(iter([*sample, *instruct]), args.vocab)
     save_tokenizer(tokenizer, args.out / "tokenizer")
 
     streams, used = {}, {}

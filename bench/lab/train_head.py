@@ -1,6 +1,7 @@
-"""Train the draft head of the embedded default pair: `radar.train.draft` on the target's own text and on its corpus.
+"""Train the draft head of a small pair: `radar.train.draft` on the target's own text and on its corpus.
 
-`python -m bench.lab.train_head --target OUT/target --data .lab/data --on-policy on_policy.npy --out OUT/draft`.
+`python -m bench.lab.train_head --target OUT/target --data .lab/data --on-policy on_policy.npy --out OUT/draft`. What it
+came to is in OUT/draft.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bench.lab.train_target import log
@@ -30,6 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=190.0)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--checkpoint-every", type=float, default=0.0, help="seconds; an interrupted run goes on")
     parser.add_argument("--taps", type=lambda text: [int(part) for part in text.split(",")], help="for instance 2,4,6")
     for name, value in (("batch", 32), ("length", 512), ("draft-vocab", 2048), ("intermediate", 640), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -63,11 +66,15 @@ def main(argv: list[str]) -> None:
         max_grad_norm=1.0,
         seed=args.seed,
         compile=False if args.no_compile else None,
-        checkpoint_every=0,
+        checkpoint_every=args.checkpoint_every,
         log_every=15.0,
         progress=False,
     )
-    log(json.dumps(train_draft(model, text, args.out, config=config, options=options, tap_layers=args.taps)))
+    record = train_draft(model, text, args.out, config=config, options=options, tap_layers=args.taps)
+    weights = load_file(args.out / "model.safetensors").values()
+    record["parameters"] = sum(tensor.numel() for tensor in weights if tensor.is_floating_point())
+    args.out.with_suffix(".json").write_text(json.dumps(record) + "\n")
+    log(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Train the small Llama of the embedded default pair within a wall-clock budget.
+"""Train a small Llama within a wall-clock budget: that of the embedded default pair, or one to be widened.
 
-`python -m bench.lab.train_target --data .lab/data --out OUT/target --seconds 250`; `--smoke` fits a CPU.
+`python -m bench.lab.train_target --data .lab/data --out OUT/target --seconds 250`; `--smoke` fits a CPU. What it came
+to is in OUT/target.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import sys
@@ -33,13 +35,13 @@ def log(*values: object) -> None:
 
 def build(args: argparse.Namespace, tokenizer: object) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=len(tokenizer),  # type: ignore[arg-type]
         hidden_size=args.hidden,
         intermediate_size=args.intermediate,
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
         num_key_value_heads=args.kv_heads,
-        head_dim=args.hidden // args.heads,
+        head_dim=args.head_dim or args.hidden // args.heads,
         max_position_embeddings=4096,
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
@@ -91,7 +93,8 @@ def validate(loss: Callable[[Tensor], Tensor], streams: dict[str, Stream], rows:
     return out
 
 
-def train(model: LlamaForCausalLM, args: argparse.Namespace, device: torch.device) -> None:
+def train(model: LlamaForCausalLM, args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """Returns steps, tokens and the losses on held-out text."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     train_streams = [Stream(args.data / f"{name}.npy", device) for name in ("instruct", "python")]
@@ -142,6 +145,7 @@ def train(model: LlamaForCausalLM, args: argparse.Namespace, device: torch.devic
                 log(f"step {step} ({step / spent:.1f}/s, {tokens:.0f}M tokens) train {value:.3f} val {val}")
     val = validate(plain_loss, held, 4 * args.batch, args.length)
     log(f"target done: {step} steps, {step * args.batch * args.length / 1e6:.0f}M tokens, val {val}")
+    return {"steps": step, "tokens": step * args.batch * args.length, "held_out_loss": val}
 
 
 def save(model: LlamaForCausalLM, args: argparse.Namespace) -> None:
@@ -180,7 +184,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, value in (("seconds", 250.0), ("lr", 2e-3), ("log-every", 30.0)):
         parser.add_argument(f"--{name}", type=float, default=value)
     sizes = {"batch": 128, "length": 1024, "hidden": 256, "intermediate": 640, "layers": 7, "heads": 4, "kv-heads": 2}
-    for name, size in {**sizes, "warmup": 150, "seed": 0}.items():
+    for name, size in {**sizes, "head-dim": 0, "warmup": 150, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument(
         "--instruct-share", type=float, nargs=2, default=(0.25, 0.35), help="at the start and at the end"
@@ -202,9 +206,11 @@ def main(argv: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.data / "tokenizer")
     model = build(args, tokenizer).to(device)
-    log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters on {device}")
-    train(model, args, device)
+    size = sum(p.numel() for p in model.parameters())
+    log(f"{size / 1e6:.2f}M parameters on {device}")
+    record = {"parameters": size, **train(model, args, device)}
     save(model, args)
+    args.out.with_suffix(".json").write_text(json.dumps(record) + "\n")
     show_samples(model, tokenizer, device, 8 if args.smoke else 120)
 
 
