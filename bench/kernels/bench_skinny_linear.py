@@ -1,0 +1,46 @@
+"""One linear layer of a few rows, cold weights, against cuBLAS.
+
+Alone in its chain: what it gains by starting before its input is ready, tune_skinny_linear.py shows.
+
+pytest bench/kernels/bench_skinny_linear.py --benchmark-only
+"""
+
+import pytest
+import torch
+from tolerances import relative_error
+from torch.nn import functional as F
+
+from bench.conftest import ON_GPU, rotation
+from bench.shapes import LLAMA_8B, TINY, Geometry
+from radar_kernels import skinny_linear
+
+LIMIT = 4e-3  # one rounding of the result to 8 bits
+
+
+def shapes(g: Geometry) -> dict[str, tuple[int, int]]:
+    """(N, K) of a model's linears."""
+    return {
+        "qkv": ((g.heads + 2 * g.kv_heads) * g.head_dim, g.hidden_size),
+        "o": (g.hidden_size, g.heads * g.head_dim),
+        "gate-up": (2 * g.intermediate_size, g.hidden_size),
+        "down": (g.hidden_size, g.intermediate_size),
+        "lm_head": (g.vocabulary, g.hidden_size),
+    }
+
+
+DTYPE, GEOMETRY = (torch.bfloat16, LLAMA_8B) if ON_GPU else (torch.float32, TINY)
+IMPLEMENTATIONS = {"torch": F.linear, "triton": skinny_linear} if ON_GPU else {"torch": F.linear}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("rows", [1, 10, 60])
+@pytest.mark.parametrize("name", shapes(GEOMETRY))
+def test_skinny_linear(name, rows, implementation, device, bench_kernel):
+    n, k = shapes(GEOMETRY)[name]
+    copies = rotation(n * k * DTYPE.itemsize)
+    weights = [torch.randn(n, k, device=device, dtype=DTYPE) for _ in range(copies)]
+    x = torch.randn(1, rows, k, device=device, dtype=DTYPE)
+    call = IMPLEMENTATIONS[implementation]
+    expected = F.linear(x.float(), weights[0].float())
+    assert relative_error(call(x, weights[0]), expected) < LIMIT
+    bench_kernel(call, [(x, weight) for weight in weights], bytes_moved=n * k * DTYPE.itemsize)
