@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["DecodeMetrics", "Round", "Stopwatch", "merge", "summarize"]
+__all__ = ["DecodeMetrics", "Round", "Stopwatch", "Tally", "merge", "summarize"]
 
 
 @dataclass
@@ -23,6 +25,11 @@ class Round:
         accept_length: draft tokens accepted, the target's own next token excluded.
         is_prefill: the pass over the prompt, which yields the first token and counts in no average.
         seconds: wall time by part: `prefill`, `draft`, `policy`, `verify`, `accept`.
+        num_draft_tokens: draft tokens that the target verified.
+        is_fallback: a plain step, taken because drafting does not pay or to measure whether it does.
+        num_prompt_tokens, num_reused_tokens: of the prompt's pass: its length, and how much the caches held already.
+        logits, scores: [n, V] float32 of every token before and after processors, where the host processes them.
+        finish_reason: of the last round: "stop" or "length".
     """
 
     tokens: list[int]
@@ -30,22 +37,38 @@ class Round:
     accept_length: int = 0
     is_prefill: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    num_draft_tokens: int = 0
+    is_fallback: bool = False
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    logits: Tensor | None = None
+    scores: Tensor | None = None
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
 class DecodeMetrics:
-    """Summary of a generation. Field names follow vLLM's per-request metrics where those exist.
+    """Summary of one generation or several. Field names follow vLLM's per-request metrics where those exist.
 
     Attributes:
         num_tokens: output tokens, the first one (from the prompt's pass) included.
-        num_spec_steps: rounds: target passes after the prompt's.
+        num_spec_steps: rounds: target passes after the prompt's, plain steps of the fallback left out.
         num_draft_calls: draft forwards in all.
+        num_draft_tokens: draft tokens that the target verified, all branches of the trees.
         num_accepted_draft_tokens: accepted in all, before any cut at an end token or limit.
-        mean_acceptance_length: tokens per target pass, the target's own token included; 1 without drafts.
+        mean_acceptance_length: tokens per round, the target's own token included; 1 without drafts.
+        draft_acceptance_rate: accepted / verified draft tokens; a tree verifies alternatives, so it stays far below 1.
+        acceptance_per_position: share of the rounds that accepted a draft token at depth 1, 2, ...
         draft_calls_per_round: mean.
         stop_histogram: rounds by number of draft calls.
         acceptance_histogram: rounds by accepted draft tokens.
-        seconds: wall time of the whole generation.
+        acceptance_histogram_by_draft_length: the same for each number of draft calls.
+        num_prompt_tokens: of the prompts.
+        num_reused_prompt_tokens: of those, tokens whose keys and values an earlier generation had left.
+        num_fallback_tokens: tokens of plain steps, see `radar.engine.fallback`.
+        num_host_processed_tokens: tokens whose scores went through processors on the host, outside of any graph.
+        num_generations: generations summed up.
+        seconds: wall time of the whole.
         tokens_per_second: num_tokens / seconds.
         seconds_by_part: where the time went; on a GPU the parts are launch times unless profiling.
         engine: which runner made the rounds.
@@ -54,11 +77,20 @@ class DecodeMetrics:
     num_tokens: int
     num_spec_steps: int
     num_draft_calls: int
+    num_draft_tokens: int
     num_accepted_draft_tokens: int
     mean_acceptance_length: float
+    draft_acceptance_rate: float
+    acceptance_per_position: tuple[float, ...]
     draft_calls_per_round: float
     stop_histogram: dict[int, int]
     acceptance_histogram: dict[int, int]
+    acceptance_histogram_by_draft_length: dict[int, dict[int, int]]
+    num_prompt_tokens: int
+    num_reused_prompt_tokens: int
+    num_fallback_tokens: int
+    num_host_processed_tokens: int
+    num_generations: int
     seconds: float
     tokens_per_second: float
     seconds_by_part: dict[str, float]
@@ -67,69 +99,107 @@ class DecodeMetrics:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_json(self) -> str:
+        """One line of JSON; the histograms' keys become strings."""
+        return json.dumps(self.to_dict())
+
+
+class Tally:
+    """A running total: rounds go in, a `DecodeMetrics` comes out.
+
+    Attributes:
+        num_generations, seconds: the caller adds to them.
+    """
+
+    def __init__(self) -> None:
+        self.num_generations = 0
+        self.seconds = 0.0
+        self._counts: Counter[str] = Counter()
+        self._rounds: Counter[tuple[int, int]] = Counter()  # (draft calls, accepted) -> rounds
+        self._parts: Counter[str] = Counter()
+
+    def add(self, item: Round) -> None:
+        """Count a round."""
+        self._parts.update(item.seconds)
+        self._counts["tokens"] += len(item.tokens)
+        self._counts["prompt"] += item.num_prompt_tokens
+        self._counts["reused"] += item.num_reused_tokens
+        self._counts["drafted"] += item.num_draft_tokens
+        self._counts["fallback"] += len(item.tokens) if item.is_fallback else 0
+        self._counts["processed"] += len(item.tokens) if item.scores is not None else 0
+        if not item.is_prefill and not item.is_fallback:
+            self._rounds[item.num_draft_calls, item.accept_length] += 1
+
+    def merge(self, other: DecodeMetrics) -> None:
+        """Count everything that a summary holds."""
+        self.num_generations += other.num_generations
+        self.seconds += other.seconds
+        self._parts.update(other.seconds_by_part)
+        self._counts.update(
+            tokens=other.num_tokens,
+            prompt=other.num_prompt_tokens,
+            reused=other.num_reused_prompt_tokens,
+            drafted=other.num_draft_tokens,
+            fallback=other.num_fallback_tokens,
+            processed=other.num_host_processed_tokens,
+        )
+        for calls, histogram in other.acceptance_histogram_by_draft_length.items():
+            self._rounds.update({(calls, accepted): rounds for accepted, rounds in histogram.items()})
+
+    def summary(self, engine: str = "") -> DecodeMetrics:
+        """What has been counted so far."""
+        stops: Counter[int] = Counter()
+        accepted: Counter[int] = Counter()
+        by_calls: dict[int, dict[int, int]] = {}
+        for (calls, length), rounds in sorted(self._rounds.items()):
+            stops[calls] += rounds
+            accepted[length] += rounds
+            by_calls.setdefault(calls, {})[length] = rounds
+        counts, steps = self._counts, stops.total()
+        draft_calls = sum(number * rounds for number, rounds in stops.items())
+        total_accepted = sum(number * rounds for number, rounds in accepted.items())
+        deepest = max(accepted, default=0)
+        reached = [sum(rounds for length, rounds in accepted.items() if length > d) for d in range(deepest)]
+        return DecodeMetrics(
+            num_tokens=counts["tokens"],
+            num_spec_steps=steps,
+            num_draft_calls=draft_calls,
+            num_draft_tokens=counts["drafted"],
+            num_accepted_draft_tokens=total_accepted,
+            mean_acceptance_length=1 + total_accepted / steps if steps else 0.0,
+            draft_acceptance_rate=total_accepted / counts["drafted"] if counts["drafted"] else 0.0,
+            acceptance_per_position=tuple(rounds / steps for rounds in reached),
+            draft_calls_per_round=draft_calls / steps if steps else 0.0,
+            stop_histogram=dict(sorted(stops.items())),
+            acceptance_histogram=dict(sorted(accepted.items())),
+            acceptance_histogram_by_draft_length=by_calls,
+            num_prompt_tokens=counts["prompt"],
+            num_reused_prompt_tokens=counts["reused"],
+            num_fallback_tokens=counts["fallback"],
+            num_host_processed_tokens=counts["processed"],
+            num_generations=self.num_generations,
+            seconds=self.seconds,
+            tokens_per_second=counts["tokens"] / self.seconds if self.seconds > 0 else 0.0,
+            seconds_by_part=dict(self._parts),
+            engine=engine,
+        )
+
 
 def summarize(rounds: Iterable[Round], seconds: float, engine: str = "") -> DecodeMetrics:
     """Sum up the rounds of one generation that took `seconds` of wall time."""
-    rounds = list(rounds)
-    steps = [item for item in rounds if not item.is_prefill]
-    parts: Counter[str] = Counter()
+    tally = Tally()
+    tally.num_generations, tally.seconds = 1, seconds
     for item in rounds:
-        parts.update(item.seconds)
-    return _build(
-        num_tokens=sum(len(item.tokens) for item in rounds),
-        stops=Counter(item.num_draft_calls for item in steps),
-        accepted=Counter(item.accept_length for item in steps),
-        seconds=seconds,
-        parts=parts,
-        engine=engine,
-    )
+        tally.add(item)
+    return tally.summary(engine)
 
 
 def merge(many: Sequence[DecodeMetrics]) -> DecodeMetrics:
     """Sum up several generations: counts and times add, averages and rates are ratios of the sums."""
-    stops: Counter[int] = Counter()
-    accepted: Counter[int] = Counter()
-    parts: Counter[str] = Counter()
+    tally = Tally()
     for item in many:
-        stops.update(item.stop_histogram)
-        accepted.update(item.acceptance_histogram)
-        parts.update(item.seconds_by_part)
-    return _build(
-        num_tokens=sum(item.num_tokens for item in many),
-        stops=stops,
-        accepted=accepted,
-        seconds=sum(item.seconds for item in many),
-        parts=parts,
-        engine=", ".join(sorted({item.engine for item in many})),
-    )
-
-
-def _build(
-    *,
-    num_tokens: int,
-    stops: Counter[int],
-    accepted: Counter[int],
-    seconds: float,
-    parts: Mapping[str, float],
-    engine: str,
-) -> DecodeMetrics:
-    count = stops.total()
-    calls = sum(number * times for number, times in stops.items())
-    drafts = sum(number * times for number, times in accepted.items())
-    return DecodeMetrics(
-        num_tokens=num_tokens,
-        num_spec_steps=count,
-        num_draft_calls=calls,
-        num_accepted_draft_tokens=drafts,
-        mean_acceptance_length=1 + drafts / count if count else 0.0,
-        draft_calls_per_round=calls / count if count else 0.0,
-        stop_histogram=dict(sorted(stops.items())),
-        acceptance_histogram=dict(sorted(accepted.items())),
-        seconds=seconds,
-        tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
-        seconds_by_part=dict(parts),
-        engine=engine,
-    )
+        tally.merge(item)
+    return tally.summary(", ".join(sorted({item.engine for item in many})))
 
 
 class Stopwatch:
