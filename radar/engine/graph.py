@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,8 @@ from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
 from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.conditional import WhileLoop, why_no_while_nodes
+from radar.engine.fallback import Fallback
+from radar.engine.held import HeldText
 from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
@@ -38,6 +41,15 @@ class _Captured:
     stop: Tensor | None = None
 
 
+@dataclass
+class _Plain:
+    """The graphs of a plain step, and of what keeps the draft's cache up with many of them."""
+
+    step: torch.cuda.CUDAGraph
+    catch_up: torch.cuda.CUDAGraph
+    result: Mailbox
+
+
 class GraphEngine:
     """Runs `RoundSteps` as one graph: begin, WHILE (step, decide), select, verify, accept, commit.
 
@@ -49,10 +61,21 @@ class GraphEngine:
         target, drafter, policy: on one CUDA device.
         config: the tree's shape.
         conditional: False takes the three graphs anyway.
+        fallback: chooses between rounds and plain steps; None: rounds alone.
+
+    Attributes:
+        held: the text in the caches.
     """
 
     def __init__(
-        self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig, *, conditional: bool = True
+        self,
+        target: TargetModel,
+        drafter: Drafter,
+        policy: StopPolicy,
+        config: TreeConfig,
+        *,
+        conditional: bool = True,
+        fallback: Fallback | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -65,7 +88,13 @@ class GraphEngine:
         self._prefill = Prefill(target, drafter)
         self._prefill_graph: torch.cuda.CUDAGraph | None = None
         self._captured: dict[int, _Captured] = {}
+        self._plain: _Plain | None = None
         self._launched = False
+        self._drafted = True  # the round that was launched: not a plain step
+        self._launched_at = 0.0
+        self._done = torch.cuda.Event()
+        self.fallback = fallback
+        self.held = HeldText()
         self.policy = policy
         self.prepare()
 
@@ -73,11 +102,14 @@ class GraphEngine:
         """Decide by another policy from the next generation on. Raises ValueError if it cannot serve this tree."""
         if id(policy) not in self._captured:
             copy.copy(policy).bind(self.steps.root.shape[0], self.config, self.target.device)
+        if policy is not self.policy and self.fallback is not None:
+            self.fallback.forget_rounds()
         self.policy = policy
 
     def prepare(self) -> None:
         """Capture what the next generation needs. Resets the caches: for the time between two generations."""
         if self._prefill_graph is None:
+            self._forget()
             on_stream(self.stream, self._prefill.chunk)
             self._prefill_graph = capture(self._prefill.chunk, self.stream)
         known = self._captured.get(id(self.policy))
@@ -85,6 +117,8 @@ class GraphEngine:
             while len(self._captured) >= _KEPT:
                 del self._captured[next(iter(self._captured))]
             known = self._captured[id(self.policy)] = self._capture(self.policy)
+        if self.fallback is not None and self._plain is None:
+            self._plain = self._capture_plain()
         self._current = known
         self.steps.policy = known.bound
 
@@ -94,46 +128,76 @@ class GraphEngine:
         generator: torch.Generator | None = getattr(self._current.bound, "generator", None)
         return generator
 
-    def start(self, input_ids: Tensor, sampling: SamplingParams = GREEDY) -> Round:
-        """Take a prompt [1, P] and return the first token."""
-        watch = Stopwatch()
-        self._launched = False
+    def start(self, input_ids: Tensor, sampling: SamplingParams = GREEDY, *, reuse_prefix: bool = False) -> Round:
+        """Take a prompt [1, P] and return the first token; `reuse_prefix` goes on from what the caches hold of it."""
+        watch, prompt = Stopwatch(), input_ids[0].tolist()
+        self.discard()
         self.prepare()
-        self.target.cache.reset()
-        self.drafter.reset()
+        reused = self.held.begin(prompt, self.target.cache, reuse=reuse_prefix)
         self.steps.sampler.set(sampling)
         self.steps.sampler.start(input_ids)
         assert self._prefill_graph is not None
-        self._prefill.run(input_ids, self._prefill_graph.replay)
+        self._prefill.run(input_ids, self._prefill_graph.replay, start=reused)
         self.steps.load(self._prefill.logits, self._prefill.taps)
+        if self.fallback is not None:
+            self.fallback.begin_text()
         tokens = self.steps.root.tolist()
+        self.held.add([*prompt[reused + 1 :], *tokens], pending=1)
         watch.lap("prefill")
-        return Round(tokens, is_prefill=True, seconds=watch.seconds)
+        return Round(
+            tokens, is_prefill=True, seconds=watch.seconds, num_prompt_tokens=len(prompt), num_reused_tokens=reused
+        )
 
     def ahead(self) -> None:
         """Launch the next round, so that the GPU works while the host deals with the last one's tokens."""
         if self._launched:
             return
         self._launched = True
-        current = self._current
-        if current.whole is not None:
-            current.whole.replay()
+        self._launched_at = time.perf_counter()
+        current, plain = self._current, self._plain
+        self._drafted = self.fallback is None or plain is None or self.fallback.drafts
+        if plain is not None and not self._drafted:
+            if self.held.pending == self.config.max_accepted:
+                plain.catch_up.replay()
+                self.held.pending = 0
+            plain.step.replay()
+            plain.result.send()
         else:
-            self._replay_parts(current)
-        current.result.send()
+            if current.whole is not None:
+                current.whole.replay()
+            else:
+                self._replay_parts(current)
+            current.result.send()
+        self._done.record()
 
     def discard(self) -> None:
         """Forget a round that was launched and will not be read."""
         self._launched = False
 
     def round(self) -> Round:
-        """One round; its tokens are certain."""
-        watch = Stopwatch()
+        """One round, or one plain step; its tokens are certain."""
+        watch, fallback = Stopwatch(), self.fallback
         self.ahead()
-        calls, accept_length, *tokens = self._current.result.read()[0]
+        late = self._done.query()  # how long the GPU took cannot be told from the time of the read then
+        result = self._read_round() if self._drafted else self._read_plain()
         self._launched = False
+        if fallback is not None and fallback.drafts == self._drafted:  # not so if the policy changed meanwhile
+            fallback.record(len(result.tokens), None if late else time.perf_counter() - self._launched_at)
         watch.lap("round")
-        return Round(tokens[: accept_length + 1], calls, accept_length, seconds=watch.seconds)
+        result.seconds = watch.seconds
+        return result
+
+    def _read_round(self) -> Round:
+        calls, accept_length, *tokens = self._current.result.read()[0]
+        tokens = tokens[: accept_length + 1]
+        self.held.add(tokens, pending=len(tokens))
+        return Round(tokens, calls, accept_length, num_draft_tokens=self.steps.num_drafted(calls))
+
+    def _read_plain(self) -> Round:
+        assert self._plain is not None
+        tokens = self._plain.result.read()[0]
+        self.held.add(tokens, pending=self.held.pending + 1)
+        return Round(tokens, is_fallback=True)
 
     def _replay_parts(self, current: _Captured) -> None:
         begin, step, finish = current.parts
@@ -149,9 +213,7 @@ class GraphEngine:
         """Warm up on the streams that will capture, then capture."""
         steps, bound = self.steps, copy.copy(policy)
         steps.set_policy(bound)
-        self.target.cache.reset()
-        self.drafter.reset()
-        self.steps.count.fill_(1)
+        self._forget()
         on_stream(self.stream, self._first)
         stop = on_stream(self._body_stream, self._next)
         on_stream(self.stream, self.steps.finish)
@@ -174,6 +236,24 @@ class GraphEngine:
         graph = capture(whole, self.stream, generator=generator)
         loop.arm()
         return _Captured(policy, bound, Mailbox(self._result), whole=graph, loop=loop)
+
+    def _forget(self) -> None:
+        """Before work that is not a text's: nothing is held, one pair waits."""
+        self.held.forget()
+        self.target.cache.reset()
+        self.drafter.reset()
+        self.steps.count.fill_(1)
+
+    def _capture_plain(self) -> _Plain:
+        self._forget()
+        on_stream(self.stream, self.steps.plain)
+        on_stream(self.stream, self.steps.catch_up)
+
+        def plain() -> None:
+            self._result = self.steps.plain()
+
+        step = capture(plain, self.stream)
+        return _Plain(step, capture(self.steps.catch_up, self.stream), Mailbox(self._result))
 
     def _capture_parts(self, policy: StopPolicy, bound: StopPolicy, generator: torch.Generator | None) -> _Captured:
         stop = torch.zeros(self.steps.root.shape[0], dtype=torch.bool, device=self.target.device)

@@ -42,23 +42,25 @@ class Prefill:
         width = len(target.tap_layers) * target.hidden_size
         self.taps = torch.zeros((batch, 1, width), dtype=target.dtype, device=device)
 
-    def run(self, input_ids: Tensor, chunk: Callable[[], None] | None = None) -> None:
-        """Take a prompt [B, P] on the target's device, P >= 1, with empty caches.
+    def run(self, input_ids: Tensor, chunk: Callable[[], None] | None = None, *, start: int = 0) -> None:
+        """Take a prompt [B, P] on the target's device, P >= 1.
 
         Args:
             chunk: runs `self.chunk`; None: Python does.
+            start: rows that both caches hold already, 0 <= start < P: the pair of a row looks one token ahead, so both
+                are to be of this prompt's tokens up to the one at `start`. What they hold beyond is dropped.
         """
         length = input_ids.shape[1]
-        self.target.cache.set_window(length + self.rows)
-        if self.drafter is not None:
-            self.drafter.cache.set_window(length + self.rows)
-        padded = torch.nn.functional.pad(input_ids, (0, -length % self.rows + 1))  # one more: the pairs look ahead
-        for start in range(0, length, self.rows):
-            count = min(self.rows, length - start)
-            self.tokens.copy_(padded[:, start : start + self.rows + 1])
+        for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
+            cache.set_window(length + self.rows)
+            cache.length.fill_(start)
+        padded = torch.nn.functional.pad(input_ids, (0, self.rows))  # the pairs look one token ahead
+        for first in range(start, length, self.rows):
+            count = min(self.rows, length - first)
+            self.tokens.copy_(padded[:, first : first + self.rows + 1])
             self.count.fill_(count)
             # pairs (token t + 1, feature t); the last token's partner is not known yet
-            self.known.fill_(count - 1 if start + count == length else count)
+            self.known.fill_(count - 1 if first + count == length else count)
             (chunk or self.chunk)()
 
     def chunk(self) -> None:

@@ -19,11 +19,14 @@ class RoundSteps:
     """Draft, decide, verify, accept, commit (RADAR, arXiv 2512.14069). No step asks the host.
 
     A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`, which is `select`,
-    `verify`, `accept` and `commit`.
+    `verify`, `accept` and `commit`. Where drafting does not pay, `plain` is a round.
 
     Args:
         target, drafter, policy: on one device.
         config: the tree's shape.
+
+    Attributes:
+        nodes: the tree that `select` made.
     """
 
     def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
@@ -39,6 +42,7 @@ class RoundSteps:
         )
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         self.set_policy(policy)
 
@@ -49,9 +53,13 @@ class RoundSteps:
         policy.bind(self.root.shape[0], self.config, self.target.device)
         self.policy = policy
 
-    def load(self, logits: Tensor, taps: Tensor) -> None:
-        """Take the scores of the prompt's successor [B, V], and the taps of the prompt's last position [B, 1, taps]."""
-        token = self.sampler.sample(logits[:, None], self.target.cache.length[:, None])
+    def load(self, logits: Tensor, taps: Tensor, token: Tensor | None = None) -> None:
+        """Take the scores of the prompt's successor [B, V], and the taps of the prompt's last position [B, 1, taps].
+
+        `token` [B, 1] is the successor if it has been chosen already.
+        """
+        if token is None:
+            token = self.sampler.sample(logits[:, None], self.target.cache.length[:, None])
         self.sampler.commit(token, self.count.fill_(1))
         self.root.copy_(token[:, 0])
         self.tokens[:, :1] = token
@@ -75,18 +83,23 @@ class RoundSteps:
 
     def select(self) -> None:
         """Choose the best nodes of all levels."""
-        self._nodes = self.drafter.tree.select(self.root)
+        self.nodes = self.drafter.tree.select(self.root)
 
     def verify(self) -> Tensor:
         """Run the target over the selected nodes: its token after each node [B, N]."""
-        nodes = self._nodes
+        nodes = self.nodes
         indices = self.target.cache.length[:, None] + nodes.depths + 1  # of the tokens to come, in the text
+        return self.sampler.sample(self.score(), indices, nodes.draft_tokens, nodes.ancestors)
+
+    def score(self) -> Tensor:
+        """Run the target over the selected nodes: its logits after each node [B, N, V]."""
+        nodes = self.nodes
         logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
-        return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors)
+        return logits
 
     def accept(self, target_tokens: Tensor) -> None:
         """Walk the tree along the target's tokens."""
-        self._accepted = accept(self._nodes, target_tokens, self.config.max_accepted)
+        self._accepted = accept(self.nodes, target_tokens, self.config.max_accepted)
 
     def commit(self) -> Tensor:
         """Keep what was accepted, and leave the next round's input.
@@ -104,6 +117,35 @@ class RoundSteps:
         self.signals.accept_length.copy_(result.accept_length)
         self.root.copy_(result.next_token)
         return torch.cat((self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
+
+    def num_drafted(self, calls: int) -> int:
+        """Draft tokens that a round of `calls` draft calls verifies: all candidates, or what the tree has room for."""
+        k = self.config.tree_top_k
+        return min(self.config.total_tokens - 1, k + (calls - 1) * k * k)
+
+    def plain(self) -> Tensor:
+        """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.
+
+        As many pairs as `begin` takes can wait; before one more, `catch_up`.
+
+        Returns:
+            The token [B, 1].
+        """
+        logits, taps = self.target.verify(*self.target.chain(self.root[:, None]))
+        self.target.advance(1)
+        token = self.sampler.sample(logits, self.target.cache.length[:, None])
+        self.sampler.commit(token, self._one)
+        place = self.count[:, None]
+        self.tokens.scatter_(1, place, token)
+        self.taps.scatter_(1, place[..., None].expand_as(taps), taps)
+        self.count += 1
+        self.root.copy_(token[:, 0])
+        return token
+
+    def catch_up(self) -> None:
+        """Add the waiting pairs to the draft's cache. A `plain` step has to follow before the next `begin`."""
+        self.drafter.extend(self.tokens, self.taps, self.count)
+        self.count.zero_()
 
     def finish(self) -> Tensor:
         """All that follows the drafting; returns what `commit` does."""
