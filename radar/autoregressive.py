@@ -9,10 +9,13 @@ from torch import Tensor
 
 from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.choose import choose_engine
+from radar.engine.held import HeldText
 from radar.engine.prefill import Prefill, prefill_rows
+from radar.engine.processing import HostProcessing
 from radar.generation import Decoder, end_token_ids
+from radar.generation_request import Request
 from radar.metrics import Round, Stopwatch
-from radar.sampling import Sampler, SamplingParams
+from radar.sampling import Sampler
 from radar.target import TargetModel, default_max_length
 
 __all__ = ["AutoregressiveDecoder"]
@@ -47,18 +50,19 @@ class AutoregressiveDecoder(Decoder):
             tap_layers=(),
             compile=graphs and compile,
         )
-        self.model = model
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self.target.device)
         self._one = torch.ones(1, dtype=torch.int64, device=self.target.device)
         self._sampler = Sampler(1, self.target.vocab_size, self.target.device)
         self._prefill = Prefill(self.target)
-        self._length = 0  # of the committed text, as the host knows it
+        self._held = HeldText()
+        self._processing: HostProcessing | None = None
         self._launched = False
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         if graphs:
             with torch.inference_mode():
                 self._capture()
         super().__init__(
+            model,
             tokenizer=tokenizer,
             eos_token_ids=end_token_ids(model, tokenizer),
             max_length=max_length,
@@ -82,36 +86,56 @@ class AutoregressiveDecoder(Decoder):
         self._token.copy_(self._sampler.sample(logits, self.target.cache.length[:, None]))
         self._sampler.commit(self._token, self._one)
 
-    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
-        watch = Stopwatch()
+    def _start(self, request: Request) -> Round:
+        watch, prompt = Stopwatch(), request.input_ids
         self._launched = False
-        self.target.cache.reset()
-        ids = torch.tensor([input_ids], device=self.target.device)
-        self._sampler.set(sampling)
+        self._processing = request.processing
+        reused = self._held.begin(prompt, self.target.cache, reuse=request.reuse_prefix)
+        ids = torch.tensor([prompt], device=self.target.device)
+        self._sampler.set(request.sampling)
         self._sampler.start(ids)
-        self._prefill.run(ids, self._graphs[0].replay if self._graphs else None)
-        self._choose(self._prefill.logits[:, None])
-        self._length = len(input_ids)
-        tokens = self._token[0].tolist()
+        self._prefill.run(ids, self._graphs[0].replay if self._graphs else None, start=reused)
+        result = Round([], is_prefill=True, num_prompt_tokens=len(prompt), num_reused_tokens=reused)
+        if self._processing is None:
+            self._choose(self._prefill.logits[:, None])
+        else:
+            self._choose_on_host(self._processing, self._prefill.logits, prompt, result)
+        result.tokens = self._token[0].tolist()
+        self._held.add([*prompt[reused + 1 :], *result.tokens], pending=0)
         watch.lap("prefill")
-        return Round(tokens, is_prefill=True, seconds=watch.seconds)
+        result.seconds = watch.seconds
+        return result
+
+    def _choose_on_host(self, processing: HostProcessing, logits: Tensor, text: list[int], result: Round) -> None:
+        """Take the token behind `text` from its logits [1, V], processed."""
+        token, scores = processing.choose(self._sampler, logits[0], text)
+        self._token.fill_(token)
+        self._sampler.commit(self._token, self._one)
+        result.logits, result.scores = logits.float(), scores[None]
 
     def _ahead(self) -> None:
-        if self._graphs and not self._launched:
+        if self._graphs and not self._launched and self._processing is None:
             self._launched = True
             self._graphs[1].replay()
             self._mailbox.send()
 
     def _round(self) -> Round:
-        watch = Stopwatch()
-        if self._graphs:
+        watch, result = Stopwatch(), Round([])
+        if self._processing is not None:
+            self.target.cache.set_window(len(self._held.ids))
+            logits, _ = self.target.verify(*self.target.chain(self._token))
+            self.target.advance(1)
+            self._choose_on_host(self._processing, logits[:, 0], self._held.ids, result)
+            result.tokens = self._token[0].tolist()
+        elif self._graphs:
             self._ahead()
-            tokens = self._mailbox.read()[0]
+            result.tokens = self._mailbox.read()[0]
             self._launched = False
         else:
-            self._length += 1
-            self.target.cache.set_window(self._length)
+            self.target.cache.set_window(len(self._held.ids))
             self._step()
-            tokens = self._token[0].tolist()
+            result.tokens = self._token[0].tolist()
+        self._held.add(result.tokens, pending=0)
         watch.lap("verify")
-        return Round(tokens, seconds=watch.seconds)
+        result.seconds = watch.seconds
+        return result

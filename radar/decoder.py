@@ -16,13 +16,14 @@ from radar.draft.drafter import Drafter
 from radar.draft.eagle3 import Eagle3Draft
 from radar.engine.choose import choose_engine
 from radar.engine.eager import EagerEngine
+from radar.engine.fallback import Fallback
 from radar.engine.graph import GraphEngine
 from radar.engine.prefill import prefill_rows
 from radar.generation import Decoder, end_token_ids
+from radar.generation_request import Request
 from radar.metrics import Round
 from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
-from radar.sampling import SamplingParams
 from radar.target import TargetModel, default_max_length, load_model, load_tokenizer
 
 __all__ = ["RadarDecoder", "default_device", "default_tree"]
@@ -59,6 +60,8 @@ class RadarDecoder(Decoder):
             makes is kept on disk for the next start.
         profile: with the eager engine on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is
             true.
+        fallback: measure the rounds, and where drafting does not pay take plain steps of the target instead; the text
+            is the same. What a round did then depends on the clock: leave it out to compare policies or record.
 
     Raises:
         ValueError: if the model's family is not supported, or the parts do not fit together.
@@ -78,6 +81,7 @@ class RadarDecoder(Decoder):
         engine: str | None = None,
         compile: bool = True,
         profile: bool = False,
+        fallback: bool = False,
     ) -> None:
         graphs = choose_engine(engine, model.device) == "graph"
         tree = tree or default_tree(model.device)
@@ -111,13 +115,17 @@ class RadarDecoder(Decoder):
         self.engine: EagerEngine | GraphEngine
         if graphs:
             with torch.inference_mode():
-                self.engine = GraphEngine(target, drafter, policy, tree)
+                self.engine = GraphEngine(target, drafter, policy, tree, fallback=Fallback() if fallback else None)
         else:
-            self.engine = EagerEngine(target, drafter, policy, tree, profile=profile)
+            self.engine = EagerEngine(
+                target, drafter, policy, tree, profile=profile, fallback=Fallback() if fallback else None
+            )
+        self._running: EagerEngine | GraphEngine = self.engine
+        self._host_engine: EagerEngine | None = None
         self.engine_name = self.engine.name
-        self.model = model
         self.tree = tree
         super().__init__(
+            model,
             tokenizer=tokenizer,
             eos_token_ids=end_token_ids(model, tokenizer),
             max_length=max_length,
@@ -168,14 +176,31 @@ class RadarDecoder(Decoder):
     def policy(self, policy: StopPolicy) -> None:
         self.engine.set_policy(policy)
 
-    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
-        return self.engine.start(torch.tensor([input_ids], device=self.engine.target.device), sampling)
+    def _start(self, request: Request) -> Round:
+        ids = torch.tensor([request.input_ids], device=self.engine.target.device)
+        if request.processing is None:
+            self._running = self.engine
+            return self.engine.start(ids, request.sampling, reuse_prefix=request.reuse_prefix)
+        host = self._running = self._driven_by_host()
+        return host.start(ids, request.sampling, reuse_prefix=request.reuse_prefix, processing=request.processing)
+
+    def _driven_by_host(self) -> EagerEngine:
+        """The engine for processors on the host, on the caches of the other one."""
+        engine = self.engine
+        if isinstance(engine, EagerEngine):
+            return engine
+        engine.discard()
+        if self._host_engine is None:
+            self._host_engine = EagerEngine(engine.target, engine.drafter, engine.policy, self.tree)
+        self._host_engine.held = engine.held
+        self._host_engine.set_policy(engine.policy)
+        return self._host_engine
 
     def _round(self) -> Round:
-        return self.engine.round()
+        return self._running.round()
 
     def _ahead(self) -> None:
-        self.engine.ahead()
+        self._running.ahead()
 
 
 def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from radar.metrics import DecodeMetrics, Round, summarize
-from radar.sampling import GREEDY, SamplingParams
+from radar.generation_request import GenerateOptions, Request, make_request
+from radar.generation_stop import first_stop
+from radar.generation_stream import TextStream
+from radar.hf_generate import generate_ids
+from radar.metrics import DecodeMetrics, Round, Tally, summarize
 
 __all__ = ["Decoder", "GenerationOutput", "Prompt", "TextStream", "end_token_ids"]
 
-Prompt = str | Sequence[int] | Tensor
+Prompt = str | Sequence[int] | Tensor | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class GenerationOutput:
         token_ids: the new tokens, an end token included if one was reached.
         text: their text without special tokens; None without a tokenizer.
         metrics: what it took.
-        finish_reason: "stop" at an end token, "length" at the limit.
+        finish_reason: "stop" at an end token, stop string or criterion, "length" at the limit, "cancelled" if the
+            stream was closed before.
     """
 
     token_ids: list[int]
@@ -40,9 +47,11 @@ class GenerationOutput:
 class Decoder(ABC):
     """Text and token limits around `_start` and `_round`; a subclass says how tokens come about.
 
-    One generation runs at a time: starting another one ends the stream of the one before with an error.
+    One generation runs at a time: starting another one ends the stream of the one before with an error, and is refused
+    while that one belongs to another thread.
 
     Args:
+        model: the transformers model that decodes.
         tokenizer: a transformers tokenizer, or None for ids only.
         eos_token_ids: ids that end a generation.
         max_length: tokens that the cache holds, prompt and output together.
@@ -51,15 +60,22 @@ class Decoder(ABC):
 
     engine_name = ""
 
-    def __init__(self, *, tokenizer: Any, eos_token_ids: Sequence[int], max_length: int, vocab_size: int) -> None:
+    def __init__(
+        self, model: Any, *, tokenizer: Any, eos_token_ids: Sequence[int], max_length: int, vocab_size: int
+    ) -> None:
+        self.model = model
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_length = max_length
         self.vocab_size = vocab_size
         self._generation = 0
+        self._open: Callable[[], Generator[Round] | None] = lambda: None
+        self._thread = 0  # that took the last step of the open generation
+        self._opening = threading.Lock()
+        self._tally = Tally()
 
     @abstractmethod
-    def _start(self, input_ids: list[int], sampling: SamplingParams) -> Round:
+    def _start(self, request: Request) -> Round:
         """Take a prompt and return its first token."""
 
     @abstractmethod
@@ -70,46 +86,65 @@ class Decoder(ABC):
     def _ahead(self) -> None:
         """Start on the next round, if the decoder can work while the last one's tokens are dealt with."""
 
-    def rounds(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> Iterator[Round]:
-        """Generate round by round.
+    @property
+    def metrics(self) -> DecodeMetrics:
+        """The running total over every generation of this decoder, those that were cancelled included."""
+        return self._tally.summary(self.engine_name)
+
+    def rounds(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generator[Round]:
+        """Generate round by round; for one seed every decoder, tree and policy gives one text.
 
         Args:
-            prompt: text, token ids, or a tensor of ids [P] or [1, P].
-            max_new_tokens: exact limit of the output; None: as many as the cache holds.
-            sampling: how to choose tokens; None: greedy. For one seed every decoder, tree and policy gives one text.
+            prompt: text, token ids, a tensor of ids [P] or [1, P], or chat messages (dicts with "role" and "content"),
+                which go through the tokenizer's chat template. A conversation goes on from what the caches hold of it.
+            options: see `GenerateOptions`.
 
         Yields:
-            First the prompt's pass with one token, then a `Round` each, cut at an end token or the limit.
+            First the prompt's pass with one token, then a `Round` each, cut at an end of the text or the limit.
 
         Raises:
             ValueError: before any work, if the prompt is empty, too long, or holds ids that the target does not know,
-                or if the limit is not positive or does not fit.
+                if the limit is not positive or does not fit, or an option is wrong.
+            RuntimeError: if a generation of another thread has not ended yet.
         """
-        input_ids = self.encode(prompt)
-        limit = self._limit(len(input_ids), max_new_tokens)
-        self._generation += 1
-        return self._run(input_ids, limit, sampling or GREEDY, self._generation)
+        return self._open_generation(self._request(prompt, options))
 
-    def stream(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> TextStream:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """Generate and hand out text as it becomes certain; see `rounds` for the arguments and errors."""
         if self.tokenizer is None:
             raise ValueError("stream needs a tokenizer; pass tokenizer= to the decoder, or use rounds for token ids")
-        return TextStream(self, self.rounds(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
+        return TextStream(self.tokenizer, self.rounds(prompt, **options), self._output)
 
-    def generate(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> GenerationOutput:
-        """Generate to the end; see `rounds` for the arguments and errors."""
+    def generate(self, prompt: Prompt, *, streamer: Any = None, **options: Unpack[GenerateOptions]) -> GenerationOutput:
+        """Generate to the end; see `rounds` for the arguments and errors.
+
+        Args:
+            streamer: gets the prompt [1, P], then each token [1], by `put`, and `end` when there are no more, as
+                transformers' streamers do.
+        """
+        request = self._request(prompt, options)
         started = time.perf_counter()
-        rounds = list(self.rounds(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
+        rounds = self._collect(request, streamer)
         return self._output(rounds, time.perf_counter() - started)
 
+    def generate_ids(self, inputs: Tensor | None = None, **arguments: Any) -> Any:
+        """transformers' `model.generate`, decoded here: its arguments, defaults and results.
+
+        Args:
+            inputs: token ids [1, P].
+            arguments: of transformers' `generate`, and `seed`; `radar.hf_generate.ARGUMENTS` lists what is supported.
+                Without a seed the noise follows `torch.manual_seed`.
+
+        Returns:
+            Prompt and output [1, P + N], or with `return_dict_in_generate=True` a `RadarGenerateOutput`.
+
+        Raises:
+            ValueError: for an argument that cannot be honoured, by its name.
+        """
+        return generate_ids(self, inputs, arguments)
+
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, checked. Text is tokenized with the tokenizer's special tokens, no chat template."""
+        """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("a text prompt needs a tokenizer; pass tokenizer= to the decoder, or token ids")
@@ -122,6 +157,8 @@ class Decoder(ABC):
                     f"prompt ids must be integers of shape [P] or [1, P], got {prompt.dtype} {list(prompt.shape)}"
                 )
             ids = prompt.flatten().tolist()
+        elif _is_chat(prompt):
+            ids = self._encode_chat(prompt)
         else:
             ids = list(prompt)
         if not ids:
@@ -131,6 +168,22 @@ class Decoder(ABC):
         if wrong:
             raise ValueError(f"prompt ids must be integers from 0 to {self.vocab_size - 1}, got {wrong[0]!r}")
         return ids
+
+    def _encode_chat(self, messages: Any) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass text")
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
+        return make_request(
+            self.encode(prompt),
+            options,
+            tokenizer=self.tokenizer,
+            end_token_ids=self.eos_token_ids,
+            limit_of=self._limit,
+            is_chat=_is_chat(prompt),
+        )
 
     def _limit(self, prompt_length: int, max_new_tokens: int | None) -> int:
         room = self.max_length - prompt_length
@@ -150,36 +203,90 @@ class Decoder(ABC):
             )
         return max_new_tokens
 
-    def _run(self, input_ids: list[int], limit: int, sampling: SamplingParams, generation: int) -> Iterator[Round]:
-        step: Callable[[], Round] = functools.partial(self._start, input_ids, sampling)
+    def _open_generation(self, request: Request) -> Generator[Round]:
+        with self._opening:
+            running, here = self._open(), threading.get_ident()
+            foreign = (
+                running is not None
+                and inspect.getgeneratorstate(running) != inspect.GEN_CLOSED
+                and self._thread != here
+            )
+            if foreign and any(thread.ident == self._thread for thread in threading.enumerate()):
+                raise RuntimeError(
+                    "this decoder is in the middle of a generation of another thread: end or close that one first, "
+                    "put a lock around the decoder, or make a decoder for each thread"
+                )
+            self._generation += 1
+            self._thread = here
+            generation = self._run(request, self._generation)
+            self._open = weakref.ref(generation)
+        return generation
+
+    def _run(self, request: Request, generation: int) -> Generator[Round]:
+        step: Callable[[], Round] = functools.partial(self._start, request)
+        text = list(request.input_ids)
+        scores: list[Tensor] | None = None if request.processing is None else []
         while True:
             if generation != self._generation:
                 raise RuntimeError("this generation ended because another one was started on the same decoder")
+            self._thread = threading.get_ident()  # a stream may be read from one thread after the other
+            started = time.perf_counter()
             with torch.inference_mode():
                 item = step()
-            item.tokens = self._cut(item.tokens, limit)
-            limit -= len(item.tokens)
-            ended = limit <= 0 or item.tokens[-1] in self.eos_token_ids
-            if not ended:
-                with torch.inference_mode():
+                self._cut(item, request, text, scores)
+                if item.finish_reason is None:
                     self._ahead()
+            self._tally.add(item)
+            self._tally.num_generations += item.is_prefill
+            self._tally.seconds += time.perf_counter() - started
             yield item
-            if ended:
+            if item.finish_reason is not None:
                 return
             step = self._round
 
-    def _cut(self, tokens: list[int], limit: int) -> list[int]:
-        for index, token in enumerate(tokens[:limit]):
-            if token in self.eos_token_ids:
-                return tokens[: index + 1]
-        return tokens[:limit]
+    def _cut(self, item: Round, request: Request, text: list[int], scores: list[Tensor] | None) -> None:
+        """End a round's tokens where the text ends, say why in `finish_reason`, and add them to `text`."""
+        left = request.limit - (len(text) - len(request.input_ids))
+        tokens = item.tokens[:left]
+        end = next((i + 1 for i, token in enumerate(tokens) if token in request.end_token_ids), None)
+        tokens = tokens[:end]
+        if scores is not None and item.scores is not None:
+            scores.extend(item.scores[: len(tokens)].split(1))
+        if request.criteria:
+            known = None if scores is None else tuple(scores)
+            stop = first_stop(request.criteria, text, tokens, self.model.device, known)
+            end = end if stop is None else stop
+            tokens = tokens[:end]
+        item.tokens = tokens
+        if item.scores is not None and item.logits is not None:
+            item.logits, item.scores = item.logits[: len(tokens)], item.scores[: len(tokens)]
+        item.finish_reason = "stop" if end is not None else "length" if len(tokens) == left else None
+        text.extend(tokens)
+
+    def _collect(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> list[Round]:
+        """Run a generation to its end, and feed a streamer of transformers' kind."""
+        rounds = []
+        if streamer is not None and put_prompt:
+            streamer.put(torch.tensor([request.input_ids]))
+        try:
+            for item in self._open_generation(request):
+                rounds.append(item)
+                for token in item.tokens if streamer is not None else ():
+                    streamer.put(torch.tensor([token]))
+        finally:
+            if streamer is not None:
+                streamer.end()  # after an error too: a reader in another thread would wait for ever
+        return rounds
 
     def _output(self, rounds: list[Round], seconds: float) -> GenerationOutput:
         token_ids = [token for item in rounds for token in item.tokens]
         text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        ended = bool(token_ids) and token_ids[-1] in self.eos_token_ids
-        metrics = summarize(rounds, seconds, self.engine_name)
-        return GenerationOutput(token_ids, text, metrics, "stop" if ended else "length")
+        reason = rounds[-1].finish_reason if rounds else None
+        return GenerationOutput(token_ids, text, summarize(rounds, seconds, self.engine_name), reason or "cancelled")
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str | Tensor) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -190,54 +297,3 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     if ids is None:
         return []
     return [int(ids)] if isinstance(ids, int) else [int(token) for token in ids]
-
-
-class TextStream(Iterator[str]):
-    """Pieces of text; their concatenation is the output's text. `output` is there once the stream has ended.
-
-    Characters that span several tokens are held back until they are whole.
-    """
-
-    def __init__(self, decoder: Decoder, rounds: Iterator[Round]) -> None:
-        self._decoder = decoder
-        self._source = rounds
-        self._rounds: list[Round] = []
-        self._ids: list[int] = []
-        self._shown = 0  # tokens whose text is out
-        self._anchor = 0  # decode from here, so that a piece keeps the spacing that its context gives it
-        self._seconds = 0.0
-        self._ended = False
-
-    def __iter__(self) -> TextStream:
-        return self
-
-    def __next__(self) -> str:
-        while not self._ended:
-            started = time.perf_counter()
-            item = next(self._source, None)
-            self._seconds += time.perf_counter() - started
-            if item is None:
-                self._ended = True
-            else:
-                self._rounds.append(item)
-                self._ids.extend(item.tokens)
-            piece = self._advance()
-            if piece:
-                return piece
-        raise StopIteration
-
-    def _advance(self) -> str:
-        decode = self._decoder.tokenizer.decode
-        before: str = decode(self._ids[self._anchor : self._shown], skip_special_tokens=True)
-        after: str = decode(self._ids[self._anchor :], skip_special_tokens=True)
-        if len(after) <= len(before) or (after.endswith("\ufffd") and not self._ended):
-            return ""
-        self._anchor, self._shown = self._shown, len(self._ids)
-        return after[len(before) :]
-
-    @property
-    def output(self) -> GenerationOutput:
-        """The finished generation. Raises RuntimeError while text is still to come."""
-        if not self._ended:
-            raise RuntimeError("the stream has not ended yet: iterate over it first")
-        return self._decoder._output(self._rounds, self._seconds)

@@ -17,15 +17,16 @@ LAYERS = [
     {"radar.attend"},
     {"radar.target", "radar.draft", "radar.policy", "radar.verify"},
     {"radar.engine"},
-    {"radar.generation"},
+    {"radar.generation", "radar.hf_generate"},
     {"radar.decoder", "radar.autoregressive"},
+    {"radar.custom_generate"},
     {"radar"},
     {"radar.prompts", "radar.compare", "radar.profile", "radar.doctor", "radar.verify_text", "radar.train"},
     {"radar.cli"},
 ]
 ONLY_IN = {
     "triton": ("radar_kernels",),
-    "transformers": ("radar.target", "radar.compare"),
+    "transformers": ("radar.target", "radar.compare", "radar.hf_generate"),
     "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm"),
 }
 

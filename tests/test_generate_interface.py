@@ -1,0 +1,393 @@
+"""`generate_ids` and `custom_generate` take what transformers' `generate` takes, or refuse it by name."""
+
+import inspect
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import DEVICE, VOCAB, tiny_draft, tiny_target
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TextStreamer,
+    WatermarkingConfig,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
+
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarGenerateOutput, TreeConfig, radar_generate
+from radar.hf_generate import ARGUMENTS, CALL_ARGUMENTS
+
+PROMPT = torch.tensor([[5, 3, 2, 8, 1, 4]], device=DEVICE)
+TREE = TreeConfig(total_tokens=20, max_calls=6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_target()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(str(Path(str(files("radar"))) / "assets" / "target"))
+
+
+@pytest.fixture(scope="module")
+def ours(model):
+    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return AutoregressiveDecoder(model, max_length=200, compile=False)
+
+
+class Recorder:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self):
+        self.prompt, self.tokens, self.ended = None, [], 0
+
+    def put(self, value):
+        if self.prompt is None:
+            self.prompt = value.tolist()
+        else:
+            assert value.shape == (1,)
+            self.tokens.append(int(value))
+
+    def end(self):
+        self.ended += 1
+
+
+class NoRepeat(LogitsProcessor):
+    """Forbids what the text's last three tokens are, and notes every text it is asked about."""
+
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, input_ids, scores):
+        self.texts.append(input_ids[0].tolist())
+        scores = scores.clone()
+        scores[0, input_ids[0, -3:]] = -torch.inf
+        return scores
+
+
+class EvenLength(StoppingCriteria):
+    """Ends a text at a certain token, if its length is even."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores, **kwargs):
+        wanted = int(input_ids[0, -1]) == self.token and input_ids.shape[1] % 2 == 0
+        return torch.tensor([wanted], device=input_ids.device)
+
+
+# all of them greedy: transformers' own noise is another one
+GREEDY = {
+    "nothing": {},
+    "max_length": {"max_length": 31},
+    "eos_token_id": {"eos_token_id": [9, 11], "pad_token_id": 0, "max_new_tokens": 60},
+    "min_new_tokens": {"eos_token_id": [9, 11, 3], "pad_token_id": 0, "min_new_tokens": 12, "max_new_tokens": 60},
+    "repetition_penalty": {"repetition_penalty": 1.3, "max_new_tokens": 40},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2, "max_new_tokens": 40},
+    "encoder": {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2, "max_new_tokens": 40},
+    "bad_words_ids": {"bad_words_ids": [[3], [4, 5]], "max_new_tokens": 40},
+    "suppress_tokens": {"suppress_tokens": [2, 7], "begin_suppress_tokens": [1], "max_new_tokens": 40},
+    "sequence_bias": {"sequence_bias": {(3,): 4.0, (2, 5): -3.0}, "max_new_tokens": 40},
+    "forced_eos_token_id": {"forced_eos_token_id": 4, "eos_token_id": 4, "pad_token_id": 0, "max_new_tokens": 25},
+    "length_penalty": {
+        "exponential_decay_length_penalty": (5, 1.5), "eos_token_id": 4, "pad_token_id": 0, "max_new_tokens": 40,
+    },
+    "remove_invalid_values": {"remove_invalid_values": True, "renormalize_logits": True, "max_new_tokens": 30},
+    "watermarking_config": {"watermarking_config": WatermarkingConfig(bias=3.0), "max_new_tokens": 30},
+    "generation_config": {"generation_config": GenerationConfig(max_new_tokens=33, repetition_penalty=1.2)},
+    "prefix_allowed_tokens_fn": {
+        "prefix_allowed_tokens_fn": lambda batch, ids: list(range(int(ids[-1]) % 2, VOCAB, 2)), "max_new_tokens": 40,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_greedy_texts_are_those_of_transformers(name, model, ours, plain):
+    expected = model.generate(PROMPT, do_sample=False, **GREEDY[name])
+    for decoder in (ours, plain):
+        found = decoder.generate_ids(PROMPT, do_sample=False, **GREEDY[name])
+        assert found.tolist() == expected.tolist()
+        assert (found.dtype, found.device) == (expected.dtype, expected.device)
+
+
+def test_the_inputs_may_be_named(model, ours):
+    expected = model.generate(PROMPT, max_new_tokens=20).tolist()
+    mask = torch.ones_like(PROMPT)
+    assert ours.generate_ids(input_ids=PROMPT, attention_mask=mask, max_new_tokens=20).tolist() == expected
+    assert ours.generate_ids(inputs=PROMPT, num_return_sequences=1, num_beams=1, max_new_tokens=20).tolist() == expected
+
+
+def test_the_models_own_generation_config_counts(ours):
+    model = tiny_target()
+    model.generation_config.update(repetition_penalty=1.3, max_new_tokens=17)
+    decoder = RadarDecoder(model, draft=tiny_draft(), tree=TREE, policy=FixedDepth(3), max_length=64, compile=False)
+    assert decoder.generate_ids(PROMPT).tolist() == model.generate(PROMPT).tolist()
+    assert decoder.generate_ids(PROMPT).tolist() != ours.generate_ids(PROMPT, max_new_tokens=17).tolist()
+
+
+def test_processors_are_called_once_a_token_with_the_text_so_far(model, ours, plain):
+    theirs, mine, third = NoRepeat(), NoRepeat(), NoRepeat()
+    expected = model.generate(PROMPT, logits_processor=LogitsProcessorList([theirs]), max_new_tokens=40)
+    before = ours.metrics.num_host_processed_tokens
+    assert ours.generate_ids(PROMPT, logits_processor=[mine], max_new_tokens=40).tolist() == expected.tolist()
+    assert mine.texts[:40] == theirs.texts  # what follows was accepted beyond the limit
+    assert len(mine.texts) <= 40 + TREE.max_calls
+    assert ours.metrics.num_host_processed_tokens - before == 40
+    assert plain.generate_ids(PROMPT, logits_processor=[third], max_new_tokens=40).tolist() == expected.tolist()
+    assert third.texts == theirs.texts
+
+
+def test_no_processor_is_asked_behind_the_end(model, ours):
+    ends = [9, 11]
+    processor = NoRepeat()
+    options = {"eos_token_id": ends, "pad_token_id": 0, "max_new_tokens": 60}
+    expected = model.generate(PROMPT, logits_processor=[NoRepeat()], **options)
+    assert ours.generate_ids(PROMPT, logits_processor=[processor], **options).tolist() == expected.tolist()
+    assert expected[0, -1] in ends
+    assert not any(token in ends for text in processor.texts for token in text[PROMPT.shape[1] :])
+
+
+@pytest.mark.parametrize("token", range(0, VOCAB, 2))
+def test_stopping_criteria_cut_exactly(model, ours, token):
+    criteria = StoppingCriteriaList([EvenLength(token)])
+    expected = model.generate(PROMPT, stopping_criteria=criteria, max_new_tokens=50)
+    assert ours.generate_ids(PROMPT, stopping_criteria=criteria, max_new_tokens=50).tolist() == expected.tolist()
+
+
+def test_time_ends_a_text(ours):
+    assert ours.generate_ids(PROMPT, stopping_criteria=[MaxTimeCriteria(0.0)], max_new_tokens=50).shape[1] == 7
+    assert ours.generate_ids(PROMPT, max_time=0.0, max_new_tokens=50).shape[1] == 7
+
+
+def test_scores_and_logits_are_those_of_transformers(model, ours, plain):
+    for options in ({}, {"repetition_penalty": 1.3}, {"logits_processor": [NoRepeat()]}):
+        options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True} | options
+        expected = model.generate(PROMPT, max_new_tokens=21, **options)
+        for decoder in (ours, plain):
+            found = decoder.generate_ids(PROMPT, max_new_tokens=21, **options)
+            assert isinstance(found, GenerateDecoderOnlyOutput)
+            assert found.sequences.tolist() == expected.sequences.tolist()
+            for name in ("scores", "logits"):
+                rows, wanted = getattr(found, name), getattr(expected, name)
+                assert len(rows) == len(wanted) == 21
+                torch.testing.assert_close(torch.cat(rows), torch.cat(wanted), rtol=1e-4, atol=1e-4)
+            assert found.metrics.num_tokens == found.metrics.num_host_processed_tokens == 21
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7, "top_k": 6, "top_p": 0.9},
+        {"typical_p": 0.8},
+        {"epsilon_cutoff": 0.02, "eta_cutoff": 0.05},
+        {"top_h": 0.5, "top_k": 0},
+        {"renormalize_logits": True, "min_p": 0.1},
+    ],
+)
+def test_sampled_scores_are_filtered_like_those_of_transformers(options, model, ours):
+    options = {"do_sample": True} | options
+    out = ours.generate_ids(
+        PROMPT, return_dict_in_generate=True, output_scores=True, max_new_tokens=15, seed=3, **options
+    )
+    for index, row in enumerate(out.scores):
+        text = out.sequences[:, : PROMPT.shape[1] + index]
+        theirs = model.generate(text, return_dict_in_generate=True, output_scores=True, max_new_tokens=1, **options)
+        torch.testing.assert_close(row, theirs.scores[0], rtol=1e-4, atol=1e-4)
+        assert row[0, out.sequences[0, text.shape[1]]] > -torch.inf
+    assert out.logits is None
+    (out.scores[0] * torch.ones((), device=DEVICE, requires_grad=True)).sum().backward()  # ordinary tensors
+
+
+def test_a_dict_without_scores_stays_in_the_kernels(ours):
+    out = ours.generate_ids(PROMPT, return_dict_in_generate=True, max_new_tokens=12)
+    assert isinstance(out, RadarGenerateOutput)
+    assert (out.scores, out.logits, out.metrics.num_host_processed_tokens) == (None, None, 0)
+    assert out.metrics.num_tokens == 12
+
+
+SAMPLED = [
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 5},
+    {"top_p": 0.8, "top_k": 0, "repetition_penalty": 1.3},
+    {"min_p": 0.05, "top_k": 9},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLED)
+def test_one_seed_one_text_in_the_kernels_and_on_the_host(options, ours, plain):
+    """Temperature, filters and penalty by our kernels and by transformers' processors choose the same tokens."""
+    texts = []
+    for decoder in (ours, plain):
+        texts.append(decoder.generate_ids(PROMPT, do_sample=True, seed=5, max_new_tokens=40, **options).tolist())
+        out = decoder.generate_ids(
+            PROMPT, do_sample=True, seed=5, max_new_tokens=40, return_dict_in_generate=True, output_scores=True, **options
+        )  # fmt: skip
+        texts.append(out.sequences.tolist())
+    assert all(text == texts[0] for text in texts)
+    assert ours.generate_ids(PROMPT, do_sample=True, seed=6, max_new_tokens=40, **options).tolist() != texts[0]
+
+
+def test_loose_names_mean_the_same_in_generate(ours):
+    options = {"temperature": 0.8, "top_k": 7, "repetition_penalty": 1.2, "seed": 4, "max_new_tokens": 40}
+    expected = ours.generate_ids(PROMPT, do_sample=True, **options)[0, PROMPT.shape[1] :].tolist()
+    assert ours.generate(PROMPT, **options).token_ids == expected
+    on_host = ours.generate(PROMPT, logits_processor=[lambda ids, scores: scores], **options)
+    assert on_host.token_ids == expected
+    assert on_host.metrics.num_host_processed_tokens == 40
+
+
+def test_without_a_seed_torchs_counts(ours):
+    def text():
+        return ours.generate_ids(PROMPT, do_sample=True, temperature=2.0, max_new_tokens=30).tolist()
+
+    torch.manual_seed(1)
+    first = text()
+    assert text() != first
+    torch.manual_seed(1)
+    assert text() == first
+
+
+def test_a_streamer_gets_the_prompt_the_tokens_and_the_end(ours, model):
+    theirs, mine, other = Recorder(), Recorder(), Recorder()
+    model.generate(PROMPT, streamer=theirs, max_new_tokens=20)
+    ours.generate_ids(PROMPT, streamer=mine, max_new_tokens=20)
+    ours.generate(PROMPT, streamer=other, max_new_tokens=20)
+    for found in (mine, other):
+        assert (found.prompt, found.tokens, found.ended) == (theirs.prompt, theirs.tokens, 1)
+
+
+def test_a_streamer_ends_after_an_error_too(ours):
+    def broken(ids, scores):
+        raise KeyError("broken")
+
+    streamer = Recorder()
+    with pytest.raises(KeyError, match="broken"):
+        ours.generate(PROMPT, streamer=streamer, logits_processor=[broken])
+    assert streamer.ended == 1
+
+
+def test_custom_generate(model):
+    radar = radar_generate(draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
+    theirs, mine = Recorder(), Recorder()
+    expected = model.generate(PROMPT, max_new_tokens=40, repetition_penalty=1.1, streamer=theirs)
+    found = model.generate(PROMPT, max_new_tokens=40, repetition_penalty=1.1, streamer=mine, custom_generate=radar)
+    assert found.tolist() == expected.tolist()
+    assert (mine.prompt, mine.tokens, mine.ended) == (theirs.prompt, theirs.tokens, 1)
+    assert radar.decoder.metrics.num_draft_calls > 0
+    decoder = radar.decoder
+    sampled = [
+        model.generate(PROMPT, do_sample=True, seed=s, max_new_tokens=30, custom_generate=radar).tolist()
+        for s in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert radar.decoder is decoder
+    other = tiny_target(seed=3)
+    assert other.generate(PROMPT, max_new_tokens=20, custom_generate=radar).tolist() == (
+        other.generate(PROMPT, max_new_tokens=20).tolist()
+    )
+    with pytest.raises(ValueError, match="num_beams=3: beam search is not supported"):
+        model.generate(PROMPT, num_beams=3, custom_generate=radar)
+    with pytest.raises(ValueError, match="assistant_model"):
+        model.generate(PROMPT, assistant_model=other, custom_generate=radar)
+    with pytest.raises(ValueError, match="pass draft="):
+        radar_generate(policy=FixedDepth(2))
+
+
+def test_stop_strings_end_where_transformers_ends(tokenizer):
+    """On the embedded pair, whose tokens are real ones."""
+    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256)
+    text = "def fibonacci(n):"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    free = tokenizer.decode(decoder.generate_ids(ids, max_new_tokens=60)[0, ids.shape[1] :])
+    stops = {free[i : i + n] for i in range(2, len(free) - 6, 9) for n in (1, 2, 5)} | {"never to be seen"}
+    lengths = set()
+    for stop in sorted(stops):
+        options = {"stop_strings": [stop, "another"], "tokenizer": tokenizer, "max_new_tokens": 60}
+        expected = decoder.model.generate(ids, **options)
+        assert decoder.generate_ids(ids, **options).tolist() == expected.tolist(), stop
+        found = decoder.generate(text, stop_strings=stop, max_new_tokens=60)
+        assert found.token_ids == expected[0, ids.shape[1] :].tolist()
+        lengths.add(expected.shape[1])
+    assert len(lengths) > 4
+    config = GenerationConfig(stop_strings=["\n"], max_new_tokens=60)
+    criteria = [StopStringCriteria(tokenizer, ["\n"])]
+    assert decoder.generate_ids(ids, generation_config=config).tolist() == (
+        decoder.generate_ids(ids, stopping_criteria=criteria, max_new_tokens=60).tolist()
+    )
+    assert config.stop_strings == ["\n"]  # the caller's config is left alone
+
+
+def test_text_streamer_prints_the_text(tokenizer, capsys):
+    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256)
+    out = decoder.generate("Once upon a time", streamer=TextStreamer(tokenizer, skip_prompt=True), max_new_tokens=20)
+    assert capsys.readouterr().out.strip() == out.text.strip()
+
+
+REFUSED = {
+    "num_beams": 4, "num_beam_groups": 2, "num_return_sequences": 3, "guidance_scale": 1.5, "penalty_alpha": 0.6,
+    "dola_layers": "high", "constraints": [1], "force_words_ids": [[1]], "prompt_lookup_num_tokens": 3,
+    "output_attentions": True, "output_hidden_states": True, "use_cache": False, "cache_implementation": "offloaded",
+    "low_memory": True, "length_penalty": 2.0, "early_stopping": True, "assistant_early_exit": 2,
+    "decoder_start_token_id": 3, "prefill_chunk_size": 4, "num_assistant_tokens": 3, "diversity_penalty": 0.5,
+    "is_assistant": True, "max_cache_len": 5, "use_mtp": True, "cache_config": {"a": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_honoured_is_refused_by_name(name, ours):
+    options = {name: REFUSED[name]} | ({"do_sample": True} if name == "num_return_sequences" else {})
+    with pytest.raises(ValueError, match=f"RADAR cannot honour {name}="):
+        ours.generate_ids(PROMPT, max_new_tokens=5, **options)
+    with pytest.raises(ValueError, match=f"unknown argument '{name}'.*generate_ids"):
+        ours.generate(PROMPT, max_new_tokens=5, **{name: REFUSED[name]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": PROMPT.repeat(2, 1)}, r"one prompt at a time.*\[2, 6\]"),
+        ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])}, "attention_mask with zeros"),
+        ({"position_ids": torch.arange(3, 9)[None]}, "positions count from 0"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32)}, "pass input_ids"),
+        ({"assistant_model": "small"}, "assistant_model='small'"),
+        ({"custom_generate": "some/repo"}, "custom_generate='some/repo'"),
+        ({"negative_prompt_ids": PROMPT}, "negative_prompt_ids"),
+        ({"temprature": 0.5}, "does not know the argument temprature"),
+        ({"max_new_tokens": 1000}, "at most 194 fit"),
+        ({"stop_strings": "x"}, "needs a tokenizer"),
+    ],
+)
+def test_bad_calls_are_refused(options, message, ours):
+    with pytest.raises(ValueError, match=message):
+        ours.generate_ids(**{"inputs": PROMPT} | options)
+
+
+def test_every_argument_of_this_transformers_is_in_the_table():
+    """Fails where a release brings an argument that nobody has decided on."""
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert known - set(ARGUMENTS) == set()
+    calls = {name for name in inspect.signature(GenerationMixin.generate).parameters if name not in ("self", "kwargs")}
+    assert calls - set(CALL_ARGUMENTS) == set()
+    defaults = {k: v for k, v in vars(GenerationConfig()).items() if k in ARGUMENTS}
+    defaults |= getattr(GenerationConfig, "_get_default_generation_params", dict)()
+    refused = [k for k, v in defaults.items() if ARGUMENTS[k].values is not None and v not in ARGUMENTS[k].values]
+    assert refused == []
+
+
+def test_an_argument_that_is_not_in_the_table_is_refused(ours, monkeypatch):
+    monkeypatch.delitem(ARGUMENTS, "typical_p")
+    with pytest.raises(ValueError, match="does not know the argument typical_p"):
+        ours.generate_ids(PROMPT, max_new_tokens=5, typical_p=0.9)
