@@ -1,1 +1,1 @@
-"""Scripts that make pairs: the embedded default, and laboratory pairs that are widened to the shapes of large models."""
+"""Scripts that make pairs: the embedded default, and laboratory pairs that take the shapes of large models."""

@@ -1,6 +1,7 @@
 """Folders through a door that lets only small files pass: `python -m bench.lab.pieces split FOLDER OUT`.
 
-`python -m bench.lab.pieces join OUT FOLDER` is the way back. The pieces of OUT are one tar archive, cut; `join` refuses them unless all are there as they were cut.
+`python -m bench.lab.pieces join OUT FOLDER` is the way back. The pieces of OUT are one tar archive, cut; `join` refuses
+them unless all are there as they were cut.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train one laboratory pair within a budget: target, its own text, head, and what the head gets accepted.
 
-`python -m bench.lab.train_pair llama --data .lab/data --out .lab/pairs/llama` takes about eight minutes on a GPU. Writes
+`python -m bench.lab.train_pair llama --out .lab/pairs/llama` takes about eight minutes on a GPU. Writes
 OUT/target, OUT/draft and OUT/pair.json. The stages are processes of their own, and what an earlier call finished is
 kept: the same command goes on where the last one stopped. `--data` is what `bench.lab.data` made (for pairs of size
 "lab" with `--vocab 16384 --python-tokens 99000000`, where there is that much Python).

@@ -1,0 +1,171 @@
+"""The stop policies of an end-to-end comparison, fitted to one pair, one temperature and one cost table.
+
+Everything is chosen by replay on rounds of prompts that measure nothing: the networks train on `train`, thresholds and
+the published reward's alpha are chosen on `develop-*`, the best fixed setting of a task on the set nearest to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.lab.record_pair import NODES, SOURCES, TASKS, TREE, develop_set, rounds_of
+from radar import FixedDepth, RadarPolicy, Threshold, TreeConfig
+from radar.policy.base import StopPolicy
+from radar.policy.baselines import Capped
+from radar.train.backward import fit_backward
+from radar.train.costs import CostTable
+from radar.train.dataset import RoundDataset
+from radar.train.evaluate import ATTAINABLE, BEST_FIXED, evaluate
+from radar.train.policy import train_policy
+from radar.train.replay import replay
+from radar.train.rounds import concatenate
+from radar.train.tune import tune, tune_fixed_depth
+
+__all__ = ["METHODS", "Choice", "choose_policies", "predict", "setting"]
+
+EAGLE3, FIXED, THRESHOLD, PUBLISHED, RADAR = METHODS = ("eagle3", "best_fixed", "threshold", "published", "radar")
+ALPHAS = (0.01, 0.03, 0.06, 0.09)  # the published grid's range
+THRESHOLDS = [i / 50 for i in range(1, 50)]
+EAGLE3_TREE = TreeConfig(max_calls=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen for one pair and temperature.
+
+    Attributes:
+        fixed: (calls, nodes) by task.
+        threshold: on the beam's summed probability.
+        published, radar: folders of the networks, relative to the file's.
+        alpha: of the published reward.
+        collapsed: what training said of networks that do not read their scores, by folder.
+    """
+
+    fixed: dict[str, tuple[int, int]]
+    threshold: float
+    published: str
+    radar: str
+    alpha: float
+    collapsed: dict[str, str | None]
+
+    @classmethod
+    def load(cls, file: Path) -> Choice:
+        values = json.loads(file.read_text(encoding="utf8"))
+        values["fixed"] = {task: tuple(pair) for task, pair in values["fixed"].items()}
+        return cls(**values)
+
+
+def choose_policies(
+    rounds: Path, costs: CostTable, out: Path, *, temperature: float, epochs: int, workers: int = 1
+) -> Choice:
+    """Train and tune; writes `out/choice.json` and the networks. What an earlier call finished is kept.
+
+    Args:
+        rounds: folder that `bench.lab.record_pair` wrote.
+        costs: of the wide pair, on the device that will measure.
+        epochs: of every network.
+        workers: processes that train networks side by side.
+    """
+    file = out / "choice.json"
+    if file.is_file():
+        return Choice.load(file)
+    out.mkdir(parents=True, exist_ok=True)
+    train = rounds_of(rounds, "train", temperature)
+    develop = _joined([rounds_of(rounds, f"develop-{kind}", temperature) for kind in SOURCES])
+    shared = {"epochs": epochs, "batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
+    wanted: dict[str, dict[str, Any]] = {
+        f"published-{alpha}": {**shared, "alpha": alpha, "max_calls": EAGLE3_TREE.max_calls} for alpha in ALPHAS
+    }
+    wanted["radar"] = {**shared, "objective": "ratio", "estimator": "exact", "entropy": 0.1}
+    if workers > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            waiting = {name: pool.submit(_train, train, out / name, costs, use) for name, use in wanted.items()}
+            collapsed = {name: future.result() for name, future in waiting.items()}
+    else:
+        collapsed = {name: _train(train, out / name, costs, use) for name, use in wanted.items()}
+    alpha = tune(lambda value: _published(out / f"published-{value}"), ALPHAS, develop, costs).value
+    choice = Choice(
+        fixed={task: _best_fixed(rounds, task, temperature, costs) for task in TASKS},
+        threshold=tune(Threshold, THRESHOLDS, develop, costs).value,
+        published=f"published-{alpha}",
+        radar="radar",
+        alpha=alpha,
+        collapsed=collapsed,
+    )
+    file.write_text(json.dumps(asdict(choice), indent=1) + "\n", encoding="utf8")
+    return choice
+
+
+def _train(train: RoundDataset, out: Path, costs: CostTable, options: dict[str, Any]) -> str | None:
+    return train_policy(train, out, costs=costs, **options)["collapsed"]
+
+
+def _published(folder: Path) -> StopPolicy:
+    return Capped(RadarPolicy(folder, sample=True), EAGLE3_TREE.max_calls)
+
+
+def _joined(parts: list[RoundDataset]) -> RoundDataset:
+    """Sets of rounds as one; prompts are renumbered."""
+    numbered, offset = [], 0
+    for part in parts:
+        numbered.append(replace(part, prompt=part.prompt + offset))
+        offset += int(part.prompt.max()) + 1
+    return concatenate(numbered)
+
+
+def _best_fixed(rounds: Path, task: str, temperature: float, costs: CostTable) -> tuple[int, int]:
+    """(calls, nodes) of the fastest fixed setting on the task's development prompts."""
+    speeds = {}
+    for nodes in NODES:
+        found = tune_fixed_depth(rounds_of(rounds, develop_set(task), temperature, nodes), costs)
+        speeds |= {(int(calls), nodes): speed for calls, speed in found.curve.items()}
+    return max(speeds, key=lambda key: speeds[key])
+
+
+def setting(choice: Choice, folder: Path, method: str, task: str) -> tuple[TreeConfig, StopPolicy]:
+    """The tree and the policy of a method on a task. A method that never drafts deeper gets buffers of that depth."""
+    if method == EAGLE3:
+        return EAGLE3_TREE, FixedDepth(8)
+    if method == FIXED:
+        calls, nodes = choice.fixed[task]
+        return TreeConfig(total_tokens=nodes, max_calls=8 if calls <= 8 else TREE.max_calls), FixedDepth(calls)
+    if method == THRESHOLD:
+        return TREE, Threshold(choice.threshold)
+    if method == PUBLISHED:
+        return EAGLE3_TREE, _published(folder / choice.published)
+    return TREE, RadarPolicy(folder / choice.radar)
+
+
+def predict(
+    rounds: Path, costs: CostTable, folder: Path, choice: Choice, *, temperature: float
+) -> dict[str, dict[str, Any]]:
+    """Replay of the tasks' own rounds: by task, what each method would reach, and the oracle that the scores allow."""
+    attainable = fit_backward(rounds_of(rounds, "train", temperature), costs)
+    predicted: dict[str, dict[str, Any]] = {}
+    for task in TASKS:
+        data = rounds_of(rounds, task, temperature)
+        policies: Mapping[str, Any] = {
+            method: setting(choice, folder, method, task)[1] for method in METHODS if method != FIXED
+        }
+        rows = {row.name: row for row in evaluate(policies, data, costs, reference=EAGLE3, attainable=attainable)}
+        calls, nodes = choice.fixed[task]
+        if nodes == TREE.total_tokens:
+            rows[FIXED] = rows[BEST_FIXED]._replace(
+                tokens_per_second=replay(FixedDepth(calls), data, costs).tokens_per_time
+            )
+        predicted[task] = {
+            "rounds": len(data),
+            "tokens_per_second": {name: row.tokens_per_second for name, row in rows.items()},
+            "radar": rows[RADAR].to_dict(),
+            "best_fixed_of_these_rounds": rows[BEST_FIXED].tokens_per_second,
+            "attainable": rows[ATTAINABLE].tokens_per_second,
+        }
+    return predicted

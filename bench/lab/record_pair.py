@@ -1,0 +1,146 @@
+"""Record rounds of a small pair on sets of prompts: `python -m bench.lab.record_pair --pair .lab/pairs/llama ...`.
+
+The wide pair makes the same rounds, so the cheap ones serve to train its policies and to replay them. Several processes
+share the work with `--share 0/8`, `--share 1/8`, ...; each writes its own files, and the same command goes on where an
+earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.lab.pairs import load_pair
+from radar import FixedDepth, RadarDecoder, TreeConfig
+from radar.prompts import PromptLine, encode_prompt, load_prompts
+from radar.train.dataset import RoundDataset, read_rounds
+from radar.train.record import record
+
+__all__ = ["NODES", "SOURCES", "TASKS", "TREE", "develop_set", "prompt_sets", "rounds_of"]
+
+TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
+NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
+SOURCES = {"chat": ("codegen", "roleplay", "toolformer"), "gsm8k": ("gsm8k",), "mbpp": ("mbpp",)}
+NODES = (32, 60, 100)  # of the grid that the best fixed setting is chosen from
+TREE = TreeConfig()
+STEP = 2  # prompts between two looks at the clock
+
+
+def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: int) -> dict[str, list[PromptLine]]:
+    """Prompts by set: `train`, `develop-KIND`, and the tasks themselves, which measure and nothing else.
+
+    Args:
+        data: folder of `heldout_prompts.jsonl`, which no target was trained on to the letter.
+        prompts: folder of `q_TASK.jsonl`.
+        train, develop, limit: at most so many prompts of each kind.
+
+    Raises:
+        ValueError: a prompt that measures is among the others.
+    """
+    file = data / "heldout_prompts.jsonl"
+    lines = load_prompts(file)
+    sources = [json.loads(row).get("source") for row in file.read_text(encoding="utf8").splitlines() if row.strip()]
+    cut = len(lines) - max(1, len(lines) // 4)
+    sets = {"train": lines[:cut][:train]}
+    for kind, names in SOURCES.items():
+        near = [line for line, source in zip(lines[cut:], sources[cut:], strict=True) if source in (None, *names)]
+        sets[f"develop-{kind}"] = near[:develop]
+    for task in TASKS:
+        sets[task] = load_prompts(prompts / f"q_{task}.jsonl", limit=limit)
+    measuring = {line.text.strip() for task in TASKS for line in load_prompts(prompts / f"q_{task}.jsonl")}
+    if leaked := [line.text for line in lines if line.text.strip() in measuring]:
+        raise ValueError(
+            f"{file} holds {len(leaked)} prompts that measure, the first is {leaked[0][:60]!r}: make it anew"
+        )
+    return sets
+
+
+def rounds_of(folder: Path, name: str, temperature: float, nodes: int = TREE.total_tokens) -> RoundDataset:
+    """What all shares recorded of a set. FileNotFoundError if there is nothing."""
+    files = sorted(folder.glob(f"{_stem(name, temperature, nodes)}_*.jsonl"))
+    files = [file for file in files if b'"scores"' in file.read_bytes()]  # few short texts can leave a share no round
+    if not files:
+        raise FileNotFoundError(f"no rounds of {_stem(name, temperature, nodes)} in {folder}: record them first")
+    return read_rounds(files)
+
+
+def develop_set(task: str) -> str:
+    """The set of development prompts that are nearest to a task."""
+    return f"develop-{NEAREST[task]}"
+
+
+def _stem(name: str, temperature: float, nodes: int) -> str:
+    return f"{name}_T{temperature:g}_{nodes}"
+
+
+def jobs(sets: Iterable[str], temperatures: Sequence[float]) -> list[tuple[str, float, int]]:
+    """(set, temperature, nodes) of everything that is recorded; development prompts for every node count."""
+    return [
+        (name, temperature, nodes)
+        for temperature in temperatures
+        for name in sets
+        for nodes in (NODES if name.startswith("develop-") else (TREE.total_tokens,))
+    ]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pair", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of heldout_prompts.jsonl")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of the tasks' prompts, q_TASK.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rounds")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--train", type=int, default=300, help="training prompts")
+    parser.add_argument("--develop", type=int, default=16, help="development prompts of every kind")
+    parser.add_argument("--limit", type=int, default=40, help="measuring prompts of every task")
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--share", default="0/1", help="this process and how many there are")
+    parser.add_argument("--seconds", type=float, default=500.0)
+    args = parser.parse_args(argv)
+    deadline = time.monotonic() + args.seconds
+    index, count = (int(part) for part in args.share.split("/"))
+    if not 0 <= index < count:
+        parser.error(f"--share takes I/N with I below N, got {args.share}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    small = load_pair(args.pair, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    sets = prompt_sets(args.data, args.prompts, train=args.train, develop=args.develop, limit=args.limit)
+    args.out.mkdir(parents=True, exist_ok=True)
+    room = 1024
+    decoders = {
+        nodes: RadarDecoder(
+            small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room,
+            tree=TreeConfig(total_tokens=nodes, max_calls=TREE.max_calls), engine="eager",
+        )
+        for nodes in NODES
+    }  # fmt: skip
+    for name, temperature, nodes in jobs(sets, args.temperatures):
+        texts = [encode_prompt(line, small.tokenizer) for line in sets[name]]
+        texts = [text for text in texts if len(text) + args.new_tokens <= room][index::count]
+        out = args.out / f"{_stem(name, temperature, nodes)}_{index}-of-{count}.jsonl"
+        if len(
+            {file.stem.split("-of-")[1] for file in args.out.glob(f"{_stem(name, temperature, nodes)}_*")}
+            - {str(count)}
+        ):
+            raise ValueError(
+                f"{args.out} was begun with another number of shares than {count}: use that, or a new folder"
+            )
+        for done in range(STEP, len(texts) + STEP, STEP):
+            if time.monotonic() > deadline:
+                print(f"share {args.share}: out of time in {out.name}", flush=True)
+                return 3
+            record(
+                decoders[nodes], texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature,
+                seed=index, progress=False,
+            )  # fmt: skip
+    print(f"share {args.share}: all recorded", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,253 @@
+"""The end-to-end comparison: its statistics by hand, and the whole pipeline on tiny shapes."""
+
+import json
+import math
+
+import pytest
+import torch
+from fakes import tiny_draft, tiny_target
+
+import radar
+from bench import end_to_end
+from bench.lab import pieces
+from bench.lab.data import save_tokenizer, train_tokenizer
+from bench.lab.policies import METHODS
+from bench.lab.record_pair import TASKS, prompt_sets
+from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, flat, geometric_mean, over, summarise
+from bench.shapes import Geometry
+from radar.draft.checkpoint import save_draft
+
+VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
+ISSUE_KEYS = [
+    "radar_over_ar_min", "radar_over_ar_max", "radar_over_generate_geomean", "radar_over_eagle3_geomean",
+    "radar_over_best_fixed_geomean", "radar_over_published_geomean", "radar_over_threshold_geomean",
+    "draft_calls_change", "acceptance_change", "oracle_gap_closed", "replay_error", "commit", "command",
+]  # fmt: skip
+
+
+def run(method, prompt, tokens, seconds, *, task="gsm8k", repeat=0, temperature=0.0, pair="a", calls=8, rounds=4):
+    return {
+        "pair": pair, "task": task, "temperature": temperature, "method": method, "prompt": prompt, "repeat": repeat,
+        "tokens": tokens, "seconds": seconds, "rounds": rounds, "calls": calls, "accepted": tokens - rounds,
+        "stops": {"2": rounds}, "text": "same",
+    }  # fmt: skip
+
+
+def test_speeds_are_ratios_of_sums():
+    runs = [
+        run("radar", 0, 100, 1.0), run("radar", 1, 20, 3.0),  # 120 / 4 = 30
+        run("eagle3", 0, 100, 2.0), run("eagle3", 1, 20, 4.0),  # 120 / 6 = 20
+    ]  # fmt: skip
+    found = over([runs], "radar", "eagle3")
+    assert found.value == pytest.approx(1.5)
+    # two prompts: a resample holds the first twice (2), both (1.5) or the second twice (4 / 3)
+    assert found.low == pytest.approx(4 / 3)
+    assert found.high == pytest.approx(2.0)
+
+
+def test_a_ratio_that_no_prompt_changes_has_no_interval():
+    runs = [run(name, p, 10 * (p + 1), t * (p + 1)) for p in range(5) for name, t in (("radar", 1.0), ("eagle3", 3.0))]
+    found = over([runs], "radar", "eagle3")
+    assert found == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_cells_count_by_their_geometric_mean():
+    fast = [run(name, p, 10, t) for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 4.0))]
+    slow = [run(name, p, 10, t) for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 1.0))]
+    assert over([fast, slow], "radar", "eagle3").value == pytest.approx(2.0)
+    assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
+
+
+def test_repeats_of_a_prompt_are_one_draw():
+    """Repeats add to their prompt's sums: a second one of the same prompt narrows nothing."""
+    places = [(p, r, name, t) for p in range(4) for r in range(2) for name, t in (("radar", 1), ("eagle3", 3))]
+    runs = [run(name, p, 10, t + p, repeat=r) for p, r, name, t in places]
+    once = [one for one in runs if one["repeat"] == 0]
+    assert over([runs], "radar", "eagle3") == pytest.approx(over([once], "radar", "eagle3"))
+
+
+def test_a_prompt_that_was_cut_off_is_left_out():
+    runs = [run("radar", 0, 10, 1.0), run("eagle3", 0, 10, 1.0), run("radar", 1, 10, 1.0)]
+    (kept,) = cells_of(runs).values()
+    assert {(one["method"], one["prompt"]) for one in kept} == {("radar", 0), ("eagle3", 0)}
+
+
+def full_runs():
+    """Two cells; RADAR is 3 and 4 times as fast as one token at a time."""
+    seconds = {AUTOREGRESSIVE: 12.0, "eagle3": 5.0, "best_fixed": 4.8, "threshold": 4.1, "published": 4.4, "radar": 4.0}
+    runs = []
+    for task, factor in (("gsm8k", 1.0), ("mbpp", 0.75)):
+        for prompt in range(3):
+            for method, time in seconds.items():
+                time = time * factor if method == "radar" else time
+                runs.append(run(method, prompt, 60, time, task=task, calls=24 if method == "radar" else 32, rounds=4))
+    return runs
+
+
+def predictions():
+    speeds = {"radar": 126.0, "eagle3": 100.0, "best_fixed": 104.0}
+    one = {
+        "tokens_per_second": speeds, "best_fixed_of_these_rounds": 105.0, "attainable": 131.25,
+    }  # fmt: skip
+    return {"a": {"0": {"gsm8k": one, "mbpp": one}}}
+
+
+def test_the_flat_summary_by_hand():
+    generated = {"a": {"dynamic": {"tokens_per_second": 2.0}, "static": {"tokens_per_second": 3.0}}}
+    summary = summarise(full_runs(), generated, predictions())
+    short = flat(summary, commit="abc", command="python -m bench.end_to_end")
+    assert list(short) == list(FLAT_KEYS) == ISSUE_KEYS
+    root = math.sqrt(1 / 0.75)  # one of the two cells is that much faster
+    assert short["radar_over_ar_min"] == pytest.approx(3.0)
+    assert short["radar_over_ar_max"] == pytest.approx(4.0)
+    assert short["radar_over_eagle3_geomean"] == pytest.approx(1.25 * root)
+    assert short["radar_over_best_fixed_geomean"] == pytest.approx(1.2 * root)
+    assert short["radar_over_published_geomean"] == pytest.approx(1.1 * root)
+    assert short["radar_over_threshold_geomean"] == pytest.approx(1.025 * root)
+    assert short["radar_over_generate_geomean"] == pytest.approx(math.sqrt(15 / 3 * 20 / 3))  # over the faster cache
+    assert short["draft_calls_change"] == pytest.approx(24 / 32 - 1)
+    assert short["acceptance_change"] == 0.0
+    assert short["oracle_gap_closed"] == pytest.approx((126 / 105 - 1) / (131.25 / 105 - 1))
+    measured = 1.25 / 0.75  # of mbpp, where replay is furthest off
+    assert short["replay_error"] == pytest.approx(abs(1.26 / measured - 1))
+    assert short["commit"] == "abc"
+    cell = summary["cells"]["a gsm8k T=0"]
+    assert (cell["texts"], cell["texts_identical"], cell["prompts"]) == (3, 3, 3)
+    assert cell["methods"]["radar"]["stop_histogram"] == {"2": 12}
+
+
+def test_what_was_not_measured_is_null():
+    short = flat(summarise(full_runs(), {}, {}), commit="abc", command="")
+    assert short["radar_over_generate_geomean"] is short["oracle_gap_closed"] is short["replay_error"] is None
+    assert short["radar_over_eagle3_geomean"] > 1
+
+
+def test_other_text_is_counted():
+    runs = full_runs()
+    runs[3]["text"] = "another"
+    assert summarise(runs, {}, {})["cells"]["a gsm8k T=0"]["texts_identical"] == 2
+
+
+def test_pieces_come_back(tmp_path):
+    folder = tmp_path / "pair"
+    (folder / "target").mkdir(parents=True)
+    (folder / "target" / "model").write_bytes(bytes(range(256)) * 40)
+    made = pieces.split(folder, tmp_path / "out", limit=4096)
+    assert len(made) > 2
+    assert max(piece.stat().st_size for piece in made) == 4096
+    pieces.join(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "target" / "model").read_bytes() == bytes(range(256)) * 40
+    made[1].write_bytes(b"x" * 4096)
+    with pytest.raises(ValueError, match="not those that were cut"):
+        pieces.join(tmp_path / "out", tmp_path / "again")
+    made[1].unlink()
+    with pytest.raises(ValueError, match="lacks piece-1"):
+        pieces.join(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A tiny pair that says few ids, and prompt files."""
+    folder = tmp_path_factory.mktemp("lab")
+    torch.manual_seed(0)
+    model = tiny_target(vocab_size=VOCAB, max_position_embeddings=2048, eos_token_id=3)
+    draft = tiny_draft(vocab_size=VOCAB, draft_vocab_size=VOCAB)
+    for layer in (model.lm_head, draft.lm_head):
+        layer.weight.data[:4] = layer.weight.data[LIVE:] = 0  # their logits are 0: among 13 others one is above
+    model.save_pretrained(folder / "pair" / "target")
+    save_draft(draft, folder / "pair" / "draft", dtype=torch.float32)
+    words = [f"{a}{b} {a * 2}{b * 3}" for a in "abcdefgh" for b in "ijklmnop"]
+    tokenizer = train_tokenizer(iter(words), VOCAB)
+    assert tokenizer.get_vocab_size() == VOCAB
+    save_tokenizer(tokenizer, folder / "pair" / "target")
+    prompts, data = folder / "prompts", folder / "data"
+    prompts.mkdir()
+    data.mkdir()
+    for task in TASKS:
+        rows = [{"turns": [f"{task} question {n}"]} for n in range(3)]
+        (prompts / f"q_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ("gsm8k", "mbpp", "codegen", "python")
+    rows = [{"prompt": f"lesson {n} of many", "chat": n % 4 < 3, "source": sources[n % 4]} for n in range(48)]
+    (data / "heldout_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+SHAPES = {
+    "llama": Geometry(
+        name="wide", layers=6, hidden_size=48, intermediate_size=64, heads=4, kv_heads=2, head_dim=16, vocabulary=400,
+        draft_vocabulary=390,
+    )
+}  # fmt: skip
+
+
+def command(lab, *more):
+    return [
+        "--pair", f"llama={lab / 'pair'}", "--data", str(lab / "data"), "--prompts", str(lab / "prompts"), "--work",
+        str(lab / "work"), "--out", str(lab / "results"), "--limit", "2", "--train", "3", "--develop", "1", "--epochs",
+        "1", "--workers", "1", "--new-tokens", "24", "--max-length", "200", "--cost-repeats", "1", *more,
+    ]  # fmt: skip
+
+
+def test_sets_keep_to_their_sources(lab):
+    sets = prompt_sets(lab / "data", lab / "prompts", train=100, develop=100, limit=2)
+    assert len(sets["train"]) == 36
+    assert len(sets["gsm8k"]) == 2
+    assert len(sets["develop-gsm8k"]) == len(sets["develop-mbpp"]) == len(sets["develop-chat"]) == 3
+    texts = [{line.text for line in lines} for name, lines in sets.items() if name in ("train", "develop-gsm8k")]
+    assert not texts[0] & texts[1]
+
+
+def test_a_prompt_that_measures_is_refused_for_training(lab, tmp_path):
+    row = json.dumps({"prompt": "mbpp question 2", "chat": True})
+    (tmp_path / "heldout_prompts.jsonl").write_text(row + "\n" + json.dumps({"prompt": "other"}) + "\n")
+    with pytest.raises(ValueError, match="holds 1 prompts that measure"):
+        prompt_sets(tmp_path, lab / "prompts", train=9, develop=9, limit=1)  # also one that the limit leaves out
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline(lab, capfd):
+    # it stops when its time is up and goes on where it was
+    stages = ["record", "costs", "policies", "replay", "measure"]
+    assert end_to_end.main(command(lab, "--seconds", "0", "--stages", *stages), SHAPES) == end_to_end.OUT_OF_TIME
+    assert end_to_end.main(command(lab, "--repeats", "1", "--stages", *stages), SHAPES) == 0
+    runs = lab / "work" / "llama" / "runs.jsonl"
+    first = runs.read_bytes()
+    runs.write_bytes(first[:-30])  # a crash tore the last line
+    assert end_to_end.main(command(lab, "--repeats", "2"), SHAPES) == 0
+    lines = [json.loads(line) for line in runs.read_text().splitlines()]
+    assert len(lines) == len(TASKS) * 2 * 2 * 2 * (1 + len(METHODS))  # prompts, repeats, temperatures
+    assert runs.read_bytes().startswith(first[: first[:-30].rfind(b"\n")])
+
+    full = json.loads((lab / "results" / "end_to_end_full.json").read_text())
+    assert len(full["cells"]) == 8
+    for cell in full["cells"].values():
+        assert cell["texts_identical"] == cell["texts"] == 4
+        assert set(cell["methods"]) == {AUTOREGRESSIVE, *METHODS}
+        assert cell["methods"]["eagle3"]["draft_calls_per_round"] == 8
+        assert cell["methods"]["eagle3"]["mean_acceptance_length"] > 1
+        assert cell["methods"]["published"]["draft_calls_per_round"] <= 8
+    # sampled text is another one for each repeat, greedy text is not
+    texts = {(run["temperature"], run["prompt"], run["repeat"]): run["text"] for run in lines if run["task"] == "mbpp"}
+    assert texts[0.0, 0, 0] == texts[0.0, 0, 1]
+    assert texts[1.0, 0, 0] != texts[1.0, 0, 1]
+    short = json.loads((lab / "results" / "end_to_end.json").read_text())
+    assert list(short) == ISSUE_KEYS
+    # random scores leave no gap to close; everything else is a number
+    assert all(short[name] is not None for name in ISSUE_KEYS if name != "oracle_gap_closed")
+    assert full["generate"]["llama"]["dynamic"]["texts_equal"] == 3
+    choice = full["pairs"]["llama"]["choices"]["T0"]
+    assert choice["fixed"].keys() == set(TASKS)
+
+
+def test_runs_of_another_device_are_not_mixed(lab, tmp_path):
+    work = tmp_path / "llama"
+    work.mkdir()
+    table = radar.train.costs.CostTable.constant(call=1.0, rest=1.0, device="another card")
+    table.save(work / "costs.json")
+    with pytest.raises(ValueError, match="another card"):
+        end_to_end.main([*command(lab, "--stages", "measure"), "--work", str(tmp_path)], SHAPES)
+
+
+def test_prompts_are_needed_to_measure():
+    with pytest.raises(SystemExit):
+        end_to_end.parse(["--stages", "measure"])
