@@ -18,29 +18,46 @@ FASTER_IN_CUBLAS: frozenset[tuple[int, int]] = frozenset()
 
 
 @jit
-def _prefetch(weight, last, K: tl.constexpr, BN: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr):
-    """Asks for the first PREFETCH elements of rows 0 .. BN - 1, none behind `last`, in L2; one request a thread."""
+def _prefetch(
+    weight, last, K: tl.constexpr, BN: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr, BULK: tl.constexpr
+):  # fmt: skip
+    """Asks for the first PREFETCH elements of rows 0 .. BN - 1, none behind `last`, in L2.
+
+    BULK: by a request a row, which a warp issues one after another; else by one for each 128 bytes, from all threads.
+    """
     PARTS: tl.constexpr = (THREADS + BN - 1) // BN
-    SIZE: tl.constexpr = PREFETCH // PARTS
+    BYTES: tl.constexpr = PREFETCH * (weight.dtype.element_ty.primitive_bitwidth // 8)
     lane = tl.arange(0, BN * PARTS)
-    address = (weight + tl.minimum(lane // PARTS, last) * K + lane % PARTS * SIZE).to(tl.int64)
-    size = tl.full([BN * PARTS], SIZE * (weight.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
-    asm: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;"
-    tl.inline_asm_elementwise(asm, "=r,l,r", [address, size], dtype=tl.int32, is_pure=False, pack=1)
+    address = (weight + tl.minimum(lane // PARTS, last) * K).to(tl.int64)
+    if BULK:
+        size = tl.where(lane % PARTS == 0, BYTES, 0)
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+            "=r,l,r", [address, size], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        address += lane % PARTS * 128
+        for _ in tl.static_range(BYTES // (128 * PARTS)):
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+            )
+            address += 128 * PARTS
 
 
 @jit
 def linear_kernel(
     x, weight, bias, output, x_m, rows, n,
     K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STEPS: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr, BIAS: tl.constexpr,
-    PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr, PREFETCH: tl.constexpr, BULK: tl.constexpr,
+    THREADS: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y^T = W x^T + b for BN of the N outputs and all rows; with SPLITS > 1 the sum over a part of K, in float32.
+    """y = x W^T + b for all rows and BN of the N outputs; with SPLITS > 1 the sum over a part of K, in float32.
 
-    The weights stand where a matrix product has its many rows, so that no tensor core works for padding. Their first
-    columns are asked for before the wait for the kernel in front: nobody writes weights while a model runs. x, which
-    that kernel may be writing, is read after the wait.
+    SWAP: as y^T = W x^T, where weights stand at the side of which a tensor core takes 64 at least.
+
+    The first columns of the weights are asked for before the wait for the kernel in front: nobody writes weights while
+    a model runs. x, which that kernel may be writing, is read after the wait. The release comes after the wait, as in
+    every kernel here: Inductor's kernels read what older kernels wrote before they wait, and rely on it.
     """
     first = tl.program_id(0) * BN
     split = tl.program_id(1)
@@ -52,29 +69,30 @@ def linear_kernel(
     last = n - 1 - first
     if PDL:
         if PREFETCH > 0:
-            _prefetch(weight, last, K, BN, PREFETCH, THREADS)
+            _prefetch(weight, last, K, BN, PREFETCH, THREADS, BULK)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     # outputs behind the last one are computed from its weights and not stored
     w_at = tl.minimum(i, last)[:, None] * K + k[None, :]
-    x_at = m[None, :] * x_m + k[:, None]
-    real = (m < rows)[None, :]
-    y = tl.zeros([BN, ROWS], tl.float32)
+    x_at = m[:, None] * x_m + k[None, :]
+    real = (m < rows)[:, None]
+    y = tl.zeros([BN, ROWS] if SWAP else [ROWS, BN], tl.float32)
     for step in tl.range(0, STEPS, num_stages=STAGES):
         if K % BK == 0:
-            w = tl.load(weight + step * BK + w_at)
-            x_t = tl.load(x + step * BK + x_at, mask=real, other=0.0)
+            w_part = tl.load(weight + step * BK + w_at)
+            x_part = tl.load(x + step * BK + x_at, mask=real, other=0.0)
         else:  # both, because 0 * NaN = NaN
-            inside = k < K - (split * STEPS + step) * BK
-            w = tl.load(weight + step * BK + w_at, mask=inside[None, :], other=0.0)
-            x_t = tl.load(x + step * BK + x_at, mask=real & inside[:, None], other=0.0)
-        y = tl.dot(w, x_t, y)
-    at = m[None, :] * n + (first + i)[:, None]
+            inside = (k < K - (split * STEPS + step) * BK)[None, :]
+            w_part = tl.load(weight + step * BK + w_at, mask=inside, other=0.0)
+            x_part = tl.load(x + step * BK + x_at, mask=real & inside, other=0.0)
+        y = tl.dot(w_part, tl.trans(x_part), y) if SWAP else tl.dot(x_part, tl.trans(w_part), y)
+    y = tl.trans(y) if SWAP else y
     if SPLITS > 1:
         output += split * (rows * n)
     elif BIAS:
-        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[:, None]
-    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[:, None])
+        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[None, :]
+    at = m[:, None] * n + (first + i)[None, :]
+    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[None, :])
 
 
 @jit
@@ -99,24 +117,24 @@ def combine_kernel(
 class Blocks(NamedTuple):
     """What decides how the sums over K are ordered, and how much is in flight. Never a function of the rows."""
 
-    outputs: int  # of a program: 32 by mma.sync, from 64 by wgmma
+    outputs: int  # of a program
     depth: int  # columns of a step
     splits: int  # of K
     warps: int
     shared: int  # bytes of shared memory a program may fill with stages
     prefetch: int  # bytes that all programs that run at once ask for before the wait
+    bulk: bool  # by one request a row
 
 
 def choose_blocks(*, n: int, arch: int) -> Blocks:
     """For `n` outputs: a program or two for each of about 130 multiprocessors, all of them at once where possible."""
     if arch != 90:  # no wgmma: operands pass through registers. Shared memory may be 99 KiB
-        outputs = 128 if n >= 16384 else 32
-        return Blocks(outputs, 64, 1, 4, 80_000, 12_000_000)
+        return Blocks(128 if n >= 16384 else 32, 64, 1, 4, 80_000, 12_000_000, False)
     if n >= 24576:
-        return Blocks(128, 64, 1, 4, 110_000, 12_000_000)  # two programs a multiprocessor
-    if n >= 8192:
-        return Blocks(64, 128, 1, 4, 110_000, 12_000_000)
-    return Blocks(32, 128, 1, 8, 110_000, 12_000_000)
+        return Blocks(128, 64, 1, 4, 110_000, 12_000_000, False)  # two programs a multiprocessor
+    if n > 4224:
+        return Blocks(64, 128, 1, 4, 220_000, 12_000_000, False)
+    return Blocks(32, 128, 1, 4, 220_000, 12_000_000, False)
 
 
 def skinny_plan(*, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int) -> Plan | None:
@@ -125,18 +143,20 @@ def skinny_plan(*, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, ar
         return None
     if arch == 90 and (n, k) in FASTER_IN_CUBLAS:
         return None
-    outputs, depth, splits, warps, shared, prefetch = choose_blocks(n=n, arch=arch)
-    steps, pad = -(-k // depth), max(16, next_power_of_2(rows))
+    outputs, depth, splits, warps, shared, prefetch, bulk = choose_blocks(n=n, arch=arch)
+    swap = outputs >= 64 or arch not in (0, 90)
+    pad = max(16, next_power_of_2(rows)) if swap else MAX_ROWS  # wgmma takes 64 of the first operand
+    steps, tiles = -(-k // depth), -(-n // outputs)
     while steps % splits:
         splits -= 1
-    tiles = -(-n // outputs)
-    columns = prefetch // 2 // (min(tiles * splits, 264) * outputs) // depth * depth
     stages = max(2, min(8, shared // ((outputs + pad) * depth * 2)))
+    columns = min(prefetch // (2 * outputs * min(tiles * splits, 264)), k // splits)
+    unit = 64 * max(1, 32 * warps // outputs)  # 128 bytes from every thread
     return Plan(
         grid=(tiles, splits),
         constants={
             "K": k, "ROWS": pad, "BN": outputs, "BK": depth, "STEPS": steps // splits, "SPLITS": splits,
-            "STAGES": stages, "PREFETCH": min(columns, k // splits // depth * depth), "THREADS": 32 * warps,
+            "STAGES": stages, "SWAP": swap, "PREFETCH": columns // unit * unit, "BULK": bulk, "THREADS": 32 * warps,
             "BIAS": bias, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),

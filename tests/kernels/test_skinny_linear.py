@@ -16,10 +16,10 @@ LIMITS = {  # RMS of the error over RMS of the result
     torch.bfloat16: 2.4e-3,  # one rounding to 8 bits
 }
 BLOCKS = {
-    "one split": op.Blocks(32, 64, 1, 4, 40_000, 1_000_000),
-    "wide": op.Blocks(128, 32, 1, 4, 40_000, 1_000_000),
-    "two splits": op.Blocks(64, 32, 2, 4, 40_000, 1_000_000),
-    "four splits": op.Blocks(32, 16, 4, 4, 40_000, 1_000_000),
+    "one split": op.Blocks(32, 64, 1, 4, 40_000, 1_000_000, False),
+    "wide": op.Blocks(128, 32, 1, 4, 40_000, 1_000_000, False),
+    "two splits": op.Blocks(64, 32, 2, 4, 40_000, 1_000_000, False),
+    "four splits": op.Blocks(32, 16, 4, 4, 40_000, 1_000_000, False),
 }
 SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 208), (60, 7, 16), (64, 64, 128)]
 
@@ -139,16 +139,17 @@ def test_only_padding_and_stages_depend_on_rows(n, k, arch):
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 4])
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (100, 208), (4100, 14336), (128256, 1040), (16, 16)])
+@pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("blocks", [(32, 128), (128, 64), (256, 64)])
-def test_plans_cover_all_columns_and_ask_for_nothing_outside(blocks, n, k, splits, monkeypatch):
-    monkeypatch.setattr(op, "choose_blocks", lambda **_: op.Blocks(*blocks, splits, 4, 100_000, 12_000_000))
+def test_plans_cover_all_columns_and_ask_for_nothing_outside(blocks, n, k, splits, bulk, monkeypatch):
+    monkeypatch.setattr(op, "choose_blocks", lambda **_: op.Blocks(*blocks, splits, 4, 100_000, 12_000_000, bulk))
     plan = op.skinny_plan(rows=60, n=n, k=k, dtype=torch.bfloat16, bias=False, arch=90)
     c = plan.constants
     assert plan.grid[0] * c["BN"] >= n > (plan.grid[0] - 1) * c["BN"]
     assert plan.grid[1] == c["SPLITS"]
     assert c["STEPS"] * c["SPLITS"] * c["BK"] >= k > (c["STEPS"] * c["SPLITS"] - 1) * c["BK"]
     assert (c["SPLITS"] - 1) * c["STEPS"] * c["BK"] + c["PREFETCH"] <= k
-    assert c["PREFETCH"] % (8 * max(1, c["THREADS"] // c["BN"])) == 0, "a request must be of whole 16 bytes"
+    assert c["PREFETCH"] % (64 * max(1, c["THREADS"] // c["BN"])) == 0, "every thread asks for 128 bytes"
     assert 2 <= c["STAGES"] <= 8
 
 
