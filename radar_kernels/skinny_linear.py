@@ -13,8 +13,8 @@ from radar_kernels._launch import Backend, Plan, architecture, choose_backend, j
 __all__ = ["skinny_linear"]
 
 MAX_ROWS = 64
+# (N, K) left to cuBLAS on sm_90 by measurement, for any number of rows: a switch at one of them would change the text
 FASTER_IN_CUBLAS: frozenset[tuple[int, int]] = frozenset()
-"""(N, K) that are left to cuBLAS on sm_90, whatever the number of rows: a switch at some M would change the text."""
 
 
 @jit
@@ -176,7 +176,7 @@ def combine_plan(*, size: int, splits: int, bias: bool, arch: int) -> Plan:
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # an opaque op, so that torch.compile keeps the graph whole and the launches as they are
     n, k = weight.shape
-    rows = x.numel() // k
+    rows = x.numel() // max(k, 1)
     arch = architecture(x.device)
     plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, bias=bias is not None, arch=arch)
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:

@@ -188,10 +188,11 @@ def test_leading_dimensions_and_strides(device, launched):
 
 
 @pytest.mark.parametrize(
-    "case", ["65 rows", "no rows", "K of 20", "float32", "weight by columns", "weight on 2 bytes", "backend torch"]
+    "case",
+    ["65 rows", "no rows", "K of 20", "K of 0", "float32", "weight by columns", "weight on 2 bytes", "backend torch"],
 )
 def test_everything_else_goes_to_linear(case, device, launched):
-    rows, k = {"65 rows": (65, 64), "no rows": (0, 64), "K of 20": (4, 20)}.get(case, (4, 64))
+    rows, k = {"65 rows": (65, 64), "no rows": (0, 64), "K of 20": (4, 20), "K of 0": (4, 0)}.get(case, (4, 64))
     dtype = torch.float32 if case == "float32" else torch.float16
     x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(24, k, device=device, dtype=dtype)
     if case == "weight by columns":
