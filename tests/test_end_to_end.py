@@ -1,5 +1,6 @@
 """The end-to-end comparison: its statistics by hand, and the whole pipeline on tiny shapes."""
 
+import itertools
 import json
 import math
 
@@ -7,15 +8,18 @@ import pytest
 import torch
 from fakes import tiny_draft, tiny_target
 
-import radar
-from bench import end_to_end
-from bench.lab import pieces
+from bench import end_to_end, report
+from bench.lab import alpha_ablation, pieces
+from bench.lab.calibration import calibration
 from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
 from bench.lab.record_pair import TASKS, prompt_sets
 from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, flat, geometric_mean, over, summarise
 from bench.shapes import Geometry
+from radar import TreeConfig
 from radar.draft.checkpoint import save_draft
+from radar.train.costs import CostTable
+from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
 
 VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
 ISSUE_KEYS = [
@@ -43,6 +47,18 @@ def test_speeds_are_ratios_of_sums():
     # two prompts: a resample holds the first twice (2), both (1.5) or the second twice (4 / 3)
     assert found.low == pytest.approx(4 / 3)
     assert found.high == pytest.approx(2.0)
+
+
+def test_the_interval_is_that_of_all_resamples():
+    tokens, ours, theirs = (100, 20, 60, 10), (1.0, 3.0, 2.0, 1.0), (2.0, 4.0, 2.2, 3.0)
+    runs = [run("radar", p, tokens[p], ours[p]) for p in range(4)]
+    runs += [run("eagle3", p, tokens[p], theirs[p]) for p in range(4)]
+    resamples = itertools.product(range(4), repeat=4)  # tokens are the same, so they cancel
+    every = [sum(theirs[p] for p in drawn) / sum(ours[p] for p in drawn) for drawn in resamples]
+    low, high = torch.quantile(torch.tensor(every), torch.tensor([0.025, 0.975])).tolist()
+    found = over([runs], "radar", "eagle3")
+    assert found.low == pytest.approx(low, rel=0.03)
+    assert found.high == pytest.approx(high, rel=0.03)
 
 
 def test_a_ratio_that_no_prompt_changes_has_no_interval():
@@ -128,6 +144,93 @@ def test_other_text_is_counted():
     assert summarise(runs, {}, {})["cells"]["a gsm8k T=0"]["texts_identical"] == 2
 
 
+def rounds(count=60, calls=6, k=4):
+    """Random rounds of twelve prompts, one draft token accepted for every call that the first score allows."""
+    scores = (-torch.rand(count, calls, k) * 0.4).cumsum(1).sort(dim=2, descending=True).values - 1.5
+    reached = torch.rand(count, calls).sort(dim=1).values > 0.5
+    accept = (~reached).long().cumprod(1).cumsum(1)
+    header = RoundsHeader(TreeConfig(tree_top_k=k, max_calls=calls))
+    return RoundDataset(scores, accept, torch.arange(count) // 5, torch.arange(count) % 5 + 5, header)
+
+
+def test_calibration_by_hand():
+    data = rounds(4, calls=2, k=2)
+    data.scores[:, 1] = torch.tensor([[0.30, 0.25], [0.30, 0.25], [0.05, 0.03], [0.5, 0.5]]).log()
+    data.accept_lengths[:] = torch.tensor([[1, 2], [1, 1], [0, 0], [1, 2]])
+    bins = calibration(data, 2)
+    assert [one["rounds"] for one in bins] == [1, 2, 1]
+    assert [one["observed"] for one in bins] == [0.0, 0.5, 1.0]
+    assert [one["claimed"] for one in bins] == pytest.approx([0.08, 0.55, 1.0])
+
+
+def test_the_ablation_has_a_row_for_each_alpha_and_one_without(tmp_path):
+    data = rounds()
+    file = tmp_path / "rounds.jsonl"
+    with RoundWriter(file, data.header) as writer:
+        for prompt in range(12):
+            part = data.select(data.prompt == prompt)
+            writer.write_prompt(prompt, part.position, part.scores, part.accept_lengths)
+    out = tmp_path / "alpha_ablation.json"
+    words = ["--work", str(tmp_path / "work"), "--epochs", "1", "--max-calls", "6", "4", "--out", str(out)]
+    with pytest.warns(UserWarning, match="the policy"):
+        assert alpha_ablation.main(["--rounds", str(file), *words]) == 0
+    record = json.loads(out.read_text())
+    assert record["rounds"] == 60
+    for calls in ("6", "4"):
+        curve = record["curves"][calls]
+        assert len(curve) == len(alpha_ablation.ALPHAS) + 1 >= 9
+        assert [one["alpha"] for one in curve] == [*alpha_ablation.ALPHAS, None]
+        assert all(1 <= one["draft_calls"] <= int(calls) for one in curve)
+    assert str(tmp_path) not in record["command"]
+    assert alpha_ablation.main(["--rounds", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "no.json")]) == 0
+    assert not (tmp_path / "no.json").exists()
+
+
+def result_files(folder):
+    """Small ones of every kind."""
+    machine = {"hardware": "a card", "commit": "abc"}
+    full = {"command": "python -m bench.end_to_end", "machine": machine, **summarise(full_runs(), {}, predictions())}
+    alpha = {"objective": "0.1", "alpha": 0.1, "over_eagle3": 1.1, "interval": [1.0, 1.2], "draft_calls": 5.0}
+    alpha |= {"mean_acceptance_length": 3.0, "collapsed": None}
+    curve = [alpha, {**alpha, "objective": "throughput", "alpha": None, "over_eagle3": 1.25}]
+    names = ("beam-mass threshold", "RADAR as published", "LSTM, throughput objective")
+    part = {"prefix": 1024, "verify": 4.0, "draft_calls": [0.5, 0.25, 0.25], "decision": 0.1, "select": 0.1}
+    part |= {"accept": 0.1, "commit": 0.1}
+    files = {
+        "end_to_end_full": full,
+        "alpha_ablation": {"curves": {"8": curve}},
+        "replay_policies": {"sets": {"a set": {"policies": [{"name": n, "gap_closed": 0.5} for n in names]}}},
+        "round_h200": {"parts": [part]},
+        "calibration": {"calls": {"1": [{"claimed": 0.5, "observed": 0.4, "rounds": 9}]}},
+    }
+    for name, record in files.items():
+        text = json.dumps({"command": f"python -m {name}", "machine": machine, **record})
+        (folder / f"{name}.json").write_text(text)
+
+
+def test_the_report_shows_what_is_there(tmp_path):
+    result_files(tmp_path)
+    (tmp_path / "replay_policies.json").unlink()
+    assert report.write_tables(tmp_path) == ["Share of the gap to the oracle: no replay_policies.json"]
+    text = (tmp_path / "report.md").read_text()
+    assert "| a gsm8k T=0 | 3 | 5 | 2.40 | 2.50 | 2.93 | 2.73 | 3.00 | 1.250 (1.250 to 1.250) | 3 of 3 |" in text
+    assert "Draft calls -25.0%" in text
+    assert "| 8 | throughput | 1.250 (1.000 to 1.200) | 5.00 | 3.00 |  |" in text
+    assert "| 1,024 tokens | decisions | 0.300 | 5.4% |" in text
+    assert "python -m round_h200" in text
+
+
+def test_every_figure_is_drawn(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    result_files(tmp_path)
+    assert report.write_plots(tmp_path, pyplot) == ["embedded.png: no embedded_mt_bench.json"]
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == set(report.PLOTS) - {"embedded"}
+
+
 def test_pieces_come_back(tmp_path):
     folder = tmp_path / "pair"
     (folder / "target").mkdir(parents=True)
@@ -184,7 +287,8 @@ def command(lab, *more):
     return [
         "--pair", f"llama={lab / 'pair'}", "--data", str(lab / "data"), "--prompts", str(lab / "prompts"), "--work",
         str(lab / "work"), "--out", str(lab / "results"), "--limit", "2", "--train", "3", "--develop", "1", "--epochs",
-        "1", "--workers", "1", "--new-tokens", "24", "--max-length", "200", "--cost-repeats", "1", *more,
+        "1", "--workers", "1", "--new-tokens", "24", "--max-length", "200", "--cost-repeats", "1",
+        "--repeats", "1", *more,
     ]  # fmt: skip
 
 
@@ -209,27 +313,25 @@ def test_the_whole_pipeline(lab, capfd):
     # it stops when its time is up and goes on where it was
     stages = ["record", "costs", "policies", "replay", "measure"]
     assert end_to_end.main(command(lab, "--seconds", "0", "--stages", *stages), SHAPES) == end_to_end.OUT_OF_TIME
-    assert end_to_end.main(command(lab, "--repeats", "1", "--stages", *stages), SHAPES) == 0
+    assert end_to_end.main(command(lab, "--stages", *stages), SHAPES) == 0
     runs = lab / "work" / "llama" / "runs.jsonl"
     first = runs.read_bytes()
     runs.write_bytes(first[:-30])  # a crash tore the last line
-    assert end_to_end.main(command(lab, "--repeats", "2"), SHAPES) == 0
+    assert end_to_end.main(command(lab), SHAPES) == 0
     lines = [json.loads(line) for line in runs.read_text().splitlines()]
-    assert len(lines) == len(TASKS) * 2 * 2 * 2 * (1 + len(METHODS))  # prompts, repeats, temperatures
+    assert len(lines) == len(TASKS) * 2 * 2 * (1 + len(METHODS))  # prompts, temperatures
     assert runs.read_bytes().startswith(first[: first[:-30].rfind(b"\n")])
 
     full = json.loads((lab / "results" / "end_to_end_full.json").read_text())
     assert len(full["cells"]) == 8
     for cell in full["cells"].values():
-        assert cell["texts_identical"] == cell["texts"] == 4
+        assert cell["texts_identical"] == cell["texts"] == 2
         assert set(cell["methods"]) == {AUTOREGRESSIVE, *METHODS}
         assert cell["methods"]["eagle3"]["draft_calls_per_round"] == 8
         assert cell["methods"]["eagle3"]["mean_acceptance_length"] > 1
         assert cell["methods"]["published"]["draft_calls_per_round"] <= 8
-    # sampled text is another one for each repeat, greedy text is not
-    texts = {(run["temperature"], run["prompt"], run["repeat"]): run["text"] for run in lines if run["task"] == "mbpp"}
-    assert texts[0.0, 0, 0] == texts[0.0, 0, 1]
-    assert texts[1.0, 0, 0] != texts[1.0, 0, 1]
+    texts = {(run["task"], run["prompt"], run["temperature"]): run["text"] for run in lines}
+    assert texts["mbpp", 0, 0.0] != texts["mbpp", 0, 1.0]
     short = json.loads((lab / "results" / "end_to_end.json").read_text())
     assert list(short) == ISSUE_KEYS
     # random scores leave no gap to close; everything else is a number
@@ -242,7 +344,7 @@ def test_the_whole_pipeline(lab, capfd):
 def test_runs_of_another_device_are_not_mixed(lab, tmp_path):
     work = tmp_path / "llama"
     work.mkdir()
-    table = radar.train.costs.CostTable.constant(call=1.0, rest=1.0, device="another card")
+    table = CostTable.constant(call=1.0, rest=1.0, device="another card")
     table.save(work / "costs.json")
     with pytest.raises(ValueError, match="another card"):
         end_to_end.main([*command(lab, "--stages", "measure"), "--work", str(tmp_path)], SHAPES)
