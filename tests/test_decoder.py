@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import VOCAB, hf_greedy, tiny_draft, tiny_target
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
 from radar.policy.lstm import PolicyNetwork
 
 PROMPT = [5, 3, 2, 8]
@@ -102,6 +102,86 @@ def test_a_stream_can_be_left_and_the_decoder_used_again():
     assert decoder.generate(PROMPT, max_new_tokens=30).token_ids == expected
     with pytest.raises(RuntimeError, match="another one was started"):
         next(late)
+
+
+def test_loose_names_are_sampling_parameters():
+    names = {"temperature": 0.9, "top_p": 0.9, "top_k": 8, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 3}
+    names["logit_bias"] = {4: 1.5}
+    for decoder in both():
+        expected = decoder.generate(PROMPT, max_new_tokens=40, sampling=SamplingParams(**names)).token_ids
+        assert decoder.generate(PROMPT, max_new_tokens=40, **names).token_ids == expected
+        assert decoder.generate(PROMPT, max_new_tokens=40, do_sample=True, **names).token_ids == expected
+        assert decoder.generate(PROMPT, max_length=44, do_sample=None, **names).token_ids == expected
+        on_host = decoder.generate(PROMPT, max_new_tokens=40, logits_processor=[lambda ids, s: s], **names)
+        assert on_host.token_ids == expected  # bias and penalty as processors say what the kernels say
+        one = decoder.generate(PROMPT, max_new_tokens=40, sampling=SamplingParams(temperature=1.0, seed=2)).token_ids
+        assert decoder.generate(PROMPT, max_new_tokens=40, do_sample=True, seed=2).token_ids == one
+        greedy = decoder.generate(PROMPT, max_new_tokens=40).token_ids
+        assert decoder.generate(PROMPT, max_new_tokens=40, do_sample=False, temperature=0.0).token_ids == greedy
+
+
+def test_end_tokens_and_criteria_of_one_call():
+    free = hf_greedy(tiny_target(), PROMPT, 60)
+    end = free[7]
+    for decoder in both():
+        out = decoder.generate(PROMPT, max_new_tokens=60, eos_token_id=[end, 999])
+        assert (out.token_ids, out.finish_reason) == (free[: free.index(end) + 1], "stop")
+        assert decoder.generate(PROMPT, max_new_tokens=60).token_ids == free
+        for length in (1, 2, 7, 31):
+            criterion = [lambda ids, scores, length=length: ids.shape[1] >= len(PROMPT) + length]
+            out = decoder.generate(PROMPT, max_new_tokens=60, stopping_criteria=criterion)
+            assert (out.token_ids, out.finish_reason) == (free[:length], "stop")
+        never = decoder.generate(PROMPT, max_new_tokens=9, stopping_criteria=[lambda ids, scores: False])
+        assert (never.token_ids, never.finish_reason) == (free[:9], "length")
+
+
+def test_stop_strings_end_a_stream_where_they_first_appear():
+    decoder = make(tokenizer=WordTokenizer())
+    whole = decoder.generate(PROMPT, max_new_tokens=60)
+    words = whole.text.split()
+    for stop in (" ".join(words[5:7]), words[20], "\u00e9", words[3][1:] + " "):
+        stream = decoder.stream(PROMPT, max_new_tokens=60, stop_strings=["not there", stop])
+        text = "".join(stream)
+        assert whole.text.startswith(text)
+        assert stop in text
+        assert stop not in decoder.tokenizer.decode(stream.output.token_ids[:-1])
+        assert stream.output.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1.0}, "unknown argument 'temprature'; known: .*temperature"),
+        ({"num_beams": 4}, "unknown argument 'num_beams'.*generate_ids"),
+        ({"sampling": SamplingParams(), "top_p": 0.5}, "sampling= or top_p=, not both"),
+        ({"sampling": SamplingParams(), "do_sample": True}, "sampling= or do_sample=, not both"),
+        ({"sampling": {"temperature": 1}}, "sampling must be SamplingParams"),
+        ({"top_p": 0.5}, "top_p has no effect on greedy decoding"),
+        ({"top_k": 5, "do_sample": False}, "top_k has no effect on greedy decoding"),
+        ({"temperature": 0.5, "do_sample": False}, r"do_sample=False contradicts temperature=0\.5"),
+        ({"temperature": 0, "do_sample": True}, "do_sample=True contradicts temperature=0"),
+        ({"do_sample": "yes"}, "do_sample must be True or False"),
+        ({"temperature": -1}, "temperature must be"),
+        ({"max_new_tokens": 5, "max_length": 20}, "max_new_tokens= or max_length=, not both"),
+        ({"max_length": 4}, "above the prompt's 4 tokens, got 4"),
+        ({"max_length": True}, "max_length must be an integer"),
+        ({"max_length": 129}, "at most 124 fit"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or several, got '<'"),
+        ({"eos_token_id": [3, -1]}, "got -1"),
+        ({"stop_strings": [""]}, "none empty"),
+        ({"stop_strings": []}, "none empty"),
+        ({"stopping_criteria": [3]}, "stopping_criteria must hold callables, got 3"),
+        ({"logits_processor": ["x"]}, "logits_processor must hold callables, got 'x'"),
+        ({"reuse_prefix": "yes"}, "reuse_prefix must be True or False"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(options, message):
+    for decoder in both(tokenizer=WordTokenizer()):
+        for call in (decoder.rounds, decoder.stream, decoder.generate):
+            with pytest.raises(ValueError, match=message):
+                call(PROMPT, **options)
+    with pytest.raises(ValueError, match="stop_strings needs a tokenizer"):
+        make().generate(PROMPT, stop_strings="x")
 
 
 def test_two_decoders_share_a_model():

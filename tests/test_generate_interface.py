@@ -230,14 +230,13 @@ SAMPLED = [
 def test_one_seed_one_text_in_the_kernels_and_on_the_host(options, ours, plain):
     """Temperature, filters and penalty by our kernels and by transformers' processors choose the same tokens."""
     texts = []
+    options = {"do_sample": True, "max_new_tokens": 40} | options
     for decoder in (ours, plain):
-        texts.append(decoder.generate_ids(PROMPT, do_sample=True, seed=5, max_new_tokens=40, **options).tolist())
-        out = decoder.generate_ids(
-            PROMPT, do_sample=True, seed=5, max_new_tokens=40, return_dict_in_generate=True, output_scores=True, **options
-        )  # fmt: skip
+        texts.append(decoder.generate_ids(PROMPT, seed=5, **options).tolist())
+        out = decoder.generate_ids(PROMPT, seed=5, return_dict_in_generate=True, output_scores=True, **options)
         texts.append(out.sequences.tolist())
     assert all(text == texts[0] for text in texts)
-    assert ours.generate_ids(PROMPT, do_sample=True, seed=6, max_new_tokens=40, **options).tolist() != texts[0]
+    assert ours.generate_ids(PROMPT, seed=6, **options).tolist() != texts[0]
 
 
 def test_loose_names_mean_the_same_in_generate(ours):

@@ -1,0 +1,55 @@
+"""The graph engine's host side on a CPU: a graph's replay runs its Python again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from radar import RadarDecoder
+from radar.engine import graph
+from radar.engine.fallback import Fallback
+
+
+class _Event:
+    """Never done before it is asked for, as if the host always waited."""
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return False
+
+
+def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fallback: Fallback | None = None) -> Any:
+    """Give a decoder on a CPU a `GraphEngine` whose graphs are Python; returns the decoder."""
+    engines: list[graph.GraphEngine] = []
+
+    class Mailbox:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.sent: Any = None
+
+        def send(self) -> None:
+            self.sent = engines[0]._result.tolist()
+
+        def read(self) -> Any:
+            value, self.sent = self.sent, None
+            return value
+
+    def capture(work: Any, stream: object, *, generator: object = None) -> Any:
+        work()  # a capture would not compute, but names the result's tensor
+        return SimpleNamespace(replay=work)
+
+    for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graph, "Mailbox", Mailbox)
+    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(graph, "on_stream", lambda stream, work: work())
+    old = decoder.engine
+    with torch.inference_mode():
+        engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)
+    engines.append(engine)
+    decoder.engine, decoder.engine_name = engine, engine.name
+    return decoder
