@@ -1,4 +1,4 @@
-"""Several linear layers of one input, computed by one product: fewer, longer reads of the weights.
+"""A model's linear layers as a GPU reads them best: those of one input in one product, each by `skinny_linear`.
 
 A grouped-query model projects keys and values by matrices of a few megabytes, too short to reach the card's bandwidth.
 """
@@ -12,11 +12,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from radar_kernels import skinny_linear
 
 __all__ = ["FusedLinears", "fuse_projections", "fused"]
 
-_GROUPS = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+_GROUPS = (
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
 
 
 class FusedLinears:
@@ -34,6 +40,10 @@ class FusedLinears:
         self._share()
 
     def _share(self) -> None:
+        if len(self._linears) == 1:
+            self._weight: Tensor = self._linears[0].weight.data
+            self._bias: Tensor | None = self._linears[0].bias
+            return
         self._weight = torch.cat([linear.weight.data for linear in self._linears])
         biases = [linear.bias.data for linear in self._linears if linear.bias is not None]
         self._bias = torch.cat(biases) if biases else None
@@ -49,7 +59,7 @@ class FusedLinears:
 
         def forward(x: Tensor) -> Tensor:
             if index == 0:
-                self._parts = F.linear(x, self._weight, self._bias).split(self._sizes, dim=-1)
+                self._parts = skinny_linear(x, self._weight, self._bias).split(self._sizes, dim=-1)
             part = self._parts[index]
             if last:
                 self._parts = ()  # nothing of a forward outlives it
@@ -72,8 +82,8 @@ class FusedLinears:
 _known: WeakKeyDictionary[nn.Module, list[FusedLinears]] = WeakKeyDictionary()
 
 
-def fuse_projections(model: nn.Module, layers: Iterable[Any]) -> list[FusedLinears]:
-    """Query, key and value, and gate and up, of a model's decoder layers; made once for each model.
+def fuse_projections(model: nn.Module, layers: Iterable[Any], head: nn.Module) -> list[FusedLinears]:
+    """The projections of a model's decoder layers, and its output layer; made once for each model.
 
     What is not a plain `nn.Linear` (an adapter, a quantised layer, one with hooks) is left alone.
     """
@@ -85,6 +95,8 @@ def fuse_projections(model: nn.Module, layers: Iterable[Any]) -> list[FusedLinea
                 linears = [getattr(module, name, None) for name in names]
                 if all(_is_plain(linear) for linear in linears) and _are_alike(linears):
                     _known[model].append(FusedLinears(linears))  # type: ignore[arg-type]
+        if _is_plain(head):
+            _known[model].append(FusedLinears([head]))  # type: ignore[list-item]
     return _known[model]
 
 

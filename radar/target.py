@@ -141,7 +141,7 @@ class TargetModel:
         self._taps = Taps(self._decoder, self.tap_layers)
         self._fused: list[FusedLinears] = []
         if self.device.type == "cuda":
-            self._fused = fuse_projections(model, self._decoder.layers)
+            self._fused = fuse_projections(model, self._decoder.layers, self._lm_head)
         self._run_verify = compiled(self._verify) if compile else self._verify
 
     def forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> TargetOutput:

@@ -39,7 +39,12 @@ jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
 
 class Plan(NamedTuple):
     """How one kernel is launched. Plain code computes it from shapes, dtypes and the architecture, so an offline
-    compile test can build exactly what a GPU will run."""
+    compile test can build exactly what a GPU will run.
+
+    With programmatic dependent launch a kernel waits before it releases the next one (`gdc_wait`, then
+    `gdc_launch_dependents`), always: Inductor's kernels wait for the kernel in front of them alone, and read what older
+    ones wrote without asking.
+    """
 
     grid: tuple[int, ...]
     constants: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A linear layer of 1 to 64 rows: the time of reading its weights, which begins before its input is ready."""
+"""A linear layer of a few rows: reading its weights, by a kernel that starts while the one in front of it ends."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -12,186 +12,98 @@ from radar_kernels._launch import Backend, Plan, architecture, choose_backend, j
 
 __all__ = ["skinny_linear"]
 
-MAX_ROWS = 64
-# (N, K) left to cuBLAS on sm_90 by measurement, for any number of rows: a switch at one of them would change the text
-FASTER_IN_CUBLAS: frozenset[tuple[int, int]] = frozenset()
-
-
-@jit
-def _prefetch(
-    weight, last, K: tl.constexpr, BN: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr, BULK: tl.constexpr
-):  # fmt: skip
-    """Asks for the first PREFETCH elements of rows 0 .. BN - 1, none behind `last`, in L2.
-
-    BULK: by a request a row, which a warp issues one after another; else by one for each 128 bytes, from all threads.
-    """
-    PARTS: tl.constexpr = (THREADS + BN - 1) // BN
-    BYTES: tl.constexpr = PREFETCH * (weight.dtype.element_ty.primitive_bitwidth // 8)
-    lane = tl.arange(0, BN * PARTS)
-    address = (weight + tl.minimum(lane // PARTS, last) * K).to(tl.int64)
-    if BULK:
-        size = tl.where(lane % PARTS == 0, BYTES, 0)
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
-            "=r,l,r", [address, size], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        address += lane % PARTS * 128
-        for _ in tl.static_range(BYTES // (128 * PARTS)):
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-            )
-            address += 128 * PARTS
+MOST_ROWS = 64
+FEW_ROWS = 16  # with more, cuBLAS reads the weights of one layer faster
+MANY_OUTPUTS = 65536  # but not those of an output layer
 
 
 @jit
 def linear_kernel(
     x, weight, bias, output, x_m, rows, n,
-    K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STEPS: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr, PREFETCH: tl.constexpr, BULK: tl.constexpr,
-    THREADS: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, BIAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """y = x W^T + b for all rows and BN of the N outputs; with SPLITS > 1 the sum over a part of K, in float32.
+    """y^T = W x^T + b for BN of the N outputs and all rows, summed in float32 from the first column to the last.
 
-    SWAP: as y^T = W x^T, where weights stand at the side of which a tensor core takes 64 at least.
-
-    The first columns of the weights are asked for before the wait for the kernel in front: nobody writes weights while
-    a model runs. x, which that kernel may be writing, is read after the wait. The release comes after the wait, as in
-    every kernel here: Inductor's kernels read what older kernels wrote before they wait, and rely on it.
+    The weights stand where a matrix product has its many rows, so that no tensor core works for padding.
     """
     first = tl.program_id(0) * BN
-    split = tl.program_id(1)
     i = tl.arange(0, BN)
     m = tl.arange(0, ROWS)
     k = tl.arange(0, BK)
-    weight += first.to(tl.int64) * K + split * (STEPS * BK)  # int64: weights can hold more than 2**31 elements
-    x += split * (STEPS * BK)
+    weight += first.to(tl.int64) * K  # int64: weights can hold more than 2**31 elements
     last = n - 1 - first
     if PDL:
-        if PREFETCH > 0:
-            _prefetch(weight, last, K, BN, PREFETCH, THREADS, BULK)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     # outputs behind the last one are computed from its weights and not stored
     w_at = tl.minimum(i, last)[:, None] * K + k[None, :]
-    x_at = m[:, None] * x_m + k[None, :]
-    real = (m < rows)[:, None]
-    y = tl.zeros([BN, ROWS] if SWAP else [ROWS, BN], tl.float32)
-    for step in tl.range(0, STEPS, num_stages=STAGES):
+    x_at = m[None, :] * x_m + k[:, None]
+    real = (m < rows)[None, :]
+    y = tl.zeros([BN, ROWS], tl.float32)
+    for step in tl.range(0, (K + BK - 1) // BK, num_stages=STAGES):
         if K % BK == 0:
-            w_part = tl.load(weight + step * BK + w_at)
-            x_part = tl.load(x + step * BK + x_at, mask=real, other=0.0)
+            w = tl.load(weight + step * BK + w_at)
+            x_t = tl.load(x + step * BK + x_at, mask=real, other=0.0)
         else:  # both, because 0 * NaN = NaN
-            inside = (k < K - (split * STEPS + step) * BK)[None, :]
-            w_part = tl.load(weight + step * BK + w_at, mask=inside, other=0.0)
-            x_part = tl.load(x + step * BK + x_at, mask=real & inside, other=0.0)
-        y = tl.dot(w_part, tl.trans(x_part), y) if SWAP else tl.dot(x_part, tl.trans(w_part), y)
-    y = tl.trans(y) if SWAP else y
-    if SPLITS > 1:
-        output += split * (rows * n)
-    elif BIAS:
-        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[None, :]
-    at = m[:, None] * n + (first + i)[None, :]
-    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[None, :])
-
-
-@jit
-def combine_kernel(
-    partial, bias, output, n, size,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """y = sum_s partial[s] + b, always from the first split to the last."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real = i < size
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    y = tl.load(partial + i, mask=real, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        y += tl.load(partial + split * size + i, mask=real, other=0.0)
+            inside = k < K - step * BK
+            w = tl.load(weight + step * BK + w_at, mask=inside[None, :], other=0.0)
+            x_t = tl.load(x + step * BK + x_at, mask=real & inside[:, None], other=0.0)
+        y = tl.dot(w, x_t, y)
     if BIAS:
-        y += tl.load(bias + i % n, mask=real, other=0.0).to(tl.float32)
-    tl.store(output + i, y.to(output.dtype.element_ty), mask=real)
+        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[:, None]
+    at = m[None, :] * n + (first + i)[:, None]
+    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[:, None])
 
 
 class Blocks(NamedTuple):
-    """What decides how the sums over K are ordered, and how much is in flight. Never a function of the rows."""
+    """Block sizes of `linear_kernel`. Never a function of the rows: they decide the order of the sums."""
 
     outputs: int  # of a program
     depth: int  # columns of a step
-    splits: int  # of K
     warps: int
-    shared: int  # bytes of shared memory a program may fill with stages
-    prefetch: int  # bytes that all programs that run at once ask for before the wait
-    bulk: bool  # by one request a row
+    shared: int  # bytes of shared memory that a program may fill with steps in flight
 
 
-def choose_blocks(*, n: int, arch: int) -> Blocks:
-    """For `n` outputs: a program or two for each of about 130 multiprocessors, all of them at once where possible."""
-    if arch != 90:  # no wgmma: operands pass through registers. Shared memory may be 99 KiB
-        return Blocks(128 if n >= 16384 else 32, 64, 1, 4, 80_000, 12_000_000, False)
+def choose_blocks(*, n: int) -> Blocks:
+    """The fastest on an H200 of those in bench/results/tune_skinny_linear_h200.json."""
     if n >= 24576:
-        return Blocks(128, 64, 1, 4, 110_000, 12_000_000, False)  # two programs a multiprocessor
-    if n > 4224:
-        return Blocks(64, 128, 1, 4, 220_000, 12_000_000, False)
-    return Blocks(32, 128, 1, 4, 220_000, 12_000_000, False)
+        return Blocks(128, 64, 4, 110_000)  # two programs a multiprocessor
+    return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight
 
 
 def skinny_plan(*, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int) -> Plan | None:
-    """How `linear_kernel` runs; None where F.linear does. Only ROWS and STAGES, which order no sum, depend on rows."""
-    if not 1 <= rows <= MAX_ROWS or k % 16 or dtype not in (torch.float16, torch.bfloat16) or 0 < arch < 80:
+    """How `linear_kernel` runs; None where F.linear does, as on all that is not Hopper: nothing was measured there."""
+    if arch not in (0, 90) or not 1 <= rows <= MOST_ROWS or k % 16 or dtype not in (torch.float16, torch.bfloat16):
         return None
-    if arch == 90 and (n, k) in FASTER_IN_CUBLAS:
+    if rows > FEW_ROWS and n < MANY_OUTPUTS:
         return None
-    outputs, depth, splits, warps, shared, prefetch, bulk = choose_blocks(n=n, arch=arch)
-    swap = outputs >= 64 or arch not in (0, 90)
-    pad = max(16, next_power_of_2(rows)) if swap else MAX_ROWS  # wgmma takes 64 of the first operand
-    steps, tiles = -(-k // depth), -(-n // outputs)
-    while steps % splits:
-        splits -= 1
+    outputs, depth, warps, shared = choose_blocks(n=n)
+    pad = max(16, next_power_of_2(rows))
     stages = max(2, min(8, shared // ((outputs + pad) * depth * 2)))
-    columns = min(prefetch // (2 * outputs * min(tiles * splits, 264)), k // splits)
-    unit = 64 * max(1, 32 * warps // outputs)  # 128 bytes from every thread
     return Plan(
-        grid=(tiles, splits),
+        grid=(-(-n // outputs),),
         constants={
-            "K": k, "ROWS": pad, "BN": outputs, "BK": depth, "STEPS": steps // splits, "SPLITS": splits,
-            "STAGES": stages, "SWAP": swap, "PREFETCH": columns // unit * unit, "BULK": bulk, "THREADS": 32 * warps,
-            "BIAS": bias, "PDL": arch >= 90,
+            "K": k, "ROWS": pad, "BN": outputs, "BK": depth, "STAGES": stages, "BIAS": bias, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
-
-
-def combine_plan(*, size: int, splits: int, bias: bool, arch: int) -> Plan:
-    block = 256  # one warp: even one row makes programs for several multiprocessors
-    return Plan(
-        grid=(-(-size // block),),
-        constants={"SPLITS": splits, "BLOCK": block, "BIAS": bias, "PDL": arch >= 90},
-        options={"num_warps": 1} | ({"launch_pdl": True} if arch >= 90 else {}),
-    )
 
 
 @torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # an opaque op, so that torch.compile keeps the graph whole and the launches as they are
     n, k = weight.shape
-    rows = x.numel() // max(k, 1)
-    arch = architecture(x.device)
-    plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, bias=bias is not None, arch=arch)
+    rows = x.numel() // k
+    plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, bias=bias is not None, arch=architecture(x.device))
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:
         return F.linear(x, weight, bias)
     x_rows = x.reshape(rows, k)
     if x_rows.stride(1) != 1 or rows * x_rows.stride(0) >= 2**31:
         x_rows = x_rows.contiguous()
-    splits = plan.constants["SPLITS"]
     output = x.new_empty(*x.shape[:-1], n)
-    partial = x.new_empty(splits, rows, n, dtype=torch.float32) if splits > 1 else output
     addend = weight if bias is None else bias.contiguous()
-    plan.launch(linear_kernel, x_rows, weight, addend, partial, x_rows.stride(0), rows, n)
-    if splits > 1:
-        combine = combine_plan(size=rows * n, splits=splits, bias=bias is not None, arch=arch)
-        combine.launch(combine_kernel, partial, addend, output, n, rows * n)
+    plan.launch(linear_kernel, x_rows, weight, addend, output, x_rows.stride(0), rows, n)
     return output
 
 
@@ -213,21 +125,21 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: Backend | None = None) -> Tensor:
-    """F.linear whose kernel reads weights while the one in front of it still runs, for at most 64 rows.
+    """F.linear for the few rows of a token, a draft call or an output layer, without gaps between kernels.
 
-    A row's result is the same, bit for bit, among 1 and among 64 rows: the sum over K is taken in one order, whatever
-    their number (sums in float32, rounded once). So the text of speculative decoding in 16 bits is not changed by how
-    many nodes are verified together. More rows, other dtypes, K not a multiple of 16 or weights that are not contiguous
-    go to F.linear, which promises nothing of the kind. No gradients.
+    cuBLAS takes no part in programmatic dependent launch, and splits long sums over two kernels; one kernel that starts
+    while the one in front of it ends is 7 % faster over a layer of 1 to 16 rows (bench/NOTES.md). Up to 16 rows a row's
+    result is the same, bit for bit, whatever their number. Everything else, and other cards, go to F.linear. No
+    gradients.
 
     Args:
         x: [..., K], float16 or bfloat16 for the kernel; any strides, copied unless each row is contiguous.
-        weight: [N, K], dtype of `x`. Must not be written by the kernel in front on the same stream.
+        weight: [N, K], dtype of `x`.
         bias: [N], dtype of `x`; None for none.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
-        [..., N], contiguous, dtype of `x`.
+        [..., N], dtype of `x`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -237,7 +149,7 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, back
     """
     _check(x, weight, bias)
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if choose_backend("skinny_linear", backend, *tensors) == "torch" or x.numel() > MAX_ROWS * x.shape[-1]:
+    if choose_backend("skinny_linear", backend, *tensors) == "torch" or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return F.linear(x, weight, bias)
     output: Tensor = _launch(x, weight, bias)
     return output

@@ -65,7 +65,7 @@ def split_plan(
         grid=(splits, batch * kv_heads, tiles),
         constants={
             "WORDS": words, "GROUP": group, "DIM": dim, "DIM_PAD": next_power_of_2(max(dim, 16)), "SPLITS": splits,
-            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 64 if arch == 90 else 32), "COST": 2 if tiles > 1 else 3,
+            "ROWS": rows, "KEYS": keys, "TAIL": min(keys, 64 if arch == 90 else 32), "COST": 3 if tiles > 1 else 4,
             "STAGES": stages, "PDL": arch >= 90,
         },
         options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),

@@ -24,32 +24,19 @@ DTYPE = torch.bfloat16
 LIMIT = 4e-3  # relative error: one rounding of the result to 8 bits, and some for cuBLAS
 BANDWIDTH = 4.2e12  # bytes a second that an H200 reads
 CHOOSE, LAUNCH = op.choose_blocks, op.Plan.launch
+op.MANY_OUTPUTS = 0  # any number of rows
 
-NARROW = [  # up to 8192 outputs; Blocks: outputs, depth, splits, warps, shared, prefetch, bulk
-    op.Blocks(32, 128, 1, 4, 220_000, 12_000_000, False),
-    op.Blocks(32, 128, 1, 4, 220_000, 0, False),
-    op.Blocks(32, 128, 1, 4, 220_000, 12_000_000, True),
-    op.Blocks(32, 128, 1, 4, 220_000, 24_000_000, False),
-    op.Blocks(32, 128, 1, 4, 220_000, 24_000_000, True),
-    op.Blocks(32, 256, 1, 4, 220_000, 12_000_000, False),
-    op.Blocks(32, 128, 1, 4, 110_000, 12_000_000, False),
-    op.Blocks(32, 64, 1, 4, 110_000, 12_000_000, False),
-    op.Blocks(64, 128, 1, 4, 220_000, 12_000_000, False),
-    op.Blocks(64, 128, 1, 4, 220_000, 24_000_000, True),
-    op.Blocks(64, 64, 2, 4, 110_000, 12_000_000, False),
-    op.Blocks(64, 128, 2, 4, 110_000, 12_000_000, False),
-    op.Blocks(128, 64, 4, 4, 110_000, 12_000_000, False),
+NARROW = [  # up to 8192 outputs; Blocks: outputs, depth, warps, shared
+    op.Blocks(64, 128, 4, 220_000),
+    op.Blocks(64, 64, 4, 110_000),
+    op.Blocks(32, 128, 8, 110_000),
+    op.Blocks(32, 64, 4, 110_000),
 ]
 WIDE = [
-    op.Blocks(128, 64, 1, 4, 110_000, 12_000_000, False),
-    op.Blocks(128, 64, 1, 4, 110_000, 0, False),
-    op.Blocks(128, 64, 1, 4, 110_000, 12_000_000, True),
-    op.Blocks(128, 64, 1, 4, 110_000, 24_000_000, False),
-    op.Blocks(128, 64, 1, 8, 110_000, 12_000_000, False),
-    op.Blocks(128, 64, 1, 4, 73_000, 12_000_000, False),
-    op.Blocks(64, 128, 1, 4, 73_000, 12_000_000, False),
-    op.Blocks(64, 64, 1, 4, 56_000, 12_000_000, False),
-    op.Blocks(256, 64, 1, 8, 220_000, 12_000_000, False),
+    op.Blocks(128, 64, 4, 110_000),
+    op.Blocks(128, 64, 8, 110_000),
+    op.Blocks(128, 128, 8, 110_000),
+    op.Blocks(64, 64, 4, 56_000),
 ]
 LAYER = {"qkv": (6144, 4096), "o": (4096, 4096), "gate-up": (28672, 4096), "down": (4096, 14336)}
 CASES = {  # Llama-3.1-8B and its draft head: (N, K), rows

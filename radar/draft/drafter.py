@@ -68,7 +68,7 @@ class Drafter:
 
         self._fused: list[FusedLinears] = []
         if weight.device.type == "cuda":
-            self._fused = fuse_projections(draft, [draft.midlayer])
+            self._fused = fuse_projections(draft, [draft.midlayer], draft.lm_head)
         self._run_first = compiled(self._first) if compile else self._first
         self._run_next = compiled(self._next) if compile else self._next
 

@@ -16,10 +16,9 @@ LIMITS = {  # RMS of the error over RMS of the result
     torch.bfloat16: 2.4e-3,  # one rounding to 8 bits
 }
 BLOCKS = {
-    "one split": op.Blocks(32, 64, 1, 4, 40_000, 1_000_000, False),
-    "wide": op.Blocks(128, 32, 1, 4, 40_000, 1_000_000, False),
-    "two splits": op.Blocks(64, 32, 2, 4, 40_000, 1_000_000, False),
-    "four splits": op.Blocks(32, 16, 4, 4, 40_000, 1_000_000, False),
+    "narrow": op.Blocks(32, 64, 4, 40_000),
+    "wide": op.Blocks(128, 32, 4, 40_000),
+    "as chosen": op.choose_blocks(n=4096),
 }
 SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 208), (60, 7, 16), (64, 64, 128)]
 
@@ -27,6 +26,7 @@ SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 2
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS.keys())
 def blocks(request, monkeypatch):
     monkeypatch.setattr(op, "choose_blocks", lambda **_: request.param)
+    monkeypatch.setattr(op, "MANY_OUTPUTS", 0)  # any number of rows
     return request.param
 
 
@@ -74,10 +74,8 @@ def test_kernel_equals_float64(shape, blocks, kernel_dtype, device, launched):
     x, weight, bias = make(*shape, dtype=kernel_dtype, device=device)
     assert_close(skinny_linear(x, weight, backend="triton"), exact(x, weight), kernel_dtype)
     assert_close(skinny_linear(x, weight, bias, backend="triton"), exact(x, weight, bias), kernel_dtype)
-    once = ["linear_kernel"]
-    if blocks.splits > 1 and -(-shape[2] // blocks.depth) % 2 == 0:
-        once.append("combine_kernel")
-    assert launched == ([] if kernel_dtype == torch.float32 else 2 * once)
+    on_hopper = device.type == "cpu" or torch.cuda.get_device_capability() == (9, 0)
+    assert launched == ([] if kernel_dtype == torch.float32 or not on_hopper else 2 * ["linear_kernel"])
 
 
 def cancelling(rows, n, k, depth, *, dtype, device):
@@ -110,76 +108,59 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(rows, blocks, kernel_d
             assert torch.equal(some, everyone[first : first + rows])
 
 
-@pytest.mark.parametrize("change", [{"depth": 128}, {"depth": 16}, {"splits": 2}, {"splits": 4}], ids=str)
+@pytest.mark.parametrize("change", [{"depth": 128}, {"depth": 16}], ids=str)
 def test_another_order_has_other_bits(change, device, monkeypatch):
+    monkeypatch.setattr(op, "MANY_OUTPUTS", 0)
     x, weight = cancelling(10, 160, 1024, 64, dtype=torch.float16, device=device)
     results = []
-    for blocks in (BLOCKS["one split"], BLOCKS["one split"]._replace(**change)):
+    for blocks in (BLOCKS["narrow"], BLOCKS["narrow"]._replace(**change)):
         monkeypatch.setattr(op, "choose_blocks", lambda blocks=blocks, **_: blocks)
         results.append(skinny_linear(x, weight, backend="triton"))
     assert not torch.equal(*results)
 
 
-@pytest.mark.parametrize("arch", [80, 90, 120])
 @pytest.mark.parametrize(
     ("n", "k"), [(6144, 4096), (4096, 14336), (28672, 4096), (128256, 4096), (32000, 4096), (96, 80)]
 )
-def test_only_padding_and_stages_depend_on_rows(n, k, arch):
-    plans = [
-        op.skinny_plan(rows=rows, n=n, k=k, dtype=torch.bfloat16, bias=False, arch=arch) for rows in (1, 10, 17, 33, 64)
-    ]
-    for rows, plan in zip((1, 10, 17, 33, 64), plans, strict=True):
+def test_plans(n, k):
+    """Rows decide padding and steps in flight, nothing that orders a sum; more than a few rows are cuBLAS's."""
+    plans = []
+    for rows in (1, 10, 16, 17, 33, 64):
+        plan = op.skinny_plan(rows=rows, n=n, k=k, dtype=torch.bfloat16, bias=False, arch=90)
+        if rows > 16 and n < 65536:
+            assert plan is None
+            continue
         assert plan.constants["ROWS"] >= max(rows, 16)
-        assert plan.options.get("launch_pdl", False) == plan.constants["PDL"] == (arch >= 90)
+        assert plan.options["launch_pdl"]
+        assert plan.grid[0] * plan.constants["BN"] >= n > (plan.grid[0] - 1) * plan.constants["BN"]
+        assert 2 <= plan.constants["STAGES"] <= 8
         for values in (plan.constants, plan.options):
             for name in ("ROWS", "STAGES", "num_stages"):
                 values.pop(name, None)
-        assert plan == plans[0]
-
-
-@pytest.mark.parametrize("splits", [1, 2, 3, 4])
-@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (100, 208), (4100, 14336), (128256, 1040), (16, 16)])
-@pytest.mark.parametrize("bulk", [False, True])
-@pytest.mark.parametrize("blocks", [(32, 128), (128, 64), (256, 64)])
-def test_plans_cover_all_columns_and_ask_for_nothing_outside(blocks, n, k, splits, bulk, monkeypatch):
-    monkeypatch.setattr(op, "choose_blocks", lambda **_: op.Blocks(*blocks, splits, 4, 100_000, 12_000_000, bulk))
-    plan = op.skinny_plan(rows=60, n=n, k=k, dtype=torch.bfloat16, bias=False, arch=90)
-    c = plan.constants
-    assert plan.grid[0] * c["BN"] >= n > (plan.grid[0] - 1) * c["BN"]
-    assert plan.grid[1] == c["SPLITS"]
-    assert c["STEPS"] * c["SPLITS"] * c["BK"] >= k > (c["STEPS"] * c["SPLITS"] - 1) * c["BK"]
-    assert (c["SPLITS"] - 1) * c["STEPS"] * c["BK"] + c["PREFETCH"] <= k
-    assert c["PREFETCH"] % (64 * max(1, c["THREADS"] // c["BN"])) == 0, "every thread asks for 128 bytes"
-    assert 2 <= c["STAGES"] <= 8
+        plans.append(plan)
+    assert all(plan == plans[0] for plan in plans)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"rows": 0}, {"rows": 65}, {"k": 4100}, {"dtype": torch.float32}, {"dtype": torch.float64}, {"arch": 75}],
+    [{"rows": 0}, {"rows": 65}, {"k": 4100}, {"dtype": torch.float32}, {"dtype": torch.float64}]
+    + [{"arch": arch} for arch in (75, 80, 100, 120)],
     ids=str,
 )
-def test_what_the_kernel_cannot_do_has_no_plan(change):
-    shape = {"rows": 60, "n": 4096, "k": 4096, "dtype": torch.bfloat16, "bias": False, "arch": 90}
+def test_what_the_kernel_cannot_do_or_was_not_measured_at_has_no_plan(change):
+    shape = {"rows": 10, "n": 4096, "k": 4096, "dtype": torch.bfloat16, "bias": False, "arch": 90}
     assert op.skinny_plan(**shape) is not None
     assert op.skinny_plan(**shape | change) is None
-
-
-def test_shapes_left_to_cublas_are_left_for_every_number_of_rows(monkeypatch):
-    monkeypatch.setattr(op, "FASTER_IN_CUBLAS", frozenset({(4096, 4096)}))
-    for rows in range(1, 65):
-        shape = {"rows": rows, "k": 4096, "dtype": torch.bfloat16, "bias": True, "arch": 90}
-        assert op.skinny_plan(n=4096, **shape) is None
-        assert op.skinny_plan(n=6144, **shape) is not None
 
 
 def test_leading_dimensions_and_strides(device, launched):
     _, weight, bias = make(1, 48, 64, device=device)
     wide = torch.randn(2, 3, 5, 128, device=device).half()
     for x in (
-        wide[..., :64],
-        wide[..., ::2],
+        wide[:1, ..., :64],
+        wide[1:, ..., ::2],
         wide[:, 1, :, 64:],
-        wide[..., :64].transpose(0, 2),
+        wide[..., :64].transpose(0, 2)[:1],
         wide[0, 0, 0, :64],
         wide[:1, :1, :1, :64].expand(1, 4, 3, 64),
     ):
