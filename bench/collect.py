@@ -1,6 +1,6 @@
 """Turns what a GPU run left behind into the result files.
 
-python -m bench.collect --kernels BENCHMARK.json --round ROUND.json
+python -m bench.collect --kernels BENCHMARK.json --round ROUND.json --commit HASH
 
 `--kernels` is pytest-benchmark's file (`pytest bench/kernels --benchmark-only --benchmark-json BENCHMARK.json`),
 `--round` that of `python -m bench.round`. Written: `bench/results/kernels_h200.json` (a row for each benchmark),
@@ -55,8 +55,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", type=Path, required=True)
     parser.add_argument("--round", type=Path, required=True)
+    parser.add_argument("--commit", required=True, help="that was measured")
     args = parser.parse_args()
     measured, report = json.loads(args.kernels.read_text()), json.loads(args.round.read_text())
+    report["machine"]["commit"] = args.commit
     rows = kernel_rows(measured["benchmarks"])
     kernels = {
         "command": "pytest bench/kernels --benchmark-only --benchmark-json FILE",

@@ -115,6 +115,7 @@ class GraphEngine:
         known = self._captured.get(id(self.policy))
         if known is None:
             while len(self._captured) >= _KEPT:
+                torch.cuda.synchronize()  # a round that nobody read may still run
                 del self._captured[next(iter(self._captured))]
             known = self._captured[id(self.policy)] = self._capture(self.policy)
         if self.fallback is not None and self._plain is None:
