@@ -4,6 +4,7 @@
 --work .lab/end_to_end` on a GPU. Every stage keeps what it finished under `--work`, so that the same command goes on
 where it was stopped or ran out of `--seconds` (exit status 3); `--stages` picks some of them:
 
+check       the wide pair says what the small one says: in float32, and in the type that is measured
 record      rounds of the small pair, by several processes (`bench.lab.record_pair`)
 costs       what a round of the wide pair costs on this device
 policies    train and tune on rounds of prompts that measure nothing, with those costs
@@ -28,20 +29,23 @@ from typing import Any
 
 import torch
 
-from bench.lab.pairs import Wide, measure_costs
+from bench.lab.check import check
+from bench.lab.pairs import Wide, load_pair, measure_costs
 from bench.lab.policies import METHODS, Choice, choose_policies, predict, setting
 from bench.lab.recipes import RECIPES
 from bench.lab.record_pair import NODES, TASKS, TREE
 from bench.lab.speed import AUTOREGRESSIVE, flat, summarise
+from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import SamplingParams, TreeConfig
 from radar.compare import describe_machine
 from radar.generation import GenerationOutput
 from radar.policy.base import StopPolicy
 from radar.prompts import encode_prompt, load_prompts
+from radar.target import load_tokenizer
 from radar.train.costs import CostTable
 
-STAGES = ("record", "costs", "policies", "replay", "measure", "generate", "summary")
+STAGES = ("check", "record", "costs", "policies", "replay", "measure", "generate", "summary")
 OUT_OF_TIME = 3
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,12 +81,33 @@ class Comparison:
         return wide
 
     @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(str(self.folder / "target"))
+
+    @cached_property
     def costs(self) -> CostTable:
         return CostTable.load(self.work / "costs.json", device=None)
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:
             raise OutOfTime
+
+    def check(self) -> None:
+        file = self.work / "check.json"
+        if file.is_file():
+            return
+        small = load_pair(self.folder, self.device, torch.float32)
+        prompts = [prompt for task in TASKS for prompt in self._prompts(task)[:1]]
+        found = {}
+        for dtype in (torch.float32, torch.bfloat16):  # one after the other: both may not fit
+            wide = widen(small.model, small.draft, self.geometry, device=self.device, dtype=dtype)
+            pair = (wide.model, wide.draft)
+            found[str(dtype)] = check((small.model, small.draft), pair, prompts, new_tokens=64)._asdict()
+            del wide, pair
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        print(f"{self.name}: {found}", flush=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
 
     def record(self) -> None:
         args = self.args
@@ -171,7 +196,7 @@ class Comparison:
                 folder = self._chosen(temperature)
                 self._policies[key] = setting(Choice.load(folder / "choice.json"), folder, method, task)
             tree, policy = self._policies[key]
-            decoder = self.wide.decoder(tree, policy)
+            decoder = self.wide.decoder(tree, policy, role="fixed" if method == "best_fixed" else "")
             decoder.policy = policy
         output: GenerationOutput = decoder.generate(prompt, max_new_tokens=self.args.new_tokens, sampling=sampling)
         return output
@@ -211,7 +236,7 @@ class Comparison:
 
     def _prompts(self, task: str) -> list[list[int]]:
         lines = load_prompts(self.args.prompts / f"q_{task}.jsonl", limit=self.args.limit)
-        texts = [encode_prompt(line, self.wide.tokenizer) for line in lines]
+        texts = [encode_prompt(line, self.tokenizer) for line in lines]
         return [text for text in texts if len(text) + self.args.new_tokens <= self.args.max_length]
 
 
@@ -250,7 +275,9 @@ def summary(work: Path, out: Path, command: str) -> dict[str, Any]:
             generated[name] = json.loads((folder / "generate.json").read_text())
         files = {path.parent.name.removeprefix("T"): path for path in folder.glob("T*/replay.json")}
         predicted[name] = {temperature: json.loads(path.read_text()) for temperature, path in files.items()}
+        checked = folder / "check.json"
         about[name] = {
+            "check": json.loads(checked.read_text()) if checked.is_file() else None,
             "costs": json.loads((folder / "costs.json").read_text()),
             "machine": json.loads((folder / "machine.json").read_text()),
             "choices": {path.parent.name: json.loads(path.read_text()) for path in folder.glob("T*/choice.json")},
@@ -294,7 +321,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="processes that record and train")
     parser.add_argument("--seconds", type=float, default=560.0, help="budget of this call")
     args = parser.parse_args(argv)
-    if args.prompts is None and set(args.stages) & {"record", "measure", "generate"}:
+    if args.prompts is None and set(args.stages) & {"check", "record", "measure", "generate"}:
         parser.error("--prompts is needed: the folder of q_mt_bench.jsonl, q_gsm8k.jsonl, q_alpaca.jsonl, q_mbpp.jsonl")
     return args
 
@@ -303,8 +330,8 @@ def run_pair(name: str, folder: Path, geometry: Geometry, args: argparse.Namespa
     """The chosen stages of one pair. Raises OutOfTime."""
     pair = Comparison(name, folder, geometry, args, deadline)
     steps = {
-        "record": pair.record, "costs": pair.measure_costs, "policies": pair.choose, "replay": pair.replay,
-        "measure": pair.measure, "generate": pair.generate,
+        "check": pair.check, "record": pair.record, "costs": pair.measure_costs, "policies": pair.choose,
+        "replay": pair.replay, "measure": pair.measure, "generate": pair.generate,
     }  # fmt: skip
     for stage in STAGES[:-1]:
         if stage in args.stages:

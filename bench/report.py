@@ -256,7 +256,7 @@ def plot_gaps(results: Path, pyplot: Any) -> Any:
     )
     axes.set_yticklabels(sets, fontsize=8)
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.12))
     return figure
 
 

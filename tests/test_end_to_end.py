@@ -3,20 +3,23 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes import tiny_draft, tiny_target
 
 from bench import end_to_end, report
-from bench.lab import alpha_ablation, pieces
+from bench.lab import alpha_ablation, pieces, train_pair, train_target
 from bench.lab.calibration import calibration
 from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
+from bench.lab.recipes import RECIPES, SIZES
 from bench.lab.record_pair import TASKS, prompt_sets
 from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, flat, geometric_mean, over, summarise
+from bench.lab.widen import _problems
 from bench.shapes import Geometry
-from radar import TreeConfig
+from radar import DraftConfig, TreeConfig
 from radar.draft.checkpoint import save_draft
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
@@ -336,9 +339,32 @@ def test_the_whole_pipeline(lab, capfd):
     assert list(short) == ISSUE_KEYS
     # random scores leave no gap to close; everything else is a number
     assert all(short[name] is not None for name in ISSUE_KEYS if name != "oracle_gap_closed")
+    checked = full["pairs"]["llama"]["check"]
+    assert checked["torch.float32"]["equal_texts"] == checked["torch.float32"]["prompts"] == 4
+    assert checked["torch.float32"]["logits"] < 1e-4 < checked["torch.bfloat16"]["logits"]
     assert full["generate"]["llama"]["dynamic"]["texts_equal"] == 3
     choice = full["pairs"]["llama"]["choices"]["T0"]
     assert choice["fixed"].keys() == set(TASKS)
+
+
+@pytest.mark.parametrize("size", ["lab", "embedded"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_its_large_model(name, size):
+    recipe, sizes = RECIPES[name], SIZES[size]
+    vocabulary = range(16384)  # stands for the tokenizer: its length is read
+    args = train_target.parse(["--out", "x", *train_pair.target_arguments(recipe, sizes)])
+    tokenizer = type("Tokenizer", (), {"__len__": lambda _: len(vocabulary), "bos_token_id": 0, "eos_token_id": 3})()
+    with torch.device("meta"):
+        config = train_target.build(args, tokenizer).config
+    assert config.num_attention_heads // config.num_key_value_heads == recipe.group
+    assert recipe.group == recipe.geometry.heads // recipe.geometry.kv_heads
+    assert args.instruct_share == list(recipe.instruct_share)
+    head = DraftConfig(
+        hidden_size=sizes.hidden, intermediate_size=sizes.draft_intermediate, num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads // recipe.group, head_dim=sizes.head_dim, vocab_size=len(vocabulary),
+        draft_vocab_size=sizes.draft_vocabulary, target_hidden_size=sizes.hidden,
+    )  # fmt: skip
+    assert _problems(config, SimpleNamespace(config=head), recipe.geometry) == []
 
 
 def test_runs_of_another_device_are_not_mixed(lab, tmp_path):

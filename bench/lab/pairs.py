@@ -56,16 +56,20 @@ class Wide:
         small = load_pair(folder, torch.device("cpu"), torch.float32)
         self.tokenizer = small.tokenizer
         self.pair: WidePair = widen(small.model, small.draft, geometry, device=device, dtype=self.dtype)
-        self._decoders: dict[TreeConfig, RadarDecoder] = {}
+        self._decoders: dict[tuple[TreeConfig, str], RadarDecoder] = {}
 
     @cached_property
     def autoregressive(self) -> AutoregressiveDecoder:
         return AutoregressiveDecoder(self.pair.model, tokenizer=self.tokenizer, max_length=self.max_length)
 
-    def decoder(self, tree: TreeConfig, policy: StopPolicy) -> RadarDecoder:
-        """The decoder of a tree's shape; it keeps the policy that it was made with until it is given another."""
-        if tree not in self._decoders:
-            self._decoders[tree] = RadarDecoder(
+    def decoder(self, tree: TreeConfig, policy: StopPolicy, *, role: str = "") -> RadarDecoder:
+        """The decoder of a tree's shape; it keeps the policy that it was made with until it is given another.
+
+        A decoder keeps the graphs of four policies: `role` tells decoders of one shape apart, so that none is captured
+        again and again.
+        """
+        if (tree, role) not in self._decoders:
+            self._decoders[tree, role] = RadarDecoder(
                 self.pair.model,
                 draft=self.pair.draft,
                 tokenizer=self.tokenizer,
@@ -73,7 +77,7 @@ class Wide:
                 tree=tree,
                 max_length=self.max_length,
             )
-        return self._decoders[tree]
+        return self._decoders[tree, role]
 
 
 def measure_costs(
