@@ -36,7 +36,7 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     """Prompts by set: `train`, `develop-KIND`, and the tasks themselves, which measure and nothing else.
 
     Args:
-        data: folder of `heldout_prompts.jsonl`, which no target was trained on to the letter.
+        data: folder of `heldout_prompts.jsonl`: held-out text, and some of what the targets were trained on.
         prompts: folder of `q_TASK.jsonl`.
         train, develop, limit: at most so many prompts of each kind.
 
