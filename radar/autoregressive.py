@@ -22,7 +22,7 @@ __all__ = ["AutoregressiveDecoder"]
 
 
 class AutoregressiveDecoder(Decoder):
-    """Plain greedy decoding with RadarDecoder's interface: the denominator of every speed-up.
+    """Plain decoding with RadarDecoder's interface: the denominator of every speed-up.
 
     Args:
         model: a loaded transformers causal language model of a supported family.

@@ -42,7 +42,7 @@ def default_tree(device: torch.device) -> TreeConfig:
 
 
 class RadarDecoder(Decoder):
-    """Greedy decoding whose output is the target's own, token for token, in fewer target passes.
+    """Decoding whose output is the target's own, token for token, in fewer target passes.
 
     Args:
         model: a loaded transformers causal language model (Llama, Mistral, Qwen2, Qwen3), on one device.

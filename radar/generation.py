@@ -159,8 +159,10 @@ class Decoder(ABC):
             ids = prompt.flatten().tolist()
         elif _is_chat(prompt):
             ids = self._encode_chat(prompt)
-        else:
+        elif isinstance(prompt, Sequence):
             ids = list(prompt)
+        else:
+            raise ValueError(f"a prompt is text, token ids, a tensor of ids or chat messages, got {prompt!r}")
         if not ids:
             raise ValueError("the prompt is empty: give at least one token")
         wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int)]
@@ -182,6 +184,7 @@ class Decoder(ABC):
             tokenizer=self.tokenizer,
             end_token_ids=self.eos_token_ids,
             limit_of=self._limit,
+            vocab_size=self.vocab_size,
             is_chat=_is_chat(prompt),
         )
 
@@ -286,7 +289,7 @@ class Decoder(ABC):
 
 
 def _is_chat(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str | Tensor) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -85,6 +85,7 @@ def make_request(
     tokenizer: Any,
     end_token_ids: frozenset[int],
     limit_of: Callable[[int, int | None], int],
+    vocab_size: int,
     is_chat: bool,
 ) -> Request:
     """Put options in order.
@@ -95,6 +96,7 @@ def make_request(
         tokenizer: of the decoder, or None.
         end_token_ids: of the decoder.
         limit_of: (prompt length, max_new_tokens or None) -> limit, checked.
+        vocab_size: ids that the target knows.
         is_chat: whether the prompt came as messages.
 
     Raises:
@@ -108,18 +110,17 @@ def make_request(
         )
     given = {name: value for name, value in options.items() if value is not None}
     sampling = _sampling(given)
+    wrong = [token for token in sampling.logit_bias or () if token >= vocab_size]
+    if wrong:
+        raise ValueError(f"logit_bias names token {wrong[0]}, but the vocabulary ends at {vocab_size - 1}")
     end_token_ids = _end_tokens(given, end_token_ids)
-    criteria = tuple(given.get("stopping_criteria", ()))
+    criteria, processors = (_callables(given, name) for name in ("stopping_criteria", "logits_processor"))
     if "stop_strings" in given:
         criteria = (*criteria, StopStrings(tokenizer, given["stop_strings"]))
-    for name, values in (("stopping_criteria", criteria), ("logits_processor", given.get("logits_processor", ()))):
-        wrong = [value for value in values if not callable(value)]
-        if wrong:
-            raise ValueError(f"{name} must hold callables, got {wrong[0]!r}")
     processing = None
-    if given.get("logits_processor"):
+    if processors:
         chain, sampling = host_chain(sampling)
-        processing = HostProcessing((*chain, *given["logits_processor"]), end_token_ids)
+        processing = HostProcessing((*chain, *processors), end_token_ids)
     reuse = given.get("reuse_prefix", is_chat)
     if not isinstance(reuse, bool):
         raise ValueError(f"reuse_prefix must be True or False, got {reuse!r}")
@@ -174,15 +175,28 @@ def _sampling(given: Mapping[str, Any]) -> SamplingParams:
             raise ValueError("do_sample=True contradicts temperature=0, which is greedy: leave one of them out")
     if do_sample is False and loose.get("temperature", 0) != 0:
         raise ValueError(f"do_sample=False contradicts temperature={loose['temperature']!r}: leave one of them out")
+    if not isinstance(loose.get("logit_bias", {}), Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {loose['logit_bias']!r}")
     filters = [name for name in _FILTERS if name in loose]
     if filters and not loose.get("temperature"):
         raise ValueError(f"{filters[0]} has no effect on greedy decoding: pass temperature= or do_sample=True as well")
     return SamplingParams(**loose) if loose else GREEDY
 
 
+def _callables(given: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    values = given.get(name, ())
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise ValueError(f"{name} must be a list of callables, got {values!r}")
+    values = tuple(values)
+    wrong = [value for value in values if not callable(value)]
+    if wrong:
+        raise ValueError(f"{name} must hold callables, got {wrong[0]!r}")
+    return values
+
+
 def _end_tokens(given: Mapping[str, Any], default: frozenset[int]) -> frozenset[int]:
     ids = given.get("eos_token_id", default)
-    ids = [ids] if isinstance(ids, int) else list(ids)
+    ids = list(ids) if isinstance(ids, Iterable) else [ids]
     wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int) or token < 0]
     if wrong:
         raise ValueError(f"eos_token_id must be a token id or several, got {wrong[0]!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class StopStrings:
     """
 
     def __init__(self, tokenizer: Any, strings: str | Sequence[str]) -> None:
-        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        self.strings = (strings,) if isinstance(strings, str) or not isinstance(strings, Iterable) else tuple(strings)
         if tokenizer is None:
             raise ValueError("stop_strings needs a tokenizer; pass tokenizer= to the decoder, or use eos_token_id")
         wrong = [text for text in self.strings if not isinstance(text, str) or not text]

@@ -172,6 +172,11 @@ def test_stop_strings_end_a_stream_where_they_first_appear():
         ({"stop_strings": []}, "none empty"),
         ({"stopping_criteria": [3]}, "stopping_criteria must hold callables, got 3"),
         ({"logits_processor": ["x"]}, "logits_processor must hold callables, got 'x'"),
+        ({"logits_processor": len}, "logits_processor must be a list of callables"),
+        ({"logit_bias": {VOCAB: 1.0}}, f"names token {VOCAB}, but the vocabulary ends at {VOCAB - 1}"),
+        ({"logit_bias": [1.0]}, "logit_bias must map token ids"),
+        ({"eos_token_id": 1.5}, "got 1.5"),
+        ({"stop_strings": 5}, "stop_strings must be a string or several"),
         ({"reuse_prefix": "yes"}, "reuse_prefix must be True or False"),
     ],
 )
@@ -246,6 +251,7 @@ def test_the_default_policy_needs_no_training():
         ([1, -1], "got -1"),
         ([1, True], "got True"),
         ([1.5], r"got 1\.5"),
+        (None, "a prompt is text, token ids, a tensor of ids or chat messages, got None"),
         ([1] * 128, "128 tokens and the cache holds max_length=128"),
     ],
 )
