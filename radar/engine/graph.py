@@ -169,7 +169,8 @@ class GraphEngine:
             else:
                 self._replay_parts(current)
             current.result.send()
-        self._done.record()
+        if self.fallback is not None:
+            self._done.record()
 
     def discard(self) -> None:
         """Forget a round that was launched and will not be read."""
@@ -179,7 +180,8 @@ class GraphEngine:
         """One round, or one plain step; its tokens are certain."""
         watch, fallback = Stopwatch(), self.fallback
         self.ahead()
-        late = self._done.query()  # how long the GPU took cannot be told from the time of the read then
+        # done before it is asked for: how long it took cannot be told from when it is read
+        late = fallback is not None and self._done.query()
         result = self._read_round() if self._drafted else self._read_plain()
         self._launched = False
         if fallback is not None and fallback.drafts == self._drafted:  # not so if the policy changed meanwhile
