@@ -8,7 +8,7 @@ import torch
 from fakes import hf_greedy
 
 import radar
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
 from radar.compare import Contender, compare, render
 from radar.metrics import merge
 from radar.prompts import PromptLine, encode_prompt, load_prompts
@@ -69,6 +69,16 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
         )
         for prompt, text in zip(prompts[::5], expected[::5], strict=True):
             assert other.generate(prompt, max_new_tokens=LENGTH).token_ids == text
+
+
+@pytest.mark.parametrize("chosen", [{"top_p": 0.8}, {"top_k": 20}, {"repetition_penalty": 1.2}], ids=str)
+def test_sampled_text_is_the_plain_decoders(decoder, prompts, chosen):
+    """A few of the 216 combinations that bench/lossless_sampling.py runs."""
+    plain = AutoregressiveDecoder(decoder.model, max_length=512)
+    for seed, (prompt, temperature) in enumerate(zip(prompts[::5], (0.3, 0.7, 1.0, 1.5), strict=True)):
+        sampling = SamplingParams(temperature=temperature, seed=seed, **chosen)
+        expected = plain.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids
+        assert decoder.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids == expected
 
 
 def test_the_policy_saves_draft_calls(decoder, prompts):

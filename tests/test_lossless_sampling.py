@@ -1,12 +1,14 @@
 """One seed, one text: sampled decoding equals plain sampling, whatever drafts, stops or verifies."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 from fakes import VOCAB, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
+from radar.sampling import Sampler
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
 SETTINGS = [
@@ -66,36 +68,71 @@ def test_a_seed_repeats_and_no_seed_does_not():
     assert text(None) != text(None)
 
 
-def test_first_positions_follow_the_targets_distribution():
-    """Chi-square over seeds, independent of the shared noise: frequencies of the first token against softmax."""
+SEEDS = 20_000
+PROMPT = PROMPTS[1]
+TEMPERATURE = 1.2
+
+
+def sampled_texts(model, *, same_noise=False):
+    """Three tokens behind PROMPT for SEEDS seeds at once, each sampled as decoders sample; and the exact conditionals.
+
+    Returns:
+        tokens [SEEDS, 3], and for each position {the tokens before it: probabilities [V]}.
+    """
+    sampler = Sampler(SEEDS, VOCAB, torch.device("cpu"))
+    sampler.set(SamplingParams(temperature=TEMPERATURE, seed=0))
+    sampler.state.seed.copy_(torch.arange(SEEDS))
+    tokens, exact = torch.zeros(SEEDS, 0, dtype=torch.int64), []
+    for position in range(3):
+        index = torch.full((SEEDS, 1), len(PROMPT) + (0 if same_noise else position))
+        if position:
+            prefixes, which = tokens.unique(dim=0, return_inverse=True)
+        else:
+            prefixes, which = tokens[:1], torch.zeros(SEEDS, dtype=torch.int64)
+        with torch.inference_mode():
+            ids = torch.cat((torch.tensor([PROMPT] * len(prefixes)), prefixes), 1).to(model.device)
+            logits = model(ids).logits[:, -1].float().cpu()
+        exact.append({tuple(p.tolist()): row for p, row in zip(prefixes, logits.double() / TEMPERATURE, strict=True)})
+        tokens = torch.cat((tokens, sampler.sample(logits[which][:, None], index)), 1)
+    return tokens, [{prefix: row.softmax(-1) for prefix, row in level.items()} for level in exact]
+
+
+def excess(tokens, exact):
+    """Chi-square of the texts' joint frequencies against their exact probabilities, in standard deviations above its
+    mean; cells of fewer than five expected texts are one."""
+    joint = {(): 1.0}
+    for level in exact[: tokens.shape[1]]:
+        joint = {(*p, t): joint[p] * float(level[p][t]) for p in level for t in range(VOCAB)}
+    found = Counter(map(tuple, tokens.tolist()))
+    cells = [(found[text], SEEDS * probability) for text, probability in joint.items()]
+    large = [cell for cell in cells if cell[1] >= 5]
+    large.append((SEEDS - sum(seen for seen, _ in large), SEEDS - sum(wanted for _, wanted in large)))
+    statistic = sum((seen - wanted) ** 2 / max(wanted, 1e-9) for seen, wanted in large)
+    freedom = len(large) - 1
+    return (statistic - freedom) / (2 * freedom) ** 0.5
+
+
+def test_the_first_three_positions_follow_the_targets_distribution():
+    """Independent of the shared noise: 20,000 seeds against softmax."""
+    tokens, exact = sampled_texts(tiny_target())
+    for length in (1, 2, 3):
+        assert excess(tokens[:, :length], exact) < 5
+
+
+def test_planted_errors_are_seen():
     model = tiny_target()
+    tokens, exact = sampled_texts(model, same_noise=True)  # the second token follows from the first one's noise
+    assert excess(tokens[:, :1], exact) < 5
+    assert excess(tokens[:, :2], exact) > 100
+    tokens, exact = sampled_texts(model)
+    colder = [{p: (row.log() * 1.05).softmax(-1) for p, row in level.items()} for level in exact]
+    assert excess(tokens[:, :1], colder) > 5
+
+
+def test_decoders_give_these_texts():
+    model = tiny_target()
+    tokens, _ = sampled_texts(model)
     ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(2), max_length=64, compile=False)
-    prompt, seeds, temperature = PROMPTS[1], 1500, 1.2
-    counts = torch.zeros(VOCAB)
-    second = torch.zeros(VOCAB, VOCAB)
-    for seed in range(seeds):
-        sampling = SamplingParams(temperature=temperature, seed=seed)
-        first, then = ours.generate(prompt, max_new_tokens=2, sampling=sampling).token_ids
-        counts[first] += 1
-        second[first, then] += 1
-    with torch.inference_mode():
-
-        def exact(ids):
-            ids = torch.tensor([ids], device=model.device)
-            return (model(ids).logits[0, -1].double() / temperature).softmax(-1).cpu()
-
-        assert chi_square(counts, exact(prompt)) < LIMIT
-        assert chi_square(counts, exact([*prompt, 1])) > LIMIT  # another context is told apart
-        common = int(counts.argmax())
-        assert chi_square(second[common], exact([*prompt, common])) < LIMIT
-
-
-LIMIT = 60.0  # the 99.999th percentile of chi-square with at most 16 degrees of freedom is 54
-
-
-def chi_square(counts, probabilities):
-    expected = counts.sum() * probabilities
-    small = expected < 5
-    seen = torch.cat((counts[~small], counts[small].sum()[None]))
-    wanted = torch.cat((expected[~small], expected[small].sum()[None])).clamp(min=1e-9)
-    return float(((seen - wanted) ** 2 / wanted).sum())
+    for seed in range(0, SEEDS, SEEDS // 20):
+        out = ours.generate(PROMPT, max_new_tokens=3, sampling=SamplingParams(temperature=TEMPERATURE, seed=seed))
+        assert out.token_ids == tokens[seed].tolist()
