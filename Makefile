@@ -9,11 +9,11 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
-	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64
+	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64 --no-compile
 	@echo
-	@$(BIN)/radar generate "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?" --chat --max-new-tokens 96
+	@$(BIN)/radar generate "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?" --chat --max-new-tokens 96 --no-compile
 	@echo
-	@$(BIN)/radar bench --max-new-tokens 96
+	@$(BIN)/radar bench --max-new-tokens 96 --no-compile
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS)
