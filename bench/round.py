@@ -8,6 +8,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
-def measure(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
+def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
+    """Hands what is known so far to `save`, again and again: a run that is cut off has not been for nothing."""
     device = torch.device("cuda")
     dtype = torch.bfloat16
     torch.manual_seed(0)
@@ -122,6 +124,9 @@ def measure(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
     plain = timed("autoregressive", lambda: AutoregressiveDecoder(model, **options))
     decoder = timed("radar", lambda: RadarDecoder(model, draft=draft, policy=fixed, tree=tree, **options))
     out["engine"] = decoder.engine_name
+    save(out)
+    if args.start_only:
+        return
     prompt = torch.randint(0, geometry.vocabulary, (args.prefix[0],)).tolist()
 
     series: dict[str, list[float]] = {"ar": [], "fixed8": [], "radar8": [], "fixed8_gpu": [], "radar8_gpu": []}
@@ -138,14 +143,15 @@ def measure(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
     out["decision_us"] = (
         1000 * (out["milliseconds"]["radar8_gpu"]["median"] - out["milliseconds"]["fixed8_gpu"]["median"]) / 8
     )
+    save(out)
     decoder.policy = radar
     out["syncs"] = syncs_per_round(decoder, prompt, args.trace)
-    out["parts"] = [
-        profile_round(decoder.engine, prefix=prefix, calls=8, repeats=args.repeats * 4).to_dict()
-        for prefix in args.prefix
-    ]
-    out["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    return out
+    out["parts"] = []
+    for prefix in args.prefix:
+        profile = profile_round(decoder.engine, prefix=prefix, calls=8, repeats=args.repeats * 4)
+        out["parts"].append(profile.to_dict())
+        out["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        save(out)
 
 
 def main() -> int:
@@ -155,6 +161,7 @@ def main() -> int:
     parser.add_argument("--prefix", type=int, nargs="+", default=[1024, 8192], help="committed tokens")
     parser.add_argument("--max-length", type=int, default=8704)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--start-only", action="store_true", help="time the starts alone, such as the second one")
     parser.add_argument("--no-compile", action="store_true", help="start without torch.compile")
     parser.add_argument("--trace", type=Path, help="write a trace of ten rounds, for chrome://tracing or Perfetto")
     parser.add_argument("--out", type=Path)
@@ -162,13 +169,16 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
         return 2
-    report = {"command": "python -m bench.round " + " ".join(sys.argv[1:])}
-    report["machine"] = describe_machine(torch.device("cuda"))  # type: ignore[assignment]
-    report |= measure(shapes[args.shapes], args)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report: dict[str, Any] = {"command": "python -m bench.round " + " ".join(sys.argv[1:])}
+    report["machine"] = describe_machine(torch.device("cuda"))
+
+    def save(found: dict[str, Any]) -> None:
+        report.update(found)
+        if args.out:
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    measure(shapes[args.shapes], args, save)
+    print(json.dumps(report, indent=1))
     return 0
 
 
