@@ -32,6 +32,9 @@ def add_profile(
     parser.add_argument(
         "--prefix", type=int, nargs="+", default=[1024], metavar="N", help="committed tokens (default 1024)"
     )
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", metavar="N", help="verified nodes (default: --total-tokens alone)"
+    )
     parser.add_argument("--calls", type=int, default=8, metavar="N", help="draft calls of the round (default 8)")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="measurements of each part (default 20)")
     parser.add_argument(
@@ -53,10 +56,12 @@ def _profile(args: argparse.Namespace, decoder: Any) -> int:
     engine = decoder.engine
     machine = describe_machine(engine.target.device)
     prefixes = sorted(set(args.prefix))
-    most = engine.config.max_calls if args.costs else args.calls
-    profiles = [profile_round(engine, prefix=prefix, calls=args.calls, repeats=args.repeats) for prefix in prefixes]
+    profiles = []
+    for nodes in sorted(set(args.nodes or [decoder.tree.total_tokens])):
+        one = decoder if nodes == decoder.tree.total_tokens else _with_nodes(decoder, nodes, args)
+        profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
-        deep = profile_round(engine, prefix=prefixes[0], calls=most, repeats=args.repeats)
+        deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
         _cost_table(args, profiles, deep, device_name(engine.target.device)).save(args.costs)
     if args.trace:
         _trace(decoder, args.trace, min(prefixes))
@@ -73,6 +78,24 @@ def _profile(args: argparse.Namespace, decoder: Any) -> int:
     return 0
 
 
+def _with_nodes(decoder: Any, nodes: int, args: argparse.Namespace) -> Any:
+    """A decoder of the same models that verifies another number of nodes."""
+    from dataclasses import replace
+
+    from radar import RadarDecoder
+
+    return RadarDecoder(
+        decoder.model,
+        draft=decoder.engine.drafter.draft,
+        policy=decoder.policy,
+        tree=replace(decoder.tree, total_tokens=nodes),
+        max_length=decoder.max_length,
+        tap_layers=decoder.engine.target.tap_layers,
+        engine=args.engine,
+        compile=not args.no_compile,
+    )
+
+
 def _cost_table(args: argparse.Namespace, profiles: list[Any], deep: Any, device: str) -> Any:
     from radar.train.costs import CostTable
 
@@ -80,11 +103,14 @@ def _cost_table(args: argparse.Namespace, profiles: list[Any], deep: Any, device
         return max(value, 0.0) / 1000  # a difference of two medians may fall below zero by noise
 
     first = profiles[0]
+    nodes = sorted({profile.nodes for profile in profiles})
+    contexts = sorted({profile.prefix for profile in profiles})
+    verify = {(profile.nodes, profile.prefix): seconds(profile.verify) for profile in profiles}
     return CostTable(
         draft_call_seconds=tuple(seconds(value) for value in deep.draft_calls),
-        nodes=(first.nodes,),
-        contexts=tuple(profile.prefix for profile in profiles),
-        verify_seconds=(tuple(seconds(profile.verify) for profile in profiles),),
+        nodes=tuple(nodes),
+        contexts=tuple(contexts),
+        verify_seconds=tuple(tuple(verify[n, context] for context in contexts) for n in nodes),
         decision_seconds=seconds(first.decision),
         rest_seconds=seconds(first.select + first.accept + first.commit),
         device=device,

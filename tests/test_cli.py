@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from radar.cli import main
 
@@ -146,3 +147,24 @@ def test_mistakes_end_with_one_line(arguments, message, capsys):
 def test_the_module_runs():
     done = subprocess.run([sys.executable, "-m", "radar.cli", "--help"], capture_output=True, text=True, check=True)
     assert "train-policy" in done.stdout
+
+
+def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):
+    from radar.compare import device_name
+    from radar.config import TreeConfig
+    from radar.decoder import default_device
+    from radar.train.costs import CostTable
+
+    costs, trace = tmp_path / "costs.json", tmp_path / "trace.json"
+    code, out, _ = run(
+        capsys, "profile", "--prefix", 60, 30, "--nodes", 8, 24, "--total-tokens", 24, "--max-calls", 4, "--calls", 3,
+        "--repeats", 2, "--max-length", 128, "--costs", costs, "--trace", trace, "--no-compile",
+    )  # fmt: skip
+    assert code == 0
+    assert out.count("the whole round") == 4
+    table = CostTable.load(costs, device=device_name(default_device()))
+    assert (table.nodes, table.contexts, len(table.draft_call_seconds)) == ((8, 24), (30, 60), 4)
+    times = table.times(TreeConfig(total_tokens=24, max_calls=4), torch.tensor([30]))
+    assert (times > 0).all()
+    assert (times.diff() > 0).all()  # another call costs something
+    assert json.loads(trace.read_text())["traceEvents"]
