@@ -9,12 +9,21 @@ from radar_kernels import reference_sampling
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
 from radar_kernels.noise import gumbel, uniforms, uniforms_of
 from radar_kernels.reference_sampling import SamplingState
-from radar_kernels.scores import finite, float_key, float_of_key, is_filtered, score_source, score_tokens
+from radar_kernels.scores import (
+    fetch_scores,
+    finite,
+    float_key,
+    float_of_key,
+    is_filtered,
+    kept_bounds,
+    score_source,
+    score_tokens,
+)
 
 __all__ = ["SamplingState", "sample_tokens"]
 
-SEGMENT = 128  # tokens whose maximum and mass are kept: what select_kernel reads again, or not
-LIST = 32768  # tokens a row that select_kernel keeps in a list; with more it reads their segments each time
+SEGMENT = 128  # tokens whose maximum and mass are kept
+ROOM = 512  # tokens a block that may be kept, with filters; if one block has more, select_kernel reads the whole row
 
 
 @jit
@@ -50,10 +59,11 @@ def scan_kernel(
     else:
         peak = tl.max(x)
         score = x - finite(peak)
+        best = peak - finite(peak)
         if t > 0.0:
             u = uniforms(tl.load(seed + batch), tl.load(positions + row), start, BLOCK)
             score = score * (1.0 / t) + gumbel(u)
-        best = tl.max(score)
+            best = tl.max(score)
         out = row * SEGMENTS + block
         tl.store(part_max + out, peak)
         tl.store(part_value + out, best)
@@ -61,37 +71,82 @@ def scan_kernel(
 
 
 @jit
-def _fetch(
-    start, stop, packed, lists, source, vocabulary, TILE: tl.constexpr, SEGMENT: tl.constexpr, NODES: tl.constexpr
-):
-    """Scores and tokens, in ascending order, number `start` and up of the list, or of the chosen segments."""
-    list_score, list_token, chosen = lists
-    if packed:
-        i = start + tl.arange(0, TILE * SEGMENT)
-        x = tl.load(list_score + i, mask=i < stop, other=-float("inf"))
-        token = tl.load(list_token + i, mask=i < stop, other=vocabulary)
-    else:
-        j = start // SEGMENT + tl.arange(0, TILE)
-        segment = tl.load(chosen + j, mask=j * SEGMENT < stop, other=(vocabulary + SEGMENT - 1) // SEGMENT)
-        tile = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
-        x = score_tokens(tile, source, vocabulary, NODES).reshape([TILE * SEGMENT])
-        token = tile.reshape([TILE * SEGMENT])
-    return x, token
+def list_kernel(
+    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
+    ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, logits_b, logits_r, rows,
+    vocabulary,
+    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
+    NODES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Of each block of a row with filters: the tokens that may be kept, in ascending order, and with noise.
+
+    From the segments' maxima and masses follows a bound below which no token can be kept; every program works it out.
+    The number of tokens goes to part_token; what is behind the first ROOM is not listed. Other rows have nothing to do.
+    """
+    block = tl.program_id(0)
+    row = tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    batch = row // rows
+    t = tl.load(temperature + batch)
+    k = tl.load(top_k + batch)
+    p = tl.load(top_p + batch)
+    least_mass = tl.load(min_p + batch)
+    if is_filtered(t, k, p, least_mass, vocabulary):
+        scale = 1.4426950408889634 / t
+        segments = (vocabulary + SEGMENT - 1) // SEGMENT
+        s = tl.arange(0, SEGMENTS)
+        maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < segments, other=-float("inf"))
+        sums = tl.load(part_value + row * SEGMENTS + s, mask=s < segments, other=0.0)
+        peak = tl.max(maxima)
+        base = finite(peak)
+        share = tl.math.exp2((maxima - base) * scale)
+        by_rank = (k > 0) & (k < vocabulary)
+        bound, floor = kept_bounds(maxima, sums * share, peak, by_rank, k, p, segments, SEGMENT)
+        cut = tl.where(by_rank, 0.0, least_mass)  # top-p needs the whole mass of the k best, before min-p
+        count = 0
+        wanted = (maxima >= bound) & (share > floor) & (share >= cut) & (s // (BLOCK // SEGMENT) == block)
+        if tl.sum(wanted.to(tl.int32)) > 0:
+            source = score_source(
+                row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
+                ancestors, NODES,
+            )  # fmt: skip
+            token = block * BLOCK + tl.arange(0, BLOCK)
+            x = score_tokens(token, source, vocabulary, NODES)
+            mass = tl.math.exp2((x - base) * scale)
+            listed = (x >= bound) & (mass > floor) & (mass >= cut)
+            slot = tl.cumsum(listed.to(tl.int32)) - 1
+            count = tl.sum(listed.to(tl.int32))
+            start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
+            tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
+            tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
+            tl.debug_barrier()
+            key = tl.load(seed + batch)
+            position = tl.load(positions + row)
+            stop = tl.minimum(count, ROOM)
+            for first in range(0, stop, TILE):
+                i = first + tl.arange(0, TILE)
+                listed_x = tl.load(list_score + start + i, mask=i < stop, other=0.0)
+                u = uniforms_of(key, position, tl.load(list_token + start + i, mask=i < stop, other=0))
+                tl.store(list_noisy + start + i, (listed_x - base) * (1.0 / t) + gumbel(u), mask=i < stop)
+        tl.store(part_token + row * SEGMENTS + block, count)
 
 
 @jit
 def select_kernel(
     logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
-    ancestors, part_max, part_value, part_token, chosen, list_score, list_token, tokens,
+    ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, tokens,
     logits_b, logits_r, rows, vocabulary,
-    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr,
+    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
     NODES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """argmax over the kept tokens of x[v] / T + g[v]; one program a row, which alone waits for itself.
+    """argmax over the kept tokens of x[v] / T + g[v]; one program a row.
 
-    Nothing is sorted. From the segments' maxima and masses follows a bound below which no token can be kept; what lies
-    above it goes to a list, in the order of the tokens. On that list the thresholds of top-k and top-p are found by
-    bisection of the floats' order, exactly: sums of masses in one fixed order grow with the set that is summed.
+    Nothing is sorted and no border is looked for. The best token is kept if what is better than it in score weighs less
+    than p of the whole, and is fewer than k. If not, neither it nor any token behind it in score is kept, and the best
+    of those ahead is tried. It is a random one of them: the mass ahead shrinks as the product of uniform numbers does,
+    and 1 + log(1 / p) tries are expected.
     """
     row = tl.program_id(0)
     if PDL:
@@ -104,133 +159,91 @@ def select_kernel(
     least_mass = tl.load(min_p + batch)
     s = tl.arange(0, SEGMENTS)
     NOWHERE: tl.constexpr = 0x7FFFFFFF
+    BLOCKS: tl.constexpr = SEGMENTS * SEGMENT // BLOCK
     if is_filtered(t, k, p, least_mass, vocabulary):
         source = score_source(
             row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
             ancestors, NODES,
         )  # fmt: skip
-        offset = row.to(tl.int64)
-        lists = (list_score + offset * LIST, list_token + offset * LIST, chosen + offset * SEGMENTS)
+        offset = row.to(tl.int64) * (BLOCKS * ROOM)
+        lists = (list_score + offset, list_noisy + offset, list_token + offset)
         scale = 1.4426950408889634 / t
         segments = (vocabulary + SEGMENT - 1) // SEGMENT
         maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < segments, other=-float("inf"))
         sums = tl.load(part_value + row * SEGMENTS + s, mask=s < segments, other=0.0)
         peak = tl.max(maxima)
         base = finite(peak)
-        share = tl.math.exp2((maxima - base) * scale)
-        sums = sums * share
-        total = tl.sum(sums)
-        by_rank = (k > 0) & (k < vocabulary)
+        total = tl.sum(sums * tl.math.exp2((maxima - base) * scale))
+        noise = (tl.load(seed + batch), tl.load(positions + row), base, t)
+        b = tl.arange(0, BLOCKS)
+        counts = tl.load(part_token + row * SEGMENTS + b, mask=b * BLOCK < vocabulary, other=0)
+        longest = tl.max(counts)
+        packed = longest <= ROOM
+        stop = tl.where(packed, (longest * BLOCKS + TILE - 1) // TILE, (vocabulary + TILE - 1) // TILE)
 
-        bound = -float("inf")  # kept tokens score at least this
-        floor = 0.0  # and their mass, exp((x - peak) / T), is over this
-        if by_rank:
-            if k <= segments:  # k segments have a maximum each: the k-th best of these is a bound
-                low = float_key(tl.min(maxima))
+        fewest = NOWHERE  # a kept token has fewer better ones
+        if (k > 0) & (k < vocabulary):
+            fewest = k
+            if p < 1.0:  # of the mass of the k best
+                worst = tl.full([TILE], float("inf"), tl.float32)
+                for i in range(0, stop):
+                    x, _, token = fetch_scores(
+                        i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
+                    )
+                    worst = tl.minimum(worst, tl.where(token < vocabulary, x, float("inf")))
+                low = float_key(tl.min(worst)) - 1
                 high = float_key(peak) + 1
-                while high - low > 1:
+                while high - low > 1:  # the largest value that k tokens reach
                     middle = (low + high) >> 1
-                    if tl.sum((maxima >= float_of_key(middle)).to(tl.int32)) >= k:
+                    reached = 0
+                    reached_mass = 0.0
+                    for i in range(0, stop):
+                        x, _, _ = fetch_scores(
+                            i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
+                        )
+                        reached += tl.sum((x >= float_of_key(middle)).to(tl.int32))
+                        mass = tl.math.exp2((x - base) * scale)
+                        reached_mass += tl.sum(tl.where(x >= float_of_key(middle), mass, 0.0))
+                    if reached >= k:
                         low = middle
+                        total = reached_mass
                     else:
                         high = middle
-                bound = float_of_key(low)
-        elif p < 1.0:
-            # all tokens of mass 2**-j or less weigh at most this sum: if that is at most 1 - p, none of them is kept
-            low_j = 0
-            high_j = 64
-            while high_j - low_j > 1:
-                j = (low_j + high_j) >> 1
-                if tl.sum(tl.minimum(sums, tl.math.exp2(j * -1.0) * SEGMENT)) <= (1.0 - p) * total * 0.999:
-                    high_j = j
-                else:
-                    low_j = j
-            floor = tl.where(high_j < 64, tl.math.exp2(high_j * -1.0), 0.0)
-        cut = tl.where(by_rank, 0.0, least_mass)  # top-p needs the whole mass of the k best, before min-p
-        wanted = (maxima >= bound) & (share > floor) & (share >= cut)
-        tl.store(lists[2] + tl.cumsum(wanted.to(tl.int32)) - 1, s, mask=wanted)
-        stop = tl.sum(wanted.to(tl.int32)) * SEGMENT
-        tl.debug_barrier()
-
-        count = 0
-        weight = tl.zeros([TILE * SEGMENT], tl.float32)  # added up once, after the loop
-        worst = tl.full([TILE * SEGMENT], float("inf"), tl.float32)
-        for start in range(0, stop, TILE * SEGMENT):
-            x, token = _fetch(start, stop, False, lists, source, vocabulary, TILE, SEGMENT, NODES)
-            mass = tl.math.exp2((x - base) * scale)
-            listed = (x >= bound) & (mass > floor) & (mass >= cut)
-            slot = count + tl.cumsum(listed.to(tl.int32)) - 1
-            tl.store(lists[0] + slot, x, mask=listed & (slot < LIST))
-            tl.store(lists[1] + slot, token, mask=listed & (slot < LIST))
-            count += tl.sum(listed.to(tl.int32))
-            weight += tl.where(listed, mass, 0.0)
-            worst = tl.minimum(worst, tl.where(listed, x, float("inf")))
-        packed = count <= LIST
-        stop = tl.where(packed, count, stop)
-        tl.debug_barrier()
-
-        last = float_key(tl.min(worst))  # the key of the last value that is kept
-        if by_rank:
-            total = tl.sum(weight)
-            high = float_key(peak) + 1
-            while high - last > 1:  # the largest value that k tokens reach
-                middle = (last + high) >> 1
-                reached = 0
-                reached_mass = 0.0
-                for start in range(0, stop, TILE * SEGMENT):
-                    x, _ = _fetch(start, stop, packed, lists, source, vocabulary, TILE, SEGMENT, NODES)
-                    reached += tl.sum((x >= float_of_key(middle)).to(tl.int32))
-                    reached_mass += tl.sum(tl.where(x >= float_of_key(middle), tl.math.exp2((x - base) * scale), 0.0))
-                if reached >= k:
-                    last = middle
-                    total = reached_mass
-                else:
-                    high = middle
-        above = 0.0  # the mass of what is better than the last value
-        enough = float("inf")
-        if p < 1.0:
-            enough = p * total
-            low = last - 1
-            last = float_key(peak)
-            while last - low > 1:  # the smallest value with less than p above it
-                middle = (low + last) >> 1
-                mass_above = 0.0
-                for start in range(0, stop, TILE * SEGMENT):
-                    x, _ = _fetch(start, stop, packed, lists, source, vocabulary, TILE, SEGMENT, NODES)
-                    mass_above += tl.sum(tl.where(x > float_of_key(middle), tl.math.exp2((x - base) * scale), 0.0))
-                if mass_above < enough:
-                    last = middle
-                    above = mass_above
-                else:
-                    low = middle
-        border = float_of_key(last)
-        # of equal tokens at the border the first ones are kept, until the mass is reached
-        border_mass = tl.math.exp2((border - base) * scale)
-        ties = 0
-        best = -float("inf")
+        enough = tl.where(p < 1.0, p * total, float("inf"))
+        score = -float("inf")  # of the candidate; at first there is none
         at = NOWHERE
-        key = tl.load(seed + batch)
-        position = tl.load(positions + row)
-        for start in range(0, stop, TILE * SEGMENT):
-            x, token = _fetch(start, stop, packed, lists, source, vocabulary, TILE, SEGMENT, NODES)
-            tie = (x == border).to(tl.int32)
-            rank = ties + tl.cumsum(tie) - 1
-            ties += tl.sum(tie)
-            kept = (x > border) | ((x == border) & (above + rank.to(tl.float32) * border_mass < enough))
-            kept = kept & (tl.math.exp2((x - base) * scale) >= least_mass)
-            score = (x - base) * (1.0 / t) + gumbel(uniforms_of(key, position, token))
-            score = tl.where(kept, score, -float("inf"))
-            top = tl.max(score)
-            if top > best:
-                best = top
-                at = tl.min(tl.where(score == top, token, NOWHERE))
+        trying = row >= 0
+        while trying:
+            ahead_mass = tl.zeros([TILE], tl.float32)
+            ahead_count = tl.zeros([TILE], tl.int32)
+            best = tl.full([TILE], -float("inf"), tl.float32)
+            best_score = best
+            best_token = tl.full([TILE], NOWHERE, tl.int32)
+            for i in range(0, stop):
+                x, noisy, token = fetch_scores(
+                    i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
+                )
+                mass = tl.math.exp2((x - base) * scale)
+                ahead = (x > score) | ((x == score) & (token < at))
+                ahead_mass += tl.where(ahead, mass, 0.0)
+                ahead_count += (x > score).to(tl.int32)
+                better = ahead & (mass >= least_mass) & (noisy > best)
+                best = tl.where(better, noisy, best)
+                best_score = tl.where(better, x, best_score)
+                best_token = tl.where(better, token, best_token)
+            kept = (at < NOWHERE) & (tl.sum(ahead_mass) < enough) & (tl.sum(ahead_count) < fewest)
+            top = tl.max(best)
+            trying = (kept == 0) & (top > -float("inf"))
+            if trying:
+                at = tl.min(tl.where(best == top, best_token, NOWHERE))
+                score = tl.max(tl.where(best_token == at, best_score, -float("inf")))
     else:
         blocks = (vocabulary + BLOCK - 1) // BLOCK
         maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < blocks, other=-float("inf"))
         values = tl.load(part_value + row * SEGMENTS + s, mask=s < blocks, other=-float("inf"))
         token = tl.load(part_token + row * SEGMENTS + s, mask=s < blocks, other=NOWHERE)
-        score = values + (maxima - finite(tl.max(maxima))) * (1.0 / tl.where(t > 0.0, t, 1.0))
-        at = tl.min(tl.where(score == tl.max(score), token, NOWHERE))
+        values += (maxima - finite(tl.max(maxima))) * (1.0 / tl.where(t > 0.0, t, 1.0))
+        at = tl.min(tl.where(values == tl.max(values), token, NOWHERE))
     tl.store(tokens + row, tl.minimum(at, vocabulary - 1).to(tl.int64))  # if NaN was found, stay in bounds
 
 
@@ -241,21 +254,21 @@ def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     return Plan(
         grid=(-(-vocabulary // block), rows),
         constants={"SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": block, "NODES": nodes, "PDL": arch >= 90},
-        options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
+        options={"num_warps": max(1, block // 256)} | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
+def list_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
+    grid, constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    block = constants["BLOCK"]
+    return Plan(grid, {**constants, "ROOM": min(ROOM, block), "TILE": min(256, block)}, {**options, "num_warps": 4})
+
+
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    segments = next_power_of_2(-(-vocabulary // SEGMENT))
-    tile = min(32 if arch < 100 else 16, segments)  # 255 registers hold 16 tokens a thread there, not quite elsewhere
-    return Plan(
-        grid=(rows,),
-        constants={
-            "SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": min(2048, segments * SEGMENT), "TILE": tile,
-            "LIST": min(LIST, segments * SEGMENT), "NODES": nodes, "PDL": arch >= 90,
-        },
-        options={"num_warps": max(1, tile // (4 if arch < 100 else 2))} | ({"launch_pdl": True} if arch >= 90 else {}),
-    )  # fmt: skip
+    _, constants, options = list_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    tile = min(4096 if arch < 100 else 2048, constants["SEGMENTS"] * SEGMENT)
+    warps = max(1, tile // (512 if arch < 100 else 256))
+    return Plan((rows,), {**constants, "TILE": tile}, {**options, "num_warps": warps})
 
 
 @torch.library.custom_op("radar_kernels::sample_tokens", mutates_args=())
@@ -267,11 +280,12 @@ def _launch(
     batch, rows, vocabulary = logits.shape
     arch = architecture(logits.device)
     shape = {"rows": batch * rows, "vocabulary": vocabulary, "nodes": 0 if draft_tokens is None else rows, "arch": arch}
-    scan, select = scan_plan(**shape), select_plan(**shape)
-    segments, room = select.constants["SEGMENTS"], select.constants["LIST"]
+    scan, listing, select = scan_plan(**shape), list_plan(**shape), select_plan(**shape)
+    segments, block, room = (select.constants[name] for name in ("SEGMENTS", "BLOCK", "ROOM"))
     part_max, part_value = (logits.new_empty(batch, rows, segments, dtype=torch.float32) for _ in range(2))
-    part_token, chosen = (logits.new_empty(batch, rows, segments, dtype=torch.int32) for _ in range(2))
-    list_score = logits.new_empty(batch, rows, room, dtype=torch.float32)
+    part_token = logits.new_empty(batch, rows, segments, dtype=torch.int32)
+    room *= segments * SEGMENT // block
+    list_score, list_noisy = (logits.new_empty(batch, rows, room, dtype=torch.float32) for _ in range(2))
     list_token = logits.new_empty(batch, rows, room, dtype=torch.int32)
     tokens = torch.empty_like(positions)
     inputs = (
@@ -279,10 +293,10 @@ def _launch(
         positions if draft_tokens is None else draft_tokens, positions if ancestors is None else ancestors,
     )  # fmt: skip
     sizes = (*logits.stride()[:2], rows, vocabulary)
-    scan.launch(scan_kernel, *inputs, part_max, part_value, part_token, *sizes)
-    select.launch(
-        select_kernel, *inputs, part_max, part_value, part_token, chosen, list_score, list_token, tokens, *sizes
-    )
+    parts, lists = (part_max, part_value, part_token), (list_score, list_noisy, list_token)
+    scan.launch(scan_kernel, *inputs, *parts, *sizes)
+    listing.launch(list_kernel, *inputs, *parts, *lists, *sizes)
+    select.launch(select_kernel, *inputs, *parts, *lists, tokens, *sizes)
     return tokens
 
 

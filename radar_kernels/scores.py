@@ -3,8 +3,11 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from radar_kernels._launch import jit, tl
+from radar_kernels.noise import gumbel, uniforms
 
-__all__ = ["finite", "float_key", "float_of_key", "is_filtered", "score_source", "score_tokens"]
+__all__ = [
+    "fetch_scores", "finite", "float_key", "float_of_key", "is_filtered", "kept_bounds", "score_source", "score_tokens",
+]  # fmt: skip
 
 
 @jit
@@ -64,3 +67,57 @@ def score_source(
 @jit
 def is_filtered(temperature, k, top_p, min_p, vocabulary):
     return (temperature > 0.0) & (((k > 0) & (k < vocabulary)) | (top_p < 1.0) | (min_p > 0.0))
+
+
+@jit
+def kept_bounds(maxima, sums, peak, by_rank, k, p, segments, SEGMENT: tl.constexpr):
+    """What a kept token scores at least, and what exp((x - peak) / T) is over, from the segments' maxima and masses."""
+    bound = -float("inf")  # kept tokens score at least this
+    floor = 0.0  # and their mass, exp((x - peak) / T), is over this
+    if by_rank:
+        if k <= segments:  # k segments have a maximum each: the k-th best of these is a bound
+            low = float_key(tl.min(maxima))
+            high = float_key(peak) + 1
+            while high - low > 1:
+                middle = (low + high) >> 1
+                if tl.sum((maxima >= float_of_key(middle)).to(tl.int32)) >= k:
+                    low = middle
+                else:
+                    high = middle
+            bound = float_of_key(low)
+    elif p < 1.0:
+        # all tokens of mass 2**-j or less weigh at most this sum: if that is at most 1 - p, none of them is kept
+        total = tl.sum(sums)
+        low_j = 0
+        high_j = 64
+        while high_j - low_j > 1:
+            j = (low_j + high_j) >> 1
+            if tl.sum(tl.minimum(sums, tl.math.exp2(j * -1.0) * SEGMENT)) <= (1.0 - p) * total * 0.999:
+                high_j = j
+            else:
+                low_j = j
+        floor = tl.where(high_j < 64, tl.math.exp2(high_j * -1.0), 0.0)
+    return bound, floor
+
+
+@jit
+def fetch_scores(
+    i, packed, counts, lists, noise, source, vocabulary,
+    BLOCKS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """Scores, the same with temperature and noise, and tokens: tile i of the lists, all blocks at once, or of the row;
+    a place in the tile sees its tokens in ascending order."""
+    if packed:
+        WIDTH: tl.constexpr = TILE // BLOCKS
+        slot = i * WIDTH + tl.arange(0, WIDTH)
+        at = (tl.arange(0, BLOCKS)[:, None] * ROOM + slot[None, :]).reshape([TILE])
+        listed = (slot[None, :] < counts[:, None]).reshape([TILE])
+        x = tl.load(lists[0] + at, mask=listed, other=-float("inf"))
+        noisy = tl.load(lists[1] + at, mask=listed, other=-float("inf"))
+        token = tl.load(lists[2] + at, mask=listed, other=vocabulary)
+    else:
+        key, position, base, t = noise
+        token = i * TILE + tl.arange(0, TILE)
+        x = score_tokens(token, source, vocabulary, NODES)
+        noisy = (x - base) * (1.0 / t) + gumbel(uniforms(key, position, i * TILE, TILE))
+    return x, noisy, token

@@ -2,10 +2,12 @@
 
 pytest bench/kernels/bench_sample_tokens.py --benchmark-only
 
-Predicted for 60 x 128,256 in bfloat16 on an H200 (15.4 MB, 3.7 us at full bandwidth; the logits are in the cache):
-greedy 7 us (one reading pass, two launches); temperature alone 15 us (Philox, two logarithms: 40 instructions a token);
-top-k 50 16 us (bound from the segments' maxima, 50 segments read again, 24 steps of bisection); top-p 0.9 at
-temperature 0.7 31 us (these flat logits leave a candidate in every segment: one program reads the whole row again).
+Predicted for 60 x 128,256 in bfloat16 on an H200 (15.4 MB, 3.7 us at full bandwidth; the logits are in the cache),
+three launches, of which the middle one does nothing for rows without filters: greedy 12 us (one reading pass);
+temperature alone 20 us (Philox with wide products, two one-instruction logarithms: 31 instructions a token); top-k 50
+25 us (every block finds the bound in the segments' maxima, few blocks are read again, two passes over one tile of
+listed tokens); top-p 0.9 at temperature 0.7 30 us (these flat logits leave candidates in every block: a tenth of the
+row is listed, with noise, then two or three passes over three tiles).
 """
 
 import pytest

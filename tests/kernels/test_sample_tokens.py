@@ -151,6 +151,7 @@ SETTINGS = {
     "top_k over V": {"top_k": 100000},
     "top_p": {"top_p": 0.9, "temperature": 0.7},
     "top_p small": {"top_p": 1e-6},
+    "top_p of the flat": {"top_p": 0.03, "temperature": 50.0},
     "top_p large": {"top_p": 0.999, "temperature": 2.0},
     "min_p": {"min_p": 0.05},
     "min_p 1": {"min_p": 1.0},
@@ -222,7 +223,7 @@ def test_random_settings(rng, device):
 
 @pytest.mark.parametrize("name", ["top_k", "top_k over the segments", "top_p", "top_p large", "min_p", "all"])
 def test_more_candidates_than_the_list_holds(name, device, monkeypatch):
-    monkeypatch.setattr(op, "LIST", 4)
+    monkeypatch.setattr(op, "ROOM", 4)
     logits, positions = make(1, 4, 5003, device=device, spread=1.0)
     assert_same(logits, positions, make_state(1, 5003, device, **SETTINGS[name]), **make_tree(1, 4, 5003, device))
 
