@@ -355,7 +355,7 @@ def sample_tokens(
     transformers: the bias is added; scores of tokens that the text or the node's own path already holds are divided by
     the repetition penalty, multiplied where negative; temperature; then top-k (ties with the k-th are all kept), top-p
     (equal scores: lower token first) and min-p, each on what the one before it has left. The best token is always kept.
-    Masses are sums in float32, so a token whose border lies within 1e-7 of top-p may fall on either side of it.
+    Masses are sums in float32, so a token whose border lies within 1e-6 of top-p may fall on either side of it.
     Tokens are ordered by their score before the division by temperature. Temperature 0: the best score; equal scores:
     lower token. Nothing is asked of the host and no parameter is a constant of a kernel: a captured graph sees changes.
 
