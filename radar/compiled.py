@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._inductor.config
 
 __all__ = ["compiled"]
 
@@ -31,10 +30,12 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _options() -> dict[str, Any] | None:
-    """Short kernels side by side in one launch, and launches that overlap: 3 % of a pass of 60 rows (bench/NOTES.md).
+    """Short kernels side by side in one launch, and launches that overlap: 2.6 % of a pass of 60 rows (bench/NOTES.md).
 
     Compiled code is a GPU's only; releases that lack an option go without it.
     """
-    known = torch._inductor.config.get_config_copy()
+    from torch._inductor import config  # takes a while, and only compiled decoders need it
+
+    known = config.get_config_copy()
     options: dict[str, Any] = {name: True for name in ("combo_kernels", "triton.enable_pdl") if name in known}
     return options or None
