@@ -10,12 +10,12 @@ import importlib
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.nn import functional as F
 
 from bench.conftest import rotation
+from bench.kernels.tuning import Launches, compile_launches, launch_recorder, replay_microseconds
 from radar_kernels import skinny_linear
 from radar_kernels._launch import Plan, jit, tl
 
@@ -73,13 +73,8 @@ def choose(blocks) -> None:
 
 def compile_all() -> None:
     """Compiles every variant of every case, several at a time: on empty tensors, with the launches recorded."""
-    launches = {}
-
-    def record(plan, kernel, *arguments):
-        kinds = tuple(None if isinstance(a, torch.Tensor) else (a == 1, a % 16 == 0) for a in arguments)
-        launches[kernel.fn.__name__, str(plan.constants), str(plan.options), kinds] = (kernel, plan, arguments)
-
-    op.Plan.launch = record
+    launches: Launches = {}
+    op.Plan.launch = launch_recorder(launches)
     for (n, k), counts in CASES.values():
         weight = torch.empty(n, k, device="cuda", dtype=DTYPE)
         for blocks in (None, *variants(n)):
@@ -89,16 +84,7 @@ def compile_all() -> None:
     choose(None)
     op.Plan.launch = LAUNCH
 
-    def compile_one(launch):
-        kernel, plan, arguments = launch
-        kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
-
-    started = time.perf_counter()
-    for launch in {kernel: (kernel, *rest) for kernel, *rest in launches.values()}.values():
-        compile_one(launch)  # one of each first: it sets up what the others share
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(compile_one, launches.values()))
-    print(f"{len(launches)} kernels compiled in {time.perf_counter() - started:.0f} s", flush=True)
+    compile_launches(launches)
 
 
 def microseconds(steps: list, *, at_least: float = 600e-6, expected: float) -> float:
@@ -114,15 +100,7 @@ def microseconds(steps: list, *, at_least: float = 600e-6, expected: float) -> f
         for _ in range(repeats):
             for step in steps:
                 step()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    times = []
-    for _ in range(8):
-        events[0].record()
-        graph.replay()
-        events[1].record()
-        torch.cuda.synchronize()
-        times.append(events[0].elapsed_time(events[1]) * 1e3 / repeats)
-    return sorted(times[1:])[3]
+    return replay_microseconds(graph, repeats)
 
 
 def chain(linear, pairs: list) -> list:

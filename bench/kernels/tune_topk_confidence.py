@@ -6,11 +6,11 @@ python -m bench.kernels.tune_topk_confidence RESULTS.json
 import importlib
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import torch
 
+from bench.kernels.tuning import Launches, compile_launches, launch_recorder, replay_microseconds
 from radar_kernels import reference, topk_confidence
 
 op = importlib.import_module("radar_kernels.topk_confidence")
@@ -53,12 +53,8 @@ def call(logits: torch.Tensor, parents: torch.Tensor, d2t: torch.Tensor):
 
 
 def compile_all() -> None:
-    launches = {}
-
-    def record(plan, kernel, *arguments):
-        numbers = tuple(a for a in arguments if isinstance(a, int))
-        launches[kernel.fn.__name__, str(plan.constants), str(plan.options), numbers] = (kernel, plan, arguments)
-
+    launches: Launches = {}
+    record = launch_recorder(launches)
     for rows, vocabulary, _ in CASES:
         inputs = make(rows, vocabulary)
         for variant in (None, *VARIANTS):
@@ -68,14 +64,7 @@ def compile_all() -> None:
             call(*inputs)
             restore()
 
-    def compile_one(launch):
-        kernel, plan, arguments = launch
-        kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
-
-    for launch in {kernel: (kernel, *rest) for kernel, *rest in launches.values()}.values():
-        compile_one(launch)  # one of each first: it sets up what the others share
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(compile_one, launches.values()))
+    compile_launches(launches)
 
 
 def microseconds(inputs: list[tuple], *, only=None) -> float:
@@ -87,15 +76,7 @@ def microseconds(inputs: list[tuple], *, only=None) -> float:
         for i in range(200):
             call(*inputs[i % len(inputs)])
     op.Plan.launch = PLANS[2]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    times = []
-    for _ in range(7):
-        events[0].record()
-        graph.replay()
-        events[1].record()
-        torch.cuda.synchronize()
-        times.append(events[0].elapsed_time(events[1]) * 1e3 / 200)
-    return sorted(times)[3]
+    return replay_microseconds(graph, 200)
 
 
 def main(path: str) -> None:

@@ -6,14 +6,13 @@ python -m bench.kernels.tune_tree_attention RESULTS.json
 import importlib
 import json
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 
 from bench.conftest import rotation
 from bench.kernels.bench_tree_attention import DTYPE, make
+from bench.kernels.tuning import Launches, compile_launches, launch_recorder, replay_microseconds
 from bench.shapes import LLAMA_8B
 from radar_kernels import reference, tree_attention
 
@@ -69,13 +68,8 @@ CASES = [  # nodes, prefix, capacity (None: what is needed and 128), variants, t
 
 def compile_all() -> None:
     """Compiles every variant of every case, several at a time: on empty tensors, with the launches recorded."""
-    launches = {}
-
-    def record(plan, kernel, *arguments):
-        kinds = tuple(None if isinstance(a, torch.Tensor) else (a == 1, a % 16 == 0) for a in arguments)
-        launches[kernel.fn.__name__, str(plan.constants), str(plan.options), kinds] = (kernel, plan, arguments)
-
-    op.Plan.launch = record
+    launches: Launches = {}
+    record = launch_recorder(launches)
     for nodes, prefix, capacity, variants, _ in CASES:
         inputs = make(LLAMA_8B, nodes, prefix, torch.device("cuda"), capacity=capacity)
         for variant in (None, *variants):
@@ -83,17 +77,7 @@ def compile_all() -> None:
             op.Plan.launch = record
             tree_attention(*inputs)
     restore()
-
-    def compile_one(launch):
-        kernel, plan, arguments = launch
-        kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
-
-    started = time.perf_counter()
-    for launch in {kernel: (kernel, *rest) for kernel, *rest in launches.values()}.values():
-        compile_one(launch)  # one of each first: it sets up what the others share
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(compile_one, launches.values()))
-    print(f"{len(launches)} kernels compiled in {time.perf_counter() - started:.0f} s", flush=True)
+    compile_launches(launches)
 
 
 def restore() -> None:
@@ -110,15 +94,7 @@ def microseconds(inputs: list[tuple[torch.Tensor, ...]], *, only=None) -> float:
         for i in range(launches):
             tree_attention(*inputs[i % len(inputs)])
     op.Plan.launch = PLANS[2]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    times = []
-    for _ in range(7):
-        events[0].record()
-        graph.replay()
-        events[1].record()
-        torch.cuda.synchronize()
-        times.append(events[0].elapsed_time(events[1]) * 1e3 / launches)
-    return sorted(times)[3]
+    return replay_microseconds(graph, launches)
 
 
 def measure(inputs: list[tuple[torch.Tensor, ...]], exact: torch.Tensor) -> dict[str, float]:
