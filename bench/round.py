@@ -143,6 +143,8 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
     out["decision_us"] = (
         1000 * (out["milliseconds"]["radar8_gpu"]["median"] - out["milliseconds"]["fixed8_gpu"]["median"]) / 8
     )
+    # what the host adds to a round: launching, waiting, reading, and what the loop does with the tokens
+    out["host_us"] = 1000 * (out["milliseconds"]["fixed8"]["median"] - out["milliseconds"]["fixed8_gpu"]["median"])
     save(out)
     decoder.policy = radar
     out["syncs"] = syncs_per_round(decoder, prompt, args.trace)
