@@ -1,31 +1,22 @@
-"""The target: a stock transformers model, entered through its attention interface, with a static cache and taps.
-
-No modelling code is copied. The model runs without a cache of its own; a registered attention function stores the new
-keys and values in a `StaticKVCache` and calls `tree_attention`, so one forward serves prompts, single tokens and trees.
-On a GPU projections of one input are fused, and the forward may go through torch.compile.
-"""
+"""The target: a stock transformers model with a static cache and taps. No modelling code is copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from radar.attend import attend, attending
-from radar.compiled import compiled
-from radar.fused_linears import FusedLinears, fuse_projections, fused
 from radar.kv_cache import StaticKVCache
+from radar.target_forward import forward_of
 from radar.tree import causal_ancestors
 
 __all__ = [
     "SUPPORTED_MODEL_TYPES",
-    "Taps",
     "TargetModel",
     "TargetOutput",
     "default_max_length",
@@ -36,7 +27,6 @@ __all__ = [
 ]
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-_ATTENTION_NAME = "radar_tree"
 
 
 @dataclass(frozen=True)
@@ -50,18 +40,6 @@ class TargetOutput:
 
     hidden_states: Tensor
     aux_hidden_states: Tensor
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: new rows in, [B, N, H, D] out."""
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
-    return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
-
-
-AttentionInterface.register(_ATTENTION_NAME, _attention)
 
 
 def default_tap_layers(num_layers: int) -> tuple[int, int, int]:
@@ -90,8 +68,7 @@ class TargetModel:
     """A causal language model that verifies trees.
 
     Args:
-        model: a loaded model of a supported family. It is left as it is: hooks, fused projections and our
-            attention are there inside of a forward only, though fused weights go on sharing their storage.
+        model: a loaded model of a supported family. It is left as it is outside of a forward (`TargetForward`).
         max_length: tokens that the cache holds, prompt and output together.
         max_rows: the most rows of one forward.
         batch_size: rows of the batch.
@@ -125,8 +102,9 @@ class TargetModel:
         self.device = model.device
         self.dtype = model.dtype
         self.embed_tokens: nn.Module = model.get_input_embeddings()
-        self._decoder: Any = model.get_decoder()
         self._lm_head: nn.Module = model.get_output_embeddings()
+        self._run = forward_of(model, self.tap_layers)
+        self._compile = compile
         self.cache = StaticKVCache(
             num_layers=num_layers,
             batch_size=batch_size,
@@ -138,11 +116,6 @@ class TargetModel:
         )
         self._causal = causal_ancestors(max_rows, self.device)
         self._rows = torch.arange(max_rows, device=self.device)
-        self._taps = Taps(self._decoder, self.tap_layers)
-        self._fused: list[FusedLinears] = []
-        if self.device.type == "cuda":
-            self._fused = fuse_projections(model, self._decoder.layers, self._lm_head)
-        self._run_verify = compiled(self._verify) if compile else self._verify
 
     def forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> TargetOutput:
         """Run N rows that see the committed cache and, among themselves, their ancestors. Commits nothing.
@@ -152,30 +125,14 @@ class TargetModel:
             depths: [B, N] positions behind the committed text, 0 for the next token.
             ancestors: [B, N, W] words as in `VerifyTree`.
         """
-        with self._entered():
-            return TargetOutput(*self._forward(input_ids, depths, ancestors, self.cache.length))
+        with self._run.running(self.cache):
+            return TargetOutput(*self._run.states(input_ids, depths, ancestors, self.cache.length))
 
     def verify(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` at full speed, with the scores of every row: logits [B, N, vocabulary] and aux_hidden_states."""
-        with self._entered():
-            result: tuple[Tensor, Tensor] = self._run_verify(input_ids, depths, ancestors, self.cache.length)
-        return result
-
-    def _forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        out = self._decoder(
-            input_ids=input_ids,
-            position_ids=length[:, None] + depths,
-            use_cache=False,
-            radar_start=length,
-            radar_ancestors=ancestors,
-        )
-        hidden: Tensor = out.last_hidden_state
-        taps = self._taps.collect()
-        return hidden, hidden[..., :0] if taps is None else taps
-
-    def _verify(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, taps = self._forward(input_ids, depths, ancestors, length)
-        return self._lm_head(hidden), taps
+        scores = self._run.compiled_scores if self._compile else self._run.scores
+        with self._run.running(self.cache):
+            return scores(input_ids, depths, ancestors, self.cache.length)
 
     def chain(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of `forward` and `verify` for N tokens [B, N] that follow one another."""
@@ -193,61 +150,6 @@ class TargetModel:
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[B, N, hidden] -> [B, N, vocabulary]."""
         return self._lm_head(hidden_states)  # type: ignore[no-any-return]
-
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        config = self._decoder.config
-        previous = config._attn_implementation
-        config._attn_implementation = _ATTENTION_NAME
-        try:
-            with self._taps.listening(), fused(self._fused), attending(self.cache):
-                yield
-        finally:
-            config._attn_implementation = previous
-
-
-class Taps:
-    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
-
-    They hang on the model inside `listening` alone, under fixed keys: torch.compile takes a new key for a new model.
-
-    Args:
-        decoder: the model without its head.
-        layers: `hidden_states` indices.
-    """
-
-    def __init__(self, decoder: Any, layers: Sequence[int]) -> None:
-        self._kept: dict[int, Tensor] = {}
-        self._layers = tuple(layers)
-        self._hooks: list[tuple[nn.Module, int, Any]] = []
-        for index in sorted(set(layers)):
-            module = decoder.layers[index - 1] if index else decoder.embed_tokens
-            handle = module.register_forward_hook(hook := self._hook(index))
-            handle.remove()
-            self._hooks.append((module, handle.id, hook))
-
-    def _hook(self, index: int) -> Any:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._kept[index] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Keep what passes through the layers."""
-        for module, key, hook in self._hooks:
-            module._forward_hooks[key] = hook
-        try:
-            yield
-        finally:
-            for module, key, _ in self._hooks:
-                module._forward_hooks.pop(key, None)
-
-    def collect(self) -> Tensor | None:
-        """The last forward's taps side by side [B, N, taps * hidden]; None without taps."""
-        kept = [self._kept[index] for index in self._layers]
-        self._kept.clear()
-        return torch.cat(kept, dim=-1) if kept else None
 
 
 def _check_family(model: Any, max_length: int) -> None:

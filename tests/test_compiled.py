@@ -64,6 +64,19 @@ def test_the_drafts_calls_are_whole_graphs():
         torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
 
 
+def test_decoders_of_one_model_share_what_is_compiled():
+    model, made = tiny_target(num_hidden_layers=4), torch._dynamo.utils.counters["stats"]
+    counts = []
+    for length in (64, 48, 96):
+        target = TargetModel(model, max_length=length, max_rows=8, tap_layers=(1, 2, 3), compile=True)
+        before = made["unique_graphs"]
+        with torch.inference_mode():
+            target.verify(*target.chain(IDS))
+            target.verify(*target.chain(IDS[:, :2]))
+        counts.append(made["unique_graphs"] - before)
+    assert counts == [2, 0, 0]
+
+
 class Branching:
     def forward(self, x):
         return x + 1 if bool(x.sum() > 0) else x - 1

@@ -1,6 +1,7 @@
 """The adaptor on stock models: trees equal causal decoding of every path, and the model is left as it was."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,3 +136,20 @@ def test_a_model_on_several_devices_is_refused():
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     with pytest.raises(ValueError, match="several devices"):
         TargetModel(model, max_length=64, max_rows=16)
+
+
+def test_threads_with_a_decoder_each_take_turns_on_a_model():
+    model = tiny_target(num_hidden_layers=6)
+    targets = [TargetModel(model, max_length=64, max_rows=8) for _ in range(4)]
+    texts = [torch.arange(4 + i, device=DEVICE)[None] for i in range(4)]  # of different lengths: a mix-up shows
+
+    def run(target, text):
+        with torch.inference_mode():
+            return target.forward_chain(text)
+
+    expected = [run(target, text) for target, text in zip(targets, texts, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for found, wanted in zip(pool.map(run, targets, texts), expected, strict=True):
+                assert torch.equal(found.hidden_states, wanted.hidden_states)
+                assert torch.equal(found.aux_hidden_states, wanted.aux_hidden_states)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from radar.config import DraftConfig
 from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
-from radar.target import Taps, resolve_tap_layers
+from radar.target import resolve_tap_layers
+from radar.target_forward import Taps
 from radar.train.tokens import TokenMixture
 from radar.train.unroll import unrolled_losses
 

@@ -1,0 +1,163 @@
+"""One forward of a stock transformers model, entered through its attention interface.
+
+The model runs without a cache of its own: a registered attention function stores the new keys and values in the
+`StaticKVCache` that is named for the time (`attending`) and calls `tree_attention`, so one forward serves prompts,
+single tokens and trees. On a GPU projections of one input are fused, and the forward may go through torch.compile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from radar.attend import attend, attending
+from radar.compiled import compiled
+from radar.fused_linears import FusedLinears, fuse_projections, fused
+from radar.kv_cache import StaticKVCache
+
+__all__ = ["Taps", "TargetForward", "forward_of"]
+
+_ATTENTION_NAME = "radar_tree"
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: new rows in, [B, N, H, D] out."""
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
+    return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(_ATTENTION_NAME, _attention)
+
+
+class TargetForward:
+    """A model's forward with the taps of one head. It knows no cache and no number of rows: decoders share it.
+
+    Hooks, fused projections and our attention are on the model inside `running` only, though fused weights go on
+    sharing their storage.
+
+    Args:
+        model: of a supported family.
+        tap_layers: `hidden_states` indices; (): no taps.
+        lock: of the model: threads with decoders of their own take turns on it.
+    """
+
+    def __init__(self, model: Any, tap_layers: Sequence[int], lock: threading.Lock) -> None:
+        self._lock = lock
+        self._decoder: Any = model.get_decoder()
+        self._lm_head: nn.Module = model.get_output_embeddings()
+        self._taps = Taps(self._decoder, tap_layers)
+        self._fused: list[FusedLinears] = []
+        if model.device.type == "cuda":
+            self._fused = fuse_projections(model, self._decoder.layers, self._lm_head)
+        self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+
+    @contextmanager
+    def running(self, cache: StaticKVCache) -> Iterator[None]:
+        """Where `states` and `scores` may be called; rows go to this cache and see it."""
+        config = self._decoder.config
+        with self._lock, self._taps.listening(), fused(self._fused), attending(cache):
+            previous, config._attn_implementation = config._attn_implementation, _ATTENTION_NAME
+            try:
+                yield
+            finally:
+                config._attn_implementation = previous
+
+    def states(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Final hidden states [B, N, hidden] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens."""
+        out = self._decoder(
+            input_ids=input_ids,
+            position_ids=length[:, None] + depths,
+            use_cache=False,
+            radar_start=length,
+            radar_ancestors=ancestors,
+        )
+        hidden: Tensor = out.last_hidden_state
+        taps = self._taps.collect()
+        return hidden, hidden[..., :0] if taps is None else taps
+
+    def scores(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, N, vocabulary] and taps."""
+        hidden, taps = self.states(input_ids, depths, ancestors, length)
+        return self._lm_head(hidden), taps
+
+    def compiled_scores(
+        self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`scores` by torch.compile, made at the first call of every layout, for all decoders of the model."""
+        inputs = (input_ids, depths, ancestors, length)
+        layout = tuple((tensor.shape, tensor.stride()) for tensor in inputs)  # the compiler would tell them apart too
+        if layout not in self._compiled:
+            self._compiled[layout] = compiled(self.scores)
+        return self._compiled[layout](*inputs)
+
+
+@dataclass
+class _Known:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    forwards: dict[Any, TargetForward] = field(default_factory=dict)
+
+
+_known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def forward_of(model: Any, tap_layers: Sequence[int]) -> TargetForward:
+    """The model's forward with these taps; made once for each device that the model is moved to."""
+    known, key = _known.setdefault(model, _Known()), (tuple(tap_layers), model.device)
+    if key not in known.forwards:
+        known.forwards[key] = TargetForward(model, tap_layers, known.lock)
+    return known.forwards[key]
+
+
+class Taps:
+    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
+
+    They hang on the model inside `listening` alone, under fixed keys: torch.compile takes a new key for a new model.
+
+    Args:
+        decoder: the model without its head.
+        layers: `hidden_states` indices.
+    """
+
+    def __init__(self, decoder: Any, layers: Sequence[int]) -> None:
+        self._kept: dict[int, Tensor] = {}
+        self._layers = tuple(layers)
+        self._hooks: list[tuple[nn.Module, int, Any]] = []
+        for index in sorted(set(layers)):
+            module = decoder.layers[index - 1] if index else decoder.embed_tokens
+            handle = module.register_forward_hook(hook := self._hook(index))
+            handle.remove()
+            self._hooks.append((module, handle.id, hook))
+
+    def _hook(self, index: int) -> Any:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._kept[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what passes through the layers."""
+        for module, key, hook in self._hooks:
+            module._forward_hooks[key] = hook
+        try:
+            yield
+        finally:
+            for module, key, _ in self._hooks:
+                module._forward_hooks.pop(key, None)
+
+    def collect(self) -> Tensor | None:
+        """The last forward's taps side by side [B, N, taps * hidden]; None without taps."""
+        kept = [self._kept[index] for index in self._layers]
+        self._kept.clear()
+        return torch.cat(kept, dim=-1) if kept else None
