@@ -25,7 +25,7 @@ SETTINGS = {
 }
 if ON_GPU:
     DTYPE = torch.bfloat16
-    IMPLEMENTATIONS = ["torch", "triton"]
+    IMPLEMENTATIONS = ["torch", "compile", "triton"]
     CASES = [(60, LLAMA_8B.vocabulary), (1, LLAMA_8B.vocabulary)]
 else:
     DTYPE = torch.float32
@@ -61,6 +61,23 @@ def chain(setting):
     return call
 
 
+def assert_drawn(tokens, scores):
+    """Tokens [D, R] drawn with noise of their own are as likely as draws from softmax(scores [R, V]) are.
+
+    A few may be outside the kept set: the sort of the chain may have kept other ties at the border of top-p.
+    """
+    log_p = scores.double().log_softmax(-1)
+    p = log_p.exp()
+    drawn = log_p.gather(-1, tokens.T)
+    kept = drawn.isfinite()
+    assert kept.double().mean() > 0.93
+    log_p = log_p.masked_fill(log_p.isinf(), 0)  # of no mass
+    mean = (p * log_p).sum(-1, keepdim=True)
+    variance = (p * log_p.square()).sum(-1) - mean[:, 0].square()
+    distance = torch.where(kept, drawn - mean, 0).sum() / (len(tokens) * variance.sum()).sqrt()
+    assert distance.abs() < 5, f"{float(distance):.1f} standard deviations from what draws have"
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize(("rows", "vocabulary"), CASES, ids=[f"{rows}x{v}" for rows, v in CASES])
@@ -72,14 +89,17 @@ def test_sample_tokens(rows, vocabulary, setting, implementation, device, bench_
         return (3 * torch.randn(1, rows, vocabulary, device=device)).to(DTYPE), positions, state
 
     inputs = [make() for _ in range(2)]  # the logits were just written: they are in the cache
-    call = {"torch": chain(setting), "triton": sample_tokens, "reference": reference_sampling.sample_tokens}[
-        implementation
-    ]
+    torch.compiler.reset()  # of one function with many settings and shapes, Dynamo soon compiles no more
+    call = {
+        "torch": chain(setting),
+        "compile": torch.compile(chain(setting), dynamic=False, fullgraph=True),
+        "triton": sample_tokens,
+        "reference": reference_sampling.sample_tokens,
+    }[implementation]
     got, expected = call(*inputs[0]), reference_sampling.sample_tokens(*inputs[0])
-    if implementation == "torch" and setting["temperature"] > 0:
-        # noise of its own: only the kept set can be checked, where the sort may have kept other ties at the border
-        kept = reference_sampling.filter_logits(inputs[0][0], state).isfinite()
-        assert kept.gather(-1, got[..., None]).float().mean() > 0.9
+    if implementation in ("torch", "compile") and setting["temperature"] > 0:
+        drawn = torch.cat([call(*inputs[0]) for _ in range(20)])
+        assert_drawn(drawn, reference_sampling.filter_logits(inputs[0][0], state)[0])
     else:
         assert (got != expected).sum() <= rows // 60  # two tokens within rounding of each other may change places
     bench_kernel(call, inputs, bytes_moved=rows * vocabulary * DTYPE.itemsize)

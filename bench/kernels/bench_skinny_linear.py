@@ -29,7 +29,12 @@ def shapes(g: Geometry) -> dict[str, tuple[int, int]]:
 
 
 DTYPE, GEOMETRY = (torch.bfloat16, LLAMA_8B) if ON_GPU else (torch.float32, TINY)
-IMPLEMENTATIONS = {"torch": F.linear, "triton": skinny_linear} if ON_GPU else {"torch": F.linear}
+IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What is compiled: for a product of matrices alone, torch.compile calls cuBLAS too unless told to tune."""
+    return F.linear(x, weight)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -40,7 +45,12 @@ def test_skinny_linear(name, rows, implementation, device, bench_kernel):
     copies = rotation(n * k * DTYPE.itemsize)
     weights = [torch.randn(n, k, device=device, dtype=DTYPE) for _ in range(copies)]
     x = torch.randn(1, rows, k, device=device, dtype=DTYPE)
-    call = IMPLEMENTATIONS[implementation]
+    torch.compiler.reset()  # of one function with many shapes, Dynamo soon compiles no more
+    call = {
+        "torch": linear,
+        "compile": torch.compile(linear, dynamic=False, fullgraph=True),
+        "triton": skinny_linear,
+    }[implementation]
     expected = F.linear(x.float(), weights[0].float())
     assert relative_error(call(x, weights[0]), expected) < LIMIT
     bench_kernel(call, [(x, weight) for weight in weights], bytes_moved=n * k * DTYPE.itemsize)
