@@ -7,6 +7,7 @@ stay EAGLE-2's best. Thresholds are the publications'; `radar.train.tune` fits t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -33,7 +34,14 @@ class Capped:
     def __repr__(self) -> str:
         return f"Capped({self.policy!r}, {self.calls})"
 
+    @property
+    def generator(self) -> torch.Generator | None:
+        """What the policy draws from: a captured graph has to know."""
+        generator: torch.Generator | None = getattr(self.policy, "generator", None)
+        return generator
+
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        self.policy = copy.copy(self.policy)  # a copy of ours, as engines make them, must not share its state
         self.policy.bind(batch_size, tree, device)
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
