@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -103,6 +104,18 @@ def test_capped() -> None:
     assert stops(policy, make_scores(1)) == [4]
     with pytest.raises(ValueError, match="Capped: calls"):
         Capped(FixedDepth(6), 0)
+
+
+def test_a_cap_shows_what_its_policy_draws_from():
+    """A captured graph has to register it, and copies of one policy, as two engines make them, draw on their own."""
+    policy = Capped(RadarPolicy(PolicyNetwork(3, 8), sample=True), 4)
+    assert Capped(FixedDepth(6), 4).generator is None
+    first, second = copy.copy(policy), copy.copy(policy)
+    for one in (first, second):
+        one.bind(1, TREE, CPU)
+    assert isinstance(first.generator, torch.Generator)
+    assert first.generator is first.policy.generator
+    assert first.generator is not second.generator
 
 
 def test_expected_gain_has_a_bound_for_every_call() -> None:

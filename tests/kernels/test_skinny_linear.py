@@ -110,6 +110,9 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(rows, blocks, kernel_d
 
 @pytest.mark.parametrize("change", [{"depth": 128}, {"depth": 16}], ids=str)
 def test_another_order_has_other_bits(change, device, monkeypatch):
+    """That the inputs tell orders apart, in the interpreter, which adds up a block at once."""
+    if device.type == "cuda":
+        pytest.skip("tensor cores go through k in the same short steps, whatever a block's depth")
     monkeypatch.setattr(op, "MANY_OUTPUTS", 0)
     x, weight = cancelling(10, 160, 1024, 64, dtype=torch.float16, device=device)
     results = []
