@@ -98,7 +98,7 @@ def test_sample_tokens(rows, vocabulary, setting, implementation, device, bench_
     }[implementation]
     try:
         got = call(*inputs[0])
-    except torch._dynamo.exc.BackendCompilerFailed as error:  # torch 2.11's Inductor fails on a sort of 60 long rows
+    except torch._dynamo.exc.BackendCompilerFailed as error:  # torch 2.11: the cumsum of 60 long rows
         if implementation != "compile":
             raise
         pytest.skip(f"torch {torch.__version__} cannot compile this: {error}".splitlines()[0])
