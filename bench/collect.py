@@ -9,7 +9,6 @@ python -m bench.collect --kernels BENCHMARK.json --round ROUND.json --commit HAS
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ KERNEL_KEYS = {
 def kernel_rows(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """{test name without its prefix: its figures}."""
     return {item["name"].removeprefix("test_"): item["extra_info"] for item in benchmarks}
-
-
-def without_folders(command: str) -> str:
-    """A command line without the folders of the machine that it ran on."""
-    return re.sub(r"(?<=[ =])/\S*/", "", command)
 
 
 def flat_figures(rows: dict[str, dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +59,6 @@ def main() -> int:
     args = parser.parse_args()
     measured, report = json.loads(args.kernels.read_text()), json.loads(args.round.read_text())
     report["machine"]["commit"] = args.commit
-    report["command"] = without_folders(report["command"])
     rows = kernel_rows(measured["benchmarks"])
     kernels = {
         "command": "pytest bench/kernels --benchmark-only --benchmark-json FILE",

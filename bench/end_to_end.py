@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from bench.command import command_line
 from bench.lab.check import check
 from bench.lab.pairs import Wide, load_pair, measure_costs
 from bench.lab.policies import METHODS, Choice, choose_policies, predict, setting
@@ -294,12 +295,6 @@ def summary(work: Path, out: Path, command: str) -> dict[str, Any]:
     return short
 
 
-def _without_folders(word: str) -> str:
-    """Where a machine keeps its files is nobody's business: NAME=/a/b/c becomes NAME=c."""
-    name, mark, path = word.rpartition("=")
-    return name + mark + Path(path).name if "/" in path else word
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pair", action="append", default=[], metavar="RECIPE=FOLDER", help="may be repeated")
@@ -359,7 +354,7 @@ def main(argv: list[str], geometries: dict[str, Geometry] | None = None) -> int:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if "summary" in args.stages:
-        command = "python -m bench.end_to_end " + " ".join(map(_without_folders, argv))
+        command = command_line("bench.end_to_end", argv)
         print(json.dumps(summary(args.work, args.out, command), indent=1))
     return status
 

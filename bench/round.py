@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import command_line
 from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY, Geometry
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
@@ -171,7 +172,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
         return 2
-    report: dict[str, Any] = {"command": "python -m bench.round " + " ".join(sys.argv[1:])}
+    report: dict[str, Any] = {"command": command_line("bench.round", sys.argv[1:])}
     report["machine"] = describe_machine(torch.device("cuda"))
 
     def save(found: dict[str, Any]) -> None:

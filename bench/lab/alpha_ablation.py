@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bench.command import command_line
 from bench.lab.replay import COSTS
 from radar import FixedDepth, RadarPolicy
 from radar.compare import describe_machine
@@ -72,9 +73,8 @@ def main(argv: list[str]) -> int:
         return 0
     costs = COSTS if args.costs is None else CostTable.load(args.costs, device=None)
     rounds = read_rounds(args.rounds)
-    words = [Path(word).name if "/" in word else word for word in argv]
     report: dict[str, Any] = {
-        "command": "python -m bench.lab.alpha_ablation " + " ".join(words),
+        "command": command_line("bench.lab.alpha_ablation", argv),
         "machine": describe_machine(torch.device("cpu")),
         "rounds": len(rounds),
         "costs": costs.to_dict(),

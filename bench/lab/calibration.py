@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.command import command_line
 from radar.compare import describe_machine
 from radar.train.dataset import RoundDataset, read_rounds
 
@@ -49,9 +50,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "calibration.json")
     args = parser.parse_args(argv)
     rounds = read_rounds(args.rounds)
-    words = [Path(word).name if "/" in word else word for word in argv]
     report: dict[str, Any] = {
-        "command": "python -m bench.lab.calibration " + " ".join(words),
+        "command": command_line("bench.lab.calibration", argv),
         "machine": describe_machine(torch.device("cpu")),
         "rounds": len(rounds),
         "temperature": rounds.header.temperature,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import command_line
 from radar.compare import describe_machine
 from radar.config import TreeConfig
 from radar.policy.base import StopPolicy
@@ -96,8 +97,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=Path, nargs="*", default=[], help="rounds of the embedded pair")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    command = "python -m bench.lab.replay " + " ".join(Path(word).name if "/" in word else word for word in argv)
-    report: dict[str, Any] = {"command": command, "machine": describe_machine(torch.device("cpu")), "sets": {}}
+    report: dict[str, Any] = {"command": command_line("bench.lab.replay", argv)}
+    report |= {"machine": describe_machine(torch.device("cpu")), "sets": {}}
     report["costs_ms"] = {"call": 0.26, "decision": 0.006, "rest": 5.2}
     begun = time.monotonic()
     if args.trees is not None:

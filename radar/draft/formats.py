@@ -1,6 +1,6 @@
 """The layouts in which EAGLE-3 heads are published: one row a format, and how a row is recognised and read.
 
-To add a format, add a `DraftFormat` to `FORMATS` and a writer for it to `tests/test_formats.py`.
+To add a format, add a `DraftFormat` to `FORMATS` and a writer for it to `tests/draft_layouts.py`.
 """
 
 from __future__ import annotations
