@@ -17,6 +17,9 @@ class StopPolicy(Protocol):
 
     A policy lives on the device: `stop` reads and writes tensors whose shapes `bind` has fixed, and never asks the
     host, so that a round with its decisions can be one CUDA graph. The engine ends the round at `TreeConfig.max_calls`.
+
+    An engine binds a shallow copy. A policy that draws shows its `generator`, which a graph has to know; one that holds
+    another policy shows that one's, and copies it in `bind`.
     """
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
