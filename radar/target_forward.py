@@ -7,6 +7,7 @@ single tokens and trees. On a GPU projections of one input are fused, and the fo
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class TargetForward:
 
     def __init__(self, model: Any, tap_layers: Sequence[int], lock: threading.Lock) -> None:
         self._lock = lock
+        self._modules = _modules(model)
         self._decoder: Any = model.get_decoder()
         self._lm_head: nn.Module = model.get_output_embeddings()
         self._taps = Taps(self._decoder, tap_layers)
@@ -61,6 +63,11 @@ class TargetForward:
         if model.device.type == "cuda":
             self._fused = fuse_projections(model, self._decoder.layers, self._lm_head)
         self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+
+    def is_of(self, model: Any) -> bool:
+        """Whether the model still consists of the modules that it had."""
+        now = _modules(model)
+        return len(now) == len(self._modules) and all(map(operator.is_, now, self._modules))
 
     @contextmanager
     def running(self, cache: StaticKVCache) -> Iterator[None]:
@@ -102,6 +109,12 @@ class TargetForward:
         return self._compiled[layout](*inputs)
 
 
+def _modules(model: Any) -> list[nn.Module]:
+    """What a forward holds on to."""
+    decoder = model.get_decoder()
+    return [decoder, model.get_output_embeddings(), decoder.embed_tokens, *decoder.layers]
+
+
 @dataclass
 class _Known:
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -112,9 +125,9 @@ _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
 
 def forward_of(model: Any, tap_layers: Sequence[int]) -> TargetForward:
-    """The model's forward with these taps; made once for each device that the model is moved to."""
+    """The model's forward with these taps; made once, unless the model is moved or a module of it replaced since."""
     known, key = _known.setdefault(model, _Known()), (tuple(tap_layers), model.device)
-    if key not in known.forwards:
+    if key not in known.forwards or not known.forwards[key].is_of(model):
         known.forwards[key] = TargetForward(model, tap_layers, known.lock)
     return known.forwards[key]
 

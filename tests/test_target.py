@@ -7,6 +7,7 @@ import pytest
 import torch
 from fakes import DEVICE, FAMILIES, hf_greedy, tiny_target
 from test_verify import random_tree
+from torch import nn
 
 from radar.target import TargetModel, default_tap_layers
 from radar.tree import pack_bits
@@ -153,3 +154,18 @@ def test_threads_with_a_decoder_each_take_turns_on_a_model():
             for found, wanted in zip(pool.map(run, targets, texts), expected, strict=True):
                 assert torch.equal(found.hidden_states, wanted.hidden_states)
                 assert torch.equal(found.aux_hidden_states, wanted.aux_hidden_states)
+
+
+def test_a_module_that_was_replaced_is_used():
+    model = tiny_target(num_hidden_layers=6)
+    TargetModel(model, max_length=64, max_rows=8)
+    model.set_output_embeddings(nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False).to(DEVICE))
+    model.model.layers[1] = type(model.model.layers[1])(model.config, 1).eval().to(DEVICE)  # behind it is the first tap
+    ids = tensor([PROMPT])
+    target = TargetModel(model, max_length=64, max_rows=8)
+    with torch.inference_mode():
+        out = model(ids, output_hidden_states=True, use_cache=False)
+        logits, taps = target.verify(*target.chain(ids))
+    torch.testing.assert_close(logits, out.logits, atol=1e-5, rtol=1e-5)
+    wanted = torch.cat([out.hidden_states[layer] for layer in target.tap_layers], dim=-1)
+    torch.testing.assert_close(taps, wanted, atol=1e-5, rtol=1e-5)
