@@ -23,7 +23,9 @@ from radar_kernels.scores import (
 __all__ = ["SamplingState", "sample_tokens"]
 
 SEGMENT = 128  # tokens whose maximum and mass are kept
-ROOM = 512  # tokens a block that may be kept, with filters; if one block has more, select_kernel reads the whole row
+BLOCK = 2048  # tokens a program reads at once
+ROOM = BLOCK // 4  # tokens a block that may be kept, with filters; if one has more, select_kernel reads the whole row
+LISTERS = 1024  # programs that list tokens, or one a row; more would wait for each other
 
 
 @jit
@@ -80,11 +82,14 @@ def list_kernel(
 ):  # fmt: skip
     """Of each block of a row with filters: the tokens that may be kept, in ascending order, and with noise.
 
-    From the segments' maxima and masses follows a bound below which no token can be kept; every program works it out.
+    From the segments' maxima and masses follows a bound below which no token can be kept. Every program works it out,
+    and then goes through its share of the row's blocks: with many rows the bounds would cost more than the listing.
     The number of tokens goes to part_token; what is behind the first ROOM is not listed. Other rows have nothing to do.
     """
-    block = tl.program_id(0)
     row = tl.program_id(1)
+    blocks = (vocabulary + BLOCK - 1) // BLOCK
+    share_of_row = (blocks + tl.num_programs(0) - 1) // tl.num_programs(0)
+    first_block = tl.program_id(0) * share_of_row
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -105,32 +110,33 @@ def list_kernel(
         by_rank = (k > 0) & (k < vocabulary)
         bound, floor = kept_bounds(maxima, sums * share, peak, by_rank, k, p, segments, SEGMENT)
         cut = tl.where(by_rank, 0.0, least_mass)  # top-p needs the whole mass of the k best, before min-p
-        count = 0
-        wanted = (maxima >= bound) & (share > floor) & (share >= cut) & (s // (BLOCK // SEGMENT) == block)
-        if tl.sum(wanted.to(tl.int32)) > 0:
-            source = score_source(
-                row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
-                ancestors, NODES,
-            )  # fmt: skip
-            token = block * BLOCK + tl.arange(0, BLOCK)
-            x = score_tokens(token, source, vocabulary, NODES)
-            mass = tl.math.exp2((x - base) * scale)
-            listed = (x >= bound) & (mass > floor) & (mass >= cut)
-            slot = tl.cumsum(listed.to(tl.int32)) - 1
-            count = tl.sum(listed.to(tl.int32))
-            start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
-            tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
-            tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
-            tl.debug_barrier()
-            key = tl.load(seed + batch)
-            position = tl.load(positions + row)
-            stop = tl.minimum(count, ROOM)
-            for first in range(0, stop, TILE):
-                i = first + tl.arange(0, TILE)
-                listed_x = tl.load(list_score + start + i, mask=i < stop, other=0.0)
-                u = uniforms_of(key, position, tl.load(list_token + start + i, mask=i < stop, other=0))
-                tl.store(list_noisy + start + i, (listed_x - base) * (1.0 / t) + gumbel(u), mask=i < stop)
-        tl.store(part_token + row * SEGMENTS + block, count)
+        wanted = (maxima >= bound) & (share > floor) & (share >= cut)
+        source = score_source(
+            row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
+            ancestors, NODES,
+        )  # fmt: skip
+        key = tl.load(seed + batch)
+        position = tl.load(positions + row)
+        for block in range(first_block, tl.minimum(first_block + share_of_row, blocks)):
+            count = 0
+            if tl.sum((wanted & (s // (BLOCK // SEGMENT) == block)).to(tl.int32)) > 0:
+                token = block * BLOCK + tl.arange(0, BLOCK)
+                x = score_tokens(token, source, vocabulary, NODES)
+                mass = tl.math.exp2((x - base) * scale)
+                listed = (x >= bound) & (mass > floor) & (mass >= cut)
+                slot = tl.cumsum(listed.to(tl.int32)) - 1
+                count = tl.sum(listed.to(tl.int32))
+                start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
+                tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
+                tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
+                tl.debug_barrier()
+                stop = tl.minimum(count, ROOM)
+                for first in range(0, stop, TILE):
+                    i = first + tl.arange(0, TILE)
+                    listed_x = tl.load(list_score + start + i, mask=i < stop, other=0.0)
+                    u = uniforms_of(key, position, tl.load(list_token + start + i, mask=i < stop, other=0))
+                    tl.store(list_noisy + start + i, (listed_x - base) * (1.0 / t) + gumbel(u), mask=i < stop)
+            tl.store(part_token + row * SEGMENTS + block, count)
 
 
 @jit
@@ -250,7 +256,7 @@ def select_kernel(
 def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     """Blocks depend on the vocabulary alone: one row or sixty, a token's arithmetic is the same to the last bit."""
     segments = next_power_of_2(-(-vocabulary // SEGMENT))
-    block = min(2048, segments * SEGMENT)
+    block = min(BLOCK, segments * SEGMENT)
     return Plan(
         grid=(-(-vocabulary // block), rows),
         constants={"SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": block, "NODES": nodes, "PDL": arch >= 90},
@@ -259,9 +265,13 @@ def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
 
 
 def list_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    grid, constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    (blocks, _), constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
     block = constants["BLOCK"]
-    return Plan(grid, {**constants, "ROOM": min(ROOM, block), "TILE": min(256, block)}, {**options, "num_warps": 4})
+    return Plan(
+        (min(blocks, max(1, LISTERS // rows)), rows),
+        {**constants, "ROOM": min(ROOM, block), "TILE": min(256, block)},
+        {**options, "num_warps": 4},
+    )
 
 
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:

@@ -347,7 +347,7 @@ def test_the_whole_pipeline(lab, capfd):
     assert choice["fixed"].keys() == set(TASKS)
 
 
-@pytest.mark.parametrize("size", ["lab", "embedded"])
+@pytest.mark.parametrize("size", ["lab", "small"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_fits_its_large_model(name, size):
     recipe, sizes = RECIPES[name], SIZES[size]

@@ -77,11 +77,11 @@ SIZES = {
         draft_intermediate=2048, batch=64, length=1024, draft_batch=24, draft_length=512, write_batch=1024,
         learning_rate=1.5e-3, draft_learning_rate=8e-4,
     ),
-    # as the embedded pair: three of them fit through a door of 64 MiB
-    "embedded": Size(
-        hidden=256, intermediate=640, layers=7, heads=4, head_dim=64, draft_vocabulary=2048, draft_intermediate=640,
-        batch=128, length=1024, draft_batch=32, draft_length=512, write_batch=2048, learning_rate=2e-3,
-        draft_learning_rate=2e-3,
+    # a fifth of it: what 17 million tokens of text can feed, and 50 MB on disk
+    "small": Size(
+        hidden=384, intermediate=1024, layers=8, heads=4, head_dim=128, draft_vocabulary=4096, draft_intermediate=1024,
+        batch=96, length=1024, draft_batch=32, draft_length=512, write_batch=2048, learning_rate=2e-3,
+        draft_learning_rate=1.5e-3,
     ),
     "smoke": Size(
         hidden=64, intermediate=128, layers=4, heads=4, head_dim=16, draft_vocabulary=1024, draft_intermediate=96,
