@@ -78,7 +78,7 @@ def list_kernel(
     ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, logits_b, logits_r, rows,
     vocabulary,
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
-    NODES: tl.constexpr, PDL: tl.constexpr,
+    NOISY: tl.constexpr, NODES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of each block of a row with filters: the tokens that may be kept, in ascending order, and with noise.
 
@@ -119,20 +119,22 @@ def list_kernel(
         position = tl.load(positions + row)
         for block in range(first_block, tl.minimum(first_block + share_of_row, blocks)):
             count = 0
-            if tl.sum((wanted & (s // (BLOCK // SEGMENT) == block)).to(tl.int32)) > 0:
-                token = block * BLOCK + tl.arange(0, BLOCK)
-                x = score_tokens(token, source, vocabulary, NODES)
-                mass = tl.math.exp2((x - base) * scale)
-                listed = (x >= bound) & (mass > floor) & (mass >= cut)
-                slot = tl.cumsum(listed.to(tl.int32)) - 1
-                count = tl.sum(listed.to(tl.int32))
-                start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
-                tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
-                tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
+            start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
+            for begin in range(block * BLOCK, (block + 1) * BLOCK, TILE):
+                if tl.sum((wanted & (s // (TILE // SEGMENT) == begin // TILE)).to(tl.int32)) > 0:
+                    token = begin + tl.arange(0, TILE)
+                    x = score_tokens(token, source, vocabulary, NODES)
+                    mass = tl.math.exp2((x - base) * scale)
+                    listed = (x >= bound) & (mass > floor) & (mass >= cut)
+                    slot = count + tl.cumsum(listed.to(tl.int32)) - 1
+                    count += tl.sum(listed.to(tl.int32))
+                    tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
+                    tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
+            if count > 0:
                 tl.debug_barrier()
                 stop = tl.minimum(count, ROOM)
-                for first in range(0, stop, TILE):
-                    i = first + tl.arange(0, TILE)
+                for first in range(0, stop, NOISY):
+                    i = first + tl.arange(0, NOISY)
                     listed_x = tl.load(list_score + start + i, mask=i < stop, other=0.0)
                     u = uniforms_of(key, position, tl.load(list_token + start + i, mask=i < stop, other=0))
                     tl.store(list_noisy + start + i, (listed_x - base) * (1.0 / t) + gumbel(u), mask=i < stop)
@@ -266,19 +268,17 @@ def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
 
 def list_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     (blocks, _), constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
-    block = constants["BLOCK"]
-    return Plan(
-        (min(blocks, max(1, LISTERS // rows)), rows),
-        {**constants, "ROOM": min(ROOM, block), "TILE": min(256, block)},
-        {**options, "num_warps": 4},
-    )
+    tile = min(512, constants["BLOCK"])  # few registers, so that many programs share a multiprocessor
+    sizes = {"ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile, "NOISY": min(128, tile)}
+    return Plan((min(blocks, max(1, LISTERS // rows)), rows), constants | sizes, options | {"num_warps": 4})
 
 
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    _, constants, options = list_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    _, constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
     tile = min(4096 if arch < 100 else 2048, constants["SEGMENTS"] * SEGMENT)
     warps = max(1, tile // (512 if arch < 100 else 256))
-    return Plan((rows,), {**constants, "TILE": tile}, {**options, "num_warps": warps})
+    sizes = {"ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile}
+    return Plan((rows,), constants | sizes, options | {"num_warps": warps})
 
 
 @torch.library.custom_op("radar_kernels::sample_tokens", mutates_args=())
