@@ -35,7 +35,7 @@ from bench.lab.pairs import Wide, load_pair, measure_costs
 from bench.lab.policies import METHODS, Choice, choose_policies, predict, setting
 from bench.lab.recipes import RECIPES
 from bench.lab.record_pair import NODES, TASKS, TREE
-from bench.lab.speed import AUTOREGRESSIVE, flat, summarise
+from bench.lab.speed import AUTOREGRESSIVE, cost_errors, flat, summarise
 from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import SamplingParams, TreeConfig
@@ -72,7 +72,7 @@ class Comparison:
         self.rounds = self.work / "rounds"
         self.work.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._policies: dict[tuple[str, str, float], tuple[TreeConfig, StopPolicy]] = {}
+        self._policies: dict[tuple[str, str, str], tuple[TreeConfig, StopPolicy]] = {}
 
     @cached_property
     def wide(self) -> Wide:
@@ -114,7 +114,7 @@ class Comparison:
         args = self.args
         command = [
             sys.executable, "-m", "bench.lab.record_pair", "--pair", str(self.folder), "--data", str(args.data),
-            "--prompts", str(args.prompts), "--out", str(self.rounds), "--temperatures", *map(str, args.temperatures),
+            "--prompts", str(args.prompts), "--out", str(self.rounds), "--temperatures", *map(str, self.fitted),
             "--train", str(args.train), "--develop", str(args.develop), "--limit", str(args.limit),
             "--new-tokens", str(args.new_tokens), "--seconds", str(max(1.0, self.deadline - time.monotonic())),
         ]  # fmt: skip
@@ -137,18 +137,18 @@ class Comparison:
         ).save(file)
 
     def choose(self) -> None:
-        for temperature in self.args.temperatures:
+        for temperature in self.fitted:
             self.check_time()
             choice = choose_policies(
-                self.rounds, self.costs, self._chosen(temperature), temperature=temperature, epochs=self.args.epochs,
+                self.rounds, self.costs, self.chosen(temperature), temperature=temperature, epochs=self.args.epochs,
                 workers=self.args.workers,
             )  # fmt: skip
             print(f"{self.name} T={temperature:g}: {choice}", flush=True)
 
     def replay(self) -> None:
-        for temperature in self.args.temperatures:
+        for temperature in self.fitted:
             self.check_time()
-            folder = self._chosen(temperature)
+            folder = self.chosen(temperature)
             choice = Choice.load(folder / "choice.json")
             predicted = predict(self.rounds, self.costs, folder, choice, temperature=temperature)
             (folder / "replay.json").write_text(json.dumps(predicted, indent=1) + "\n")
@@ -175,7 +175,7 @@ class Comparison:
                     if (method, task, temperature) not in warm:  # first calls compile and capture
                         self._generate(run, prompts[task][index])
                         warm.add((method, task, temperature))
-                    sink.write(json.dumps(run | _record(self._generate(run, prompts[task][index]))) + "\n")
+                    sink.write(json.dumps(run | self._generate(run, prompts[task][index])) + "\n")
                     sink.flush()
 
     def _turns(self, prompts: dict[str, list[list[int]]]) -> Iterator[tuple[float, int, int, str]]:
@@ -186,21 +186,23 @@ class Comparison:
                         if index < len(prompts[task]):
                             yield temperature, repeat, index, task
 
-    def _generate(self, run: dict[str, Any], prompt: list[int]) -> GenerationOutput:
+    def _generate(self, run: dict[str, Any], prompt: list[int]) -> dict[str, Any]:
         method, task, temperature = run["method"], run["task"], run["temperature"]
         seed = 1000 * run["repeat"] + run["prompt"]  # one seed, one text, whatever the method
         sampling = SamplingParams(temperature=temperature, seed=seed)
         decoder: Any = self.wide.autoregressive
+        size = {"nodes": 0, "max_calls": 0}
         if method != AUTOREGRESSIVE:
-            key = (method, "" if method != "best_fixed" else task, temperature)
+            folder = self.chosen(temperature)
+            key = (method, "" if method != "best_fixed" else task, folder.name)
             if key not in self._policies:  # kept: a graph belongs to its policy object
-                folder = self._chosen(temperature)
                 self._policies[key] = setting(Choice.load(folder / "choice.json"), folder, method, task)
             tree, policy = self._policies[key]
             decoder = self.wide.decoder(tree, policy, role="fixed" if method == "best_fixed" else "")
             decoder.policy = policy
+            size = {"nodes": tree.total_tokens, "max_calls": tree.max_calls}
         output: GenerationOutput = decoder.generate(prompt, max_new_tokens=self.args.new_tokens, sampling=sampling)
-        return output
+        return size | _record(output)
 
     def generate(self) -> None:
         """transformers' greedy `generate`, and whether its text is ours."""
@@ -232,8 +234,14 @@ class Comparison:
             }  # fmt: skip
         file.write_text(json.dumps(found, indent=1) + "\n")
 
-    def _chosen(self, temperature: float) -> Path:
-        return self.work / f"T{temperature:g}"
+    @property
+    def fitted(self) -> list[float]:
+        """Temperatures whose rounds are recorded and fitted to."""
+        return list(self.args.temperatures) if self.args.fitted_at is None else [self.args.fitted_at]
+
+    def chosen(self, temperature: float) -> Path:
+        """Folder of the policies that measure at a temperature."""
+        return self.work / f"T{temperature if self.args.fitted_at is None else self.args.fitted_at:g}"
 
     def _prompts(self, task: str) -> list[list[int]]:
         lines = load_prompts(self.args.prompts / f"q_{task}.jsonl", limit=self.args.limit)
@@ -249,6 +257,7 @@ def _record(output: GenerationOutput) -> dict[str, Any]:
     m = output.metrics
     text = hashlib.sha256(json.dumps(output.token_ids).encode()).hexdigest()[:12]
     return {
+        "prompt_tokens": m.num_prompt_tokens, "prefill_seconds": m.seconds_by_part["prefill"],
         "tokens": m.num_tokens, "seconds": m.seconds, "rounds": m.num_spec_steps, "calls": m.num_draft_calls,
         "accepted": m.num_accepted_draft_tokens, "stops": m.stop_histogram, "text": text,
     }  # fmt: skip
@@ -281,6 +290,9 @@ def summary(work: Path, out: Path, command: str) -> dict[str, Any]:
             "check": json.loads(checked.read_text()) if checked.is_file() else None,
             "costs": json.loads((folder / "costs.json").read_text()),
             "machine": json.loads((folder / "machine.json").read_text()),
+            "cost_errors": cost_errors(
+                _lines(folder / "runs.jsonl"), CostTable.load(folder / "costs.json", device=None)
+            ),
             "choices": {path.parent.name: json.loads(path.read_text()) for path in folder.glob("T*/choice.json")},
         }
     if not runs:
@@ -304,6 +316,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--fitted-at", type=float, help="fit to rounds of this temperature alone, and use that at all")
     parser.add_argument("--limit", type=int, default=20, help="prompts of every task")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=128)

@@ -16,7 +16,7 @@ from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
 from bench.lab.recipes import RECIPES, SIZES
 from bench.lab.record_pair import TASKS, prompt_sets
-from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, flat, geometric_mean, over, summarise
+from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, cost_errors, flat, geometric_mean, over, summarise
 from bench.lab.widen import _problems
 from bench.shapes import Geometry
 from radar import DraftConfig, TreeConfig
@@ -107,6 +107,7 @@ def predictions():
     speeds = {"radar": 126.0, "eagle3": 100.0, "best_fixed": 104.0}
     one = {
         "tokens_per_second": speeds, "best_fixed_of_these_rounds": 105.0, "attainable": 131.25,
+        "radar": {"tokens_per_second": 125.0},  # with the tree of the oracle
     }  # fmt: skip
     return {"a": {"0": {"gsm8k": one, "mbpp": one}}}
 
@@ -126,13 +127,36 @@ def test_the_flat_summary_by_hand():
     assert short["radar_over_generate_geomean"] == pytest.approx(math.sqrt(15 / 3 * 20 / 3))  # over the faster cache
     assert short["draft_calls_change"] == pytest.approx(24 / 32 - 1)
     assert short["acceptance_change"] == 0.0
-    assert short["oracle_gap_closed"] == pytest.approx((126 / 105 - 1) / (131.25 / 105 - 1))
+    assert short["oracle_gap_closed"] == pytest.approx((125 / 105 - 1) / (131.25 / 105 - 1))
     measured = 1.25 / 0.75  # of mbpp, where replay is furthest off
     assert short["replay_error"] == pytest.approx(abs(1.26 / measured - 1))
     assert short["commit"] == "abc"
     cell = summary["cells"]["a gsm8k T=0"]
     assert (cell["texts"], cell["texts_identical"], cell["prompts"]) == (3, 3, 3)
     assert cell["methods"]["radar"]["stop_histogram"] == {"2": 12}
+
+
+def test_cost_errors_by_hand():
+    table = CostTable(
+        draft_call_seconds=(1.0, 2.0, 4.0), nodes=(32, 60), contexts=(100, 200),
+        verify_seconds=((8.0, 8.0), (10.0, 30.0)),
+        decision_seconds=0.5, rest_seconds=0.25, device="card", pair="a",
+    )  # fmt: skip
+    about = {"tokens": 20, "task": "mbpp", "temperature": 0.0, "prompt_tokens": 140, "prefill_seconds": 5.0}
+    about |= {"nodes": 60, "max_calls": 3}
+    small = 2 * (1 + 8 + 0.25) + (3 + 8 + 0.25)  # two rounds of one call, one of two, nothing decided
+    runs = [
+        {**about, "method": "eagle3", "nodes": 32, "stops": {"1": 2, "2": 1}, "seconds": 5 + small / 1.1},
+        {
+            **about,
+            "method": "radar",
+            "stops": {"1": 1},
+            "seconds": 5 + 1 + 0.5 + 20 + 0.25,
+        },  # in the middle: context 150
+        {**about, "method": AUTOREGRESSIVE, "stops": {"0": 19}, "seconds": 99.0},
+    ]
+    found = cost_errors(runs, table)
+    assert found == {"0": {"eagle3": pytest.approx(0.1), "radar": pytest.approx(0.0)}}
 
 
 def test_what_was_not_measured_is_null():
@@ -365,6 +389,17 @@ def test_every_recipe_fits_its_large_model(name, size):
         draft_vocab_size=sizes.draft_vocabulary, target_hidden_size=sizes.hidden,
     )  # fmt: skip
     assert _problems(config, SimpleNamespace(config=head), recipe.geometry) == []
+
+
+def test_policies_fitted_at_one_temperature_serve_all(lab, tmp_path):
+    def pair(*more):
+        args = end_to_end.parse([*command(lab, *more), "--work", str(tmp_path)])
+        return end_to_end.Comparison("llama", lab / "pair", SHAPES["llama"], args, float("inf"))
+
+    own, shared = pair(), pair("--fitted-at", "0")
+    assert [own.chosen(t).name for t in (0.0, 1.0)] == ["T0", "T1"]
+    assert [shared.chosen(t).name for t in (0.0, 1.0)] == ["T0", "T0"]
+    assert (own.fitted, shared.fitted) == ([0.0, 1.0], [0.0])
 
 
 def test_runs_of_another_device_are_not_mixed(lab, tmp_path):

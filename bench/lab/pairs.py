@@ -76,6 +76,7 @@ class Wide:
                 policy=policy,
                 tree=tree,
                 max_length=self.max_length,
+                fallback=False,
             )
         return self._decoders[tree, role]
 

@@ -7,7 +7,6 @@ the published reward's alpha are chosen on `develop-*`, the best fixed setting o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -44,6 +43,7 @@ class Choice:
     Attributes:
         fixed: (calls, nodes) by task.
         threshold: on the beam's summed probability.
+        nodes: of the tree that THRESHOLD and RADAR verify, the same for every task.
         published, radar: folders of the networks, relative to the file's.
         alpha: of the published reward.
         collapsed: what training said of networks that do not read their scores, by folder.
@@ -51,6 +51,7 @@ class Choice:
 
     fixed: dict[str, tuple[int, int]]
     threshold: float
+    nodes: dict[str, int]
     published: str
     radar: str
     alpha: float
@@ -79,12 +80,16 @@ def choose_policies(
         return Choice.load(file)
     out.mkdir(parents=True, exist_ok=True)
     train = rounds_of(rounds, "train", temperature)
-    develop = _joined([rounds_of(rounds, f"develop-{kind}", temperature) for kind in SOURCES])
+    develops = {
+        nodes: _joined([rounds_of(rounds, f"develop-{kind}", temperature, nodes) for kind in SOURCES])
+        for nodes in NODES
+    }
+    develop = develops[TREE.total_tokens]
     shared = {"epochs": epochs, "batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
     wanted: dict[str, dict[str, Any]] = {
         f"published-{alpha}": {**shared, "alpha": alpha, "max_calls": EAGLE3_TREE.max_calls} for alpha in ALPHAS
     }
-    wanted["radar"] = {**shared, "objective": "ratio", "estimator": "exact", "entropy": 0.1}
+    wanted[RADAR] = {**shared, "objective": "ratio", "estimator": "exact", "entropy": 0.1}
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             waiting = {name: pool.submit(_train, train, out / name, costs, use) for name, use in wanted.items()}
@@ -92,11 +97,16 @@ def choose_policies(
     else:
         collapsed = {name: _train(train, out / name, costs, use) for name, use in wanted.items()}
     alpha = tune(lambda value: _published(out / f"published-{value}"), ALPHAS, develop, costs).value
+    tuned = {nodes: tune(Threshold, THRESHOLDS, data, costs) for nodes, data in develops.items()}
+    speeds = {nodes: one.curve[one.value] for nodes, one in tuned.items()}
+    learned = {nodes: replay(RadarPolicy(out / RADAR), data, costs).tokens_per_time for nodes, data in develops.items()}
+    best = {THRESHOLD: max(speeds, key=speeds.__getitem__), RADAR: max(learned, key=learned.__getitem__)}
     choice = Choice(
         fixed={task: _best_fixed(rounds, task, temperature, costs) for task in TASKS},
-        threshold=tune(Threshold, THRESHOLDS, develop, costs).value,
+        threshold=tuned[best[THRESHOLD]].value,
+        nodes=best,
         published=f"published-{alpha}",
-        radar="radar",
+        radar=RADAR,
         alpha=alpha,
         collapsed=collapsed,
     )
@@ -137,33 +147,31 @@ def setting(choice: Choice, folder: Path, method: str, task: str) -> tuple[TreeC
     if method == FIXED:
         calls, nodes = choice.fixed[task]
         return TreeConfig(total_tokens=nodes, max_calls=8 if calls <= 8 else TREE.max_calls), FixedDepth(calls)
-    if method == THRESHOLD:
-        return TREE, Threshold(choice.threshold)
     if method == PUBLISHED:
         return EAGLE3_TREE, _published(folder / choice.published)
-    return TREE, RadarPolicy(folder / choice.radar)
+    tree = replace(TREE, total_tokens=choice.nodes[method])
+    return tree, Threshold(choice.threshold) if method == THRESHOLD else RadarPolicy(folder / choice.radar)
 
 
 def predict(
     rounds: Path, costs: CostTable, folder: Path, choice: Choice, *, temperature: float
 ) -> dict[str, dict[str, Any]]:
-    """Replay of the tasks' own rounds: by task, what each method would reach, and the oracle that the scores allow."""
+    """Replay of the tasks' own rounds: by task, what each method would reach with its tree, and, all with the tree of
+    60 nodes, RADAR, the best fixed depth of these very rounds and the oracle that the scores allow."""
     attainable = fit_backward(rounds_of(rounds, "train", temperature), costs)
     predicted: dict[str, dict[str, Any]] = {}
     for task in TASKS:
         data = rounds_of(rounds, task, temperature)
-        policies: Mapping[str, Any] = {
-            method: setting(choice, folder, method, task)[1] for method in METHODS if method != FIXED
-        }
+        settings = {method: setting(choice, folder, method, task) for method in METHODS}
+        speeds = {}
+        for method, (tree, policy) in settings.items():
+            own = rounds_of(rounds, task, temperature, tree.total_tokens)
+            speeds[method] = replay(policy, own, costs).tokens_per_time
+        policies = {EAGLE3: settings[EAGLE3][1], RADAR: settings[RADAR][1]}
         rows = {row.name: row for row in evaluate(policies, data, costs, reference=EAGLE3, attainable=attainable)}
-        calls, nodes = choice.fixed[task]
-        if nodes == TREE.total_tokens:
-            rows[FIXED] = rows[BEST_FIXED]._replace(
-                tokens_per_second=replay(FixedDepth(calls), data, costs).tokens_per_time
-            )
         predicted[task] = {
             "rounds": len(data),
-            "tokens_per_second": {name: row.tokens_per_second for name, row in rows.items()},
+            "tokens_per_second": speeds,
             "radar": rows[RADAR].to_dict(),
             "best_fixed_of_these_rounds": rows[BEST_FIXED].tokens_per_second,
             "attainable": rows[ATTAINABLE].tokens_per_second,

@@ -80,12 +80,12 @@ def _stem(name: str, temperature: float, nodes: int) -> str:
 
 
 def jobs(sets: Iterable[str], temperatures: Sequence[float]) -> list[tuple[str, float, int]]:
-    """(set, temperature, nodes) of everything that is recorded; development prompts for every node count."""
+    """(set, temperature, nodes) of everything that is recorded: for every node count, but for the training prompts."""
     return [
         (name, temperature, nodes)
         for temperature in temperatures
         for name in sets
-        for nodes in (NODES if name.startswith("develop-") else (TREE.total_tokens,))
+        for nodes in ((TREE.total_tokens,) if name == "train" else NODES)
     ]
 
 
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     decoders = {
         nodes: RadarDecoder(
             small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room,
-            tree=TreeConfig(total_tokens=nodes, max_calls=TREE.max_calls), engine="eager",
+            tree=TreeConfig(total_tokens=nodes, max_calls=TREE.max_calls), engine="eager", fallback=False,
         )
         for nodes in NODES
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """Statistics of an end-to-end comparison: speeds from sums, ratios with intervals by prompt, and the flat summary.
 
 A run is one generation, as `bench.end_to_end` writes them: pair, task, temperature, method, prompt, repeat, tokens,
-seconds, rounds, calls, accepted, stops, text (a digest). A cell is one pair, task and temperature.
+seconds, rounds, calls, accepted, stops, text (a digest), prompt_tokens, prefill_seconds, and of the tree nodes and
+max_calls. A cell is one pair, task and temperature.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FLAT_KEYS", "Interval", "cells_of", "flat", "geometric_mean", "over", "summarise"]
+from radar.config import TreeConfig
+from radar.train.costs import CostTable
 
-AUTOREGRESSIVE, RADAR = "autoregressive", "radar"
+__all__ = ["FLAT_KEYS", "Interval", "cells_of", "cost_errors", "flat", "geometric_mean", "over", "summarise"]
+
+AUTOREGRESSIVE, RADAR, FIXED_DEPTHS = "autoregressive", "radar", ("eagle3", "best_fixed")
 RESAMPLES = 2000
 Run = Mapping[str, Any]
 FLAT_KEYS = (
@@ -173,7 +177,31 @@ def _replayed(replayed: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
         "radar_over_eagle3": expected,
         "error": expected / measured - 1,
         "attainable_over_best_fixed": replayed["attainable"] / replayed["best_fixed_of_these_rounds"],
-        "radar_over_best_fixed": speeds[RADAR] / replayed["best_fixed_of_these_rounds"],
+        "radar_over_best_fixed": replayed["radar"]["tokens_per_second"] / replayed["best_fixed_of_these_rounds"],
+    }
+
+
+def cost_errors(runs: Iterable[Run], costs: CostTable) -> dict[str, dict[str, float]]:
+    """What the cost table says the measured rounds take, over what they took, less 1: by temperature and method.
+
+    The prompt's pass is no round and is left out; a run's rounds count with the context in its middle.
+    """
+    undecided = costs.without_decisions()
+    sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    for run in runs:
+        if run["method"] == AUTOREGRESSIVE:
+            continue
+        total = sums[f"{run['temperature']:g}"][run["method"]]
+        calls = torch.tensor([int(call) for call in run["stops"]])
+        context = torch.full_like(calls, run["prompt_tokens"] + run["tokens"] // 2)
+        table = undecided if run["method"] in FIXED_DEPTHS else costs
+        tree = TreeConfig(total_tokens=run["nodes"], max_calls=run["max_calls"])
+        times = table.round_seconds(calls, context, tree)
+        total[0] += sum(float(time) * count for time, count in zip(times, run["stops"].values(), strict=True))
+        total[1] += run["seconds"] - run["prefill_seconds"]
+    return {
+        temperature: {method: predicted / measured - 1 for method, (predicted, measured) in methods.items()}
+        for temperature, methods in sums.items()
     }
 
 

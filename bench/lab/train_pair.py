@@ -57,8 +57,9 @@ def head_arguments(recipe: Recipe, size: Size, vocabulary: int) -> list[str]:
 def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[str, Any]:
     """Greedy decoding of held-out prompts with eight draft calls a round."""
     decoder = RadarDecoder.from_pretrained(
-        pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024, compile=False
-    )
+        pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024, compile=False,
+        fallback=False,
+    )  # fmt: skip
     texts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(prompts, limit=limit)]
     texts = [text for text in texts if len(text) + new_tokens <= decoder.max_length]
     metrics = merge([decoder.generate(text, max_new_tokens=new_tokens).metrics for text in texts])
