@@ -42,7 +42,9 @@ def demo(sink: io.TextIOBase) -> list[int]:
 
 def texts(device: str, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
     """Output ids of every decoder on one device, in float32, with the same tree everywhere."""
-    decoder = RadarDecoder.from_pretrained(device=device, dtype=torch.float32, tree=TreeConfig(), max_length=1024)
+    decoder = RadarDecoder.from_pretrained(
+        device=device, dtype=torch.float32, tree=TreeConfig(), max_length=1024, fallback=False
+    )
     trained = decoder.policy
     plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=1024)
     out = {"autoregressive": [plain.generate(p, max_new_tokens=MAX_NEW_TOKENS).token_ids for p in prompts]}

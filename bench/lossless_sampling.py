@@ -25,11 +25,12 @@ FILTERS: tuple[dict[str, Any], ...] = ({"top_p": 0.8}, {"top_k": 20}, {"repetiti
 
 def main() -> int:
     device = default_device()
-    radar = RadarDecoder.from_pretrained(device=device, dtype=torch.float32, max_length=512)
+    options: dict[str, Any] = {"device": device, "dtype": torch.float32, "max_length": 512, "fallback": False}
+    radar = RadarDecoder.from_pretrained(**options)
     contenders = {}
     for nodes, policy in ((12, FixedDepth(3)), (32, Threshold(0.2)), (60, radar.policy)):
         contenders[f"{policy!r}, {nodes} nodes"] = RadarDecoder.from_pretrained(
-            policy=policy, device=device, dtype=torch.float32, max_length=512, tree=TreeConfig(total_tokens=nodes)
+            policy=policy, tree=TreeConfig(total_tokens=nodes), **options
         )
     plain = AutoregressiveDecoder(radar.model, tokenizer=radar.tokenizer, max_length=512)
     lines = load_prompts(Path(str(files("radar"))) / "assets" / "prompts.jsonl", limit=18)

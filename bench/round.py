@@ -111,6 +111,7 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
     draft = random_draft(geometry, device, dtype)
     tree = TreeConfig()
     options: dict[str, Any] = {"max_length": args.max_length, "compile": not args.no_compile}
+    radar_options = options | {"draft": draft, "tree": tree, "fallback": False}
     out: dict[str, Any] = {"start_seconds": {}}
 
     def timed(name: str, make: Any) -> Any:
@@ -123,7 +124,7 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
 
     fixed, radar = FixedDepth(8), RadarTo(8)
     plain = timed("autoregressive", lambda: AutoregressiveDecoder(model, **options))
-    decoder = timed("radar", lambda: RadarDecoder(model, draft=draft, policy=fixed, tree=tree, **options))
+    decoder = timed("radar", lambda: RadarDecoder(model, policy=fixed, **radar_options))
     out["engine"] = decoder.engine_name
     save(out)
     if args.start_only:

@@ -44,9 +44,10 @@ def _generate(args: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print(flush=True)
     m = stream.output.metrics
+    plain = f", {m.num_fallback_tokens} tokens without drafts, which did not pay" if m.num_fallback_tokens else ""
     print(
         f"[{m.num_tokens} tokens, {m.tokens_per_second:.1f} tokens/s, {m.mean_acceptance_length:.2f} tokens per target "
-        f"pass, {m.draft_calls_per_round:.2f} draft calls per round]",
+        f"pass, {m.draft_calls_per_round:.2f} draft calls per round{plain}]",
         file=sys.stderr,
     )
     return 0
@@ -63,7 +64,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     path = args.prompts or Path(str(files("radar"))) / "assets" / "prompts.jsonl"
     lines = load_prompts(path, limit=args.limit)
-    decoder = _decoder(args)
+    decoder = _decoder(args, fallback=False)  # what is compared drafts in every round
     plain = AutoregressiveDecoder(
         decoder.model,
         tokenizer=decoder.tokenizer,
@@ -135,7 +136,8 @@ def _record(args: argparse.Namespace) -> int:
     from radar.prompts import encode_prompt, load_prompts
     from radar.train.record import record
 
-    decoder = _decoder(args, policy=None, engine="eager")  # it reads the tree between the steps of a round
+    # eager: it reads the tree between the steps of a round
+    decoder = _decoder(args, policy=None, engine="eager", fallback=False)
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(args.prompts, limit=args.limit)]
     result = record(
         decoder,
@@ -198,6 +200,7 @@ def _decoder(args: argparse.Namespace, **override: Any) -> Any:
         max_length=args.max_length,
         engine=override.get("engine", args.engine),
         compile=not args.no_compile,
+        fallback=override.get("fallback", True),
     )
 
 

@@ -30,7 +30,7 @@ def add_doctor(commands: Any) -> None:
 def add_verify(
     commands: Any,
     model_options: Callable[[argparse.ArgumentParser], None],
-    decoder: Callable[[argparse.Namespace], Any],
+    decoder: Callable[..., Any],
 ) -> None:
     """`radar verify`.
 
@@ -47,7 +47,8 @@ def add_verify(
     )
     _prompt_options(parser, limit=None, max_new_tokens=128)
     model_options(parser)
-    parser.set_defaults(run=lambda args: _verify(args, decoder(args)))
+    # drafts in every round: plain steps would hide them, and a difference might come and go with the clock
+    parser.set_defaults(run=lambda args: _verify(args, decoder(args, fallback=False)))
 
 
 def _prompt_options(parser: argparse.ArgumentParser, *, limit: int | None, max_new_tokens: int) -> None:
@@ -116,6 +117,7 @@ def _doctor(args: argparse.Namespace) -> int:
             tree=CHAIN,
             max_length=max_length,
             engine="eager",
+            fallback=False,
         )
 
     with tqdm(total=len(readings), desc="readings", disable=args.no_progress) as bar:

@@ -45,7 +45,7 @@ def add_profile(
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     model_options(parser)
-    parser.set_defaults(run=lambda args: _profile(args, make_decoder(args)))
+    parser.set_defaults(run=lambda args: _profile(args, make_decoder(args, fallback=False)))
     return parser
 
 
@@ -93,6 +93,7 @@ def _with_nodes(decoder: Any, nodes: int, args: argparse.Namespace) -> Any:
         tap_layers=decoder.engine.target.tap_layers,
         engine=args.engine,
         compile=not args.no_compile,
+        fallback=False,
     )
 
 

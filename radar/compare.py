@@ -60,7 +60,7 @@ def compare(
     """Decode every prompt with every contender in turn, `repeats` times after a warm-up.
 
     Args:
-        contenders: the decoders.
+        contenders: the decoders; with `fallback=False`, as means over rounds leave plain steps out.
         prompts: token ids.
         max_new_tokens: limit of each output.
         repeats: passes over the prompts.

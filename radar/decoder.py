@@ -60,8 +60,9 @@ class RadarDecoder(Decoder):
             makes is kept on disk for the next start.
         profile: with the eager engine on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is
             true.
-        fallback: measure the rounds, and where drafting does not pay take plain steps of the target instead; the text
-            is the same. What a round did then depends on the clock: leave it out to compare policies or record.
+        fallback: measure the rounds, and where drafting does not pay take plain steps of the target instead. What a
+            round did then depends on the clock: pass False to compare policies or to repeat a run exactly. The text is
+            the same, though in 16 bits, where passes of other rows round differently, a tie may fall the other way.
 
     Raises:
         ValueError: if the model's family is not supported, or the parts do not fit together.
@@ -81,7 +82,7 @@ class RadarDecoder(Decoder):
         engine: str | None = None,
         compile: bool = True,
         profile: bool = False,
-        fallback: bool = False,
+        fallback: bool = True,
     ) -> None:
         graphs = choose_engine(engine, model.device) == "graph"
         tree = tree or default_tree(model.device)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import radar
+from radar import RadarDecoder
 from radar.cli import main
 
 CPU = ["--device", "cpu"]
@@ -38,6 +40,39 @@ def test_generate_streams_the_text(capsys):
     assert out.startswith("def add(a, b):")
     assert len(out) > len("def add(a, b):") + 5
     assert "tokens per target pass" in err
+
+
+ASSETS = Path(radar.__file__).parent / "assets"
+SHORT = ["--limit", 1, "--max-new-tokens", 2, "--no-progress", *CPU]
+PROMPTS = ["--prompts", ASSETS / "prompts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("command", "may_fall_back"),
+    [
+        (["generate", "def add(a, b):", "--max-new-tokens", 2, *CPU], True),
+        (["bench", *SHORT], False),
+        (["record", *PROMPTS, "--out", "rounds.jsonl", *SHORT], False),
+        (["profile", "--prefix", 9, "--nodes", 8, 12, "--total-tokens", 12, "--calls", 1, "--repeats", 1, *CPU], False),
+        (["verify", *SHORT], False),
+        (["doctor", ASSETS / "target", ASSETS / "draft", *SHORT], False),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_measures_or_records_drafts_in_every_round(command, may_fall_back, capsys, monkeypatch, tmp_path):
+    made = []
+    init = RadarDecoder.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        made.append(self.engine.fallback is not None)
+
+    monkeypatch.setattr(RadarDecoder, "__init__", noted)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *command)
+    assert code == 0, err
+    assert set(made) == {may_fall_back}
+    assert len(made) == {"profile": 2}.get(command[0], len(made))
 
 
 def test_generate_chat_prints_the_answer_only(capsys):
@@ -89,9 +124,7 @@ def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
 
 
 def test_train_a_draft_head_and_use_it(capsys, tmp_path):
-    import radar
-
-    assets = Path(radar.__file__).parent / "assets" / "target"
+    assets = ASSETS / "target"
     text = tmp_path / "text.txt"
     text.write_text("def add(a, b):\n    return a + b\n\n\n\n" * 300)
     head = tmp_path / "head"

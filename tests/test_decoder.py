@@ -25,7 +25,8 @@ class WordTokenizer:
 
 
 def make(policy=None, tokenizer=None, **options):
-    options = {"max_length": 128, "tree": TreeConfig(total_tokens=20, max_calls=8)} | options
+    tree = TreeConfig(total_tokens=20, max_calls=8)
+    options = {"max_length": 128, "tree": tree, "fallback": False} | options  # what a round does does not vary
     return RadarDecoder(
         tiny_target(), draft=tiny_draft(), policy=policy or FixedDepth(4), tokenizer=tokenizer, **options
     )

@@ -149,7 +149,9 @@ def examine(pair, config, doubtful=()):
     def make(reading):
         draft = Eagle3Draft(reading).eval().requires_grad_(False)
         draft.load_state_dict(head.state_dict())
-        return RadarDecoder(decoder.model, draft=draft, policy=FixedDepth(8), tree=CHAIN, max_length=160)
+        return RadarDecoder(
+            decoder.model, draft=draft, policy=FixedDepth(8), tree=CHAIN, max_length=160, fallback=False
+        )
 
     readings = plausible_readings(config, num_layers=7, rope=(10000.0, None), doubtful=doubtful)
     if doubtful:  # norms move acceptance less than taps: more prompts, and the taps are left alone

@@ -20,7 +20,7 @@ LENGTH = 64
 
 @pytest.fixture(scope="module")
 def decoder():
-    return RadarDecoder.from_pretrained(dtype=torch.float32, max_length=1024)
+    return RadarDecoder.from_pretrained(dtype=torch.float32, max_length=1024, fallback=False)
 
 
 @pytest.fixture(scope="module")

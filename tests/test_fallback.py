@@ -199,10 +199,15 @@ def test_slow_drafts_are_left_by_the_clock(monkeypatch):
     assert ours.metrics.num_fallback_tokens == out.metrics.num_fallback_tokens
 
 
-def test_it_is_off_unless_asked_for():
-    assert RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64, compile=False).engine.fallback is None
-    on = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64, compile=False, fallback=True)
-    assert isinstance(on.engine.fallback, Fallback)
+def test_it_is_on_unless_refused():
+    options = {"draft": tiny_draft(), "max_length": 64, "compile": False}
+    first, second = (RadarDecoder(tiny_target(), **options).engine.fallback for _ in range(2))
+    assert isinstance(first, Fallback)
+    assert isinstance(second, Fallback)
+    assert first is not second  # what one decoder measured says nothing about another's rounds
+    assert RadarDecoder(tiny_target(), **options, fallback=False).engine.fallback is None
+    embedded = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=64)
+    assert isinstance(embedded.engine.fallback, Fallback)
 
 
 def test_a_policy_set_in_between_does_not_confuse_what_was_launched(monkeypatch):
@@ -224,8 +229,7 @@ def test_a_policy_set_in_between_does_not_confuse_what_was_launched(monkeypatch)
 def test_graphs_of_plain_steps_say_the_same(pattern):
     model = tiny_target()
     expected = hf_greedy(model, PROMPT, 70)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False,
-                        fallback=True)  # fmt: skip
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
     plain = ours.engine._plain
     ours.engine.fallback = Script(pattern)
     for _ in range(3):

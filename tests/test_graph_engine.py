@@ -35,7 +35,7 @@ class Never:
 def decoder(model=None, *, policy=None, tree=TREE, engine="graph", compile=False, seed=0, **options):
     return RadarDecoder(
         model or tiny_target(), draft=tiny_draft(seed=seed), policy=policy or Threshold(), tree=tree, max_length=400,
-        engine=engine, compile=compile, **options,
+        engine=engine, compile=compile, **{"fallback": False} | options,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ LENGTH = 40
 
 
 def decoder(model, draft, policy, **tree):
-    return RadarDecoder(model, draft=draft, policy=policy, tree=TreeConfig(**tree), max_length=256)
+    return RadarDecoder(model, draft=draft, policy=policy, tree=TreeConfig(**tree), max_length=256, fallback=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,7 +30,9 @@ def test_every_setting_gives_the_plain_decoders_text(policy, total_tokens):
     model = tiny_target()
     plain = AutoregressiveDecoder(model, max_length=200, compile=False)
     tree = TreeConfig(total_tokens=total_tokens, max_calls=5)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=policy, tree=tree, max_length=200, compile=False)
+    ours = RadarDecoder(
+        model, draft=tiny_draft(), policy=policy, tree=tree, max_length=200, compile=False, fallback=False
+    )
     texts = set()
     for sampling, prompt in itertools.product(SETTINGS, PROMPTS):
         expected = plain.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids
@@ -43,7 +45,7 @@ def test_another_noise_position_would_be_seen(monkeypatch):
     """The comparison has teeth: noise keyed one position off gives another text."""
     model = tiny_target()
     plain = AutoregressiveDecoder(model, max_length=200, compile=False)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), max_length=200, compile=False)
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), max_length=200, compile=False, fallback=False)
     sampling = SamplingParams(temperature=1.0, seed=5)
     expected = plain.generate(PROMPTS[0], max_new_tokens=24, sampling=sampling).token_ids
     assert ours.generate(PROMPTS[0], max_new_tokens=24, sampling=sampling).token_ids == expected

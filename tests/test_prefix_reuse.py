@@ -35,7 +35,7 @@ def make(request, monkeypatch):
             return eager(Script("dpppp") if request.param == "plain steps" else None)
         if torch.cuda.is_available():
             return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=400,
-                                compile=False)  # fmt: skip
+                                compile=False, fallback=False)  # fmt: skip
         return with_fake_graphs(monkeypatch, eager())
 
     return build

@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from fakes import DEVICE, tiny_draft, tiny_target
+from test_fallback import Script
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.train.acceptance import acceptance_distribution, verified
@@ -22,7 +23,9 @@ def make(total_tokens=12, max_calls=6):
     """Six tokens and beams of three: random drafts are right half of the time."""
     tree = TreeConfig(total_tokens=total_tokens, tree_top_k=3, max_calls=max_calls)
     target, draft = tiny_target(vocab_size=6), tiny_draft(vocab_size=6, draft_vocab_size=5)
-    return RadarDecoder(target, draft=draft, policy=FixedDepth(1), tree=tree, max_length=160, engine="eager")
+    return RadarDecoder(
+        target, draft=draft, policy=FixedDepth(1), tree=tree, max_length=160, engine="eager", fallback=False
+    )
 
 
 def accepted_by_decoding(prompt, context, calls, **tree):
@@ -104,6 +107,25 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
     result = record(make(), PROMPTS, parts, max_new_tokens=30, progress=False)
     assert result["prompts_done"] == 3
     assert parts.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_every_round_drafts_while_it_is_recorded(tmp_path, monkeypatch, temperature):
+    """A fallback that would take plain steps rests, and is back afterwards, after an error too."""
+    whole, mine = tmp_path / "whole.jsonl", tmp_path / "mine.jsonl"
+    options = {"max_new_tokens": 30, "temperature": temperature, "progress": False}
+    record(make(), PROMPTS, whole, **options)
+    decoder = make()
+    decoder.engine.fallback = fallback = Script("dpp")
+    record(decoder, PROMPTS, mine, **options)
+    assert mine.read_bytes() == whole.read_bytes()
+    assert fallback.told == []
+    assert decoder.engine.fallback is fallback
+    with pytest.raises(ValueError, match="200 tokens"):
+        record(decoder, [[1] * 200], tmp_path / "none.jsonl", **options)
+    assert decoder.engine.fallback is fallback
+    decoder.generate(PROMPTS[0], max_new_tokens=20)
+    assert fallback.told
 
 
 def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):

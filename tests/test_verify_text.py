@@ -39,7 +39,7 @@ def check(expected, found, row, dtype=torch.float32):
 
 
 def test_the_embedded_pair_is_lossless():
-    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256)
+    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256, fallback=False)
     plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=256)
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(ASSETS / "prompts.jsonl", limit=4)]
     result = compare_texts(decoder, plain, plain_logits(decoder.model), prompts, max_new_tokens=32)
@@ -75,7 +75,7 @@ def test_a_planted_wrong_token_is_reported_where_it_is():
 def test_a_wrong_draft_changes_nothing_and_a_wrong_verifier_does():
     """A real decoder whose verification is broken: it takes every draft token at its word."""
     model = tiny_target()
-    decoder = RadarDecoder(model, draft=tiny_draft(), max_length=64)
+    decoder = RadarDecoder(model, draft=tiny_draft(), max_length=64, fallback=False)
     plain = AutoregressiveDecoder(model, max_length=64)
     prompts = [[1, 2, 3], [4, 5, 6]]
     assert compare_texts(decoder, plain, plain_logits(model), prompts, max_new_tokens=24).is_lossless

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ def record(
     (see `radar.train.dataset`); every process needs a decoder on its own device.
 
     Args:
-        decoder: its tree's `max_calls` is the depth recorded; its policy is replaced by `FixedDepth(max_calls)`.
+        decoder: its tree's `max_calls` is the depth recorded; its policy is replaced by `FixedDepth(max_calls)`. Until
+            the end every round drafts, whatever the decoder's fallback says: a plain step has no tree to record.
         prompts: token ids; the index of a prompt is its id in the file.
         out: data set to write or go on with; see `radar.train.dataset`.
         max_new_tokens: output per prompt. Rounds whose continuation is cut off by it are left out.
@@ -72,7 +74,11 @@ def record(
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
     mine = range(index, len(prompts), count)
-    with RoundWriter(path, header) as writer, tqdm(mine, desc="prompts", disable=not progress or index > 0) as bar:
+    with (
+        _always_drafting(decoder),
+        RoundWriter(path, header) as writer,
+        tqdm(mine, desc="prompts", disable=not progress or index > 0) as bar,
+    ):
         for number in bar:
             if number in writer.done:
                 continue
@@ -96,6 +102,16 @@ def record(
         "new_rounds": rounds,
         "mean_accept_length_by_calls": [round(value, 4) for value in mean],
     }
+
+
+@contextmanager
+def _always_drafting(decoder: RadarDecoder) -> Iterator[None]:
+    engine = decoder.engine
+    fallback, engine.fallback = engine.fallback, None
+    try:
+        yield
+    finally:
+        engine.fallback = fallback
 
 
 class _Recorded(NamedTuple):
