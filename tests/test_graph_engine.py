@@ -11,6 +11,7 @@ from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, 
 from radar.engine.choose import choose_engine
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.graph import GraphEngine
+from radar.policy.baselines import Capped
 from radar.policy.lstm import PolicyNetwork
 from radar.profile import profile_round
 
@@ -114,6 +115,37 @@ def test_sampled_decisions_differ_from_round_to_round():
     out = decoder(policy=policy, tree=TreeConfig(total_tokens=24, max_calls=8)).generate(PROMPT, max_new_tokens=80)
     assert len(out.metrics.stop_histogram) > 2
     assert out.token_ids == hf_greedy(tiny_target(), PROMPT, 80)
+
+
+@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.parametrize("conditional", [True, False])
+def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
+    """RADAR as published: the graph has to know the generator of the policy that the cap holds."""
+    model, policy = tiny_target(), Capped(RadarPolicy(PolicyNetwork(), sample=True), 3)
+    expected = AutoregressiveDecoder(model, max_length=400, compile=False).generate(PROMPT, max_new_tokens=80).token_ids
+    ours = decoder(model, policy=policy)
+    if not conditional:
+        with torch.inference_mode():
+            ours.engine = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
+    captured = ours.engine._current
+    assert (captured.whole is not None) == conditional
+    assert captured.policy is policy
+    assert ours.engine.generator is captured.bound.policy.generator is not None
+    stops, draws = ([], []), set()
+    for generation in stops:
+        tokens = []
+        for item in ours.rounds(PROMPT, max_new_tokens=80):
+            # the next round is under way already, so these are its numbers, and the last round's come twice
+            draws.add(tuple(captured.bound.policy._draws.flatten().tolist()))
+            tokens += item.tokens
+            if not item.is_prefill:
+                generation.append(item.num_draft_calls)
+        assert tokens == expected
+    assert len(draws) == len(stops[0]) + len(stops[1])
+    assert set(stops[0] + stops[1]) == {1, 2, 3}
+    assert stops[0] != stops[1]
+    assert ours.engine._current is captured
 
 
 @needs_cuda
