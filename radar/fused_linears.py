@@ -5,6 +5,7 @@ A grouped-query model projects keys and values by matrices of a few megabytes, t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ class FusedLinears:
 
     Inside `fused` the first layer's forward computes all of them and the others hand out their part, so they have to
     be called in this order with the same input, as every supported family does. Outside they are ordinary layers.
+    One thread at a time may be inside: layers hand each other parts of a product, whoever called them.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
@@ -80,6 +82,7 @@ class FusedLinears:
 
 
 _known: WeakKeyDictionary[nn.Module, list[FusedLinears]] = WeakKeyDictionary()
+_making = threading.Lock()
 
 
 def fuse_projections(model: nn.Module, layers: Iterable[Any], head: nn.Module) -> list[FusedLinears]:
@@ -87,22 +90,24 @@ def fuse_projections(model: nn.Module, layers: Iterable[Any], head: nn.Module) -
 
     What is not a plain `nn.Linear` (an adapter, a quantised layer, one with hooks) is left alone.
     """
-    if model not in _known:
-        _known[model] = []
-        for layer in layers:
-            for owner, names in _GROUPS:
-                module = getattr(layer, owner, None)
-                linears = [getattr(module, name, None) for name in names]
-                if all(_is_plain(linear) for linear in linears) and _are_alike(linears):
-                    _known[model].append(FusedLinears(linears))  # type: ignore[arg-type]
-        if _is_plain(head):
-            _known[model].append(FusedLinears([head]))  # type: ignore[list-item]
-    return _known[model]
+    with _making:  # whoever comes meanwhile waits: half a list would leave weights that are about to move
+        if model not in _known:
+            groups = []
+            for layer in layers:
+                for owner, names in _GROUPS:
+                    module = getattr(layer, owner, None)
+                    linears = [getattr(module, name, None) for name in names]
+                    if all(_is_plain(linear) for linear in linears) and _are_alike(linears):
+                        groups.append(FusedLinears(linears))  # type: ignore[arg-type]
+            if _is_plain(head):
+                groups.append(FusedLinears([head]))  # type: ignore[list-item]
+            _known[model] = groups
+        return _known[model]
 
 
 @contextmanager
 def fused(groups: Sequence[FusedLinears]) -> Iterator[None]:
-    """Let the groups' layers compute together."""
+    """Let the groups' layers compute together. The caller holds a lock of their model: see `FusedLinears`."""
     try:
         for group in groups:
             group.enter()

@@ -127,9 +127,10 @@ _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 def forward_of(model: Any, tap_layers: Sequence[int]) -> TargetForward:
     """The model's forward with these taps; made once, unless the model is moved or a module of it replaced since."""
     known, key = _known.setdefault(model, _Known()), (tuple(tap_layers), model.device)
-    if key not in known.forwards or not known.forwards[key].is_of(model):
-        known.forwards[key] = TargetForward(model, tap_layers, known.lock)
-    return known.forwards[key]
+    with known.lock:  # making one touches hooks and weights of modules that another thread may be running
+        if key not in known.forwards or not known.forwards[key].is_of(model):
+            known.forwards[key] = TargetForward(model, tap_layers, known.lock)
+        return known.forwards[key]
 
 
 class Taps:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +21,17 @@ from radar_kernels import topk_confidence
 
 __all__ = ["Drafter"]
 
+_locks: WeakKeyDictionary[Eagle3Draft, threading.Lock] = WeakKeyDictionary()
+
 
 class Drafter:
     """Grows the draft tree of one round.
 
     The draft's cache holds pairs (token t + 1, feature t) of the verified text; above them, as scratch, the beam nodes
     of the round: level d, beam node i in column (d - 1) k + i.
+
+    Decoders may share a head. Threads take turns on it: every call holds the head's lock, compiling and capturing
+    included, since its linear layers are fused for that time only.
 
     Args:
         draft: the head, on the target's device and dtype.
@@ -66,11 +76,17 @@ class Drafter:
         self._root_scores = torch.zeros((batch_size, 1), device=weight.device)
         self._d2t = draft.d2t if draft.config.draft_vocab_size < draft.config.vocab_size else None
 
+        self._lock = _locks.setdefault(draft, threading.Lock())
         self._fused: list[FusedLinears] = []
         if weight.device.type == "cuda":
             self._fused = fuse_projections(draft, [draft.midlayer], draft.lm_head)
         self._run_first = compiled(self._first) if compile else self._first
         self._run_next = compiled(self._next) if compile else self._next
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self._lock, attending(self.cache), fused(self._fused):
+            yield
 
     def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> None:
         """Add verified pairs to the cache.
@@ -80,13 +96,13 @@ class Drafter:
             aux_hidden_states: the target's taps [B, A, taps * hidden].
             count: how many of the A rows are real, [B] or a number; the rest is padding.
         """
-        with attending(self.cache), fused(self._fused):
+        with self._running():
             self._pairs(tokens, aux_hidden_states, self.cache.length)
         self.cache.length += count
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
-        with attending(self.cache), fused(self._fused):
+        with self._running():
             hidden, logits = self._run_first(tokens, aux_hidden_states, self.cache.length, count)
         self.cache.length += count
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
@@ -95,7 +111,7 @@ class Drafter:
     def step(self) -> None:
         """One more draft call: expand the beam of the newest level."""
         tree = self.tree
-        with attending(self.cache), fused(self._fused):
+        with self._running():
             hidden, logits = self._run_next(
                 tree.beam_tokens, self.hidden, self.cache.length, tree.calls, tree.beam_ancestors
             )

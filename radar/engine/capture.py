@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 __all__ = ["Mailbox", "capture", "on_stream"]
 
 _T = TypeVar("_T")
+_capturing = threading.Lock()
 
 
 def on_stream(stream: torch.cuda.Stream, work: Callable[[], _T]) -> _T:
@@ -28,6 +30,8 @@ def capture(
 ) -> torch.cuda.CUDAGraph:
     """Capture `work`, which has run on `stream` before: kernels are compiled, library workspaces are there.
 
+    One capture at a time, as PyTorch requires of a process: other threads wait.
+
     Args:
         work: enqueues kernels on the current stream and does not ask the host.
         stream: to capture on.
@@ -36,10 +40,11 @@ def capture(
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    torch.cuda.synchronize()
-    # relaxed: other threads of the process may use the GPU meanwhile
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
-        work()
+    with _capturing:
+        torch.cuda.synchronize()
+        # relaxed: other threads of the process may use the GPU meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+            work()
     return graph
 
 

@@ -1,0 +1,122 @@
+"""Decoders made and run in several threads share a target and a draft head, and do not get into each other's way."""
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from fakes import DEVICE, tiny_draft, tiny_target
+
+from radar import TreeConfig, fused_linears
+from radar.draft import eagle3
+from radar.draft.drafter import Drafter
+from radar.engine.capture import capture
+from radar.fused_linears import fuse_projections
+from radar.target import TargetModel
+
+TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
+
+
+def drafters(count):
+    """Drafters of one head, whose projections are fused as they are on a GPU."""
+    draft, embed = tiny_draft(), tiny_target().get_input_embeddings()
+    made = [Drafter(draft, embed, TREE, max_length=64, max_rows=8) for _ in range(count)]
+    for one in made:
+        one._fused = fuse_projections(draft, [draft.midlayer], draft.lm_head)
+    return made
+
+
+def drafted(drafter, seed):
+    """What a drafter proposes, each thread on a text of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    taps = torch.randn(1, TREE.max_accepted, 96, generator=generator).to(DEVICE)
+    tokens = torch.full((1, TREE.max_accepted), 1 + seed, device=DEVICE)
+    with torch.inference_mode():
+        drafter.reset()
+        drafter.begin(tokens, taps, torch.tensor([TREE.max_accepted], device=DEVICE))
+        drafter.step()
+    return drafter.tree.beam_scores.clone(), drafter.tree.beam_tokens.clone(), drafter.cache.keys.clone()
+
+
+def test_threads_take_turns_on_a_draft_head(monkeypatch):
+    """They would meet between two layers that share a product: one thread has it, the other gets the wrong part."""
+    pair = drafters(2)
+    expected = [drafted(one, seed) for seed, one in enumerate(pair)]
+    assert not torch.equal(expected[0][0], expected[1][0])
+    silu, meeting = torch.nn.functional.silu, threading.Barrier(2)
+
+    def meet(x):
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes: it waits at the lock
+            meeting.wait(0.3)
+        return silu(x)
+
+    monkeypatch.setattr(eagle3.F, "silu", meet)
+    with ThreadPoolExecutor(2) as pool:
+        for found, wanted in zip(pool.map(drafted, pair, range(2)), expected, strict=True):
+            for ours, theirs in zip(found, wanted, strict=True):
+                assert torch.equal(ours, theirs)
+    assert meeting.broken
+    assert not any("forward" in module.__dict__ for module in pair[0].draft.modules())
+
+
+def test_an_error_in_a_draft_call_does_not_keep_the_head(monkeypatch):
+    one, other = drafters(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(eagle3.F, "silu", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            drafted(one, 0)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(drafted, other, 0).result(10)[1], drafted(one, 0)[1])
+
+
+def test_nobody_gets_half_of_a_models_projections(monkeypatch):
+    class Slow(fused_linears.FusedLinears):
+        def __init__(self, linears):
+            time.sleep(0.005)
+            super().__init__(linears)
+
+    monkeypatch.setattr(fused_linears, "FusedLinears", Slow)
+    model = tiny_target()
+
+    def groups(_):
+        found = fuse_projections(model, model.model.layers, model.lm_head)
+        return found, len(found)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(groups, range(4)))
+    assert [count for _, count in results] == [4 * model.config.num_hidden_layers + 1] * 4
+    assert all(found is results[0][0] for found, _ in results)
+
+
+def test_a_decoder_is_not_made_while_another_thread_runs_the_model():
+    """Making one hangs hooks on the modules and moves their weights."""
+    model = tiny_target(num_hidden_layers=6)
+    first = TargetModel(model, max_length=64, max_rows=8)
+    with ThreadPoolExecutor(1) as pool:
+        with first._run.running(first.cache):
+            second = pool.submit(TargetModel, model, max_length=64, max_rows=8, tap_layers=(1, 2, 4))
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+        assert second.result(10).tap_layers == (1, 2, 4)
+
+
+def test_one_capture_at_a_time(monkeypatch):
+    running, most = [], []
+
+    @contextlib.contextmanager
+    def graph(_graph, *, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == ("a stream", "relaxed")
+        running.append(stream)
+        most.append(len(running))
+        yield
+        running.pop()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: most.append(len(running) + 1))  # nor while another captures
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(capture, lambda: time.sleep(0.02), "a stream") for _ in range(4)]
+        assert all(type(one.result(10)) is object for one in made)
+    assert most == [1] * 8
