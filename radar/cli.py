@@ -44,7 +44,7 @@ def _generate(args: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print(flush=True)
     m = stream.output.metrics
-    plain = f", {m.num_fallback_tokens} tokens without drafts, which did not pay" if m.num_fallback_tokens else ""
+    plain = f", {m.num_fallback_tokens} tokens by plain steps" if m.num_fallback_tokens else ""
     print(
         f"[{m.num_tokens} tokens, {m.tokens_per_second:.1f} tokens/s, {m.mean_acceptance_length:.2f} tokens per target "
         f"pass, {m.draft_calls_per_round:.2f} draft calls per round{plain}]",

@@ -11,6 +11,7 @@ import torch
 import radar
 from radar import RadarDecoder
 from radar.cli import main
+from radar.engine.fallback import Fallback
 
 CPU = ["--device", "cpu"]
 
@@ -40,6 +41,13 @@ def test_generate_streams_the_text(capsys):
     assert out.startswith("def add(a, b):")
     assert len(out) > len("def add(a, b):") + 5
     assert "tokens per target pass" in err
+
+
+def test_generate_says_what_came_by_plain_steps(capsys, monkeypatch):
+    arguments = ("generate", "def add(a, b):", "--max-new-tokens", 9, *CPU)
+    assert "plain steps" not in run(capsys, *arguments)[2]
+    monkeypatch.setattr(Fallback, "drafts", False)
+    assert "0.00 draft calls per round, 8 tokens by plain steps]" in run(capsys, *arguments)[2]
 
 
 ASSETS = Path(radar.__file__).parent / "assets"
