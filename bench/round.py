@@ -47,11 +47,14 @@ class RadarTo(RadarPolicy):
 
 
 def wall_per_round(decoder: Any, prompt: list[int], sampling: SamplingParams | None = None) -> float:
-    """Milliseconds of wall time per round or token of a real decoding loop, the prompt's pass excluded."""
+    """Milliseconds of wall time per round or token of a real decoding loop, the prompt's pass excluded.
+
+    A round is launched before the one in front of it is handed out. So the clock starts when a round is handed out, and
+    stops when the last one is; had the device been waited for at the start, one round would have been done for nothing.
+    """
     rounds = decoder.rounds(prompt, max_new_tokens=20 * ROUNDS, sampling=sampling)
     for _ in range(5):
         next(rounds)
-    torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(ROUNDS):
         next(rounds)
@@ -64,6 +67,7 @@ def wall_per_round(decoder: Any, prompt: list[int], sampling: SamplingParams | N
 def gpu_per_round(engine: Any, repeats: int = 20) -> float:
     """Milliseconds of GPU time of the round's graph, launched back to back."""
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    engine.discard()  # a closed generation leaves one launched, in whose place `ahead` launches none
     before.record()
     for _ in range(repeats):
         engine.ahead()

@@ -25,7 +25,7 @@ __all__ = ["SamplingState", "sample_tokens"]
 SEGMENT = 128  # tokens whose maximum and mass are kept
 BLOCK = 2048  # tokens a program reads at once
 ROOM = BLOCK // 4  # tokens a block that may be kept, with filters; if one has more, select_kernel reads the whole row
-LISTERS = 1024  # programs that list tokens, or one a row; more would wait for each other
+LISTERS = 660  # programs that list tokens, or one a row: five on each of 132 multiprocessors, as many as fit
 
 
 @jit

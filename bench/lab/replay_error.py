@@ -1,0 +1,124 @@
+"""Does replay say what decoding does? The small pair decodes the tasks' prompts, and both are priced by one cost table.
+
+`python -m bench.lab.replay_error --pair .lab/pairs/llama --work .lab/end_to_end/llama --prompts DIR --out FILE` after
+the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit`. In float32, so
+that both see the same text: what is left is that a policy's rounds begin at other places than the recorded ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.command import command_line
+from bench.lab.pairs import load_pair
+from bench.lab.policies import EAGLE3, FIXED, RADAR, THRESHOLD, Choice, setting
+from bench.lab.record_pair import TASKS, rounds_of
+from radar import RadarDecoder, TreeConfig
+from radar.compare import describe_machine
+from radar.policy.base import StopPolicy
+from radar.prompts import encode_prompt, load_prompts
+from radar.train.costs import CostTable
+from radar.train.replay import replay
+
+METHODS = (EAGLE3, FIXED, THRESHOLD, RADAR)  # the published policy draws its actions: no two runs are the same
+
+
+def decode(
+    decoder: RadarDecoder, texts: list[list[int]], costs: CostTable, tree: TreeConfig, new_tokens: int
+) -> dict[str, float]:
+    """Tokens per second, draft calls and acceptance length of real rounds under the cost table."""
+    tokens = seconds = calls = rounds = 0.0
+    for text in texts:
+        context = len(text)
+        for item in decoder.rounds(text, max_new_tokens=new_tokens):
+            context += len(item.tokens)
+            # as in recording: a round that the end of the text cut short is left out
+            if item.is_prefill or item.finish_reason is not None:
+                continue
+            spent = costs.round_seconds(
+                torch.tensor(item.num_draft_calls), torch.tensor(context - len(item.tokens)), tree
+            )
+            tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
+            calls, rounds = calls + item.num_draft_calls, rounds + 1
+    return {
+        "tokens_per_second": tokens / seconds,
+        "draft_calls": calls / rounds,
+        "mean_acceptance_length": tokens / rounds,
+    }
+
+
+def compare(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By task and method: replay, decoding, and the error of the first."""
+    small = load_pair(args.pair, torch.device("cpu"), torch.float32)
+    folder, costs = args.work / "T0", CostTable.load(args.work / "costs.json", device=None)
+    choice = Choice.load(folder / "choice.json")
+    decoders: dict[TreeConfig, RadarDecoder] = {}
+    found: dict[str, dict[str, Any]] = {}
+    bar = tqdm(total=len(TASKS) * len(METHODS), unit="set")
+    for task in TASKS:
+        lines = load_prompts(args.prompts / f"q_{task}.jsonl", limit=args.limit)
+        texts = [encode_prompt(line, small.tokenizer) for line in lines]
+        texts = [text for text in texts if len(text) + args.new_tokens <= args.max_length]
+        found[task] = {}
+        for method in METHODS:
+            tree, policy = setting(choice, folder, method, task)
+            prices = costs.without_decisions() if method in (EAGLE3, FIXED) else costs
+            own = replay(policy, rounds_of(args.work / "rounds", task, 0.0, tree.total_tokens), costs)
+            real = decode(
+                _decoder(small, tree, policy, args.max_length, decoders), texts, prices, tree, args.new_tokens
+            )
+            found[task][method] = {
+                "replay": {name: getattr(own, name) for name in ("draft_calls", "mean_acceptance_length")}
+                | {"tokens_per_second": own.tokens_per_time},
+                "decoding": real,
+                "error": own.tokens_per_time / real["tokens_per_second"] - 1,
+            }
+            bar.update()
+    return found
+
+
+def _decoder(
+    small: Any, tree: TreeConfig, policy: StopPolicy, max_length: int, made: dict[TreeConfig, RadarDecoder]
+) -> RadarDecoder:
+    if tree not in made:
+        made[tree] = RadarDecoder(
+            small.model, draft=small.draft, tokenizer=small.tokenizer, policy=policy, tree=tree, max_length=max_length,
+            fallback=False,
+        )  # fmt: skip
+    made[tree].policy = policy
+    return made[tree]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pair", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="of this pair: rounds, costs.json and T0")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=20, help="prompts of every task, as recorded")
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    found = compare(args)
+    errors = [abs(one["error"]) for methods in found.values() for one in methods.values()]
+    report = {
+        "command": command_line("bench.lab.replay_error", argv),
+        "machine": describe_machine(torch.device("cpu")),
+        "largest_error": max(errors),
+        "mean_error": sum(errors) / len(errors),
+        "tasks": found,
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in report.items() if name != "tasks"}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
