@@ -140,6 +140,23 @@ def test_loss_falls_and_the_head_is_written(target: LlamaForCausalLM, text: Toke
     assert all(parameter.grad is None for parameter in target.parameters())
 
 
+def test_compiling_takes_nothing_of_the_budget(
+    target: LlamaForCausalLM, text: TokenMixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step takes a minute, each one after it a second; there are three seconds."""
+    now, step = [0.0], train_module._Run._one_step
+
+    def slow(run: Any, fraction: float) -> Any:
+        now[0] += 60.0 if run.step == 0 else 1.0
+        return step(run, fraction)
+
+    monkeypatch.setattr(train_module._Run, "_one_step", slow)
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: now[0])
+    options = replace(OPTIONS, steps=None, seconds=3.0)
+    result = train_draft(target, text, tmp_path, config=CONFIG, options=options)
+    assert (result["steps"], result["seconds"]) == (4, 3.0)
+
+
 def test_no_gradient_reaches_a_target_that_asks_for_one(
     target: LlamaForCausalLM, text: TokenMixture, tmp_path: Path
 ) -> None:
