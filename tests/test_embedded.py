@@ -92,7 +92,7 @@ def test_the_policy_saves_draft_calls(decoder, prompts):
     eagle, mine = runs.values()
     assert mine.draft_calls_per_round < 0.97 * eagle.draft_calls_per_round
     assert mine.mean_acceptance_length > 0.988 * eagle.mean_acceptance_length
-    assert mine.num_draft_calls / mine.num_tokens < 0.92 * eagle.num_draft_calls / eagle.num_tokens
+    assert mine.num_draft_calls / mine.num_tokens < 0.95 * eagle.num_draft_calls / eagle.num_tokens
     assert eagle.mean_acceptance_length > 3.0
     assert len(mine.stop_histogram) > 3  # it reads its scores
 
