@@ -270,7 +270,8 @@ def list_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     (blocks, _), constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
     tile = min(512, constants["BLOCK"])  # few registers, so that many programs share a multiprocessor
     sizes = {"ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile, "NOISY": min(128, tile)}
-    return Plan((min(blocks, max(1, LISTERS // rows)), rows), constants | sizes, options | {"num_warps": 4})
+    warps = 4 if constants["SEGMENTS"] <= 1024 else 8  # a thread holds maximum and mass of eight segments
+    return Plan((min(blocks, max(1, LISTERS // rows)), rows), constants | sizes, options | {"num_warps": warps})
 
 
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
