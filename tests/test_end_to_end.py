@@ -370,6 +370,24 @@ def test_the_whole_pipeline(lab, capfd):
     choice = full["pairs"]["llama"]["choices"]["T0"]
     assert choice["fixed"].keys() == set(TASKS)
 
+    # what follows the recorded rounds and the chosen policies
+    assert transfer.main(["--work", str(lab / "work"), "--out", str(lab / "transfer.json")]) == 0
+    moved = json.loads((lab / "transfer.json").read_text())
+    assert set(moved["radar"]["llama"]) == set(moved["threshold"]["llama"]) == {"llama"}
+    assert set(moved["4 times"]["llama"]) == {"as trained", "trained for it", "threshold"}
+    assert moved["4 times"]["llama"]["threshold"] > moved["threshold"]["llama"]["llama"] > 0  # dear calls favour it
+    words = ["--pair", str(lab / "pair"), "--work", str(lab / "work" / "llama"), "--prompts", str(lab / "prompts")]
+    words += ["--limit", "2", "--new-tokens", "24", "--max-length", "200", "--out", str(lab / "replay_error.json")]
+    assert replay_error.main(words) == 0
+    checked = json.loads((lab / "replay_error.json").read_text())
+    for methods in checked["tasks"].values():
+        assert methods["eagle3"]["replay"]["draft_calls"] == methods["eagle3"]["decoding"]["draft_calls"] == 8
+        for one in methods.values():
+            ratio = one["replay"]["tokens_per_second"] / one["decoding"]["tokens_per_second"]
+            assert one["error"] == pytest.approx(ratio - 1)
+            assert one["decoding"]["mean_acceptance_length"] > 1
+    assert 0 < checked["mean_error"] <= checked["largest_error"]
+
 
 @pytest.mark.parametrize("size", ["lab", "small"])
 @pytest.mark.parametrize("name", RECIPES)
@@ -389,24 +407,6 @@ def test_every_recipe_fits_its_large_model(name, size):
         draft_vocab_size=sizes.draft_vocabulary, target_hidden_size=sizes.hidden,
     )  # fmt: skip
     assert _problems(config, SimpleNamespace(config=head), recipe.geometry) == []
-
-    # what follows the recorded rounds and the chosen policies
-    assert transfer.main(["--work", str(lab / "work"), "--out", str(lab / "transfer.json")]) == 0
-    moved = json.loads((lab / "transfer.json").read_text())
-    assert set(moved["radar"]["llama"]) == set(moved["threshold"]["llama"]) == {"llama"}
-    assert set(moved["4 times"]["llama"]) == {"as trained", "trained for it", "threshold"}
-    assert moved["4 times"]["llama"]["threshold"] > moved["threshold"]["llama"]["llama"] > 0  # dear calls favour it
-    words = ["--pair", str(lab / "pair"), "--work", str(lab / "work" / "llama"), "--prompts", str(lab / "prompts")]
-    words += ["--limit", "2", "--new-tokens", "24", "--max-length", "200", "--out", str(lab / "replay_error.json")]
-    assert replay_error.main(words) == 0
-    checked = json.loads((lab / "replay_error.json").read_text())
-    for methods in checked["tasks"].values():
-        assert methods["eagle3"]["replay"]["draft_calls"] == methods["eagle3"]["decoding"]["draft_calls"] == 8
-        for one in methods.values():
-            ratio = one["replay"]["tokens_per_second"] / one["decoding"]["tokens_per_second"]
-            assert one["error"] == pytest.approx(ratio - 1)
-            assert one["decoding"]["mean_acceptance_length"] > 1
-    assert 0 < checked["mean_error"] <= checked["largest_error"]
 
 
 def test_policies_fitted_at_one_temperature_serve_all(lab, tmp_path):
