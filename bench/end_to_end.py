@@ -34,7 +34,7 @@ from bench.lab.check import check
 from bench.lab.pairs import Wide, load_pair, measure_costs
 from bench.lab.policies import METHODS, Choice, choose_policies, predict, setting
 from bench.lab.recipes import RECIPES
-from bench.lab.record_pair import NODES, TASKS, TREE
+from bench.lab.record_pair import NODES, TASKS, TREE, fitting
 from bench.lab.speed import AUTOREGRESSIVE, cost_errors, flat, summarise
 from bench.lab.widen import widen
 from bench.shapes import Geometry
@@ -42,7 +42,7 @@ from radar import SamplingParams, TreeConfig
 from radar.compare import describe_machine
 from radar.generation import GenerationOutput
 from radar.policy.base import StopPolicy
-from radar.prompts import encode_prompt, load_prompts
+from radar.prompts import load_prompts
 from radar.target import load_tokenizer
 from radar.train.costs import CostTable
 
@@ -243,9 +243,9 @@ class Comparison:
         return self.work / f"T{temperature if self.args.fitted_at is None else self.args.fitted_at:g}"
 
     def _prompts(self, task: str) -> list[list[int]]:
-        lines = load_prompts(self.args.prompts / f"q_{task}.jsonl", limit=self.args.limit)
-        texts = [encode_prompt(line, self.tokenizer) for line in lines]
-        return [text for text in texts if len(text) + self.args.new_tokens <= self.args.max_length]
+        args = self.args
+        lines = load_prompts(args.prompts / f"q_{task}.jsonl", limit=args.limit)
+        return fitting(lines, self.tokenizer, new_tokens=args.new_tokens, max_length=args.max_length)
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,13 +1,12 @@
-"""The end-to-end comparison: its statistics by hand, and the whole pipeline on tiny shapes."""
+"""The end-to-end comparison: the whole pipeline on tiny shapes, its reports, and what it refuses."""
 
-import itertools
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes import tiny_draft, tiny_target
+from measured_runs import ISSUE_KEYS, full_runs, predictions
 
 from bench import end_to_end, report
 from bench.lab import alpha_ablation, pieces, replay_error, train_pair, train_target, transfer
@@ -16,7 +15,7 @@ from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
 from bench.lab.recipes import RECIPES, SIZES
 from bench.lab.record_pair import TASKS, prompt_sets
-from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, cost_errors, flat, geometric_mean, over, summarise
+from bench.lab.speed import AUTOREGRESSIVE, summarise
 from bench.lab.widen import _problems
 from bench.shapes import Geometry
 from radar import DraftConfig, TreeConfig
@@ -25,150 +24,6 @@ from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
 
 VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
-ISSUE_KEYS = [
-    "radar_over_ar_min", "radar_over_ar_max", "radar_over_generate_geomean", "radar_over_eagle3_geomean",
-    "radar_over_best_fixed_geomean", "radar_over_published_geomean", "radar_over_threshold_geomean",
-    "draft_calls_change", "acceptance_change", "oracle_gap_closed", "replay_error", "commit", "command",
-]  # fmt: skip
-
-
-def run(method, prompt, tokens, seconds, *, task="gsm8k", repeat=0, temperature=0.0, pair="a", calls=8, rounds=4):
-    return {
-        "pair": pair, "task": task, "temperature": temperature, "method": method, "prompt": prompt, "repeat": repeat,
-        "tokens": tokens, "seconds": seconds, "rounds": rounds, "calls": calls, "accepted": tokens - rounds,
-        "stops": {"2": rounds}, "text": "same",
-    }  # fmt: skip
-
-
-def test_speeds_are_ratios_of_sums():
-    runs = [
-        run("radar", 0, 100, 1.0), run("radar", 1, 20, 3.0),  # 120 / 4 = 30
-        run("eagle3", 0, 100, 2.0), run("eagle3", 1, 20, 4.0),  # 120 / 6 = 20
-    ]  # fmt: skip
-    found = over([runs], "radar", "eagle3")
-    assert found.value == pytest.approx(1.5)
-    # two prompts: a resample holds the first twice (2), both (1.5) or the second twice (4 / 3)
-    assert found.low == pytest.approx(4 / 3)
-    assert found.high == pytest.approx(2.0)
-
-
-def test_the_interval_is_that_of_all_resamples():
-    tokens, ours, theirs = (100, 20, 60, 10), (1.0, 3.0, 2.0, 1.0), (2.0, 4.0, 2.2, 3.0)
-    runs = [run("radar", p, tokens[p], ours[p]) for p in range(4)]
-    runs += [run("eagle3", p, tokens[p], theirs[p]) for p in range(4)]
-    resamples = itertools.product(range(4), repeat=4)  # tokens are the same, so they cancel
-    every = [sum(theirs[p] for p in drawn) / sum(ours[p] for p in drawn) for drawn in resamples]
-    low, high = torch.quantile(torch.tensor(every), torch.tensor([0.025, 0.975])).tolist()
-    found = over([runs], "radar", "eagle3")
-    assert found.low == pytest.approx(low, rel=0.03)
-    assert found.high == pytest.approx(high, rel=0.03)
-
-
-def test_a_ratio_that_no_prompt_changes_has_no_interval():
-    runs = [run(name, p, 10 * (p + 1), t * (p + 1)) for p in range(5) for name, t in (("radar", 1.0), ("eagle3", 3.0))]
-    found = over([runs], "radar", "eagle3")
-    assert found == pytest.approx((3.0, 3.0, 3.0))
-
-
-def test_cells_count_by_their_geometric_mean():
-    fast = [run(name, p, 10, t) for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 4.0))]
-    slow = [run(name, p, 10, t) for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 1.0))]
-    assert over([fast, slow], "radar", "eagle3").value == pytest.approx(2.0)
-    assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
-
-
-def test_repeats_of_a_prompt_are_one_draw():
-    """Repeats add to their prompt's sums: a second one of the same prompt narrows nothing."""
-    places = [(p, r, name, t) for p in range(4) for r in range(2) for name, t in (("radar", 1), ("eagle3", 3))]
-    runs = [run(name, p, 10, t + p, repeat=r) for p, r, name, t in places]
-    once = [one for one in runs if one["repeat"] == 0]
-    assert over([runs], "radar", "eagle3") == pytest.approx(over([once], "radar", "eagle3"))
-
-
-def test_a_prompt_that_was_cut_off_is_left_out():
-    runs = [run("radar", 0, 10, 1.0), run("eagle3", 0, 10, 1.0), run("radar", 1, 10, 1.0)]
-    (kept,) = cells_of(runs).values()
-    assert {(one["method"], one["prompt"]) for one in kept} == {("radar", 0), ("eagle3", 0)}
-
-
-def full_runs():
-    """Two cells; RADAR is 3 and 4 times as fast as one token at a time."""
-    seconds = {AUTOREGRESSIVE: 12.0, "eagle3": 5.0, "best_fixed": 4.8, "threshold": 4.1, "published": 4.4, "radar": 4.0}
-    runs = []
-    for task, factor in (("gsm8k", 1.0), ("mbpp", 0.75)):
-        for prompt in range(3):
-            for method, time in seconds.items():
-                time = time * factor if method == "radar" else time
-                runs.append(run(method, prompt, 60, time, task=task, calls=24 if method == "radar" else 32, rounds=4))
-    return runs
-
-
-def predictions():
-    speeds = {"radar": 126.0, "eagle3": 100.0, "best_fixed": 104.0}
-    one = {
-        "tokens_per_second": speeds, "best_fixed_of_these_rounds": 105.0, "attainable": 131.25,
-        "radar": {"tokens_per_second": 125.0},  # with the tree of the oracle
-    }  # fmt: skip
-    return {"a": {"0": {"gsm8k": one, "mbpp": one}}}
-
-
-def test_the_flat_summary_by_hand():
-    generated = {"a": {"dynamic": {"tokens_per_second": 2.0}, "static": {"tokens_per_second": 3.0}}}
-    summary = summarise(full_runs(), generated, predictions())
-    short = flat(summary, commit="abc", command="python -m bench.end_to_end")
-    assert list(short) == list(FLAT_KEYS) == ISSUE_KEYS
-    root = math.sqrt(1 / 0.75)  # one of the two cells is that much faster
-    assert short["radar_over_ar_min"] == pytest.approx(3.0)
-    assert short["radar_over_ar_max"] == pytest.approx(4.0)
-    assert short["radar_over_eagle3_geomean"] == pytest.approx(1.25 * root)
-    assert short["radar_over_best_fixed_geomean"] == pytest.approx(1.2 * root)
-    assert short["radar_over_published_geomean"] == pytest.approx(1.1 * root)
-    assert short["radar_over_threshold_geomean"] == pytest.approx(1.025 * root)
-    assert short["radar_over_generate_geomean"] == pytest.approx(math.sqrt(15 / 3 * 20 / 3))  # over the faster cache
-    assert short["draft_calls_change"] == pytest.approx(24 / 32 - 1)
-    assert short["acceptance_change"] == 0.0
-    assert short["oracle_gap_closed"] == pytest.approx((125 / 105 - 1) / (131.25 / 105 - 1))
-    measured = 1.25 / 0.75  # of mbpp, where replay is furthest off
-    assert short["replay_error"] == pytest.approx(abs(1.26 / measured - 1))
-    assert short["commit"] == "abc"
-    cell = summary["cells"]["a gsm8k T=0"]
-    assert (cell["texts"], cell["texts_identical"], cell["prompts"]) == (3, 3, 3)
-    assert cell["methods"]["radar"]["stop_histogram"] == {"2": 12}
-
-
-def test_cost_errors_by_hand():
-    table = CostTable(
-        draft_call_seconds=(1.0, 2.0, 4.0), nodes=(32, 60), contexts=(100, 200),
-        verify_seconds=((8.0, 8.0), (10.0, 30.0)),
-        decision_seconds=0.5, rest_seconds=0.25, device="card", pair="a",
-    )  # fmt: skip
-    about = {"tokens": 20, "task": "mbpp", "temperature": 0.0, "prompt_tokens": 140, "prefill_seconds": 5.0}
-    about |= {"nodes": 60, "max_calls": 3}
-    small = 2 * (1 + 8 + 0.25) + (3 + 8 + 0.25)  # two rounds of one call, one of two, nothing decided
-    runs = [
-        {**about, "method": "eagle3", "nodes": 32, "stops": {"1": 2, "2": 1}, "seconds": 5 + small / 1.1},
-        {
-            **about,
-            "method": "radar",
-            "stops": {"1": 1},
-            "seconds": 5 + 1 + 0.5 + 20 + 0.25,
-        },  # in the middle: context 150
-        {**about, "method": AUTOREGRESSIVE, "stops": {"0": 19}, "seconds": 99.0},
-    ]
-    found = cost_errors(runs, table)
-    assert found == {"0": {"eagle3": pytest.approx(0.1), "radar": pytest.approx(0.0)}}
-
-
-def test_what_was_not_measured_is_null():
-    short = flat(summarise(full_runs(), {}, {}), commit="abc", command="")
-    assert short["radar_over_generate_geomean"] is short["oracle_gap_closed"] is short["replay_error"] is None
-    assert short["radar_over_eagle3_geomean"] > 1
-
-
-def test_other_text_is_counted():
-    runs = full_runs()
-    runs[3]["text"] = "another"
-    assert summarise(runs, {}, {})["cells"]["a gsm8k T=0"]["texts_identical"] == 2
 
 
 def rounds(count=60, calls=6, k=4):

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         extra = ["--batch", "4", "--length", "64"] if args.smoke else []
         extra += ["--taps", args.taps] if args.taps else ["--taps", "1,2,3"] if args.smoke else []
         settings = [*data, "--target", str(target), "--on-policy", str(text), "--out", str(args.out / "draft")]
-        left = args.total_seconds - (time.monotonic() - START) - 15  # 15: imports and saving
+        left = args.total_seconds - (time.monotonic() - START) - SLACK
         seconds = max(10.0, min(args.draft_seconds, left))
         done = stage(sink, "train_head", [*settings, "--seconds", f"{seconds:.0f}", *extra], seconds)
     return 0 if done else 1

@@ -28,12 +28,14 @@ from radar.train.replay import replay
 from radar.train.rounds import concatenate
 from radar.train.tune import tune, tune_fixed_depth
 
-__all__ = ["METHODS", "Choice", "choose_policies", "predict", "setting"]
+__all__ = ["METHODS", "TRAINING", "Choice", "choose_policies", "predict", "setting"]
 
 EAGLE3, FIXED, THRESHOLD, PUBLISHED, RADAR = METHODS = ("eagle3", "best_fixed", "threshold", "published", "radar")
 ALPHAS = (0.01, 0.03, 0.06, 0.09)  # the published grid's range
 THRESHOLDS = [i / 50 for i in range(1, 50)]
 EAGLE3_TREE = TreeConfig(max_calls=8)
+SHARED = {"batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
+TRAINING: dict[str, Any] = {**SHARED, "objective": "ratio", "estimator": "exact", "entropy": 0.1}  # RADAR's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +87,11 @@ def choose_policies(
         for nodes in NODES
     }
     develop = develops[TREE.total_tokens]
-    shared = {"epochs": epochs, "batch_size": 256, "learning_rate": 1e-3, "held_out": 0.1, "progress": False}
     wanted: dict[str, dict[str, Any]] = {
-        f"published-{alpha}": {**shared, "alpha": alpha, "max_calls": EAGLE3_TREE.max_calls} for alpha in ALPHAS
+        f"published-{alpha}": {**SHARED, "epochs": epochs, "alpha": alpha, "max_calls": EAGLE3_TREE.max_calls}
+        for alpha in ALPHAS
     }
-    wanted[RADAR] = {**shared, "objective": "ratio", "estimator": "exact", "entropy": 0.1}
+    wanted[RADAR] = {**TRAINING, "epochs": epochs}
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             waiting = {name: pool.submit(_train, train, out / name, costs, use) for name, use in wanted.items()}

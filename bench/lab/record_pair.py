@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.record import record
 
-__all__ = ["NODES", "SOURCES", "TASKS", "TREE", "develop_set", "prompt_sets", "rounds_of"]
+__all__ = ["NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of"]
 
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
@@ -79,6 +80,12 @@ def _stem(name: str, temperature: float, nodes: int) -> str:
     return f"{name}_T{temperature:g}_{nodes}"
 
 
+def fitting(lines: Sequence[PromptLine], tokenizer: Any, *, new_tokens: int, max_length: int) -> list[list[int]]:
+    """Token ids of the prompts that leave room for the new tokens."""
+    texts = [encode_prompt(line, tokenizer) for line in lines]
+    return [text for text in texts if len(text) + new_tokens <= max_length]
+
+
 def jobs(sets: Iterable[str], temperatures: Sequence[float]) -> list[tuple[str, float, int]]:
     """(set, temperature, nodes) of everything that is recorded: for every node count, but for the training prompts."""
     return [
@@ -120,8 +127,7 @@ def main(argv: list[str]) -> int:
         for nodes in NODES
     }  # fmt: skip
     for name, temperature, nodes in jobs(sets, args.temperatures):
-        texts = [encode_prompt(line, small.tokenizer) for line in sets[name]]
-        texts = [text for text in texts if len(text) + args.new_tokens <= room][index::count]
+        texts = fitting(sets[name], small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
         out = args.out / f"{_stem(name, temperature, nodes)}_{index}-of-{count}.jsonl"
         if len(
             {file.stem.split("-of-")[1] for file in args.out.glob(f"{_stem(name, temperature, nodes)}_*")}

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from bench.command import command_line
 from bench.lab.pairs import load_pair
 from bench.lab.policies import EAGLE3, FIXED, RADAR, THRESHOLD, Choice, setting
-from bench.lab.record_pair import TASKS, rounds_of
+from bench.lab.record_pair import TASKS, fitting, rounds_of
 from radar import RadarDecoder, TreeConfig
 from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
-from radar.prompts import encode_prompt, load_prompts
+from radar.prompts import load_prompts
 from radar.train.costs import CostTable
 from radar.train.replay import replay
 
@@ -38,15 +38,12 @@ def decode(
     for text in texts:
         context = len(text)
         for item in decoder.rounds(text, max_new_tokens=new_tokens):
-            context += len(item.tokens)
             # as in recording: a round that the end of the text cut short is left out
-            if item.is_prefill or item.finish_reason is not None:
-                continue
-            spent = costs.round_seconds(
-                torch.tensor(item.num_draft_calls), torch.tensor(context - len(item.tokens)), tree
-            )
-            tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
-            calls, rounds = calls + item.num_draft_calls, rounds + 1
+            if not item.is_prefill and item.finish_reason is None:
+                spent = costs.round_seconds(torch.tensor(item.num_draft_calls), torch.tensor(context), tree)
+                tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
+                calls, rounds = calls + item.num_draft_calls, rounds + 1
+            context += len(item.tokens)
     return {
         "tokens_per_second": tokens / seconds,
         "draft_calls": calls / rounds,
@@ -64,8 +61,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     bar = tqdm(total=len(TASKS) * len(METHODS), unit="set")
     for task in TASKS:
         lines = load_prompts(args.prompts / f"q_{task}.jsonl", limit=args.limit)
-        texts = [encode_prompt(line, small.tokenizer) for line in lines]
-        texts = [text for text in texts if len(text) + args.new_tokens <= args.max_length]
+        texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=args.max_length)
         found[task] = {}
         for method in METHODS:
             tree, policy = setting(choice, folder, method, task)

@@ -19,10 +19,11 @@ import torch
 
 from bench.lab.make_default import log, stage
 from bench.lab.recipes import RECIPES, SIZES, Recipe, Size
+from bench.lab.record_pair import fitting
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.compare import describe_machine
 from radar.metrics import merge
-from radar.prompts import encode_prompt, load_prompts
+from radar.prompts import load_prompts
 
 __all__ = ["accepted"]
 
@@ -60,8 +61,8 @@ def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[
         pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024, compile=False,
         fallback=False,
     )  # fmt: skip
-    texts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(prompts, limit=limit)]
-    texts = [text for text in texts if len(text) + new_tokens <= decoder.max_length]
+    lines = load_prompts(prompts, limit=limit)
+    texts = fitting(lines, decoder.tokenizer, new_tokens=new_tokens, max_length=decoder.max_length)
     metrics = merge([decoder.generate(text, max_new_tokens=new_tokens).metrics for text in texts])
     return {
         "prompts": len(texts),

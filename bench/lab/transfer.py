@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.command import command_line
-from bench.lab.policies import EAGLE3, RADAR, THRESHOLD, Choice
+from bench.lab.policies import EAGLE3, RADAR, THRESHOLD, TRAINING, Choice
 from bench.lab.record_pair import TASKS, rounds_of
 from bench.lab.speed import geometric_mean
 from radar import FixedDepth, RadarPolicy, Threshold
@@ -31,10 +31,7 @@ from radar.train.policy import train_policy
 from radar.train.replay import replay
 
 DEARER = 4  # times what a draft call costs
-TRAINING = {
-    "objective": "ratio", "estimator": "exact", "entropy": 0.1, "epochs": 20, "batch_size": 256, "learning_rate": 1e-3,
-    "held_out": 0.1, "progress": False,
-}  # fmt: skip
+EPOCHS = 20
 
 Tasks = Mapping[str, RoundDataset]
 
@@ -72,9 +69,8 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for pair in pairs:
             prices = dearer(costs[pair])
-            train_policy(
-                rounds_of(args.work / pair / "rounds", "train", 0.0), folder, costs=prices, resume=False, **TRAINING
-            )
+            train = rounds_of(args.work / pair / "rounds", "train", 0.0)
+            train_policy(train, folder, costs=prices, resume=False, epochs=EPOCHS, **TRAINING)
             base = speed(FixedDepth(8), tasks[pair], prices)
             found = {"as trained": networks[pair], "trained for it": RadarPolicy(folder), THRESHOLD: thresholds[pair]}
             at_more[pair] = {name: speed(policy, tasks[pair], prices) / base for name, policy in found.items()}
