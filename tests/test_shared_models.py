@@ -56,7 +56,8 @@ def test_threads_take_turns_on_a_draft_head(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         for found, wanted in zip(pool.map(drafted, pair, range(2)), expected, strict=True):
             for ours, theirs in zip(found, wanted, strict=True):
-                assert torch.equal(ours, theirs)
+                # a thread that shares the cores may split a product otherwise; a wrong part of it is far off
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert meeting.broken
     assert not any("forward" in module.__dict__ for module in pair[0].draft.modules())
 
