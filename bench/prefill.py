@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def main() -> int:
     prompts = {length: torch.randint(geometry.vocabulary, (length,)).tolist() for length in args.lengths}
     for length, prompt in prompts.items():
         torch.cuda.reset_peak_memory_stats()
-        took = seconds(lambda prompt=prompt: stock(model, prompt), args.repeats)
+        took = seconds(partial(stock, model, prompt), args.repeats)
         peak = torch.cuda.max_memory_allocated() - weights
         report["lengths"][length] = {"stock_seconds": took, "stock_gib_beyond_weights": round(peak / 2**30, 2)}
     torch.cuda.empty_cache()
@@ -75,7 +76,7 @@ def main() -> int:
         torch.cuda.reset_peak_memory_stats()
         decoder = RadarDecoder(model, draft=draft, policy=FixedDepth(8), max_length=length + 256, fallback=False)
         row = report["lengths"][length]
-        row["seconds"] = seconds(lambda decoder=decoder, prompt=prompt: ours(decoder, prompt), args.repeats)
+        row["seconds"] = seconds(partial(ours, decoder, prompt), args.repeats)
         row["tokens_per_second"] = length / row["seconds"]
         row["gib_beyond_weights"] = round((torch.cuda.max_memory_allocated() - weights) / 2**30, 2)
         print(length, json.dumps(row), flush=True)
