@@ -1,285 +1,55 @@
 """The next token of every tree node, sampled with noise that depends on seed, position and token alone."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 from torch import Tensor
 
 from radar_kernels import reference_sampling
-from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
-from radar_kernels.noise import gumbel, uniforms, uniforms_of
+from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
+from radar_kernels._sampling_kernels import narrow_kernel, scan_kernel, select_kernel
 from radar_kernels.reference_sampling import SamplingState
-from radar_kernels.scores import (
-    fetch_scores,
-    finite,
-    float_key,
-    float_of_key,
-    is_filtered,
-    kept_bounds,
-    score_source,
-    score_tokens,
-)
 
 __all__ = ["SamplingState", "sample_tokens"]
 
-SEGMENT = 128  # tokens whose maximum and mass are kept
+SEGMENT = 128  # tokens whose best score is kept, for top-k
 BLOCK = 2048  # tokens a program reads at once
-ROOM = BLOCK // 4  # tokens a block that may be kept, with filters; if one has more, select_kernel reads the whole row
-LISTERS = 660  # programs that list tokens, or one a row: five on each of 132 multiprocessors, as many as fit
-
-
-@jit
-def scan_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
-    ancestors, part_max, part_value, part_token, logits_b, logits_r, rows, vocabulary,
-    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, NODES: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Without filters, of each block: m = max x, max_v (x[v] - m) / T + g[v], and its v. With filters, of each segment:
-    m = max x, sum exp((x - m) / T). No noise is made for greedy rows, none for tokens that a filter may drop."""
-    block = tl.program_id(0)
-    row = tl.program_id(1)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
-    t = tl.load(temperature + batch)
-    source = score_source(
-        row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
-        NODES,
-    )  # fmt: skip
-    start = block * BLOCK
-    token = start + tl.arange(0, BLOCK)
-    x = score_tokens(token, source, vocabulary, NODES)
-    p = tl.load(top_p + batch)
-    if is_filtered(t, tl.load(top_k + batch), p, tl.load(min_p + batch), vocabulary):
-        tile = x.reshape([BLOCK // SEGMENT, SEGMENT])
-        peaks = tl.max(tile, 1)
-        totals = tl.sum(tl.math.exp2((tile - finite(peaks)[:, None]) * (1.4426950408889634 / t)), 1)
-        segment = row * SEGMENTS + block * (BLOCK // SEGMENT) + tl.arange(0, BLOCK // SEGMENT)
-        tl.store(part_max + segment, peaks)
-        tl.store(part_value + segment, totals)
-    else:
-        peak = tl.max(x)
-        score = x - finite(peak)
-        best = peak - finite(peak)
-        if t > 0.0:
-            u = uniforms(tl.load(seed + batch), tl.load(positions + row), start, BLOCK)
-            score = score * (1.0 / t) + gumbel(u)
-            best = tl.max(score)
-        out = row * SEGMENTS + block
-        tl.store(part_max + out, peak)
-        tl.store(part_value + out, best)
-        tl.store(part_token + out, tl.min(tl.where(score == best, token, 0x7FFFFFFF)))
-
-
-@jit
-def list_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
-    ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, logits_b, logits_r, rows,
-    vocabulary,
-    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
-    NOISY: tl.constexpr, NODES: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Of each block of a row with filters: the tokens that may be kept, in ascending order, and with noise.
-
-    From the segments' maxima and masses follows a bound below which no token can be kept. Every program works it out,
-    and then goes through its share of the row's blocks: with many rows the bounds would cost more than the listing.
-    The number of tokens goes to part_token; what is behind the first ROOM is not listed. Other rows have nothing to do.
-    """
-    row = tl.program_id(1)
-    blocks = (vocabulary + BLOCK - 1) // BLOCK
-    share_of_row = (blocks + tl.num_programs(0) - 1) // tl.num_programs(0)
-    first_block = tl.program_id(0) * share_of_row
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
-    t = tl.load(temperature + batch)
-    k = tl.load(top_k + batch)
-    p = tl.load(top_p + batch)
-    least_mass = tl.load(min_p + batch)
-    if is_filtered(t, k, p, least_mass, vocabulary):
-        scale = 1.4426950408889634 / t
-        segments = (vocabulary + SEGMENT - 1) // SEGMENT
-        s = tl.arange(0, SEGMENTS)
-        maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < segments, other=-float("inf"))
-        sums = tl.load(part_value + row * SEGMENTS + s, mask=s < segments, other=0.0)
-        peak = tl.max(maxima)
-        base = finite(peak)
-        share = tl.math.exp2((maxima - base) * scale)
-        by_rank = (k > 0) & (k < vocabulary)
-        bound, floor = kept_bounds(maxima, sums * share, peak, by_rank, k, p, segments, SEGMENT)
-        cut = tl.where(by_rank, 0.0, least_mass)  # top-p needs the whole mass of the k best, before min-p
-        wanted = (maxima >= bound) & (share > floor) & (share >= cut)
-        source = score_source(
-            row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
-            ancestors, NODES,
-        )  # fmt: skip
-        key = tl.load(seed + batch)
-        position = tl.load(positions + row)
-        for block in range(first_block, tl.minimum(first_block + share_of_row, blocks)):
-            count = 0
-            start = (row.to(tl.int64) * (SEGMENTS * SEGMENT // BLOCK) + block) * ROOM
-            for begin in range(block * BLOCK, (block + 1) * BLOCK, TILE):
-                if tl.sum((wanted & (s // (TILE // SEGMENT) == begin // TILE)).to(tl.int32)) > 0:
-                    token = begin + tl.arange(0, TILE)
-                    x = score_tokens(token, source, vocabulary, NODES)
-                    mass = tl.math.exp2((x - base) * scale)
-                    listed = (x >= bound) & (mass > floor) & (mass >= cut)
-                    slot = count + tl.cumsum(listed.to(tl.int32)) - 1
-                    count += tl.sum(listed.to(tl.int32))
-                    tl.store(list_score + start + slot, x, mask=listed & (slot < ROOM))
-                    tl.store(list_token + start + slot, token, mask=listed & (slot < ROOM))
-            if count > 0:
-                tl.debug_barrier()
-                stop = tl.minimum(count, ROOM)
-                for first in range(0, stop, NOISY):
-                    i = first + tl.arange(0, NOISY)
-                    listed_x = tl.load(list_score + start + i, mask=i < stop, other=0.0)
-                    u = uniforms_of(key, position, tl.load(list_token + start + i, mask=i < stop, other=0))
-                    tl.store(list_noisy + start + i, (listed_x - base) * (1.0 / t) + gumbel(u), mask=i < stop)
-            tl.store(part_token + row * SEGMENTS + block, count)
-
-
-@jit
-def select_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
-    ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, tokens,
-    logits_b, logits_r, rows, vocabulary,
-    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
-    NODES: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """argmax over the kept tokens of x[v] / T + g[v]; one program a row.
-
-    Nothing is sorted and no border is looked for. The best token is kept if what is better than it in score weighs less
-    than p of the whole, and is fewer than k. If not, neither it nor any token behind it in score is kept, and the best
-    of those ahead is tried. It is a random one of them: the mass ahead shrinks as the product of uniform numbers does,
-    and 1 + log(1 / p) tries are expected.
-    """
-    row = tl.program_id(0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
-    t = tl.load(temperature + batch)
-    k = tl.load(top_k + batch)
-    p = tl.load(top_p + batch)
-    least_mass = tl.load(min_p + batch)
-    s = tl.arange(0, SEGMENTS)
-    NOWHERE: tl.constexpr = 0x7FFFFFFF
-    BLOCKS: tl.constexpr = SEGMENTS * SEGMENT // BLOCK
-    if is_filtered(t, k, p, least_mass, vocabulary):
-        source = score_source(
-            row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
-            ancestors, NODES,
-        )  # fmt: skip
-        offset = row.to(tl.int64) * (BLOCKS * ROOM)
-        lists = (list_score + offset, list_noisy + offset, list_token + offset)
-        scale = 1.4426950408889634 / t
-        segments = (vocabulary + SEGMENT - 1) // SEGMENT
-        maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < segments, other=-float("inf"))
-        sums = tl.load(part_value + row * SEGMENTS + s, mask=s < segments, other=0.0)
-        peak = tl.max(maxima)
-        base = finite(peak)
-        total = tl.sum(sums * tl.math.exp2((maxima - base) * scale))
-        noise = (tl.load(seed + batch), tl.load(positions + row), base, t)
-        b = tl.arange(0, BLOCKS)
-        counts = tl.load(part_token + row * SEGMENTS + b, mask=b * BLOCK < vocabulary, other=0)
-        longest = tl.max(counts)
-        packed = longest <= ROOM
-        stop = tl.where(packed, (longest * BLOCKS + TILE - 1) // TILE, (vocabulary + TILE - 1) // TILE)
-
-        fewest = NOWHERE  # a kept token has fewer better ones
-        if (k > 0) & (k < vocabulary):
-            fewest = k
-            if p < 1.0:  # of the mass of the k best
-                worst = tl.full([TILE], float("inf"), tl.float32)
-                for i in range(0, stop):
-                    x, _, token = fetch_scores(
-                        i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
-                    )
-                    worst = tl.minimum(worst, tl.where(token < vocabulary, x, float("inf")))
-                low = float_key(tl.min(worst)) - 1
-                high = float_key(peak) + 1
-                while high - low > 1:  # the largest value that k tokens reach
-                    middle = (low + high) >> 1
-                    reached = 0
-                    reached_mass = 0.0
-                    for i in range(0, stop):
-                        x, _, _ = fetch_scores(
-                            i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
-                        )
-                        reached += tl.sum((x >= float_of_key(middle)).to(tl.int32))
-                        mass = tl.math.exp2((x - base) * scale)
-                        reached_mass += tl.sum(tl.where(x >= float_of_key(middle), mass, 0.0))
-                    if reached >= k:
-                        low = middle
-                        total = reached_mass
-                    else:
-                        high = middle
-        enough = tl.where(p < 1.0, p * total, float("inf"))
-        score = -float("inf")  # of the candidate; at first there is none
-        at = NOWHERE
-        trying = row >= 0
-        while trying:
-            ahead_mass = tl.zeros([TILE], tl.float32)
-            ahead_count = tl.zeros([TILE], tl.int32)
-            best = tl.full([TILE], -float("inf"), tl.float32)
-            best_score = best
-            best_token = tl.full([TILE], NOWHERE, tl.int32)
-            for i in range(0, stop):
-                x, noisy, token = fetch_scores(
-                    i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
-                )
-                mass = tl.math.exp2((x - base) * scale)
-                ahead = (x > score) | ((x == score) & (token < at))
-                ahead_mass += tl.where(ahead, mass, 0.0)
-                ahead_count += (x > score).to(tl.int32)
-                better = ahead & (mass >= least_mass) & (noisy > best)
-                best = tl.where(better, noisy, best)
-                best_score = tl.where(better, x, best_score)
-                best_token = tl.where(better, token, best_token)
-            kept = (at < NOWHERE) & (tl.sum(ahead_mass) < enough) & (tl.sum(ahead_count) < fewest)
-            top = tl.max(best)
-            trying = (kept == 0) & (top > -float("inf"))
-            if trying:
-                at = tl.min(tl.where(best == top, best_token, NOWHERE))
-                score = tl.max(tl.where(best_token == at, best_score, -float("inf")))
-    else:
-        blocks = (vocabulary + BLOCK - 1) // BLOCK
-        maxima = tl.load(part_max + row * SEGMENTS + s, mask=s < blocks, other=-float("inf"))
-        values = tl.load(part_value + row * SEGMENTS + s, mask=s < blocks, other=-float("inf"))
-        token = tl.load(part_token + row * SEGMENTS + s, mask=s < blocks, other=NOWHERE)
-        values += (maxima - finite(tl.max(maxima))) * (1.0 / tl.where(t > 0.0, t, 1.0))
-        at = tl.min(tl.where(values == tl.max(values), token, NOWHERE))
-    tl.store(tokens + row, tl.minimum(at, vocabulary - 1).to(tl.int64))  # if NaN was found, stay in bounds
+PART = 512  # tokens whose best noisy score is kept; top-p reads a part again if its best token is not in the nucleus
+ROOM = BLOCK // 4  # tokens a block that top-k may keep; if one has more, select_kernel reads the whole row
+SHARE = 4096  # tokens whose mass is summed up at once, whoever does it
+PROGRAMS = 528  # that narrow the choice, or one a row: four on each of 132 multiprocessors, as many as fit
 
 
 def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     """Blocks depend on the vocabulary alone: one row or sixty, a token's arithmetic is the same to the last bit."""
     segments = next_power_of_2(-(-vocabulary // SEGMENT))
     block = min(BLOCK, segments * SEGMENT)
+    sizes = {"SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": block, "PART": min(PART, block)}
     return Plan(
         grid=(-(-vocabulary // block), rows),
-        constants={"SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": block, "NODES": nodes, "PDL": arch >= 90},
-        options={"num_warps": max(1, block // 256)} | ({"launch_pdl": True} if arch >= 90 else {}),
+        constants=sizes | {"NODES": nodes, "PDL": arch >= 90},
+        options={"num_warps": max(1, block // 512)} | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
-def list_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
+def narrow_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     (blocks, _), constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
     tile = min(512, constants["BLOCK"])  # few registers, so that many programs share a multiprocessor
-    sizes = {"ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile, "NOISY": min(128, tile)}
-    warps = 4 if constants["SEGMENTS"] <= 1024 else 8  # a thread holds maximum and mass of eight segments
-    return Plan((min(blocks, max(1, LISTERS // rows)), rows), constants | sizes, options | {"num_warps": warps})
+    shares = -(-vocabulary // SHARE)
+    constants = constants | {
+        "ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile, "NOISY": min(128, tile),
+        "SHARE": SHARE, "SHARES": next_power_of_2(shares), "WEIGHED": min(1024, constants["BLOCK"]),
+    }  # fmt: skip
+    warps = 4 if constants["SEGMENTS"] <= 1024 else 8  # a thread holds the best scores of eight segments
+    programs = min(max(blocks, shares), max(1, PROGRAMS // rows))
+    # left to itself, ptxas spills a few registers to have room for one program more
+    return Plan((programs, rows), constants, options | {"num_warps": warps, "maxnreg": 128})
 
 
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    _, constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    narrow = narrow_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+    constants = {name: size for name, size in narrow.constants.items() if name not in ("NOISY", "WEIGHED")}
     tile = min(4096 if arch < 100 else 2048, constants["SEGMENTS"] * SEGMENT)
-    warps = max(1, tile // (512 if arch < 100 else 256))
-    sizes = {"ROOM": min(ROOM, constants["BLOCK"]), "TILE": tile}
-    return Plan((rows,), constants | sizes, options | {"num_warps": warps})
+    warps = max(2, tile // (512 if arch < 100 else 256))
+    return Plan((rows,), constants | {"TILE": tile}, narrow.options | {"num_warps": warps, "maxnreg": 255})
 
 
 @torch.library.custom_op("radar_kernels::sample_tokens", mutates_args=())
@@ -291,23 +61,25 @@ def _launch(
     batch, rows, vocabulary = logits.shape
     arch = architecture(logits.device)
     shape = {"rows": batch * rows, "vocabulary": vocabulary, "nodes": 0 if draft_tokens is None else rows, "arch": arch}
-    scan, listing, select = scan_plan(**shape), list_plan(**shape), select_plan(**shape)
-    segments, block, room = (select.constants[name] for name in ("SEGMENTS", "BLOCK", "ROOM"))
-    part_max, part_value = (logits.new_empty(batch, rows, segments, dtype=torch.float32) for _ in range(2))
-    part_token = logits.new_empty(batch, rows, segments, dtype=torch.int32)
+    scan, narrow, select = scan_plan(**shape), narrow_plan(**shape), select_plan(**shape)
+    segments, block, room, shares = (select.constants[name] for name in ("SEGMENTS", "BLOCK", "ROOM", "SHARES"))
+
+    def of_rows(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return logits.new_empty(batch, rows, count, dtype=dtype)
+
     room *= segments * SEGMENT // block
-    list_score, list_noisy = (logits.new_empty(batch, rows, room, dtype=torch.float32) for _ in range(2))
-    list_token = logits.new_empty(batch, rows, room, dtype=torch.int32)
+    parts = of_rows(segments), of_rows(segments), of_rows(segments, torch.int32)
+    kept = of_rows(room), of_rows(room), of_rows(room, torch.int32), of_rows(2), of_rows(2, torch.int32)
+    weights = of_rows(3 * shares)
     tokens = torch.empty_like(positions)
     inputs = (
         logits, positions, seed, temperature, top_k, top_p, min_p, repetition_penalty, biased, logit_bias, seen,
         positions if draft_tokens is None else draft_tokens, positions if ancestors is None else ancestors,
     )  # fmt: skip
     sizes = (*logits.stride()[:2], rows, vocabulary)
-    parts, lists = (part_max, part_value, part_token), (list_score, list_noisy, list_token)
     scan.launch(scan_kernel, *inputs, *parts, *sizes)
-    listing.launch(list_kernel, *inputs, *parts, *lists, *sizes)
-    select.launch(select_kernel, *inputs, *parts, *lists, tokens, *sizes)
+    narrow.launch(narrow_kernel, *inputs, *parts, *kept, weights, *sizes)
+    select.launch(select_kernel, *inputs, *parts, *kept, weights, tokens, *sizes)
     return tokens
 
 

@@ -6,7 +6,8 @@ from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
 
 __all__ = [
-    "fetch_scores", "finite", "float_key", "float_of_key", "is_filtered", "kept_bounds", "score_source", "score_tokens",
+    "fetch_scores", "finite", "float_key", "float_of_key", "is_ranked", "is_weighed", "rank_bound", "score_source",
+    "score_tokens",
 ]  # fmt: skip
 
 
@@ -65,39 +66,32 @@ def score_source(
 
 
 @jit
-def is_filtered(temperature, k, top_p, min_p, vocabulary):
-    return (temperature > 0.0) & (((k > 0) & (k < vocabulary)) | (top_p < 1.0) | (min_p > 0.0))
+def is_ranked(temperature, k, vocabulary):
+    """Whether a row is sampled under top-k."""
+    return (temperature > 0.0) & (k > 0) & (k < vocabulary)
 
 
 @jit
-def kept_bounds(maxima, sums, peak, by_rank, k, p, segments, SEGMENT: tl.constexpr):
-    """What a kept token scores at least, and what exp((x - peak) / T) is over, from the segments' maxima and masses."""
-    bound = -float("inf")  # kept tokens score at least this
-    floor = 0.0  # and their mass, exp((x - peak) / T), is over this
-    if by_rank:
-        if k <= segments:  # k segments have a maximum each: the k-th best of these is a bound
-            low = float_key(tl.min(maxima))
-            high = float_key(peak) + 1
-            while high - low > 1:
-                middle = (low + high) >> 1
-                if tl.sum((maxima >= float_of_key(middle)).to(tl.int32)) >= k:
-                    low = middle
-                else:
-                    high = middle
-            bound = float_of_key(low)
-    elif p < 1.0:
-        # all tokens of mass 2**-j or less weigh at most this sum: if that is at most 1 - p, none of them is kept
-        total = tl.sum(sums)
-        low_j = 0
-        high_j = 64
-        while high_j - low_j > 1:
-            j = (low_j + high_j) >> 1
-            if tl.sum(tl.minimum(sums, tl.math.exp2(j * -1.0) * SEGMENT)) <= (1.0 - p) * total * 0.999:
-                high_j = j
+def is_weighed(temperature, top_p, min_p):
+    """Whether a row that is not ranked is sampled under another filter."""
+    return (temperature > 0.0) & ((top_p < 1.0) | (min_p > 0.0))
+
+
+@jit
+def rank_bound(maxima, k, segments):
+    """What the k best tokens score at least, from the best scores of the row's segments."""
+    bound = -float("inf")
+    if k <= segments:  # k segments have a maximum each: the k-th best of these is a bound
+        low = float_key(tl.min(maxima))
+        high = float_key(tl.max(maxima)) + 1
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if tl.sum((maxima >= float_of_key(middle)).to(tl.int32)) >= k:
+                low = middle
             else:
-                low_j = j
-        floor = tl.where(high_j < 64, tl.math.exp2(high_j * -1.0), 0.0)
-    return bound, floor
+                high = middle
+        bound = float_of_key(low)
+    return bound
 
 
 @jit

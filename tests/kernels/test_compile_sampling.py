@@ -58,7 +58,7 @@ def main(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_sampling_kernels_fit(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
-    assert {result["kernel"] for result in results} == {"scan_kernel", "list_kernel", "select_kernel", "mark_kernel"}
+    assert {result["kernel"] for result in results} == {"scan_kernel", "narrow_kernel", "select_kernel", "mark_kernel"}
     for result in results:
         assert_fits(result, arch)
         assert result["pdl"] == (arch >= 90)

@@ -228,12 +228,12 @@ def test_more_candidates_than_the_list_holds(name, device, monkeypatch):
     assert_same(logits, positions, make_state(1, 5003, device, **SETTINGS[name]), **make_tree(1, 4, 5003, device))
 
 
-@pytest.mark.parametrize("listers", [1, 6, 8])
+@pytest.mark.parametrize("programs", [1, 6, 8])
 @pytest.mark.parametrize("name", ["top_k", "top_p"])
-def test_programs_that_list_several_blocks(name, listers, device, monkeypatch):
+def test_programs_that_list_several_blocks(name, programs, device, monkeypatch):
     """Five blocks a row, two rows: a program lists all five, or two of them (of three programs one lists the last), or
     two and one; the same bits every time. The tokens to keep lie in the last block."""
-    monkeypatch.setattr(op, "LISTERS", listers)
+    monkeypatch.setattr(op, "PROGRAMS", programs)
     logits, positions = make(nodes=2, vocabulary=9000, device=device)
     logits[..., -300:] += 20
     assert_same(logits, positions, make_state(1, 9000, device, **SETTINGS[name]))
