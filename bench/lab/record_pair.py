@@ -48,10 +48,15 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     lines = load_prompts(file)
     sources = [json.loads(row).get("source") for row in file.read_text(encoding="utf8").splitlines() if row.strip()]
     cut = len(lines) - max(1, len(lines) // 4)
-    sets = {"train": lines[:cut][:train]}
+
+    def of(names: Sequence[str], start: int, stop: int) -> list[PromptLine]:
+        """Raw text of modules, which is held out too, is no kind of prompt: nobody asks for its continuation."""
+        found = zip(lines[start:stop], sources[start:stop], strict=True)
+        return [line for line, source in found if source in (None, *names)]
+
+    sets = {"train": of([name for names in SOURCES.values() for name in names], 0, cut)[:train]}
     for kind, names in SOURCES.items():
-        near = [line for line, source in zip(lines[cut:], sources[cut:], strict=True) if source in (None, *names)]
-        sets[f"develop-{kind}"] = near[:develop]
+        sets[f"develop-{kind}"] = of(names, cut, len(lines))[:develop]
     for task in TASKS:
         sets[task] = load_prompts(prompts / f"q_{task}.jsonl", limit=limit)
     measuring = {line.text.strip() for task in TASKS for line in load_prompts(prompts / f"q_{task}.jsonl")}
