@@ -272,8 +272,10 @@ def select_weighed(
         score, at, values, tokens = next_candidate(
             score, at, values, tokens, peaks, (key, position, base, t), source, vocabulary, PARTS, PART, NODES
         )
-        ahead, _, _ = weigh(0, vocabulary, (score, at), (score, at), base, scale, source, vocabulary, TILE, NODES)
-        kept = (ahead < enough) & (tl.math.exp2((score - base) * scale) >= least_mass)
+        kept = tl.math.exp2((score - base) * scale) >= least_mass
+        if kept & (p < 1.0):
+            ahead, _, _ = weigh(0, vocabulary, (score, at), (score, at), base, scale, source, vocabulary, TILE, NODES)
+            kept = ahead < enough
     return at
 
 

@@ -12,10 +12,10 @@ __all__ = ["SamplingState", "sample_tokens"]
 
 SEGMENT = 128  # tokens whose best score is kept, for top-k
 BLOCK = 2048  # tokens a program reads at once
-PART = 512  # tokens whose best noisy score is kept; top-p reads a part again if its best token is not in the nucleus
+PART = 256  # tokens whose best noisy score is kept; top-p reads a part again if its best token is not in the nucleus
 ROOM = BLOCK // 4  # tokens a block that top-k may keep; if one has more, select_kernel reads the whole row
 SHARE = 4096  # tokens whose mass is summed up at once, whoever does it
-PROGRAMS = 528  # that narrow the choice, or one a row: four on each of 132 multiprocessors, as many as fit
+PROGRAMS = 660  # that narrow the choice, or one a row: five on each of 132 multiprocessors, as many as fit
 
 
 def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
@@ -40,8 +40,8 @@ def narrow_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     }  # fmt: skip
     warps = 4 if constants["SEGMENTS"] <= 1024 else 8  # a thread holds the best scores of eight segments
     programs = min(max(blocks, shares), max(1, PROGRAMS // rows))
-    # left to itself, ptxas spills a few registers to have room for one program more
-    return Plan((programs, rows), constants, options | {"num_warps": warps, "maxnreg": 128})
+    # 96 registers, for five programs on a multiprocessor: more than a few bytes spilled cost
+    return Plan((programs, rows), constants, options | {"num_warps": warps, "maxnreg": 96})
 
 
 def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:

@@ -204,8 +204,9 @@ def compile_elsewhere(script: str, cache: Path, *arguments: int) -> list[dict]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-def assert_fits(result: dict, arch: int) -> None:
-    assert result["spilled"] == 0, f"registers spill: {result}"
+def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
+    """`spilled`: bytes a thread may keep outside of registers."""
+    assert result["spilled"] <= spilled, f"registers spill: {result}"
     assert result["shared"] <= SHARED_MEMORY[arch], f"shared memory does not fit: {result}"
     assert not result["leaky vectors"], f"a lane may overflow into the next one: {result}"
 
