@@ -32,7 +32,7 @@ import torch
 from bench.command import command_line
 from bench.lab.check import check
 from bench.lab.pairs import Wide, load_pair, measure_costs
-from bench.lab.policies import METHODS, Choice, choose_policies, predict, setting
+from bench.lab.policies import EPOCHS, METHODS, Choice, choose_policies, predict, setting
 from bench.lab.recipes import RECIPES
 from bench.lab.record_pair import NODES, TASKS, TREE, fitting
 from bench.lab.speed import AUTOREGRESSIVE, cost_errors, flat, summarise
@@ -322,7 +322,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--train", type=int, default=300, help="prompts that policies are trained on")
     parser.add_argument("--develop", type=int, default=16, help="prompts of every kind that settings are chosen on")
-    parser.add_argument("--epochs", type=int, default=80, help="of every policy")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every policy")
     parser.add_argument("--cost-repeats", type=int, default=20)
     parser.add_argument("--generate-prompts", type=int, default=3)
     parser.add_argument("--workers", type=int, default=8, help="processes that record and train")

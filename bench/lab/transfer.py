@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.command import command_line
-from bench.lab.policies import EAGLE3, RADAR, THRESHOLD, TRAINING, Choice
+from bench.lab.policies import EAGLE3, EPOCHS, RADAR, THRESHOLD, TRAINING, Choice
 from bench.lab.record_pair import TASKS, rounds_of
 from bench.lab.speed import geometric_mean
 from radar import FixedDepth, RadarPolicy, Threshold
@@ -31,7 +31,6 @@ from radar.train.policy import train_policy
 from radar.train.replay import replay
 
 DEARER = 4  # times what a draft call costs
-EPOCHS = 20
 
 Tasks = Mapping[str, RoundDataset]
 
