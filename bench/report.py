@@ -188,7 +188,7 @@ def plot_speeds(results: Path, pyplot: Any) -> Any:
         axes.set(title=pair, xticks=range(len(tasks)))
         axes.set_xticklabels([TASKS[task] for task in tasks])
     panels[0][0].set_ylabel("times the speed of autoregressive decoding")
-    panels[0][-1].legend(frameon=False, fontsize=7)
+    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 
