@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from bench.command import command_line
 from bench.models import random_draft, random_target
@@ -117,13 +118,15 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
     options: dict[str, Any] = {"max_length": args.max_length, "compile": not args.no_compile}
     # a start is timed as users meet it: the fallback's plain step is compiled and captured with the rest
     radar_options = options | {"draft": draft, "tree": tree, "fallback": args.start_only}
-    out: dict[str, Any] = {"start_seconds": {}}
+    out: dict[str, Any] = {"start_seconds": {}, "compiler_cache": {}}
 
     def timed(name: str, make: Any) -> Any:
         started = time.perf_counter()
         made = make()
         torch.cuda.synchronize()
         out["start_seconds"][name] = round(time.perf_counter() - started, 2)
+        answers = counters["aot_autograd"]  # of this process so far
+        out["compiler_cache"][name] = {key: n for key, n in answers.items() if "cache" in key}
         print(f"start of {name}: {out['start_seconds'][name]} s", flush=True)
         return made
 
