@@ -4,17 +4,30 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
-from radar_kernels.scores import finite, score_tokens
+from radar_kernels.scores import NOWHERE, finite, score_tokens
 
-__all__ = ["NOWHERE", "best_candidate", "is_ahead", "next_candidate", "weigh"]
-
-NOWHERE = tl.constexpr(0x7FFFFFFF)  # no token
+__all__ = ["best_of_parts", "select_weighed", "weigh_row"]
 
 
 @jit
 def is_ahead(x, token, score, at):
     """Whether a token comes before another in the order of the filters: by score, equal ones by token."""
     return (x > score) | ((x == score) & (token < at))
+
+
+@jit
+def best_of_parts(
+    row, t, vocabulary, part_max, part_value, part_token,
+    SEGMENTS: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """What the scan has found: m and v of the parts, their noisy scores less the row's best score, and that, `base`."""
+    part = tl.arange(0, PARTS)
+    inside = part * PART < vocabulary
+    peaks = tl.load(part_max + row * SEGMENTS + part, mask=inside, other=-float("inf"))
+    values = tl.load(part_value + row * SEGMENTS + part, mask=inside, other=-float("inf"))
+    tokens = tl.load(part_token + row * SEGMENTS + part, mask=inside, other=NOWHERE)
+    base = finite(tl.max(peaks))
+    return peaks, values + (peaks - base) * (1.0 / tl.where(t > 0.0, t, 1.0)), tokens, base
 
 
 @jit
@@ -71,3 +84,73 @@ def weigh(begin, end, one, two, base, scale, source, vocabulary, TILE: tl.conste
         ahead_two += tl.where(is_ahead(x, token, two[0], two[1]), mass, 0.0)
         whole += mass
     return tl.sum(ahead_one), tl.sum(ahead_two), tl.sum(whole)
+
+
+@jit
+def weigh_row(
+    row, t, key, position, source, vocabulary, part_max, part_value, part_token, tried_score, tried_token, weights,
+    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, PART: tl.constexpr, SHARE: tl.constexpr, SHARES: tl.constexpr,
+    TILE: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """Find the row's first two candidates, and weigh what is ahead of them in this program's shares of the row."""
+    PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
+    peaks, values, tokens, base = best_of_parts(
+        row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
+    )
+    noise = (key, position, base, t)
+    score_1, at_1 = best_candidate(values, tokens, source, vocabulary, NODES)
+    score_2, at_2, _, _ = next_candidate(
+        score_1, at_1, values, tokens, peaks, noise, source, vocabulary, PARTS, PART, NODES
+    )
+    if tl.program_id(0) == 0:
+        tl.store(tried_score + row * 2, score_1)
+        tl.store(tried_score + row * 2 + 1, score_2)
+        tl.store(tried_token + row * 2, at_1)
+        tl.store(tried_token + row * 2 + 1, at_2)
+    for share in range(tl.program_id(0), (vocabulary + SHARE - 1) // SHARE, tl.num_programs(0)):
+        ahead_1, ahead_2, whole = weigh(
+            share * SHARE, tl.minimum((share + 1) * SHARE, vocabulary), (score_1, at_1), (score_2, at_2), base,
+            1.4426950408889634 / t, source, vocabulary, TILE, NODES,
+        )  # fmt: skip
+        out = weights + row * (3 * SHARES) + share
+        tl.store(out, ahead_1)
+        tl.store(out + SHARES, ahead_2)
+        tl.store(out + 2 * SHARES, whole)
+
+
+@jit
+def select_weighed(
+    row, p, least_mass, t, key, position, source, vocabulary, part_max, part_value, part_token, tried_score,
+    tried_token, weights,
+    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, PART: tl.constexpr, SHARE: tl.constexpr, SHARES: tl.constexpr,
+    TILE: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """The first candidate that top-p and min-p keep: nearly always one of the two that the row was weighed for."""
+    PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
+    scale = 1.4426950408889634 / t
+    share = tl.arange(0, SHARES)
+    weighed = share * SHARE < vocabulary
+    of_row = weights + row * (3 * SHARES) + share
+    ahead_1 = tl.sum(tl.load(of_row, mask=weighed, other=0.0))
+    ahead_2 = tl.sum(tl.load(of_row + SHARES, mask=weighed, other=0.0))
+    whole = tl.sum(tl.load(of_row + 2 * SHARES, mask=weighed, other=0.0))
+    enough = tl.where(p < 1.0, p * whole, float("inf"))
+    peaks, values, tokens, base = best_of_parts(
+        row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
+    )
+    score = tl.load(tried_score + row * 2)
+    at = tl.load(tried_token + row * 2)
+    kept = (ahead_1 < enough) & (tl.math.exp2((score - base) * scale) >= least_mass)
+    if kept == 0:
+        score = tl.load(tried_score + row * 2 + 1)
+        at = tl.load(tried_token + row * 2 + 1)
+        kept = (ahead_2 < enough) & (tl.math.exp2((score - base) * scale) >= least_mass)
+    while (kept == 0) & (at < NOWHERE):
+        score, at, values, tokens = next_candidate(
+            score, at, values, tokens, peaks, (key, position, base, t), source, vocabulary, PARTS, PART, NODES
+        )
+        kept = tl.math.exp2((score - base) * scale) >= least_mass
+        if kept & (p < 1.0):
+            ahead, _, _ = weigh(0, vocabulary, (score, at), (score, at), base, scale, source, vocabulary, TILE, NODES)
+            kept = ahead < enough
+    return at

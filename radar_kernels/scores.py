@@ -3,12 +3,13 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from radar_kernels._launch import jit, tl
-from radar_kernels.noise import gumbel, uniforms
 
 __all__ = [
-    "fetch_scores", "finite", "float_key", "float_of_key", "is_ranked", "is_weighed", "rank_bound", "score_source",
-    "score_tokens",
+    "NOWHERE", "finite", "float_key", "float_of_key", "is_ranked", "is_weighed", "score_source", "score_tokens",
 ]  # fmt: skip
+
+
+NOWHERE = tl.constexpr(0x7FFFFFFF)  # no token
 
 
 @jit
@@ -75,43 +76,3 @@ def is_ranked(temperature, k, vocabulary):
 def is_weighed(temperature, top_p, min_p):
     """Whether a row that is not ranked is sampled under another filter."""
     return (temperature > 0.0) & ((top_p < 1.0) | (min_p > 0.0))
-
-
-@jit
-def rank_bound(maxima, k, segments):
-    """What the k best tokens score at least, from the best scores of the row's segments."""
-    bound = -float("inf")
-    if k <= segments:  # k segments have a maximum each: the k-th best of these is a bound
-        low = float_key(tl.min(maxima))
-        high = float_key(tl.max(maxima)) + 1
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if tl.sum((maxima >= float_of_key(middle)).to(tl.int32)) >= k:
-                low = middle
-            else:
-                high = middle
-        bound = float_of_key(low)
-    return bound
-
-
-@jit
-def fetch_scores(
-    i, packed, counts, lists, noise, source, vocabulary,
-    BLOCKS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr, NODES: tl.constexpr,
-):  # fmt: skip
-    """Scores, the same with temperature and noise, and tokens: tile i of the lists, all blocks at once, or of the row;
-    a place in the tile sees its tokens in ascending order."""
-    if packed:
-        WIDTH: tl.constexpr = TILE // BLOCKS
-        slot = i * WIDTH + tl.arange(0, WIDTH)
-        at = (tl.arange(0, BLOCKS)[:, None] * ROOM + slot[None, :]).reshape([TILE])
-        listed = (slot[None, :] < counts[:, None]).reshape([TILE])
-        x = tl.load(lists[0] + at, mask=listed, other=-float("inf"))
-        noisy = tl.load(lists[1] + at, mask=listed, other=-float("inf"))
-        token = tl.load(lists[2] + at, mask=listed, other=vocabulary)
-    else:
-        key, position, base, t = noise
-        token = i * TILE + tl.arange(0, TILE)
-        x = score_tokens(token, source, vocabulary, NODES)
-        noisy = (x - base) * (1.0 / t) + gumbel(uniforms(key, position, i * TILE, TILE))
-    return x, noisy, token

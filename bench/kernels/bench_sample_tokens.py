@@ -5,9 +5,8 @@ pytest bench/kernels/bench_sample_tokens.py --benchmark-only
 Predicted for 60 x 128,256 in bfloat16 on an H200 (15.4 MB, 3.7 us at full bandwidth; the logits are in the cache),
 three launches, of which the middle one does nothing for rows without filters: greedy 12 us (one reading pass);
 temperature alone 20 us (Philox with wide products, two one-instruction logarithms: 31 instructions a token); top-k 50
-25 us (every block finds the bound in the segments' maxima, few blocks are read again, two passes over one tile of
-listed tokens); top-p 0.9 at temperature 0.7 30 us (these flat logits leave candidates in every block: a tenth of the
-row is listed, with noise, then two or three passes over three tiles).
+45 us (listing 31 of it, as before); top-p 0.9 at temperature 0.7 33 to 38 us (the scan with noise 20, one more pass
+that weighs what is ahead of two candidates 10, selecting 3 to 4). What was seen is in bench/NOTES.md.
 """
 
 import pytest
