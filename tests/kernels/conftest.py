@@ -1,4 +1,7 @@
-"""Every kernel test runs with torch.empty poisoned: an output that a kernel does not write is NaN, -1 or True."""
+"""Every kernel test runs with torch.empty poisoned: an output that a kernel does not write is NaN, -1 or True.
+
+In the interpreter a kernel's arguments end where memory ends, too (guard.py).
+"""
 
 import os
 
@@ -29,3 +32,13 @@ def _poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from guard import guarded_launch
+
+    from radar_kernels._launch import Plan
+
+    @pytest.fixture(autouse=True)
+    def _guard_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Plan, "launch", guarded_launch)
