@@ -58,7 +58,7 @@ def next_candidate(
         x = score_tokens(again, source, vocabulary, NODES)
         here = part == token // PART
         peak = tl.max(tl.where(here, peaks, -float("inf")))
-        # to the last bit what the scan has found
+        # the steps of the scan, in its order
         noisy = (x - finite(peak)) * (1.0 / t) + gumbel(uniforms(key, position, start, PART))
         noisy = tl.where(is_ahead(x, again, score, at), noisy + (peak - base) * (1.0 / t), -float("inf"))
         best = tl.max(noisy)

@@ -40,7 +40,7 @@ def narrow_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     }  # fmt: skip
     warps = 4 if constants["SEGMENTS"] <= 1024 else 8  # a thread holds the best scores of eight segments
     programs = min(max(blocks, shares), max(1, PROGRAMS // rows))
-    # 96 registers, for five programs on a multiprocessor: more than a few bytes spilled cost
+    # 96 registers, so that five programs share a multiprocessor: worth more than the few bytes that it may spill
     return Plan((programs, rows), constants, options | {"num_warps": warps, "maxnreg": 96})
 
 
