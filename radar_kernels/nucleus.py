@@ -4,15 +4,9 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
-from radar_kernels.scores import NOWHERE, finite, score_tokens
+from radar_kernels.scores import NOWHERE, finite, is_ahead, score_tokens
 
 __all__ = ["best_of_parts", "select_weighed", "weigh_row"]
-
-
-@jit
-def is_ahead(x, token, score, at):
-    """Whether a token comes before another in the order of the filters: by score, equal ones by token."""
-    return (x > score) | ((x == score) & (token < at))
 
 
 @jit

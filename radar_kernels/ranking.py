@@ -4,7 +4,7 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms, uniforms_of
-from radar_kernels.scores import NOWHERE, finite, float_key, float_of_key, score_tokens
+from radar_kernels.scores import NOWHERE, finite, float_key, float_of_key, is_ahead, score_tokens
 
 __all__ = ["list_ranked", "select_ranked"]
 
@@ -145,7 +145,7 @@ def select_ranked(
                 i, packed, counts, lists, noise, source, vocabulary, BLOCKS, ROOM, TILE, NODES
             )
             mass = tl.math.exp2((x - base) * scale)
-            ahead = (x > score) | ((x == score) & (token < at))
+            ahead = is_ahead(x, token, score, at)
             ahead_mass += tl.where(ahead, mass, 0.0)
             ahead_count += (x > score).to(tl.int32)
             better = ahead & (mass >= least_mass) & (noisy > best)

@@ -5,9 +5,9 @@
 from radar_kernels._launch import jit, tl
 
 __all__ = [
-    "NOWHERE", "finite", "float_key", "float_of_key", "is_ranked", "is_weighed", "score_source", "score_tokens",
+    "NOWHERE", "finite", "float_key", "float_of_key", "is_ahead", "is_ranked", "is_weighed", "score_source",
+    "score_tokens",
 ]  # fmt: skip
-
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # no token
 
@@ -29,6 +29,12 @@ def float_key(x):
 def float_of_key(key):
     key = key.to(tl.int32)
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@jit
+def is_ahead(x, token, score, at):
+    """Whether a token comes before another in the order of the filters: by score, equal ones by token."""
+    return (x > score) | ((x == score) & (token < at))
 
 
 @jit
