@@ -9,9 +9,10 @@ import torch
 from fakes import DEVICE, tiny_draft, tiny_target
 from test_fallback import Script
 
-from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.train.acceptance import acceptance_distribution, verified
+from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
+from radar.train.acceptance import acceptance_distribution
 from radar.train.dataset import read_rounds
+from radar.train.full_round import FullRounds
 from radar.train.record import accept_lengths, record
 from radar.tree import DraftTree
 from radar.verify import accept
@@ -57,6 +58,13 @@ def test_lengths_equal_decoding_with_that_stop(tmp_path, total_tokens):
     assert len(varied) >= min(3, total_tokens - 2)
 
 
+def decoded_round(decoder, prompt, text, known):
+    """The tree of the round that starts at `known` tokens of the text, by the decoder's own steps."""
+    rounds = decoder.rounds(prompt + text[: known - 1])
+    next(rounds), next(rounds)
+    return decoder.engine.drafter.tree.snapshot()
+
+
 def test_scores_are_what_a_policy_reads(tmp_path):
     decoder = make()
     seen = []
@@ -68,10 +76,41 @@ def test_scores_are_what_a_policy_reads(tmp_path):
 
     record(decoder, PROMPTS[:1], tmp_path / "rounds.jsonl", max_new_tokens=40, progress=False)
     data = read_rounds(tmp_path / "rounds.jsonl")
+    text = decoder.generate(PROMPTS[0], max_new_tokens=40).token_ids
     decoder.policy = Spy(6)
-    decoder.generate(PROMPTS[0], max_new_tokens=40)
-    per_round = torch.stack(seen).view(-1, 5, 3)  # the sixth call is the last: nobody asks after it
-    torch.testing.assert_close(data.scores[:, :5], per_round[: len(data)], atol=2e-5, rtol=0)
+    for row in range(len(data)):
+        seen.clear()
+        decoded_round(decoder, PROMPTS[0], text, int(data.signals.generated[row]))
+        per_call = torch.stack(seen[:5])  # the sixth call is the last: nobody asks after it
+        torch.testing.assert_close(data.scores[row, :5], per_call.cpu(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_text_is_what_decoding_gives(temperature):
+    """And rounds go through all beam nodes, more than a tree of 12 nodes holds."""
+    decoder, found = make(), []
+    for item in FullRounds(decoder, temperature).of(PROMPTS[1], 50, seed=11):
+        found += item.tokens
+    sampling = SamplingParams(temperature=temperature, seed=11)
+    assert found == decoder.generate(PROMPTS[1], max_new_tokens=50, sampling=sampling).token_ids
+    assert len(found) == 50
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_trees_of_several_sizes_are_recorded_at_once(tmp_path, temperature):
+    options = {"max_new_tokens": 30, "temperature": temperature, "progress": False}
+    files = {nodes: tmp_path / f"{nodes}.jsonl" for nodes in (12, 4, 40)}
+    summary = record(make(), PROMPTS, files, **options)
+    assert summary["out"] == str(files[12])
+    for nodes, file in files.items():
+        record(make(nodes), PROMPTS, tmp_path / "alone.jsonl", **options)
+        assert file.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+        (tmp_path / "alone.jsonl").unlink()
+    few, many = (read_rounds(files[nodes]).expected_accept() for nodes in (4, 40))
+    assert few.mean() < many.mean()
+    files[4].unlink()
+    record(make(), PROMPTS, files, **options)  # only what is missing is written
+    torch.testing.assert_close(read_rounds(files[4]).expected_accept(), few)
 
 
 def test_rounds_cut_off_by_the_limit_are_left_out_unless_the_text_ended(tmp_path):
@@ -93,39 +132,35 @@ def test_rounds_cut_off_by_the_limit_are_left_out_unless_the_text_ended(tmp_path
 def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     record(make(), PROMPTS, whole, max_new_tokens=30, progress=False)
-    decoder = make()
-    rounds = decoder.rounds
+    rounds = FullRounds.of
 
-    def interrupted(prompt, **options):
+    def interrupted(self, prompt, *args, **options):
         if list(prompt) == PROMPTS[1]:
             raise KeyboardInterrupt
-        return rounds(prompt, **options)
+        return rounds(self, prompt, *args, **options)
 
-    monkeypatch.setattr(decoder, "rounds", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        record(decoder, PROMPTS, parts, max_new_tokens=30, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FullRounds, "of", interrupted)
+        record(make(), PROMPTS, parts, max_new_tokens=30, progress=False)
     result = record(make(), PROMPTS, parts, max_new_tokens=30, progress=False)
     assert result["prompts_done"] == 3
     assert parts.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_every_round_drafts_while_it_is_recorded(tmp_path, monkeypatch, temperature):
-    """A fallback that would take plain steps rests, and is back afterwards, after an error too."""
+def test_the_decoder_is_left_as_it_was(tmp_path):
+    """Policy, fallback and the text in its caches; every round drafts, whatever the fallback says."""
     whole, mine = tmp_path / "whole.jsonl", tmp_path / "mine.jsonl"
-    options = {"max_new_tokens": 30, "temperature": temperature, "progress": False}
-    record(make(), PROMPTS, whole, **options)
+    record(make(), PROMPTS, whole, max_new_tokens=30, progress=False)
     decoder = make()
     decoder.engine.fallback = fallback = Script("dpp")
-    record(decoder, PROMPTS, mine, **options)
+    text = decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids
+    policy, told, held = decoder.policy, list(fallback.told), list(decoder.engine.held.ids)
+    record(decoder, PROMPTS, mine, max_new_tokens=30, progress=False)
     assert mine.read_bytes() == whole.read_bytes()
-    assert fallback.told == []
-    assert decoder.engine.fallback is fallback
-    with pytest.raises(ValueError, match="200 tokens"):
-        record(decoder, [[1] * 200], tmp_path / "none.jsonl", **options)
-    assert decoder.engine.fallback is fallback
-    decoder.generate(PROMPTS[0], max_new_tokens=20)
-    assert fallback.told
+    assert decoder.policy is policy
+    assert fallback.told == told != []
+    assert decoder.engine.held.ids == held
+    assert decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids == text
 
 
 def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):
@@ -156,8 +191,7 @@ def test_signals_are_the_rounds_own(tmp_path):
     data = read_rounds(tmp_path / "rounds.jsonl")
     prompt, signals = PROMPTS[0], data.signals
     assert (signals.generated + len(prompt)).tolist() == data.position.tolist()
-    full = data.accept_lengths[:, -1]
-    assert signals.last_accept_length.tolist() == [-1, *full[:-1].tolist()]
+    assert signals.last_accept_length.tolist() == [-1, *(signals.generated.diff() - 1).tolist()]
     text = decoder.generate(prompt, max_new_tokens=40).token_ids
     for row in range(len(data)):
         known = int(signals.generated[row])
@@ -167,11 +201,8 @@ def test_signals_are_the_rounds_own(tmp_path):
             -float((log_probs.exp() * log_probs).sum()), abs=1e-3
         )
     decoder.policy = FixedDepth(6)
-    rounds = decoder.rounds(prompt, max_new_tokens=40)
     for row in range(3):
-        next(rounds) if row == 0 else None
-        next(rounds)
-        tree = decoder.engine.drafter.tree.snapshot()
+        tree = decoded_round(decoder, prompt, text, int(signals.generated[row]))
         for calls in (1, 3, 6):
             best = truncated(tree, calls).scores[0].sort(descending=True).values[:11]
             assert float(signals.expected_lengths[row, calls - 1]) == pytest.approx(float(best.exp().sum()), abs=1e-4)
@@ -262,31 +293,51 @@ def test_distribution_equals_monte_carlo():
         assert ((seen - expected).abs() / error).max() < 5  # 10 comparisons: 6e-6 by chance
 
 
-def test_sampled_rounds_carry_the_targets_probabilities(tmp_path):
-    """The distribution of a recorded round, from the model itself: causal passes over every candidate's path."""
+@pytest.mark.parametrize("tree", [{"total_tokens": 8, "max_calls": 3}, {"total_tokens": 30, "max_calls": 16}])
+def test_every_candidate_has_the_targets_probability(tree):
+    """From the model itself: a causal pass over the path of every beam node. 46 rows, and 3 levels of 3."""
+    decoder, text = make(**tree), []
+    for item in itertools.islice(FullRounds(decoder, 0.8).of(PROMPTS[0], 30, seed=3), 4):
+        if item.tree is not None:
+            tokens, parents = item.tree.tokens[0].tolist(), item.tree.parents[0].tolist()
+            expected = torch.zeros_like(item.probabilities)
+            for beam in set(parents):
+                path, up = [], beam
+                while up >= 0:
+                    path.insert(0, tokens[up])
+                    up = parents[up]
+                ids = torch.tensor([PROMPTS[0] + text + path], device=DEVICE)
+                with torch.no_grad():
+                    share = (decoder.model(ids).logits[0, -1].double() / 0.8).softmax(-1)
+                for slot, parent in enumerate(parents):
+                    if parent == beam:
+                        expected[slot] = share[tokens[slot]]
+            torch.testing.assert_close(item.probabilities, expected, atol=1e-4, rtol=1e-3)
+        text += item.tokens
+
+
+def test_a_beam_of_more_rows_than_a_word_has_bits():
+    """Beams of ten: 71 rows, whose ancestors cross from one word to the next."""
+    tree = TreeConfig(total_tokens=60, tree_top_k=10, max_calls=8)
+    decoder = RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=FixedDepth(8), tree=tree, max_length=160, engine="eager"
+    )
+    rounds = FullRounds(decoder, 0.0)
+    text = [token for item in rounds.of(PROMPTS[0], 40, seed=0) for token in item.tokens]
+    assert text == decoder.generate(PROMPTS[0], max_new_tokens=40).token_ids
+    nodes = rounds.round.nodes
+    seen = nodes.ancestors[0].tolist()
+    for node, up in enumerate(nodes.parents[0].tolist()):
+        own = {node} | ({c for c in range(128) if seen[up][c // 64] >> c % 64 & 1} if node else set())
+        assert {c for c in range(128) if seen[node][c // 64] >> c % 64 & 1} == own
+
+
+def test_sampled_rounds_depend_on_the_seed_alone(tmp_path):
     decoder = make(total_tokens=8, max_calls=3)
     summary = record(decoder, PROMPTS, tmp_path / "r.jsonl", max_new_tokens=30, temperature=0.8, seed=3, progress=False)
     data = read_rounds(tmp_path / "r.jsonl")
     assert summary["new_rounds"] == len(data) > 10
     assert data.header.temperature == 0.8
-    assert data.distribution is not None
-    from radar.train.sampled import sampled_rounds
-
-    text = []
-    for item in itertools.islice(sampled_rounds(decoder, PROMPTS[0], 30, temperature=0.8, seed=3 * 1_000_003), 4):
-        if item.tree is not None:
-            expected = torch.zeros_like(item.probabilities)
-            for slot in verified(item.tree).any(0).nonzero().flatten().tolist():
-                path, up = [], int(item.tree.parents[0, slot])
-                while up >= 0:
-                    path.insert(0, int(item.tree.tokens[0, up]))
-                    up = int(item.tree.parents[0, up])
-                ids = torch.tensor([PROMPTS[0] + text + path], device=DEVICE)
-                with torch.no_grad():
-                    share = (decoder.model(ids).logits[0, -1].double() / 0.8).softmax(-1)
-                expected[slot] = share[int(item.tree.tokens[0, slot])]
-            torch.testing.assert_close(item.probabilities, expected, atol=1e-4, rtol=1e-3)
-        text += item.tokens
     again = tmp_path / "again.jsonl"
     record(decoder, PROMPTS, again, max_new_tokens=30, temperature=0.8, seed=3, progress=False)
     assert again.read_bytes() == (tmp_path / "r.jsonl").read_bytes(), "a prompt's text depends on the seed alone"

@@ -27,12 +27,11 @@ def verified(tree: DraftTree) -> Tensor:
 
     As in `DraftTree.select`: the best by score, of equals the lower slot, and none that was never drafted.
     """
-    scores, depths = tree.scores[0], candidate_depths(tree)
-    chosen = torch.zeros(tree.config.max_calls, len(scores), dtype=torch.bool)
-    for call in range(tree.config.max_calls):
-        there = torch.where(depths <= call + 1, scores, -torch.inf)
-        best = there.sort(descending=True, stable=True).indices[: tree.config.total_tokens - 1]
-        chosen[call, best] = there[best] > -torch.inf
+    scores, order = tree.scores[0].sort(descending=True, stable=True)
+    calls = torch.arange(1, tree.config.max_calls + 1)[:, None]
+    there = (candidate_depths(tree)[order] <= calls) & (scores > -torch.inf)  # [max_calls, C], best first
+    chosen = torch.empty_like(there)
+    chosen[:, order] = there & (there.cumsum(1) < tree.config.total_tokens)
     return chosen
 
 

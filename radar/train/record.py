@@ -1,16 +1,18 @@
 """Record rounds at full depth, with what every stop would have had accepted, to train and replay policies on.
 
-At temperature 0 the target's continuation decides what any tree would have had accepted. So a prompt is decoded to its
-end with every round drafted to `max_calls`, and each round's candidates are then followed along the text that came.
-Above it the target's probabilities are kept as well (`radar.train.sampled`).
+A text is decoded to its end with every round drafted to `max_calls` (`radar.train.full_round`), and each round's
+candidates are then followed along the text that came. At temperature 0 that decides what any tree would have had
+accepted; above it the exact distribution of the accepted length is kept as well.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +22,14 @@ from tqdm import tqdm
 
 from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
-from radar.policy.base import FixedDepth
 from radar.train.acceptance import accept_lengths, acceptance_distribution, verified
 from radar.train.dataset import RecordedSignals, RoundsHeader, RoundWriter, shard_path
-from radar.train.sampled import Drafted, LogitsProbe, entropy_of_root, sampled_rounds
+from radar.train.full_round import Drafted, FullRounds
+from radar.tree import DraftTree
 
 __all__ = ["accept_lengths", "level_scores", "record"]
+
+StrPath = str | os.PathLike[str]
 
 
 def level_scores(scores: Tensor, config: TreeConfig) -> Tensor:
@@ -38,7 +42,7 @@ def level_scores(scores: Tensor, config: TreeConfig) -> Tensor:
 def record(
     decoder: RadarDecoder,
     prompts: Sequence[Sequence[int]],
-    out: str | os.PathLike[str],
+    out: StrPath | Mapping[int, StrPath],
     *,
     max_new_tokens: int = 192,
     temperature: float = 0.0,
@@ -52,66 +56,67 @@ def record(
     (see `radar.train.dataset`); every process needs a decoder on its own device.
 
     Args:
-        decoder: its tree's `max_calls` is the depth recorded; its policy is replaced by `FixedDepth(max_calls)`. Until
-            the end every round drafts, whatever the decoder's fallback says: a plain step has no tree to record.
+        decoder: whose model, head and tree are used, with caches of their own: make it with engine="eager", which
+            captures and compiles nothing. Its tree's `max_calls` is the depth recorded.
         prompts: token ids; the index of a prompt is its id in the file.
-        out: data set to write or go on with; see `radar.train.dataset`.
+        out: data set to write or go on with; see `radar.train.dataset`. A mapping {total_tokens: data set} records
+            for trees of several sizes at once: their candidates are the same.
         max_new_tokens: output per prompt. Rounds whose continuation is cut off by it are left out.
         temperature: 0 follows the greedy text. Above it the text is sampled, and the exact distribution of the accepted
-            length is recorded for every stop; this needs a decoder with engine="eager".
+            length is recorded for every stop.
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
         metadata: facts for the header.
         progress: show a bar on stderr.
 
     Returns:
-        What was recorded by this process: prompts, rounds, mean accepted length for every stop.
+        What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
     """
-    decoder.policy = FixedDepth(decoder.tree.max_calls)
-    fields = ("signals", "distribution") if temperature > 0 else ("signals",)
-    header = RoundsHeader(decoder.tree, temperature=temperature, metadata=metadata or {}, fields=fields)
+    given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
+    if not given:
+        raise ValueError("record: out names no data set")
     index, count = _process(decoder.engine.target.device)
-    path = Path(out) if count == 1 else shard_path(out, index, count)
+    fields = ("signals", "distribution") if temperature > 0 else ("signals",)
+    trees = [replace(decoder.tree, total_tokens=nodes) for nodes in given]
+    paths = [Path(path) if count == 1 else shard_path(path, index, count) for path in given.values()]
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
-    mine = range(index, len(prompts), count)
-    with (
-        _always_drafting(decoder),
-        RoundWriter(path, header) as writer,
-        tqdm(mine, desc="prompts", disable=not progress or index > 0) as bar,
-    ):
-        for number in bar:
-            if number in writer.done:
-                continue
-            part = _record_prompt(decoder, prompts[number], max_new_tokens, temperature, seed * 1_000_003 + number)
-            writer.write_prompt(
-                number,
-                part.positions,
-                part.scores,
-                part.lengths,
-                signals=part.signals,
-                distribution=part.distribution if temperature > 0 else None,
+    source = FullRounds(decoder, temperature)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                RoundWriter(path, RoundsHeader(tree, temperature=temperature, metadata=metadata or {}, fields=fields))
             )
-            rounds += len(part.lengths)
-            total += part.lengths.double().sum(0)
+            for path, tree in zip(paths, trees, strict=True)
+        ]
+        mine = range(index, len(prompts), count)
+        bar = stack.enter_context(tqdm(mine, desc="prompts", disable=not progress or index > 0))
+        for number in bar:
+            if all(number in writer.done for writer in writers):
+                continue
+            prompt, seed_of = prompts[number], seed * 1_000_003 + number
+            fits = len(prompt) + max_new_tokens <= decoder.max_length
+            drafted = list(source.of(prompt, max_new_tokens if fits else None, seed=seed_of))
+            ended = drafted[-1].tokens[-1] in decoder.eos_token_ids
+            for writer, tree in zip(writers, trees, strict=True):
+                part = _rounds_of(drafted, tree, len(prompt), ended)
+                if number not in writer.done:
+                    distribution = part.distribution if temperature > 0 else None
+                    writer.write_prompt(
+                        number, part.positions, part.scores, part.lengths, signals=part.signals,
+                        distribution=distribution,
+                    )  # fmt: skip
+                if writer is writers[0]:
+                    rounds += len(part.lengths)
+                    total += part.lengths.double().sum(0)
             bar.set_postfix(rounds=rounds)
-        done = len(writer.done)
+        done = len(writers[0].done)
     mean = (total / max(1, rounds)).tolist()
     return {
-        "out": str(path),
+        "out": str(paths[0]),
         "prompts_done": done,
         "new_rounds": rounds,
         "mean_accept_length_by_calls": [round(value, 4) for value in mean],
     }
-
-
-@contextmanager
-def _always_drafting(decoder: RadarDecoder) -> Iterator[None]:
-    engine = decoder.engine
-    fallback, engine.fallback = engine.fallback, None
-    try:
-        yield
-    finally:
-        engine.fallback = fallback
 
 
 class _Recorded(NamedTuple):
@@ -124,38 +129,25 @@ class _Recorded(NamedTuple):
     distribution: Tensor
 
 
-def _record_prompt(
-    decoder: RadarDecoder, prompt: Sequence[int], max_new_tokens: int, temperature: float, seed: int
-) -> _Recorded:
-    fits = len(prompt) + max_new_tokens <= decoder.max_length
-    limit = max_new_tokens if fits else None
-    if temperature > 0:
-        drafted = sampled_rounds(decoder, prompt, limit, temperature=temperature, seed=seed)
-    else:
-        drafted = _greedy_rounds(decoder, prompt, limit)
-    text: list[int] = []
-    snapshots: list[tuple[int, int, float, Drafted]] = []  # output known, last accept length, entropy, round
-    last, entropy = -1, 0.0
+def _rounds_of(drafted: Sequence[Drafted], config: TreeConfig, prompt_length: int, ended: bool) -> _Recorded:
+    """The rounds of a text whose continuation is known, for trees of one size. `ended`: by an end token."""
+    text = [token for item in drafted for token in item.tokens]
+    calls, k = config.max_calls, config.tree_top_k
+    known, accepted, uncertainty, rows = 0, -1, 0.0, []
     for item in drafted:
-        if item.tree is not None:
-            snapshots.append((len(text), last, entropy, item))
-            last = len(item.tokens) - 1
-        text.extend(item.tokens)
-        entropy = item.entropy
-    ended = text[-1] in decoder.eos_token_ids
-    calls, k = decoder.tree.max_calls, decoder.tree.tree_top_k
-    rows = []
-    for known, accepted, uncertainty, item in snapshots:
         continuation = text[known:]
-        if item.tree is None or (len(continuation) < calls and not ended):
-            continue
-        mass = verified(item.tree).double() @ item.tree.scores[0].double().exp()
-        spread = torch.zeros(calls, calls + 1)
-        if item.probabilities is not None:
-            spread = acceptance_distribution(item.tree, item.probabilities).float()
-        facts = torch.tensor([known, accepted])
-        scores, lengths = level_scores(item.tree.scores[0], item.tree.config), accept_lengths(item.tree, continuation)
-        rows.append((facts, scores, lengths, mass.float(), torch.tensor(uncertainty), spread))
+        if item.tree is not None and (len(continuation) >= calls or ended):
+            tree = _of_size(item.tree, config)
+            mass = verified(tree).double() @ tree.scores[0].double().exp()
+            spread = torch.zeros(calls, calls + 1)
+            if item.probabilities is not None:
+                spread = acceptance_distribution(tree, item.probabilities).float()
+            facts = torch.tensor([known, accepted])
+            scores, lengths = level_scores(tree.scores[0], config), accept_lengths(tree, continuation)
+            rows.append((facts, scores, lengths, mass.float(), torch.tensor(uncertainty), spread))
+        if item.tree is not None:
+            accepted = len(item.tokens) - 1
+        known, uncertainty = known + len(item.tokens), item.entropy
     if not rows:
         none = torch.zeros(0, dtype=torch.int64)
         empty = RecordedSignals(torch.zeros(0, calls), none, torch.zeros(0), none)
@@ -164,17 +156,13 @@ def _record_prompt(
         )
     facts, scores, lengths, mass, uncertainties, spread = (torch.stack(column) for column in zip(*rows, strict=True))
     signals = RecordedSignals(mass, facts[:, 1], uncertainties, facts[:, 0])
-    return _Recorded(len(prompt) + facts[:, 0], scores, lengths, signals, spread)
+    return _Recorded(prompt_length + facts[:, 0], scores, lengths, signals, spread)
 
 
-def _greedy_rounds(decoder: RadarDecoder, prompt: Sequence[int], limit: int | None) -> Iterator[Drafted]:
-    root = -1
-    with LogitsProbe(decoder.model) as probe:
-        for item in decoder.rounds(prompt, max_new_tokens=limit):
-            logits = probe.logits
-            tree = None if item.is_prefill else decoder.engine.drafter.tree.snapshot()
-            yield Drafted(item.tokens, tree, entropy_of_root(tree, root, logits, logits.argmax(-1)))
-            root = item.tokens[-1]
+def _of_size(tree: DraftTree, config: TreeConfig) -> DraftTree:
+    twin = copy.copy(tree)
+    twin.config = config
+    return twin
 
 
 def _process(device: torch.device) -> tuple[int, int]:
