@@ -7,7 +7,7 @@ import torch
 
 from bench.lab import policies
 from bench.lab.policies import RADAR, THRESHOLD, choose_policies
-from bench.lab.record_pair import jobs
+from bench.lab.record_pair import files_of
 from radar.config import TreeConfig
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
@@ -32,10 +32,11 @@ def accepted(kind, depth, nodes, calls):
 @pytest.fixture(scope="module")
 def rounds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds")
-    for name, temperature, nodes in jobs(["train", *(f"develop-{kind}" for kind in DEPTHS)], [1.0]):
+    sets = ["train", *(f"develop-{kind}" for kind in DEPTHS)]
+    for name, (nodes, file) in ((name, one) for name in sets for one in files_of(folder, name, 1.0, "0-of-1").items()):
         kind = "chat" if name == "train" else name.removeprefix("develop-")
-        header = RoundsHeader(TreeConfig(tree_top_k=2, max_calls=CALLS, total_tokens=nodes), temperature)
-        with RoundWriter(folder / f"{name}_T{temperature:g}_{nodes}_0-of-1.jsonl", header) as writer:
+        header = RoundsHeader(TreeConfig(tree_top_k=2, max_calls=CALLS, total_tokens=nodes), 1.0)
+        with RoundWriter(file, header) as writer:
             for prompt, depth in enumerate(DEPTHS[kind]):
                 lengths = [accepted(kind, depth, nodes, calls) for calls in range(1, CALLS + 1)]
                 writer.write_prompt(prompt, *map(torch.tensor, ([9], [scores_of(depth)], [lengths])))
@@ -71,12 +72,16 @@ def by_hand(verify, bound):
         task: max(grid, key=lambda one: speed([kind], one[1], verify, lambda levels: len(levels) == one[0], 0.0))
         for task, kind in NEAREST.items()
     }
+
+    def over_tasks(nodes, stop):
+        return math.prod(speed([kind], nodes, verify, stop) for kind in NEAREST.values())
+
     masses = {
-        (i / 50, nodes): speed(DEPTHS, nodes, verify, lambda levels, i=i: sum(map(math.exp, levels[-1])) < i / 50)
+        (i / 50, nodes): over_tasks(nodes, lambda levels, i=i: sum(map(math.exp, levels[-1])) < i / 50)
         for nodes in NODES
         for i in range(1, 50)
     }
-    learned = {nodes: speed(DEPTHS, nodes, verify, lambda levels: levels[-1][0] < -bound) for nodes in NODES}
+    learned = {nodes: over_tasks(nodes, lambda levels: levels[-1][0] < -bound) for nodes in NODES}
     return fixed, max(masses, key=masses.get), max(learned, key=learned.get)
 
 

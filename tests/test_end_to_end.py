@@ -221,7 +221,7 @@ def test_the_whole_pipeline(lab, capfd):
     checked = full["pairs"]["llama"]["check"]
     assert checked["torch.float32"]["equal_texts"] == checked["torch.float32"]["prompts"] == 4
     assert checked["torch.float32"]["logits"] < 1e-4 < checked["torch.bfloat16"]["logits"]
-    assert full["generate"]["llama"]["dynamic"]["texts_equal"] == 3
+    assert full["generate"]["llama"]["dynamic"]["texts_equal"] == 4
     choice = full["pairs"]["llama"]["choices"]["T0"]
     assert choice["fixed"].keys() == set(TASKS)
 

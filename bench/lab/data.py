@@ -3,6 +3,7 @@
 `python -m bench.lab.data --data FOLDER --out .lab/data`. FOLDER holds `gsm8k_train.jsonl` (MIT), `mbpp.jsonl`
 (CC BY 4.0; task ids 511 to 600 are a benchmark and stay out) and `codegen.json`, `roleplay.json`, `toolformer.json`
 (MIT). Python text comes from the interpreter: its standard library (PSF), sympy, networkx, numpy and torch (BSD-3).
+Laboratory models, which are not given away, may read more packages: `--packages torch transformers scipy ...`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.util
 import json
 import random
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,11 @@ def documents(pairs: Iterable[Pair], seed: int) -> list[str]:
     return out
 
 
-def python_files(seed: int) -> list[tuple[str, str]]:
+def python_files(seed: int, packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
     """(source, text) of readable modules: the standard library first, then the packages in random order."""
     rng, groups = random.Random(seed), []
     roots = {"stdlib": Path(sysconfig.get_path("stdlib"))}
-    for name in PACKAGES:
+    for name in packages:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             roots[name] = Path(spec.origin).parent
@@ -171,6 +172,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the instruction files")
     parser.add_argument("--out", type=Path, default=Path(".lab/data"))
     parser.add_argument("--python-tokens", type=int, default=17_000_000)
+    parser.add_argument(
+        "--packages", nargs="+", default=list(PACKAGES), help="those that are not installed are left out"
+    )
     parser.add_argument("--tool-use", type=int, default=800)
     parser.add_argument("--vocab", type=int, default=4096, help="size of the tokenizer; at most 65536")
     args = parser.parse_args()
@@ -179,7 +183,7 @@ def main() -> None:
     pairs = read_pairs(args.data, args.tool_use)
     random.Random(1).shuffle(pairs)
     held, train = pairs[: len(pairs) // 20], pairs[len(pairs) // 20 :]
-    files = python_files(3)
+    files = python_files(3, args.packages)
     held_files = files[:: len(files) // 320][:320]
     held_set = set(map(id, held_files))
     files = [file for file in files if id(file) not in held_set]
@@ -205,10 +209,10 @@ def main() -> None:
         "documents": used,
         "heldout_prompts": len(prompts),
         "pairs": {s: sum(pair[0] == s for pair in pairs) for s in sorted({pair[0] for pair in pairs})},
-        "python_files": {s: sum(file[0] == s for file in files[:count]) for s in ("stdlib", *PACKAGES)},
+        "python_files": {s: sum(file[0] == s for file in files[:count]) for s in ("stdlib", *args.packages)},
         "licences": {
             "stdlib": "PSF-2.0",
-            "packages": "BSD-3-Clause",
+            "packages": "BSD-3-Clause" if set(args.packages) <= set(PACKAGES) else "each its own",
             "gsm8k": "MIT",
             "mbpp": "CC-BY-4.0",
             "GPTeacher": "MIT",

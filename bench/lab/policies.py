@@ -1,12 +1,14 @@
 """The stop policies of an end-to-end comparison, fitted to one pair, one temperature and one cost table.
 
-Everything is chosen by replay on rounds of prompts that measure nothing: the networks train on `train`, thresholds and
-the published reward's alpha are chosen on `develop-*`, the best fixed setting of a task on the set nearest to it.
+Everything is chosen by replay on rounds of prompts that measure nothing: the networks train on `train`; the threshold,
+the published reward's alpha and the number of nodes are chosen on `develop-*`, the best fixed setting of a task on the
+set nearest to it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -15,7 +17,8 @@ from typing import Any
 
 import torch
 
-from bench.lab.record_pair import NODES, SOURCES, TASKS, TREE, develop_set, rounds_of
+from bench.lab.record_pair import NEAREST, NODES, SOURCES, TASKS, TREE, develop_set, rounds_of
+from bench.lab.speed import geometric_mean
 from radar import FixedDepth, RadarPolicy, Threshold, TreeConfig
 from radar.policy.base import StopPolicy
 from radar.policy.baselines import Capped
@@ -25,8 +28,7 @@ from radar.train.dataset import RoundDataset
 from radar.train.evaluate import ATTAINABLE, BEST_FIXED, evaluate
 from radar.train.policy import train_policy
 from radar.train.replay import replay
-from radar.train.rounds import concatenate
-from radar.train.tune import tune, tune_fixed_depth
+from radar.train.tune import tune_fixed_depth
 
 __all__ = ["EPOCHS", "METHODS", "TRAINING", "Choice", "choose_policies", "predict", "setting"]
 
@@ -84,10 +86,8 @@ def choose_policies(
     out.mkdir(parents=True, exist_ok=True)
     train = rounds_of(rounds, "train", temperature)
     develops = {
-        nodes: _joined([rounds_of(rounds, f"develop-{kind}", temperature, nodes) for kind in SOURCES])
-        for nodes in NODES
+        nodes: {kind: rounds_of(rounds, f"develop-{kind}", temperature, nodes) for kind in SOURCES} for nodes in NODES
     }
-    develop = develops[TREE.total_tokens]
     wanted: dict[str, dict[str, Any]] = {
         f"published-{alpha}": {**SHARED, "epochs": epochs, "alpha": alpha, "max_calls": EAGLE3_TREE.max_calls}
         for alpha in ALPHAS
@@ -99,15 +99,18 @@ def choose_policies(
             collapsed = {name: future.result() for name, future in waiting.items()}
     else:
         collapsed = {name: _train(train, out / name, costs, use) for name, use in wanted.items()}
-    alpha = tune(lambda value: _published(out / f"published-{value}"), ALPHAS, develop, costs).value
-    tuned = {nodes: tune(Threshold, THRESHOLDS, data, costs) for nodes, data in develops.items()}
-    speeds = {nodes: one.curve[one.value] for nodes, one in tuned.items()}
-    learned = {nodes: replay(RadarPolicy(out / RADAR), data, costs).tokens_per_time for nodes, data in develops.items()}
-    best = {THRESHOLD: max(speeds, key=speeds.__getitem__), RADAR: max(learned, key=learned.__getitem__)}
+
+    def speed(policy: StopPolicy, nodes: int) -> float:
+        return _over_tasks(policy, develops[nodes], costs)
+
+    alpha = max(ALPHAS, key=lambda one: speed(_published(out / f"published-{one}"), EAGLE3_TREE.total_tokens))
+    grid = [(value, nodes) for nodes in NODES for value in THRESHOLDS]
+    threshold, of_threshold = max(grid, key=lambda one: speed(Threshold(one[0]), one[1]))
+    of_radar = max(NODES, key=lambda nodes: speed(RadarPolicy(out / RADAR), nodes))
     choice = Choice(
         fixed={task: _best_fixed(rounds, task, temperature, costs) for task in TASKS},
-        threshold=tuned[best[THRESHOLD]].value,
-        nodes=best,
+        threshold=threshold,
+        nodes={THRESHOLD: of_threshold, RADAR: of_radar},
         published=f"published-{alpha}",
         radar=RADAR,
         alpha=alpha,
@@ -125,13 +128,11 @@ def _published(folder: Path) -> StopPolicy:
     return Capped(RadarPolicy(folder, sample=True), EAGLE3_TREE.max_calls)
 
 
-def _joined(parts: list[RoundDataset]) -> RoundDataset:
-    """Sets of rounds as one; prompts are renumbered."""
-    numbered, offset = [], 0
-    for part in parts:
-        numbered.append(replace(part, prompt=part.prompt + offset))
-        offset += int(part.prompt.max()) + 1
-    return concatenate(numbered)
+def _over_tasks(policy: StopPolicy, develop: Mapping[str, RoundDataset], costs: CostTable) -> float:
+    """Tokens per time, the geometric mean over the tasks of the development rounds that are nearest: no kind of prompt
+    counts for more than its tasks because it has more rounds."""
+    speeds = {kind: replay(policy, data, costs).tokens_per_time for kind, data in develop.items()}
+    return geometric_mean([speeds[NEAREST[task]] for task in TASKS])
 
 
 def _best_fixed(rounds: Path, task: str, temperature: float, costs: CostTable) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.record import record
 
-__all__ = ["NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of"]
+__all__ = ["NEAREST", "NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of"]
 
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
@@ -91,14 +92,10 @@ def fitting(lines: Sequence[PromptLine], tokenizer: Any, *, new_tokens: int, max
     return [text for text in texts if len(text) + new_tokens <= max_length]
 
 
-def jobs(sets: Iterable[str], temperatures: Sequence[float]) -> list[tuple[str, float, int]]:
-    """(set, temperature, nodes) of everything that is recorded: for every node count, but for the training prompts."""
-    return [
-        (name, temperature, nodes)
-        for temperature in temperatures
-        for name in sets
-        for nodes in ((TREE.total_tokens,) if name == "train" else NODES)
-    ]
+def files_of(folder: Path, name: str, temperature: float, share: str) -> dict[int, Path]:
+    """Where a process writes a set, by nodes: every node count, but for the training prompts."""
+    nodes = (TREE.total_tokens,) if name == "train" else NODES
+    return {count: folder / f"{_stem(name, temperature, count)}_{share}.jsonl" for count in nodes}
 
 
 def main(argv: list[str]) -> int:
@@ -124,30 +121,25 @@ def main(argv: list[str]) -> int:
     sets = prompt_sets(args.data, args.prompts, train=args.train, develop=args.develop, limit=args.limit)
     args.out.mkdir(parents=True, exist_ok=True)
     room = 1024
-    decoders = {
-        nodes: RadarDecoder(
-            small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room,
-            tree=TreeConfig(total_tokens=nodes, max_calls=TREE.max_calls), engine="eager", fallback=False,
-        )
-        for nodes in NODES
-    }  # fmt: skip
-    for name, temperature, nodes in jobs(sets, args.temperatures):
-        texts = fitting(sets[name], small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
-        out = args.out / f"{_stem(name, temperature, nodes)}_{index}-of-{count}.jsonl"
-        if len(
-            {file.stem.split("-of-")[1] for file in args.out.glob(f"{_stem(name, temperature, nodes)}_*")}
-            - {str(count)}
-        ):
+    decoder = RadarDecoder(
+        small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room, tree=TREE,
+        engine="eager", fallback=False,
+    )  # fmt: skip
+    for temperature, (name, lines) in product(args.temperatures, sets.items()):
+        texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
+        out = files_of(args.out, name, temperature, f"{index}-of-{count}")
+        shares = {file.stem.rpartition("-of-")[2] for file in args.out.glob(f"{name}_T{temperature:g}_*")}
+        if shares - {str(count)}:
             raise ValueError(
                 f"{args.out} was begun with another number of shares than {count}: use that, or a new folder"
             )
         for done in range(STEP, len(texts) + STEP, STEP):
             if time.monotonic() > deadline:
-                print(f"share {args.share}: out of time in {out.name}", flush=True)
+                print(f"share {args.share}: out of time in {name}, temperature {temperature:g}", flush=True)
                 return 3
             record(
-                decoders[nodes], texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature,
-                seed=index, progress=False,
+                decoder, texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature, seed=index,
+                progress=False,
             )  # fmt: skip
     print(f"share {args.share}: all recorded", flush=True)
     return 0
