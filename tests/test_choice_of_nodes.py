@@ -33,7 +33,8 @@ def accepted(kind, depth, nodes, calls):
 def rounds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds")
     sets = ["train", *(f"develop-{kind}" for kind in DEPTHS)]
-    for name, (nodes, file) in ((name, one) for name in sets for one in files_of(folder, name, 1.0, "0-of-1").items()):
+    files = [(name, *one) for name in sets for one in files_of(folder, name, 1.0, "0-of-1").items()]
+    for name, nodes, file in files:
         kind = "chat" if name == "train" else name.removeprefix("develop-")
         header = RoundsHeader(TreeConfig(tree_top_k=2, max_calls=CALLS, total_tokens=nodes), 1.0)
         with RoundWriter(file, header) as writer:

@@ -60,12 +60,12 @@ class Size:
 
 
 RECIPES = {
-    "llama": Recipe(geometry=LLAMA_8B, group=4, instruct_share=(0.3, 0.7), greedy_share=0.6, seed=0),
-    "vicuna": Recipe(geometry=VICUNA_13B, group=1, instruct_share=(0.5, 0.85), greedy_share=0.4, seed=1),
+    "llama": Recipe(geometry=LLAMA_8B, group=4, instruct_share=(0.15, 0.35), greedy_share=0.6, seed=0),
+    "vicuna": Recipe(geometry=VICUNA_13B, group=1, instruct_share=(0.2, 0.45), greedy_share=0.4, seed=1),
     "deepseek": Recipe(
         geometry=replace(LLAMA_8B, name="DeepSeek-R1-Distill-Llama-8B"),
         group=4,
-        instruct_share=(0.2, 0.5),
+        instruct_share=(0.1, 0.3),
         greedy_share=0.8,
         seed=2,
     ),
