@@ -299,7 +299,7 @@ def summary(work: Path, out: Path, command: str) -> dict[str, Any]:
         raise ValueError(f"no runs under {work}: the stage `measure` has written none yet")
     machine = next(iter(about.values()))["machine"]
     full = {"command": command, "machine": machine, **summarise(runs, generated, predicted)}
-    full |= {"generate": generated, "pairs": about}
+    full |= {"generate": generated, "replay": predicted, "pairs": about}
     short = flat(full, commit=machine["commit"], command=command)
     out.mkdir(parents=True, exist_ok=True)
     (out / "end_to_end_full.json").write_text(json.dumps(full, indent=1) + "\n", encoding="utf8")

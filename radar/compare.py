@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -137,7 +138,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Hardware, software and commit, for a result file."""
+    """Hardware, software and commit, for a result file. Threads: on a GPU the machine's, not how many this run uses."""
     root = Path(__file__).resolve().parent.parent
     try:
         git = subprocess.run(
@@ -146,8 +147,9 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         commit = git.stdout.strip() or "unknown"
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
+    threads = torch.get_num_threads() if device.type == "cpu" else os.cpu_count()
     return {
-        "hardware": f"{device_name(device)}, {torch.get_num_threads()} CPU threads",
+        "hardware": f"{device_name(device)}, {threads} CPU threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -230,6 +230,11 @@ def test_the_whole_pipeline(lab, capfd):
     moved = json.loads((lab / "transfer.json").read_text())
     assert set(moved["radar"]["llama"]) == set(moved["threshold"]["llama"]) == {"llama"}
     assert set(moved["4 times"]["llama"]) == {"as trained", "trained for it", "threshold"}
+    curve = moved["curve"]["llama"]
+    assert list(curve) == ["1", "2", "4", "8"]
+    assert curve["1"]["over_eagle3"] == pytest.approx(moved["radar"]["llama"]["llama"])
+    assert curve["4"]["over_eagle3"] == pytest.approx(moved["4 times"]["llama"]["trained for it"])
+    assert curve["8"]["draft_calls_change"] <= curve["1"]["draft_calls_change"] <= 1.0
     assert moved["4 times"]["llama"]["threshold"] > moved["threshold"]["llama"]["llama"] > 0  # dear calls favour it
     words = ["--pair", str(lab / "pair"), "--work", str(lab / "work" / "llama"), "--prompts", str(lab / "prompts")]
     words += ["--limit", "2", "--new-tokens", "24", "--max-length", "200", "--out", str(lab / "replay_error.json")]

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.record import record
+from radar.train.rounds import concatenate
 
 __all__ = ["NEAREST", "NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of"]
 
@@ -68,13 +70,23 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     return sets
 
 
-def rounds_of(folder: Path, name: str, temperature: float, nodes: int = TREE.total_tokens) -> RoundDataset:
-    """What all shares recorded of a set. FileNotFoundError if there is nothing."""
+def rounds_of(
+    folder: Path, name: str, temperature: float, nodes: int = TREE.total_tokens, *, prompts: int | None = None
+) -> RoundDataset:
+    """What all shares recorded of a set, or of its first `prompts` prompts. FileNotFoundError if there is nothing."""
     files = sorted(folder.glob(f"{_stem(name, temperature, nodes)}_*.jsonl"))
     files = [file for file in files if b'"scores"' in file.read_bytes()]  # few short texts can leave a share no round
     if not files:
         raise FileNotFoundError(f"no rounds of {_stem(name, temperature, nodes)} in {folder}: record them first")
-    return read_rounds(files)
+    if prompts is None:
+        return read_rounds(files)
+    parts = []
+    for file in files:
+        index, count = map(int, file.stem.rpartition("_")[2].split("-of-"))
+        part = read_rounds(file)
+        part = replace(part, prompt=part.prompt * count + index)  # the number in the set
+        parts.append(part.select(part.prompt < prompts))
+    return concatenate([part for part in parts if len(part)])
 
 
 def develop_set(task: str) -> str:

@@ -1,8 +1,9 @@
 """Does replay say what decoding does? The small pair decodes the tasks' prompts, and both are priced by one cost table.
 
 `python -m bench.lab.replay_error --pair .lab/pairs/llama --work .lab/end_to_end/llama --prompts DIR --out FILE` after
-the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit`. In float32, so
-that both see the same text: what is left is that a policy's rounds begin at other places than the recorded ones.
+the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit` or a lower one.
+Decodes in float32: of rounds that were recorded in float32 both see the same text, and what is left is that a policy's
+rounds begin at other places than the recorded ones. Rounds recorded on a GPU are of a 16-bit text, which may part.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
 from radar.prompts import load_prompts
 from radar.train.costs import CostTable
+from radar.train.dataset import RoundDataset
 from radar.train.replay import replay
 
 METHODS = (EAGLE3, FIXED, THRESHOLD, RADAR)  # the published policy draws its actions: no two runs are the same
@@ -66,7 +68,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         for method in METHODS:
             tree, policy = setting(choice, folder, method, task)
             prices = costs.without_decisions() if method in (EAGLE3, FIXED) else costs
-            own = replay(policy, rounds_of(args.work / "rounds", task, 0.0, tree.total_tokens), costs)
+            own = replay(policy, _recorded(args, task, tree), costs)
             real = decode(
                 _decoder(small, tree, policy, args.max_length, decoders), texts, prices, tree, args.new_tokens
             )
@@ -78,6 +80,11 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             }
             bar.update()
     return found
+
+
+def _recorded(args: argparse.Namespace, task: str, tree: TreeConfig) -> RoundDataset:
+    """The rounds of the prompts that are decoded."""
+    return rounds_of(args.work / "rounds", task, 0.0, tree.total_tokens, prompts=args.limit)
 
 
 def _decoder(
@@ -97,7 +104,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pair", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="of this pair: rounds, costs.json and T0")
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=20, help="prompts of every task, as recorded")
+    parser.add_argument("--limit", type=int, default=20, help="prompts of every task, of those recorded")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--out", type=Path, required=True)

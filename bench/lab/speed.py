@@ -222,8 +222,9 @@ def _overall(kept: Sequence[Sequence[Run]], entries: Sequence[Mapping[str, Any]]
     ):
         ours, theirs = (sum(entry["methods"][name][field] for entry in entries) for name in (RADAR, "eagle3"))
         out[change] = ours / theirs - 1
-    if all("radar_over_generate" in entry for entry in entries):
-        out["radar_over_generate"] = geometric_mean([entry["radar_over_generate"] for entry in entries])
+    if generated := [entry["radar_over_generate"] for entry in entries if "radar_over_generate" in entry]:
+        out["radar_over_generate"] = geometric_mean(generated)
+        out["radar_over_generate_cells"] = len(generated)  # those of pairs whose `generate` was measured
     if all("replay" in entry for entry in entries):
         replays = [entry["replay"] for entry in entries]
         reached = geometric_mean([one["radar_over_best_fixed"] for one in replays]) - 1
