@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.lab.speed import geometric_mean
+
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"mt_bench": "MT-bench", "gsm8k": "GSM8K", "alpaca": "Alpaca", "mbpp": "MBPP"}
 METHODS = {
@@ -78,7 +80,34 @@ def speeds(full: Record) -> str:
             f"\nDraft calls {overall['draft_calls_change']:+.1%}, acceptance length "
             f"{overall['acceptance_change']:+.1%} against EAGLE-3 with 8 calls.\n"
         )
-    return text
+        if "radar_over_generate" in overall:
+            text += (
+                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' `generate` with its faster "
+                f"kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
+            )
+    return text + replayed(full)
+
+
+def replayed(full: Record) -> str:
+    """What replay of the tasks' recorded rounds says, of every pair and temperature that was recorded."""
+    by_temperature: dict[str, list[Record]] = {}
+    for found in full.get("replay", {}).values():
+        for temperature, tasks in found.items():
+            by_temperature.setdefault(temperature, []).extend(tasks.values())
+    rows = []
+    for temperature, cells in sorted(by_temperature.items()):
+        speeds = [cell["tokens_per_second"] for cell in cells]
+        others = [name for name in METHODS if name in speeds[0] and name != "radar"]
+        gains = [geometric_mean([one["radar"] / one[name] for one in speeds]) for name in others]
+        of_these = [cell["radar"]["tokens_per_second"] / cell["best_fixed_of_these_rounds"] for cell in cells]
+        possible = [cell["attainable"] / cell["best_fixed_of_these_rounds"] for cell in cells]
+        gains += [geometric_mean(of_these), geometric_mean(possible)]
+        rows.append([temperature, str(len(cells)), *[f"{gain:.3f}" for gain in gains]])
+    if not rows:
+        return ""
+    head = ["temperature", "cells", *[METHODS[name] for name in others]]
+    title = "\nRADAR over the others by replay of the tasks' recorded rounds, geometric mean:\n\n"
+    return title + table([*head, "best depth of these very rounds", "(the oracle of the scores over that)"], rows)
 
 
 def alphas(record: Record) -> str:

@@ -72,6 +72,7 @@ def result_files(folder):
     """Small ones of every kind."""
     machine = {"hardware": "a card", "commit": "abc"}
     full = {"command": "python -m bench.end_to_end", "machine": machine, **summarise(full_runs(), {}, predictions())}
+    full["replay"] = predictions()
     alpha = {"objective": "0.1", "alpha": 0.1, "over_eagle3": 1.1, "interval": [1.0, 1.2], "draft_calls": 5.0}
     alpha |= {"mean_acceptance_length": 3.0, "collapsed": None}
     curve = [alpha, {**alpha, "objective": "throughput", "alpha": None, "over_eagle3": 1.25}]
@@ -97,6 +98,7 @@ def test_the_report_shows_what_is_there(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "| a gsm8k T=0 | 3 | 5 | 2.40 | 2.50 | 2.93 | 2.73 | 3.00 | 1.250 (1.250 to 1.250) | 3 of 3 |" in text
     assert "Draft calls -25.0%" in text
+    assert "| 0 | 2 | 1.260 | 1.212 | 1.190 | 1.250 |" in text  # replay: 126 / 100, 126 / 104, 125 / 105, 131.25 / 105
     assert "| 8 | throughput | 1.250 (1.000 to 1.200) | 5.00 | 3.00 |  |" in text
     assert "| 1,024 tokens | decisions | 0.300 | 5.4% |" in text
     assert "python -m round_h200" in text
