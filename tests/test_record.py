@@ -164,6 +164,18 @@ def test_the_decoder_is_left_as_it_was(tmp_path):
     assert decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids == text
 
 
+def test_a_source_serves_many_calls(tmp_path):
+    decoder = make()
+    source, whole, parts = FullRounds(decoder, 0.8), tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    record(decoder, PROMPTS, whole, max_new_tokens=30, temperature=0.8, progress=False)
+    for count in range(1, len(PROMPTS) + 1):
+        record(decoder, PROMPTS[:count], parts, max_new_tokens=30, temperature=0.8, progress=False, source=source)
+    assert parts.read_bytes() == whole.read_bytes()
+    for other, temperature in ((make(), 0.8), (decoder, 0.0)):
+        with pytest.raises(ValueError, match=r"another decoder, or of temperature 0\.8"):
+            record(other, PROMPTS, tmp_path / "no.jsonl", temperature=temperature, source=source)
+
+
 def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):
     decoder = make()
     with pytest.raises(ValueError, match="the prompt has 200 tokens and the cache holds max_length=160"):

@@ -23,6 +23,7 @@ from bench.lab.pairs import load_pair
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
+from radar.train.full_round import FullRounds
 from radar.train.record import record
 from radar.train.rounds import concatenate
 
@@ -137,6 +138,7 @@ def main(argv: list[str]) -> int:
         small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room, tree=TREE,
         engine="eager", fallback=False,
     )  # fmt: skip
+    sources = {temperature: FullRounds(decoder, temperature) for temperature in args.temperatures}
     for temperature, (name, lines) in product(args.temperatures, sets.items()):
         texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
         out = files_of(args.out, name, temperature, f"{index}-of-{count}")
@@ -151,7 +153,7 @@ def main(argv: list[str]) -> int:
                 return 3
             record(
                 decoder, texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature, seed=index,
-                progress=False,
+                progress=False, source=sources[temperature],
             )  # fmt: skip
     print(f"share {args.share}: all recorded", flush=True)
     return 0

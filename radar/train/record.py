@@ -49,6 +49,7 @@ def record(
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
     progress: bool = True,
+    source: FullRounds | None = None,
 ) -> dict[str, Any]:
     """Decode the prompts and append their rounds to `out`; prompts that it holds already are skipped.
 
@@ -67,9 +68,14 @@ def record(
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
         metadata: facts for the header.
         progress: show a bar on stderr.
+        source: `FullRounds(decoder, temperature)`, for many short calls: making it captures a graph on a GPU.
 
     Returns:
         What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
+
+    Raises:
+        ValueError: a prompt that does not fit, `source` of another decoder or temperature, or a data set that was begun
+            with other settings. What was recorded before stays.
     """
     given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
     if not given:
@@ -80,7 +86,9 @@ def record(
     paths = [Path(path) if count == 1 else shard_path(path, index, count) for path in given.values()]
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
-    source = FullRounds(decoder, temperature)
+    source = source or FullRounds(decoder, temperature)
+    if (source.decoder, source.temperature) != (decoder, temperature):
+        raise ValueError(f"record: source is of another decoder, or of temperature {source.temperature}")
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
