@@ -14,7 +14,7 @@ from bench.lab.calibration import calibration
 from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
 from bench.lab.recipes import RECIPES, SIZES
-from bench.lab.record_pair import TASKS, prompt_sets
+from bench.lab.record_pair import TASKS, files_of, prompt_sets, rounds_of
 from bench.lab.speed import AUTOREGRESSIVE, summarise
 from bench.lab.widen import _problems
 from bench.shapes import Geometry
@@ -183,6 +183,20 @@ def test_sets_keep_to_their_sources(lab):
     assert len(sets["develop-gsm8k"]) == len(sets["develop-mbpp"]) == len(sets["develop-chat"]) == 3
     texts = [{line.text for line in lines} for name, lines in sets.items() if name in ("train", "develop-gsm8k")]
     assert not texts[0] & texts[1]
+
+
+def test_the_first_prompts_of_a_set_come_from_all_shares(tmp_path):
+    for share in range(2):
+        data = rounds(25)  # prompts 0 to 4 of the share, which are every other one of the set
+        file = files_of(tmp_path, "gsm8k", 0.0, f"{share}-of-2")[60]
+        with RoundWriter(file, data.header) as writer:
+            for prompt in range(5):
+                part = data.select(data.prompt == prompt)
+                writer.write_prompt(prompt, part.position + 100 * share, part.scores, part.accept_lengths)
+    found = rounds_of(tmp_path, "gsm8k", 0.0, 60, prompts=3)
+    assert sorted(set(found.prompt.tolist())) == [0, 1, 2]
+    assert sorted(found.position.tolist()) == [5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 105, 106, 107, 108, 109]
+    assert len(rounds_of(tmp_path, "gsm8k", 0.0, 60)) == 50
 
 
 def test_a_prompt_that_measures_is_refused_for_training(lab, tmp_path):

@@ -329,9 +329,10 @@ def test_every_candidate_has_the_targets_probability(tree):
         text += item.tokens
 
 
-def test_a_beam_of_more_rows_than_a_word_has_bits():
-    """Beams of ten: 71 rows, whose ancestors cross from one word to the next."""
-    tree = TreeConfig(total_tokens=60, tree_top_k=10, max_calls=8)
+@pytest.mark.parametrize(("k", "calls"), [(10, 8), (8, 9)])
+def test_a_beam_of_more_rows_than_a_word_has_bits(k, calls):
+    """71 rows, whose ancestors cross from one word to the next; and 65, which need a word more than the beams do."""
+    tree = TreeConfig(total_tokens=60, tree_top_k=k, max_calls=calls)
     decoder = RadarDecoder(
         tiny_target(), draft=tiny_draft(), policy=FixedDepth(8), tree=tree, max_length=160, engine="eager"
     )
@@ -356,6 +357,10 @@ def test_sampled_rounds_depend_on_the_seed_alone(tmp_path):
     assert again.read_bytes() == (tmp_path / "r.jsonl").read_bytes(), "a prompt's text depends on the seed alone"
     record(decoder, PROMPTS, tmp_path / "s.jsonl", max_new_tokens=30, temperature=0.8, seed=4, progress=False)
     assert read_rounds(tmp_path / "s.jsonl").fingerprint() != data.fingerprint()
+    twice = tmp_path / "twice.jsonl"
+    record(decoder, PROMPTS[:1] * 2, twice, max_new_tokens=30, temperature=0.8, progress=False)
+    first, second = (read_rounds(twice).select(read_rounds(twice).prompt == number) for number in (0, 1))
+    assert first.scores.shape != second.scores.shape or not torch.equal(first.scores, second.scores)
 
 
 def test_sampled_lengths_follow_their_distribution(tmp_path):
