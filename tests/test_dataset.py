@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_file_that_is_still_recorded_is_readable(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"hello\n", "not a file of recorded rounds"),
         (b'{"format": "other"}\n', "not a file of recorded rounds"),
-        (b'{"format": "radar-rounds", "version": 3}\n', "version 3 is unknown.*record the rounds again"),
+        (b'{"format": "radar-rounds", "version": 4}\n', "version 4 is unknown.*record the rounds again"),
         (b'{"format": "radar-rounds", "version": 1, "max_calls": 4}\n', "lacks tree_top_k, total_tokens, temperature"),
         (
             b'{"format":"radar-rounds","version":1,"tree_top_k":0,"max_calls":4,"total_tokens":9,"temperature":0}\n',
@@ -248,9 +249,28 @@ def test_version_1_is_read_but_not_appended_to(tmp_path: Path) -> None:
     file.write_bytes(json.dumps(header).encode() + b"\n" + new.split(b"\n", 1)[1])
     assert read_rounds(file).fingerprint() == expected
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="format version 1, which is read but not appended to"):
+    with pytest.raises(ValueError, match="format version 1, which is not appended to here"):
         RoundWriter(file, HEADER)
     assert file.read_bytes() == before
+
+
+def test_rounds_at_every_token_are_a_version_of_their_own(tmp_path: Path) -> None:
+    """Readers that do not know them refuse them, and they are not mixed with others."""
+    every, plain = tmp_path / "every.jsonl", tmp_path / "plain.jsonl"
+    write(plain)
+    with RoundWriter(every, replace(HEADER, every_token=True)) as writer:
+        writer.write_prompt(0, *prompt_rounds(0))
+    header = json.loads(every.read_bytes().splitlines()[0])
+    assert (header["version"], header["every_token"]) == (3, True)
+    assert read_rounds(every).header.every_token
+    assert not read_rounds(plain).header.every_token
+    with pytest.raises(ValueError, match="only one has a round at every token"):
+        read_rounds([plain, every])
+    with pytest.raises(ValueError, match="format version 3, which is not appended to here"):
+        RoundWriter(every, HEADER)
+    every.write_bytes(every.read_bytes().replace(b',"every_token":true', b""))
+    with pytest.raises(ValueError, match="every_token is False in version 3"):
+        read_rounds(every)
 
 
 def test_shards_make_one_set(tmp_path: Path) -> None:

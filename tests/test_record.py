@@ -9,11 +9,14 @@ import torch
 from fakes import DEVICE, tiny_draft, tiny_target
 from test_fallback import Script
 
-from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
+from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
+from radar.policy.baselines_history import GammaTune
 from radar.train.acceptance import acceptance_distribution
+from radar.train.costs import CostTable
 from radar.train.dataset import read_rounds
 from radar.train.full_round import FullRounds
 from radar.train.record import accept_lengths, record
+from radar.train.replay import followed, replay, stops_of
 from radar.tree import DraftTree
 from radar.verify import accept
 
@@ -164,6 +167,38 @@ def test_the_decoder_is_left_as_it_was(tmp_path):
     assert decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids == text
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("policy", [FixedDepth(1), FixedDepth(4), Threshold(0.5), GammaTune()])
+def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, policy):
+    """Round for round: where each begins, how many calls it makes and what is accepted."""
+    decoder, prompts = make(), [PROMPTS[0], PROMPTS[1], PROMPTS[2]]
+    file = tmp_path / "r.jsonl"
+    record(decoder, prompts, file, max_new_tokens=50, temperature=temperature, every_token=True, progress=False)
+    data = read_rounds(file)
+    assert data.header.every_token
+    assert len(data) > 3 * 40
+    stops = stops_of(policy, data)
+    made = followed(stops, data)
+    found = []
+    for row in made.nonzero().flatten().tolist():
+        accepted = int(data.accept_lengths[row, stops[row] - 1])
+        found.append((int(data.prompt[row]), int(data.position[row]), int(stops[row]), accepted))
+    expected = []
+    decoder.policy = policy
+    for number, prompt in enumerate(prompts):
+        position = len(prompt)
+        sampling = SamplingParams(temperature=temperature, seed=number)
+        for item in decoder.rounds(prompt, max_new_tokens=50, sampling=sampling):
+            if not item.is_prefill and position <= len(prompt) + 50 - 6:  # later ones are not recorded
+                expected.append((number, position, item.num_draft_calls, item.accept_length))
+            position += len(item.tokens)
+    assert len(found) > 20
+    assert found == expected
+    one = replay(policy, data, CostTable.constant(call=1.0, rest=5.0, device="any"))
+    assert one.rounds == len(found)
+    assert one.draft_calls == pytest.approx(sum(calls for _, _, calls, _ in found) / len(found))
+
+
 def test_a_source_serves_many_calls(tmp_path):
     decoder = make()
     source, whole, parts = FullRounds(decoder, 0.8), tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
@@ -171,9 +206,9 @@ def test_a_source_serves_many_calls(tmp_path):
     for count in range(1, len(PROMPTS) + 1):
         record(decoder, PROMPTS[:count], parts, max_new_tokens=30, temperature=0.8, progress=False, source=source)
     assert parts.read_bytes() == whole.read_bytes()
-    for other, temperature in ((make(), 0.8), (decoder, 0.0)):
-        with pytest.raises(ValueError, match=r"another decoder, or of temperature 0\.8"):
-            record(other, PROMPTS, tmp_path / "no.jsonl", temperature=temperature, source=source)
+    for other, options in ((make(), {}), (decoder, {"temperature": 0.0}), (decoder, {"every_token": True})):
+        with pytest.raises(ValueError, match="of another decoder, temperature or every_token"):
+            record(other, PROMPTS, tmp_path / "no.jsonl", **{"temperature": 0.8, **options}, source=source)
 
 
 def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):

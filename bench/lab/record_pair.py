@@ -33,6 +33,7 @@ TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
 SOURCES = {"chat": ("codegen", "roleplay", "toolformer"), "gsm8k": ("gsm8k",), "mbpp": ("mbpp",)}
 NODES = (32, 60, 100)  # of the grid that the best fixed setting is chosen from
+TRAIN = "train"  # the set that networks learn from
 TREE = TreeConfig()
 STEP = 2  # prompts between two looks at the clock
 
@@ -58,7 +59,7 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
         found = zip(lines[start:stop], sources[start:stop], strict=True)
         return [line for line, source in found if source in (None, *names)]
 
-    sets = {"train": of([name for names in SOURCES.values() for name in names], 0, cut)[:train]}
+    sets = {TRAIN: of([name for names in SOURCES.values() for name in names], 0, cut)[:train]}
     for kind, names in SOURCES.items():
         sets[f"develop-{kind}"] = of(names, cut, len(lines))[:develop]
     for task in TASKS:
@@ -107,7 +108,7 @@ def fitting(lines: Sequence[PromptLine], tokenizer: Any, *, new_tokens: int, max
 
 def files_of(folder: Path, name: str, temperature: float, share: str) -> dict[int, Path]:
     """Where a process writes a set, by nodes: every node count, but for the training prompts."""
-    nodes = (TREE.total_tokens,) if name == "train" else NODES
+    nodes = (TREE.total_tokens,) if name == TRAIN else NODES
     return {count: folder / f"{_stem(name, temperature, count)}_{share}.jsonl" for count in nodes}
 
 
@@ -138,10 +139,14 @@ def main(argv: list[str]) -> int:
         small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room, tree=TREE,
         engine="eager", fallback=False,
     )  # fmt: skip
-    sources = {temperature: FullRounds(decoder, temperature) for temperature in args.temperatures}
+    sources = {
+        (temperature, every): FullRounds(decoder, temperature, every_token=every)
+        for temperature, every in product(args.temperatures, (False, True))
+    }
     for temperature, (name, lines) in product(args.temperatures, sets.items()):
         texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
         out = files_of(args.out, name, temperature, f"{index}-of-{count}")
+        every = name != TRAIN  # what judges is replayed as it would be decoded
         shares = {file.stem.rpartition("-of-")[2] for file in args.out.glob(f"{name}_T{temperature:g}_*")}
         if shares - {str(count)}:
             raise ValueError(
@@ -153,7 +158,7 @@ def main(argv: list[str]) -> int:
                 return 3
             record(
                 decoder, texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature, seed=index,
-                progress=False, source=sources[temperature],
+                every_token=every, progress=False, source=sources[temperature, every],
             )  # fmt: skip
     print(f"share {args.share}: all recorded", flush=True)
     return 0

@@ -2,8 +2,8 @@
 
 `python -m bench.lab.replay_error --pair .lab/pairs/llama --work .lab/end_to_end/llama --prompts DIR --out FILE` after
 the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit` or a lower one.
-Decodes in float32: of rounds that were recorded in float32 both see the same text, and what is left is that a policy's
-rounds begin at other places than the recorded ones. Rounds recorded on a GPU are of a 16-bit text, which may part.
+Decodes in float32: of rounds that were recorded in float32 both see the same text, and replay is
+decoding, but for a draft that goes beyond an end token. Rounds recorded on a GPU are of a 16-bit text, which may part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bench.command import command_line
 from bench.lab.pairs import load_pair
 from bench.lab.policies import EAGLE3, FIXED, RADAR, THRESHOLD, Choice, setting
-from bench.lab.record_pair import TASKS, fitting, rounds_of
+from bench.lab.record_pair import TASKS, TREE, fitting, rounds_of
 from radar import RadarDecoder, TreeConfig
 from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
@@ -38,14 +38,18 @@ def decode(
     """Tokens per second, draft calls and acceptance length of real rounds under the cost table."""
     tokens = seconds = calls = rounds = 0.0
     for text in texts:
-        context = len(text)
+        made, known, end = [], 0, None
         for item in decoder.rounds(text, max_new_tokens=new_tokens):
-            # as in recording: a round that the end of the text cut short is left out
-            if not item.is_prefill and item.finish_reason is None:
-                spent = costs.round_seconds(torch.tensor(item.num_draft_calls), torch.tensor(context), tree)
+            if not item.is_prefill:
+                made.append((known, item))
+            known, end = known + len(item.tokens), item.finish_reason
+        for start, item in made:
+            # as in recording: left out is what the limit cut short, and what could have gone on beyond it
+            if end != "length" or (item.finish_reason is None and known - start >= TREE.max_calls):
+                context = torch.tensor(len(text) + start)
+                spent = costs.round_seconds(torch.tensor(item.num_draft_calls), context, tree)
                 tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
                 calls, rounds = calls + item.num_draft_calls, rounds + 1
-            context += len(item.tokens)
     return {
         "tokens_per_second": tokens / seconds,
         "draft_calls": calls / rounds,

@@ -41,7 +41,9 @@ def level_features(dataset: RoundDataset) -> Tensor:
         expected = signals.expected_lengths.double()
         growth = torch.diff(expected, dim=1, prepend=torch.zeros_like(expected[:, :1]))
         parts += [expected[..., None], growth[..., None]]
-        flat += [signals.last_accept_length.double(), signals.target_entropy.double()]
+        last = signals.last_accept_length.double()
+        flat += [last if not dataset.header.every_token else torch.full_like(last, torch.nan)]  # the policy's own
+        flat += [signals.target_entropy.double()]
     parts += [one[:, None, None].expand(-1, scores.shape[1], 1) for one in flat]
     return torch.cat(parts, -1)
 
@@ -74,7 +76,8 @@ class BackwardInduction:
 def fit_backward(dataset: RoundDataset, costs: CostTable, *, seed: int = 0) -> BackwardInduction:
     """Fit on rounds of at least two draft calls; judge on others, it fits what it saw a little too well."""
     features = level_features(dataset)[:, :-1]
-    center, scale = features.mean((0, 1)), features.std((0, 1)).clamp(min=1e-6)
+    center, scale = (x.nan_to_num(nan=0.0) for x in (features.mean((0, 1)), features.std((0, 1))))
+    scale = scale.clamp(min=1e-6)
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(len(center) + 1, HIDDEN, generator=generator, dtype=torch.float64) / len(center) ** 0.5
     accept, times = dataset.expected_accept().double(), costs.times(dataset.header.tree, dataset.position)
@@ -103,7 +106,7 @@ def fit_backward(dataset: RoundDataset, costs: CostTable, *, seed: int = 0) -> B
 
 
 def _design(features: Tensor, center: Tensor, scale: Tensor, projection: Tensor) -> Tensor:
-    x = ((features - center) / scale).clamp(-5.0, 5.0)
+    x = ((features - center) / scale).clamp(-5.0, 5.0).nan_to_num(nan=0.0)  # unknown: like the mean
     one = torch.ones_like(x[..., :1])
     x = torch.cat((one, x), -1)
     return torch.cat((x, (x @ projection).relu()), -1)

@@ -1,4 +1,4 @@
-"""Files of recorded rounds: append-only JSON lines, format version 2, their writer and their reader.
+"""Files of recorded rounds: append-only JSON lines, format versions 2 and 3, their writer and their reader.
 
     {"format": "radar-rounds", "version": 2, "tree_top_k": 10, "max_calls": 16, "total_tokens": 60, "temperature": 0.0,
      "fields": ["signals", "distribution"]}
@@ -12,7 +12,8 @@ log-probabilities, descending, rounded to 1e-5, -inf as null) and, for a stop af
 draft tokens that the target accepts (bonus excluded). The keys from `expected_lengths` to `generated` are there if
 `fields` names "signals" (see `RecordedSignals`), `distribution` (row n: P(0), ... P(n) accepted when stopping after
 call n) if it names that. A prompt's rounds count once its `prompt_done` line is written. Version 1 is this without
-`fields`; it is read, but not appended to.
+`fields`; it is read, but not appended to. Version 3 is version 2 with "every_token": true in the header: a round
+begins at every token of each text.
 
 Several processes write shards `NAME.shard-0-of-4.jsonl` of one set; `read_rounds("NAME.jsonl")` merges them.
 """
@@ -118,7 +119,7 @@ def shard_path(path: str | os.PathLike[str], index: int, count: int) -> Path:
 
 
 def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RoundDataset:
-    """Read one file, its shards, or several of one tree shape (whose prompts are renumbered: none are mixed up).
+    """Read one file, its shards, or several of one kind (whose prompts are renumbered: none are mixed up).
 
     Corrupt lines are set aside and named in a warning. ValueError: a file of another kind or version, empty, of another
     tree shape, or without a usable round; a shard that is missing. FileNotFoundError: nothing is there.
@@ -135,6 +136,8 @@ def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     for one, part in zip(path, parts, strict=True):
         if part.header.tree != parts[0].header.tree:
             raise ValueError(f"{one} was recorded with {part.header.tree}, {path[0]} with {parts[0].header.tree}")
+        if part.header.every_token != parts[0].header.every_token:
+            raise ValueError(f"of {one} and {path[0]} only one has a round at every token: read them apart")
         renumbered.append(replace(part, prompt=part.prompt + offset))
         offset += int(part.prompt.max()) + 1
     return concatenate(renumbered)
@@ -198,9 +201,9 @@ def _recover(path: Path, header: RoundsHeader, first: bytes) -> tuple[int, set[i
                 break
             if keep == 0:
                 found = RoundsHeader.from_line(line, path)
-                if json.loads(line)["version"] != header.to_dict()["version"]:
+                if (found_version := json.loads(line)["version"]) != header.to_dict()["version"]:
                     raise ValueError(
-                        f"{path} is of format version 1, which is read but not appended to: use a new file"
+                        f"{path} is of format version {found_version}, which is not appended to here: use a new file"
                     )
                 _check_same(found, header, path)
                 keep = end = len(line)

@@ -13,7 +13,7 @@ from radar.policy.lstm import PolicyNetwork
 from radar.train.backward import BackwardInduction
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset
-from radar.train.replay import replay_stops, stops_of
+from radar.train.replay import followed, replay_stops, stops_of
 from radar.train.tune import tune_fixed_depth
 
 __all__ = ["BEST_FIXED", "Evaluation", "evaluate", "oracle_stops", "render"]
@@ -86,9 +86,10 @@ def evaluate(
     accept = {name: dataset.expected_accept() for name in plays} | {HINDSIGHT: dataset.accept_lengths.float()}
 
     sums: dict[str, tuple[Tensor, Tensor]] = {}  # tokens and seconds of every prompt
+    made = {name: followed(stops, dataset) for name, (stops, _) in plays.items()}
     for name, (stops, table) in plays.items():
-        tokens = accept[name].gather(1, stops[:, None] - 1)[:, 0].double() + 1
-        seconds = table.round_seconds(stops, dataset.position, dataset.header.tree)
+        tokens = (accept[name].gather(1, stops[:, None] - 1)[:, 0].double() + 1) * made[name]
+        seconds = table.round_seconds(stops, dataset.position, dataset.header.tree) * made[name]
         empty = torch.zeros(len(prompts), dtype=torch.float64)
         sums[name] = (empty.index_add(0, row, tokens), empty.index_add(0, row, seconds))
     speeds = {name: (tokens.sum() / seconds.sum()).item() for name, (tokens, seconds) in sums.items()}
@@ -106,7 +107,7 @@ def evaluate(
         ratios = resampled(name) / resampled(reference)
         low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         shown = replay_stops(stops, dataset, table)
-        reached = accept[name].gather(1, stops[:, None] - 1).double().mean().item() + 1
+        reached = accept[name].gather(1, stops[:, None] - 1)[made[name]].double().mean().item() + 1
         results.append(
             Evaluation(
                 name,
@@ -125,6 +126,8 @@ def evaluate(
 
 def oracle_stops(dataset: RoundDataset, costs: CostTable) -> Tensor:
     """Draft calls [N] of a policy that knows every outcome: argmax of tokens - rate * time, rate at its own throughput.
+
+    Each round by itself: where one begins at every token, which rounds follow is not weighed.
 
     Not the argmax of tokens / time per round, which does not maximise the ratio of sums.
     """

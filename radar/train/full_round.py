@@ -18,6 +18,7 @@ from radar.policy.base import FixedDepth
 from radar.sampling import SamplingParams
 from radar.target import TargetModel
 from radar.tree import DraftTree, VerifyTree
+from radar.verify import Acceptance
 
 __all__ = ["Drafted", "FullRound", "FullRounds"]
 
@@ -49,18 +50,21 @@ class FullRound(RoundSteps):
         target: for so many rows at least.
         config: the tree's shape; how many nodes a decoder verifies does not matter here.
         temperature: of `probabilities`.
+        one_token: keep nothing but the root, so that the next round begins one token later.
 
     Attributes:
         entropies: [B] of the distribution that the root was taken from.
         probabilities: [B, C] as in `Drafted`; meaningless at temperature 0.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, config: TreeConfig, *, temperature: float) -> None:
+    def __init__(
+        self, target: TargetModel, drafter: Drafter, config: TreeConfig, *, temperature: float, one_token: bool = False
+    ) -> None:
         super().__init__(target, drafter, FixedDepth(config.max_calls), config)
         batch, device = self.root.shape[0], target.device
         k, levels = config.tree_top_k, config.max_calls - 1
         rows = self.num_rows(config)
-        self.temperature = temperature
+        self.temperature, self.one_token = temperature, one_token
         self._tokens = torch.zeros((batch, rows), dtype=torch.int64, device=device)
         self._slots = torch.full((batch, rows), -1, dtype=torch.int64, device=device)  # of the candidates
         self._valid = torch.ones((batch, rows), dtype=torch.bool, device=device)
@@ -121,6 +125,16 @@ class FullRound(RoundSteps):
         indices = self.target.cache.length[:, None] + nodes.depths + 1  # of the tokens to come, in the text
         return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors)
 
+    def accept(self, target_tokens: Tensor) -> None:
+        """As in `RoundSteps`, or the root alone."""
+        super().accept(target_tokens)
+        if self.one_token:
+            found = self._accepted
+            first = found.tokens[:, 0].contiguous()
+            self._accepted = Acceptance(
+                torch.zeros_like(found.path), found.tokens, torch.zeros_like(found.accept_length), first
+            )
+
     def commit(self) -> Tensor:
         """As in `RoundSteps`; a path longer than the tree that a decoder verifies is kept too."""
         accepted = self._accepted
@@ -135,11 +149,12 @@ class FullRounds:
     Args:
         decoder: whose model, head and tree it is.
         temperature: of the sampling; 0 is greedy.
+        every_token: let a round begin at every token of the text, not where the round before ended.
     """
 
-    def __init__(self, decoder: RadarDecoder, temperature: float) -> None:
+    def __init__(self, decoder: RadarDecoder, temperature: float, *, every_token: bool = False) -> None:
         source, tree = decoder.engine, decoder.tree
-        self.decoder, self.temperature = decoder, temperature
+        self.decoder, self.temperature, self.every_token = decoder, temperature, every_token
         prompt_rows = source.target.max_rows
         self.target = TargetModel(
             decoder.model,
@@ -156,7 +171,7 @@ class FullRounds:
         )
         self._prefill = Prefill(self.target, self.drafter)
         with torch.inference_mode():
-            self.round = FullRound(self.target, self.drafter, tree, temperature=temperature)
+            self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)
             self._run: Callable[[], object] = self._work
             if self.target.device.type == "cuda":
                 stream = torch.cuda.Stream(self.target.device)

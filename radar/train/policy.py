@@ -30,6 +30,7 @@ from radar.train.objectives import (
     reinforce_loss,
 )
 from radar.train.replay import replay
+from radar.train.tune import tune_fixed_depth
 
 __all__ = ["PolicyTraining", "TrainResult", "train_policy"]
 
@@ -193,18 +194,13 @@ class _Run:
         self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
         self.history: list[float] = []
         self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
-        self.rate = self._best_fixed_rate()
+        self.rate = max(tune_fixed_depth(train, costs).curve.values())
         if training.objective == "paper":
             beta = training.beta
             if beta is None:
                 beta = 10 * (costs.mean_call_seconds + costs.decision_seconds)
             shape = {"alpha": training.alpha, "beta": beta, "gamma": training.gamma}
             self.returns = paper_returns(self.accept, self.times, **shape)
-
-    def _best_fixed_rate(self) -> float:
-        tokens = self.accept.double().mean(0) + 1
-        free = self.costs.without_decisions().times(self.train.header.tree, self.train.position)
-        return (tokens / free.mean(0)).max().item()
 
     def train_epoch(self) -> float:
         """One pass over the rounds; returns the mean loss."""

@@ -48,6 +48,7 @@ def record(
     temperature: float = 0.0,
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
+    every_token: bool = False,
     progress: bool = True,
     source: FullRounds | None = None,
 ) -> dict[str, Any]:
@@ -67,14 +68,16 @@ def record(
             length is recorded for every stop.
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
         metadata: facts for the header.
+        every_token: record a round at every token of the text, several times as many. Replay then goes from round to
+            round as decoding does, where otherwise each recorded round counts once for every policy.
         progress: show a bar on stderr.
-        source: `FullRounds(decoder, temperature)`, for many short calls: making it captures a graph on a GPU.
+        source: `FullRounds` of these arguments, for many short calls: making it captures a graph on a GPU.
 
     Returns:
         What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
 
     Raises:
-        ValueError: a prompt that does not fit, `source` of another decoder or temperature, or a data set that was begun
+        ValueError: a prompt that does not fit, `source` of other arguments, or a data set that was begun
             with other settings. What was recorded before stays.
     """
     given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
@@ -86,14 +89,12 @@ def record(
     paths = [Path(path) if count == 1 else shard_path(path, index, count) for path in given.values()]
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
-    source = source or FullRounds(decoder, temperature)
-    if (source.decoder, source.temperature) != (decoder, temperature):
-        raise ValueError(f"record: source is of another decoder, or of temperature {source.temperature}")
+    source = source or FullRounds(decoder, temperature, every_token=every_token)
+    if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
+        raise ValueError("record: source is of another decoder, temperature or every_token")
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(
-                RoundWriter(path, RoundsHeader(tree, temperature=temperature, metadata=metadata or {}, fields=fields))
-            )
+            stack.enter_context(RoundWriter(path, RoundsHeader(tree, temperature, metadata or {}, fields, every_token)))
             for path, tree in zip(paths, trees, strict=True)
         ]
         mine = range(index, len(prompts), count)
@@ -106,7 +107,7 @@ def record(
             drafted = list(source.of(prompt, max_new_tokens if fits else None, seed=seed_of))
             ended = drafted[-1].tokens[-1] in decoder.eos_token_ids
             for writer, tree in zip(writers, trees, strict=True):
-                part = _rounds_of(drafted, tree, len(prompt), ended)
+                part = _rounds_of(drafted, tree, len(prompt), ended, every_token)
                 if number not in writer.done:
                     distribution = part.distribution if temperature > 0 else None
                     writer.write_prompt(
@@ -137,7 +138,9 @@ class _Recorded(NamedTuple):
     distribution: Tensor
 
 
-def _rounds_of(drafted: Sequence[Drafted], config: TreeConfig, prompt_length: int, ended: bool) -> _Recorded:
+def _rounds_of(
+    drafted: Sequence[Drafted], config: TreeConfig, prompt_length: int, ended: bool, every_token: bool = False
+) -> _Recorded:
     """The rounds of a text whose continuation is known, for trees of one size. `ended`: by an end token."""
     text = [token for item in drafted for token in item.tokens]
     calls, k = config.max_calls, config.tree_top_k
@@ -153,7 +156,7 @@ def _rounds_of(drafted: Sequence[Drafted], config: TreeConfig, prompt_length: in
             facts = torch.tensor([known, accepted])
             scores, lengths = level_scores(tree.scores[0], config), accept_lengths(tree, continuation)
             rows.append((facts, scores, lengths, mass.float(), torch.tensor(uncertainty), spread))
-        if item.tree is not None:
+        if item.tree is not None and not every_token:
             accepted = len(item.tokens) - 1
         known, uncertainty = known + len(item.tokens), item.entropy
     if not rows:

@@ -1,6 +1,7 @@
 """Replay recorded rounds under a stop policy: how often would it draft, what would be accepted, how fast is that.
 
-A round starts where it was recorded, whatever an earlier stop of this policy would have had accepted.
+Where a round was recorded at every token, the policy goes from round to round as in decoding, along the recorded text.
+Otherwise every recorded round counts once, whatever an earlier stop of this policy would have had accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from radar.policy.lstm import PolicyNetwork
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset
 
-__all__ = ["Replay", "replay", "replay_stops", "stops_of", "stops_of_network", "stops_of_policy"]
+__all__ = ["Replay", "followed", "replay", "replay_stops", "stops_of", "stops_of_network", "stops_of_policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ def replay(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, costs: Cos
 
 def replay_stops(stops: Tensor, dataset: RoundDataset, costs: CostTable) -> Replay:
     """The figures for given numbers of draft calls [N], each from 1 to max_calls."""
+    if dataset.header.every_token:
+        made = followed(stops, dataset)
+        stops, dataset = stops[made], dataset.select(made)
     tokens = dataset.expected_accept().gather(1, stops[:, None] - 1).double() + 1
     time = costs.round_seconds(stops, dataset.position, dataset.header.tree)
     return Replay(
@@ -57,6 +61,38 @@ def replay_stops(stops: Tensor, dataset: RoundDataset, costs: CostTable) -> Repl
         tokens_per_time=(tokens.sum() / time.sum()).item(),
         stop_histogram=tuple(torch.bincount(stops - 1, minlength=dataset.scores.shape[1]).tolist()),
     )
+
+
+def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
+    """Which rounds [N] bool decoding with these draft calls [N] makes: all, unless one begins at every token.
+
+    The first of a prompt, then always the one behind the accepted tokens and the target's own.
+    """
+    if not dataset.header.every_token:
+        return torch.ones_like(stops, dtype=torch.bool)
+    gained = dataset.accept_lengths.gather(1, stops[:, None] - 1)[:, 0] + 1
+    made = torch.zeros_like(stops, dtype=torch.bool)
+    now, place = _beginnings(dataset)
+    while len(now):
+        made[now] = True
+        now = _behind(now, gained[now], dataset, place)
+    return made
+
+
+def _beginnings(dataset: RoundDataset) -> tuple[Tensor, dict[tuple[int, int], int]]:
+    """The first round of every prompt, and the rounds by (prompt, position)."""
+    place = {key: row for row, key in enumerate(zip(dataset.prompt.tolist(), dataset.position.tolist(), strict=True))}
+    first: dict[int, int] = {}
+    for (prompt, position), row in place.items():
+        if prompt not in first or position < int(dataset.position[first[prompt]]):
+            first[prompt] = row
+    return torch.tensor(sorted(first.values())), place
+
+
+def _behind(now: Tensor, gained: Tensor, dataset: RoundDataset, place: dict[tuple[int, int], int]) -> Tensor:
+    """The rounds that follow some others which gained so many tokens; texts that end there have none."""
+    keys = zip(dataset.prompt[now].tolist(), (dataset.position[now] + gained).tolist(), strict=True)
+    return torch.tensor([place[key] for key in keys if key in place], dtype=torch.int64)
 
 
 def stops_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Tensor:
@@ -86,7 +122,8 @@ def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_siz
 def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
     """Draft calls [N] of any policy. All rounds are one batch, unless it reads signals: then all prompts are one.
 
-    The signal `accept_length` is what the policy's own stop would have had accepted in the recorded round before.
+    The signal `accept_length` is what the policy's own stop would have had accepted in the round before: the recorded
+    one, or, if one begins at every token, the one that the policy made. There, rounds that it does not make stop at 1.
     """
     attach = getattr(policy, "attach", None)
     if attach is None:
@@ -96,16 +133,27 @@ def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
     signals = RoundSignals(torch.full((len(prompts),), -1), torch.zeros(len(prompts), dtype=torch.int64))
     attach(signals)
     policy.bind(len(prompts), dataset.header.tree, dataset.scores.device)
-    stops = torch.zeros(len(dataset), dtype=torch.int64)
-    order = row.sort(stable=True).indices
-    turn = torch.arange(len(row)) - torch.searchsorted(row[order], row[order])  # 0, 1, ... within each prompt
+    stops = torch.ones(len(dataset), dtype=torch.int64)
     scores = torch.zeros(len(prompts), *dataset.scores.shape[1:])
-    for index in range(int(turn.max()) + 1):
-        now = order[turn == index]
+
+    def turn(now: Tensor) -> Tensor:
+        """Play one round of some prompts; returns what they gained."""
         scores[row[now]] = dataset.scores[now]  # a prompt that has ended plays its last round again, unread
         signals.context_length[row[now]] = dataset.position[now]
         stops[now] = _play(policy, scores)[row[now]]
-        signals.accept_length[row[now]] = dataset.accept_lengths[now].gather(1, stops[now][:, None] - 1)[:, 0]
+        accepted = dataset.accept_lengths[now].gather(1, stops[now][:, None] - 1)[:, 0]
+        signals.accept_length[row[now]] = accepted
+        return accepted + 1
+
+    if dataset.header.every_token:
+        now, place = _beginnings(dataset)
+        while len(now):
+            now = _behind(now, turn(now), dataset, place)
+        return stops
+    order = row.sort(stable=True).indices
+    index = torch.arange(len(row)) - torch.searchsorted(row[order], row[order])  # 0, 1, ... within each prompt
+    for number in range(int(index.max()) + 1):
+        turn(order[index == number])
     return stops
 
 

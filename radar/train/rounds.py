@@ -18,24 +18,27 @@ from radar.config import TreeConfig
 
 __all__ = ["RecordedSignals", "RoundDataset", "RoundsHeader", "SetAside", "concatenate", "impossible", "shapes"]
 
-FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "radar-rounds", 2, (1, 2)
+FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "radar-rounds", 2, (1, 2, 3)
+EVERY_TOKEN_VERSION = 3  # a reader that does not know what it means is to refuse it
 OPTIONAL_FIELDS = ("signals", "distribution")
 _TREE = ("tree_top_k", "max_calls", "total_tokens")
 _SUM_TOLERANCE = 1e-3  # of probabilities that are rounded to 1e-6 and come from float16 logits
-_RESERVED = {"format", "version", "temperature", "fields", *_TREE}
+_RESERVED = {"format", "version", "temperature", "fields", "every_token", *_TREE}
 
 
 @dataclass(frozen=True)
 class RoundsHeader:
     """First line of a file. `metadata` holds facts that stay true of whatever is appended: target, draft, ...
 
-    `fields` names the optional parts that every round of the file has: "signals", "distribution".
+    `fields` names the optional parts that every round of the file has: "signals", "distribution". With `every_token` a
+    round begins at every token of a text, so that replay can go from round to round as decoding does.
     """
 
     tree: TreeConfig
     temperature: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
+    every_token: bool = False
 
     def __post_init__(self) -> None:
         value = self.temperature
@@ -49,7 +52,10 @@ class RoundsHeader:
     def to_dict(self) -> dict[str, Any]:
         shape = {name: getattr(self.tree, name) for name in _TREE}
         about = {"temperature": self.temperature, "fields": list(self.fields)}
-        return {"format": FORMAT, "version": FORMAT_VERSION, **shape, **about, **self.metadata}
+        if self.every_token:
+            about["every_token"] = True
+        version = EVERY_TOKEN_VERSION if self.every_token else FORMAT_VERSION
+        return {"format": FORMAT, "version": version, **shape, **about, **self.metadata}
 
     @classmethod
     def from_line(cls, line: bytes, path: Path) -> RoundsHeader:
@@ -74,8 +80,10 @@ class RoundsHeader:
         try:
             if not isinstance(fields, list):
                 raise ValueError(f"fields must be a list, got {fields!r}")
+            if (every_token := values.get("every_token", False)) is not (version == EVERY_TOKEN_VERSION):
+                raise ValueError(f"every_token is {every_token!r} in version {version}")
             tree = TreeConfig(**{name: values[name] for name in _TREE})
-            return cls(tree, values["temperature"], metadata, tuple(fields))
+            return cls(tree, values["temperature"], metadata, tuple(fields), every_token)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: in the header, {error}") from error
 
@@ -93,7 +101,8 @@ class RecordedSignals(NamedTuple):
     Attributes:
         expected_lengths: [N, T] float32, after call 1 to T: the draft's own expected accepted length, which is the sum
             of the probabilities of the nodes that would be verified. Its growth is the difference along T.
-        last_accept_length: [N] int64, accepted draft tokens of the round before; -1 in a prompt's first round.
+        last_accept_length: [N] int64, accepted draft tokens of the round before; -1 in a prompt's first round, and
+            where a round begins at every token: there it depends on the policy.
         target_entropy: [N] float32, nats, of the target's distribution from which the round's root was taken.
         generated: [N] int64, output tokens known when the round starts; the root counts.
     """
