@@ -136,7 +136,7 @@ def _record(args: argparse.Namespace) -> int:
     from radar.prompts import encode_prompt, load_prompts
     from radar.train.record import record
 
-    # eager: it reads the tree between the steps of a round
+    # eager: the recorder makes graphs of its own
     decoder = _decoder(args, policy=None, engine="eager", fallback=False)
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(args.prompts, limit=args.limit)]
     result = record(
@@ -147,6 +147,7 @@ def _record(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         seed=args.seed,
         metadata={"target": args.target or "embedded", "draft": args.draft or "embedded"},
+        every_token=args.every_token,
         progress=not args.no_progress,
     )
     print(json.dumps(result))
@@ -259,6 +260,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the text; above 0 the distribution of the accepted length is recorded (default 0: greedy)",
     )
     record.add_argument("--seed", type=int, default=0, metavar="N", help="of sampled text (default 0)")
+    record.add_argument(
+        "--every-token",
+        action="store_true",
+        help="a round at every token, several times as many: `radar evaluate` then replays just what decoding would do",
+    )
     _model_options(record, policy=False)
     _progress_option(record)
     record.set_defaults(run=_record)

@@ -13,7 +13,7 @@ from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundsHeader, RoundWriter
 
-NODES, CALLS, CALL, DECISION, REST = (32, 60, 100), 8, 0.2, 0.02, 0.5
+NODES, CALLS, CALL, REST = (32, 60, 100), 8, 0.2, 0.5
 DEPTHS = {"chat": [3, 8, 4, 7, 3, 8], "gsm8k": [1, 5, 2, 8], "mbpp": [6, 7, 8]}  # by kind: where each round's path dies
 LOST = {"chat": (2, 1, 0), "gsm8k": (0, 0, 0), "mbpp": (3, 1, 0)}  # levels by which a tree of NODES falls short of it
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}
@@ -54,7 +54,7 @@ def network(folder, bound):
     save_policy(net, folder)
 
 
-def speed(kinds, nodes, verify, stop, decision=DECISION):
+def speed(kinds, nodes, verify, stop, decision):
     """Tokens per time of the rounds of some kinds, where `stop(levels so far)` ends a round."""
     tokens, time = 0, 0.0
     for kind in kinds:
@@ -66,7 +66,7 @@ def speed(kinds, nodes, verify, stop, decision=DECISION):
     return tokens / time
 
 
-def by_hand(verify, bound):
+def by_hand(verify, bound, decision):
     """The best (calls, nodes) by task, (threshold, nodes), and nodes of the network."""
     grid = [(calls, nodes) for nodes in NODES for calls in range(1, CALLS + 1)]
     fixed = {
@@ -75,7 +75,7 @@ def by_hand(verify, bound):
     }
 
     def over_tasks(nodes, stop):
-        return math.prod(speed([kind], nodes, verify, stop) for kind in NEAREST.values())
+        return math.prod(speed([kind], nodes, verify, stop, decision) for kind in NEAREST.values())
 
     masses = {
         (i / 50, nodes): over_tasks(nodes, lambda levels, i=i: sum(map(math.exp, levels[-1])) < i / 50)
@@ -87,22 +87,31 @@ def by_hand(verify, bound):
 
 
 @pytest.mark.parametrize(
-    ("verify", "bound", "threshold", "radar", "fixed"),
+    ("verify", "bound", "threshold", "radar", "fixed", "decision"),
     [
-        pytest.param((1.0, 6.0, 14.0), AT_CLIFF, 32, 32, (32, 32, 32), id="steep"),
-        pytest.param((1.0, 1.01, 1.02), AT_CLIFF, 100, 100, (100, 32, 100), id="flat"),
-        pytest.param((1.0, 1.01, 14.0), AT_CLIFF, 60, 60, (60, 32, 60), id="flat, then steep"),
-        pytest.param((1.0, 1.5, 2.0), AT_CLIFF, 32, 60, (32, 32, 60), id="methods differ"),
-        pytest.param((1.0, 1.15, 1.3), AT_ONCE, 100, 32, (100, 32, 100), id="a network that stops at once"),
+        pytest.param((1.0, 6.0, 14.0), AT_CLIFF, 32, 32, (32, 32, 32), 0.02, id="steep"),
+        pytest.param((1.0, 1.01, 1.02), AT_CLIFF, 100, 100, (100, 32, 100), 0.02, id="flat"),
+        pytest.param((1.0, 1.01, 14.0), AT_CLIFF, 60, 60, (60, 32, 60), 0.02, id="flat, then steep"),
+        pytest.param((1.0, 1.5, 2.0), AT_CLIFF, 32, 60, (32, 32, 60), 0.02, id="methods differ"),
+        pytest.param((1.0, 1.15, 1.3), AT_ONCE, 100, 32, (100, 32, 100), 0.02, id="a network that stops at once"),
+        pytest.param(
+            (1.0, 1.5, 2.0),
+            AT_CLIFF,
+            100,
+            100,
+            (32, 32, 60),
+            0.5,
+            id="dear decisions, which a fixed depth does not pay",
+        ),
     ],
 )
-def test_nodes_follow_the_costs(rounds, tmp_path, monkeypatch, verify, bound, threshold, radar, fixed):
+def test_nodes_follow_the_costs(rounds, tmp_path, monkeypatch, verify, bound, threshold, radar, fixed, decision):
     monkeypatch.setattr(policies, "_train", lambda _, out, *__: network(out, bound if out.name == RADAR else AT_ONCE))
     costs = CostTable(
         draft_call_seconds=(CALL,) * CALLS, nodes=NODES, contexts=(0,), verify_seconds=tuple((one,) for one in verify),
-        decision_seconds=DECISION, rest_seconds=REST, device="any", pair="any",
+        decision_seconds=decision, rest_seconds=REST, device="any", pair="any",
     )  # fmt: skip
     choice = choose_policies(rounds, costs, tmp_path, temperature=1.0, epochs=1)
     assert choice.nodes == {THRESHOLD: threshold, RADAR: radar}
     assert tuple(choice.fixed[task][1] for task in ("mt_bench", "gsm8k", "mbpp")) == fixed
-    assert (choice.fixed, (choice.threshold, threshold), radar) == by_hand(verify, bound)
+    assert (choice.fixed, (choice.threshold, threshold), radar) == by_hand(verify, bound, decision)

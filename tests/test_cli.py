@@ -129,6 +129,13 @@ def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
     assert {"calls_change", "acceptance_change", "stop_histogram"} <= result.keys()
     code, _, _ = run(capsys, "generate", "def add(a, b):", "--policy", policy, "--max-new-tokens", 8, *CPU)
     assert code == 0
+    every = tmp_path / "every.jsonl"
+    code, out, _ = run(capsys, *record[:4], every, *record[5:], "--every-token", "--limit", 2)
+    assert code == 0
+    assert 2 * 20 <= json.loads(out.splitlines()[-1])["new_rounds"] <= 2 * 39
+    code, out, err = run(capsys, "evaluate", "--rounds", every, "--tune-on", rounds, "--policy", f"mine={policy}")
+    assert code == 0, err
+    assert "mine" in out
 
 
 def test_train_a_draft_head_and_use_it(capsys, tmp_path):

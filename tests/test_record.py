@@ -177,6 +177,7 @@ def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, poli
     data = read_rounds(file)
     assert data.header.every_token
     assert len(data) > 3 * 40
+    assert set(data.signals.last_accept_length.tolist()) == {-1}
     stops = stops_of(policy, data)
     made = followed(stops, data)
     found = []
