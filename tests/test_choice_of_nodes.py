@@ -101,7 +101,7 @@ def by_hand(verify, bound, decision):
             100,
             (32, 32, 60),
             0.5,
-            id="dear decisions, which a fixed depth does not pay",
+            id="dear decisions",
         ),
     ],
 )
