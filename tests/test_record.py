@@ -14,7 +14,7 @@ from radar.policy.baselines_history import GammaTune
 from radar.train.acceptance import acceptance_distribution
 from radar.train.costs import CostTable
 from radar.train.dataset import read_rounds
-from radar.train.full_round import FullRounds
+from radar.train.drafted import FullRounds
 from radar.train.record import accept_lengths, record
 from radar.train.replay import followed, replay, stops_of
 from radar.tree import DraftTree

@@ -23,7 +23,7 @@ from bench.lab.pairs import load_pair
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
-from radar.train.full_round import FullRounds
+from radar.train.drafted import FullRounds
 from radar.train.record import record
 from radar.train.rounds import concatenate
 

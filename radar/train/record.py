@@ -1,6 +1,6 @@
 """Record rounds at full depth, with what every stop would have had accepted, to train and replay policies on.
 
-A text is decoded to its end with every round drafted to `max_calls` (`radar.train.full_round`), and each round's
+A text is decoded to its end with every round drafted to `max_calls` (`radar.train.drafted`), and each round's
 candidates are then followed along the text that came. At temperature 0 that decides what any tree would have had
 accepted; above it the exact distribution of the accepted length is kept as well.
 """
@@ -24,7 +24,7 @@ from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
 from radar.train.acceptance import accept_lengths, acceptance_distribution, verified
 from radar.train.dataset import RecordedSignals, RoundsHeader, RoundWriter, shard_path
-from radar.train.full_round import Drafted, FullRounds
+from radar.train.drafted import Drafted, FullRounds
 from radar.tree import DraftTree
 
 __all__ = ["accept_lengths", "level_scores", "record"]

@@ -1,0 +1,113 @@
+"""Texts decoded in full rounds: the candidates of every round, and what the target makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from radar.decoder import RadarDecoder
+from radar.draft.drafter import Drafter
+from radar.engine.capture import capture, on_stream
+from radar.engine.prefill import Prefill
+from radar.sampling import SamplingParams
+from radar.target import TargetModel
+from radar.train.full_round import FullRound
+from radar.tree import DraftTree
+
+__all__ = ["Drafted", "FullRounds"]
+
+
+class Drafted(NamedTuple):
+    """One round.
+
+    Attributes:
+        tokens: certain after it.
+        tree: its candidates; None for the prompt's pass.
+        entropy: nats, of the target's distribution (at temperature 1) behind the last of the tokens.
+        probabilities: [C] float32, the target's probability of every candidate after its parent's path, at the
+            temperature of the sampling; None at temperature 0.
+    """
+
+    tokens: list[int]
+    tree: DraftTree | None
+    entropy: float
+    probabilities: Tensor | None = None
+
+
+class FullRounds:
+    """Full rounds of texts, with caches of their own; on a GPU a round is one CUDA graph.
+
+    Args:
+        decoder: whose model, head and tree it is.
+        temperature: of the sampling; 0 is greedy.
+        every_token: let a round begin at every token of the text, not where the round before ended.
+    """
+
+    def __init__(self, decoder: RadarDecoder, temperature: float, *, every_token: bool = False) -> None:
+        source, tree = decoder.engine, decoder.tree
+        self.decoder, self.temperature, self.every_token = decoder, temperature, every_token
+        prompt_rows = source.target.max_rows
+        self.target = TargetModel(
+            decoder.model,
+            max_length=decoder.max_length,
+            max_rows=max(FullRound.num_rows(tree), prompt_rows),
+            tap_layers=source.target.tap_layers,
+        )
+        self.drafter = Drafter(
+            source.drafter.draft,
+            source.drafter.embed_tokens,
+            tree,
+            max_length=decoder.max_length,
+            max_rows=prompt_rows,
+        )
+        self._prefill = Prefill(self.target, self.drafter)
+        with torch.inference_mode():
+            self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)
+            self._run: Callable[[], object] = self._work
+            if self.target.device.type == "cuda":
+                stream = torch.cuda.Stream(self.target.device)
+                on_stream(stream, self._work)
+                self._run = capture(self._work, stream).replay
+
+    def _work(self) -> None:
+        self._result = self.round.run()
+
+    def of(self, prompt: Sequence[int], limit: int | None, *, seed: int) -> Iterator[Drafted]:
+        """The rounds of one text, until an end token or `limit` tokens; the text is what decoding with `seed` gives.
+
+        Raises ValueError for a prompt that does not fit.
+        """
+        decoder, steps, tree = self.decoder, self.round, self.decoder.tree
+        ids = decoder.encode(prompt)
+        if len(ids) >= decoder.max_length:
+            raise ValueError(f"the prompt has {len(ids)} tokens and the cache holds max_length={decoder.max_length}")
+        left, length = decoder.max_length - len(ids) if limit is None else limit, len(ids)
+        with torch.inference_mode():
+            input_ids = torch.tensor([ids], device=self.target.device)
+            steps.sampler.set(SamplingParams(temperature=self.temperature, seed=seed))
+            steps.sampler.start(input_ids)
+            self._prefill.run(input_ids)
+            steps.load(self._prefill.logits, self._prefill.taps)
+            log_probs = self._prefill.logits.float().log_softmax(-1)
+            root = int(steps.root)
+            yield Drafted([root], None, float(-(log_probs.exp() * log_probs).sum()))
+            left -= 1
+            while left > 0 and root not in decoder.eos_token_ids:
+                self.target.cache.set_window(length + FullRound.num_rows(tree))
+                self.drafter.cache.set_window(length + tree.max_accepted + tree.num_draft_columns)
+                self._run()
+                _, accepted, *tokens = self._result[0].tolist()
+                length += accepted + 1
+                tokens = _cut(tokens[: accepted + 1], left, decoder.eos_token_ids)
+                left, root = left - len(tokens), tokens[-1]
+                probabilities = steps.probabilities[0].cpu() if self.temperature > 0 else None
+                yield Drafted(tokens, self.drafter.tree.snapshot(), max(0.0, float(steps.entropies)), probabilities)
+
+
+def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> list[int]:
+    kept = tokens[:limit]
+    first = next((i for i, token in enumerate(kept) if token in ends), len(kept))
+    return kept[: first + 1]
