@@ -30,7 +30,7 @@ class FullRound(RoundSteps):
 
     Attributes:
         entropies: [B] of the distribution that the root was taken from.
-        probabilities: [B, C] the target's probability of every candidate after its parent's path; not there at temperature 0.
+        probabilities: [B, C] the target's probability of every candidate after its parent's path, above temperature 0.
     """
 
     def __init__(
