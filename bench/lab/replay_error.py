@@ -2,8 +2,8 @@
 
 `python -m bench.lab.replay_error --pair .lab/pairs/llama --work .lab/end_to_end/llama --prompts DIR --out FILE` after
 the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit` or a lower one.
-Decodes in float32: of rounds that were recorded in float32 both see the same text, and replay is
-decoding, but for a draft that goes beyond an end token. Rounds recorded on a GPU are of a 16-bit text, which may part.
+Decodes in float32: of rounds that were recorded in float32 both see the same text, and replay is decoding, but for a
+draft that goes beyond an end token. Rounds recorded on a GPU are of a 16-bit text, which may part.
 """
 
 from __future__ import annotations

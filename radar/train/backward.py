@@ -42,8 +42,9 @@ def level_features(dataset: RoundDataset) -> Tensor:
         growth = torch.diff(expected, dim=1, prepend=torch.zeros_like(expected[:, :1]))
         parts += [expected[..., None], growth[..., None]]
         last = signals.last_accept_length.double()
-        flat += [last if not dataset.header.every_token else torch.full_like(last, torch.nan)]  # the policy's own
-        flat += [signals.target_entropy.double()]
+        if dataset.header.every_token:  # it depends on the policy: unknown
+            last = torch.full_like(last, torch.nan)
+        flat += [last, signals.target_entropy.double()]
     parts += [one[:, None, None].expand(-1, scores.shape[1], 1) for one in flat]
     return torch.cat(parts, -1)
 

@@ -14,7 +14,7 @@ from radar.engine.capture import capture, on_stream
 from radar.engine.prefill import Prefill
 from radar.sampling import SamplingParams
 from radar.target import TargetModel
-from radar.train.full_round import FullRound
+from radar.train.full_round import FullRound, entropy
 from radar.tree import DraftTree
 
 __all__ = ["Drafted", "FullRounds"]
@@ -91,9 +91,8 @@ class FullRounds:
             steps.sampler.start(input_ids)
             self._prefill.run(input_ids)
             steps.load(self._prefill.logits, self._prefill.taps)
-            log_probs = self._prefill.logits.float().log_softmax(-1)
             root = int(steps.root)
-            yield Drafted([root], None, float(-(log_probs.exp() * log_probs).sum()))
+            yield Drafted([root], None, float(entropy(self._prefill.logits)))
             left -= 1
             while left > 0 and root not in decoder.eos_token_ids:
                 self.target.cache.set_window(length + FullRound.num_rows(tree))
@@ -104,7 +103,7 @@ class FullRounds:
                 tokens = _cut(tokens[: accepted + 1], left, decoder.eos_token_ids)
                 left, root = left - len(tokens), tokens[-1]
                 probabilities = steps.probabilities[0].cpu() if self.temperature > 0 else None
-                yield Drafted(tokens, self.drafter.tree.snapshot(), max(0.0, float(steps.entropies)), probabilities)
+                yield Drafted(tokens, self.drafter.tree.snapshot(), float(steps.entropies), probabilities)
 
 
 def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> list[int]:

@@ -13,7 +13,13 @@ from radar.target import TargetModel
 from radar.tree import VerifyTree
 from radar.verify import Acceptance
 
-__all__ = ["FullRound"]
+__all__ = ["FullRound", "entropy"]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Nats [...] of the distributions of logits [..., V]; rounding never makes one negative."""
+    log_probs = logits.float().log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).clamp(max=0.0)
 
 
 class FullRound(RoundSteps):
@@ -92,8 +98,7 @@ class FullRound(RoundSteps):
         """The target's token after each node [B, N]; keeps what it makes of the candidates."""
         nodes, tree = self.nodes, self.drafter.tree
         logits = self.score()
-        log_probs = logits.float().log_softmax(-1)
-        self._entropies = -(log_probs.exp() * log_probs).sum(-1)
+        self._entropies = entropy(logits)
         if self.temperature > 0:
             log_probs = (logits.float() / self.temperature).log_softmax(-1)
             rows = self._row_of.gather(1, tree.parents + 1)
