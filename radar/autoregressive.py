@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.choose import choose_engine
 from radar.engine.held import HeldText
-from radar.engine.prefill import Prefill, prefill_rows
+from radar.engine.prefill import Prefill, chunk_sizes
 from radar.engine.processing import HostProcessing
 from radar.generation import Decoder, end_token_ids
 from radar.generation_request import Request
@@ -46,7 +46,7 @@ class AutoregressiveDecoder(Decoder):
         self.target = TargetModel(
             model,
             max_length=max_length,
-            max_rows=prefill_rows(model.device),
+            max_rows=chunk_sizes(model.device)[-1],
             tap_layers=(),
             compile=graphs and compile,
         )
@@ -57,7 +57,8 @@ class AutoregressiveDecoder(Decoder):
         self._held = HeldText()
         self._processing: HostProcessing | None = None
         self._launched = False
-        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+        self._step_graph: torch.cuda.CUDAGraph | None = None
+        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
         if graphs:
             with torch.inference_mode():
                 self._capture()
@@ -71,9 +72,9 @@ class AutoregressiveDecoder(Decoder):
 
     def _capture(self) -> None:
         stream = torch.cuda.Stream(self.target.device)
-        on_stream(stream, self._prefill.chunk)
+        self._prefill_graphs = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
         on_stream(stream, self._step)
-        self._graphs = capture(self._prefill.chunk, stream), capture(self._step, stream)
+        self._step_graph = capture(self._step, stream)
         self._mailbox = Mailbox(self._token)
 
     def _step(self) -> None:
@@ -94,7 +95,8 @@ class AutoregressiveDecoder(Decoder):
         ids = torch.tensor([prompt], device=self.target.device)
         self._sampler.set(request.sampling)
         self._sampler.start(ids)
-        self._prefill.run(ids, self._graphs[0].replay if self._graphs else None, start=reused)
+        replays = {rows: graph.replay for rows, graph in self._prefill_graphs.items()}
+        self._prefill.run(ids, replays or None, start=reused)
         result = Round([], is_prefill=True, num_prompt_tokens=len(prompt), num_reused_tokens=reused)
         if self._processing is None:
             self._choose(self._prefill.logits[:, None])
@@ -114,9 +116,9 @@ class AutoregressiveDecoder(Decoder):
         result.logits, result.scores = logits.float(), scores[None]
 
     def _ahead(self) -> None:
-        if self._graphs and not self._launched and self._processing is None:
+        if self._step_graph is not None and not self._launched and self._processing is None:
             self._launched = True
-            self._graphs[1].replay()
+            self._step_graph.replay()
             self._mailbox.send()
 
     def _round(self) -> Round:
@@ -127,7 +129,7 @@ class AutoregressiveDecoder(Decoder):
             self.target.advance(1)
             self._choose_on_host(self._processing, logits[:, 0], self._held.ids, result)
             result.tokens = self._token[0].tolist()
-        elif self._graphs:
+        elif self._step_graph is not None:
             self._ahead()
             result.tokens = self._mailbox.read()[0]
             self._launched = False

@@ -18,7 +18,7 @@ from radar.engine.choose import choose_engine
 from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
 from radar.engine.graph import GraphEngine
-from radar.engine.prefill import prefill_rows
+from radar.engine.prefill import chunk_sizes
 from radar.generation import Decoder, end_token_ids
 from radar.generation_request import Request
 from radar.metrics import Round
@@ -92,7 +92,7 @@ class RadarDecoder(Decoder):
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
         if tap_layers is None:
             tap_layers = draft.config.eagle_aux_hidden_state_layer_ids
-        rows = prefill_rows(model.device)
+        rows = chunk_sizes(model.device)[-1]
         target = TargetModel(
             model,
             max_length=max_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,9 @@ def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fal
     monkeypatch.setattr(graph, "Mailbox", Mailbox)
     monkeypatch.setattr(graph, "capture", capture)
     monkeypatch.setattr(graph, "on_stream", lambda stream, work: work())
+    monkeypatch.setattr(
+        graph, "capture_each", lambda work, values, stream: {n: capture(partial(work, n), stream) for n in values}
+    )
     old = decoder.engine
     with torch.inference_mode():
         engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)

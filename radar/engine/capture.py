@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mailbox", "capture", "on_stream"]
+__all__ = ["Mailbox", "capture", "capture_each", "on_stream"]
 
 _T = TypeVar("_T")
 _capturing = threading.Lock()
@@ -46,6 +47,17 @@ def capture(
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
             work()
     return graph
+
+
+def capture_each(
+    work: Callable[[int], object], values: Iterable[int], stream: torch.cuda.Stream
+) -> dict[int, torch.cuda.CUDAGraph]:
+    """Run `work` on the stream for each of the values, and capture it."""
+    graphs = {}
+    for value in values:
+        on_stream(stream, partial(work, value))
+        graphs[value] = capture(partial(work, value), stream)
+    return graphs
 
 
 class Mailbox:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
-from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.conditional import WhileLoop, why_no_while_nodes
 from radar.engine.fallback import Fallback
 from radar.engine.held import HeldText
@@ -86,7 +86,7 @@ class GraphEngine:
         self.stream = torch.cuda.Stream(target.device)
         self._body_stream = torch.cuda.Stream(target.device)
         self._prefill = Prefill(target, drafter)
-        self._prefill_graph: torch.cuda.CUDAGraph | None = None
+        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
         self._captured: dict[int, _Captured] = {}
         self._plain: _Plain | None = None
         self._launched = False
@@ -108,10 +108,9 @@ class GraphEngine:
 
     def prepare(self) -> None:
         """Capture what the next generation needs. Resets the caches: for the time between two generations."""
-        if self._prefill_graph is None:
+        if not self._prefill_graphs:
             self._forget()
-            on_stream(self.stream, self._prefill.chunk)
-            self._prefill_graph = capture(self._prefill.chunk, self.stream)
+            self._prefill_graphs = capture_each(self._prefill.chunk, self._prefill.sizes, self.stream)
         known = self._captured.get(id(self.policy))
         if known is None:
             while len(self._captured) >= _KEPT:
@@ -137,8 +136,7 @@ class GraphEngine:
         reused = self.held.begin(prompt, self.target.cache, reuse=reuse_prefix)
         self.steps.sampler.set(sampling)
         self.steps.sampler.start(input_ids)
-        assert self._prefill_graph is not None
-        self._prefill.run(input_ids, self._prefill_graph.replay, start=reused)
+        self._prefill.run(input_ids, {rows: graph.replay for rows, graph in self._prefill_graphs.items()}, start=reused)
         self.steps.load(self._prefill.logits, self._prefill.taps)
         if self.fallback is not None:
             self.fallback.begin_text()
