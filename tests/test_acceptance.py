@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from radar import TreeConfig
-from radar.train.acceptance import acceptance_distribution
+from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
 from radar.tree import DraftTree
 from radar.verify import accept
 
@@ -42,6 +42,12 @@ def random_tree(seed, total_tokens=9, k=2, calls=4):
     return tree, probabilities
 
 
+def distribution_of(tree, probabilities):
+    """Of the only round, [calls, calls + 1]."""
+    candidates = Candidates.of(tree)
+    return acceptance_distribution(candidates, verified(candidates), probabilities[None])[0]
+
+
 def walk_all(tree, probabilities, calls):
     """P(accepted length) by walking every branch of the nodes that `select` gives after `calls` calls."""
     early = truncated(tree, calls)
@@ -63,7 +69,7 @@ def walk_all(tree, probabilities, calls):
 @pytest.mark.parametrize(("seed", "total_tokens"), [*itertools.product(range(4), (2, 5, 9, 40))])
 def test_distribution_equals_enumeration(seed, total_tokens):
     tree, probabilities = random_tree(seed, total_tokens)
-    found = acceptance_distribution(tree, probabilities)
+    found = distribution_of(tree, probabilities)
     torch.testing.assert_close(found.sum(1), torch.ones(4, dtype=torch.float64))
     for calls in range(1, 5):
         torch.testing.assert_close(found[calls - 1], walk_all(tree, probabilities, calls))
@@ -91,6 +97,33 @@ def test_distribution_equals_monte_carlo():
         many = type(nodes)(*(part.expand(draws, *part.shape[1:]) for part in nodes))
         lengths = accept(many, tokens, tree.config.max_accepted).accept_length
         seen = torch.bincount(lengths, minlength=5).double() / draws
-        expected = acceptance_distribution(tree, probabilities)[calls - 1]
+        expected = distribution_of(tree, probabilities)[calls - 1]
         error = (expected * (1 - expected) / draws).sqrt().clamp(min=1e-9)
         assert ((seen - expected).abs() / error).max() < 5  # 10 comparisons: 6e-6 by chance
+
+
+def test_rounds_side_by_side_are_rounds_alone():
+    """Distribution, lengths and expected lengths of a stack, for two sizes of tree."""
+    trees, shares = zip(*(random_tree(seed) for seed in range(6)), strict=True)
+    rounds = [Candidates.of(tree) for tree in trees]
+    generator = torch.Generator().manual_seed(3)
+    texts = torch.randint(-1, 2, (6, 4), generator=generator)
+    for nodes in (4, 9):
+        config = TreeConfig(total_tokens=nodes, tree_top_k=2, max_calls=4)
+        stack = Candidates.stack(rounds, config)
+        chosen, mass = verified(stack), expected_lengths(stack, verified(stack))
+        spread = acceptance_distribution(stack, chosen, torch.stack(shares))
+        lengths = accept_lengths(stack, chosen, texts)
+        for row, one in enumerate(rounds):
+            alone = Candidates.stack([one], config)
+            torch.testing.assert_close(
+                spread[row], acceptance_distribution(alone, chosen[row, None], shares[row][None])[0]
+            )
+            assert torch.equal(lengths[row], accept_lengths(alone, verified(alone), texts[row, None])[0])
+            torch.testing.assert_close(mass[row], expected_lengths(alone, verified(alone))[0])
+            for calls in range(1, 5):
+                early = truncated(trees[row], calls)
+                early.config = config
+                nodes_of = early.select(torch.tensor([0]))
+                assert int(chosen[row, calls - 1].sum()) == int(nodes_of.valid.sum()) - 1
+        assert len(set(lengths.flatten().tolist())) > 2

@@ -12,10 +12,11 @@ from test_fallback import Script
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.policy.baselines_history import GammaTune
+from radar.train.acceptance import Candidates, accept_lengths, verified
 from radar.train.costs import CostTable
 from radar.train.dataset import read_rounds
 from radar.train.drafted import FullRounds
-from radar.train.record import accept_lengths, record
+from radar.train.record import record
 from radar.train.replay import followed, replay, stops_of
 
 PROMPTS = [[5, 3, 2, 1], [1, 2, 3], [4] * 9]
@@ -200,14 +201,37 @@ def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, poli
 
 def test_a_source_serves_many_calls(tmp_path):
     decoder = make()
-    source, whole, parts = FullRounds(decoder, 0.8), tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    sources, whole, parts = [FullRounds(decoder, 0.8)], tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     record(decoder, PROMPTS, whole, max_new_tokens=30, temperature=0.8, progress=False)
     for count in range(1, len(PROMPTS) + 1):
-        record(decoder, PROMPTS[:count], parts, max_new_tokens=30, temperature=0.8, progress=False, source=source)
+        record(decoder, PROMPTS[:count], parts, max_new_tokens=30, temperature=0.8, progress=False, sources=sources)
     assert parts.read_bytes() == whole.read_bytes()
     for other, options in ((make(), {}), (decoder, {"temperature": 0.0}), (decoder, {"every_token": True})):
         with pytest.raises(ValueError, match="of another decoder, temperature or every_token"):
-            record(other, PROMPTS, tmp_path / "no.jsonl", **{"temperature": 0.8, **options}, source=source)
+            record(other, PROMPTS, tmp_path / "no.jsonl", **{"temperature": 0.8, **options}, sources=sources)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_texts_decoded_at_once_are_recorded_in_order(tmp_path, every_token):
+    """Three threads, seven texts of unlike lengths; and what was begun alone goes on together."""
+    prompts = [[*PROMPTS[i % 3], i % 5, i % 3] for i in range(7)]
+    decoder, options = make(), {"max_new_tokens": 20, "temperature": 0.8, "every_token": every_token, "progress": False}
+    record(decoder, prompts, tmp_path / "one.jsonl", **options)
+    sources = [FullRounds(decoder, 0.8, every_token=every_token) for _ in range(3)]
+    record(decoder, prompts, tmp_path / "three.jsonl", **options, sources=sources)
+    assert (tmp_path / "three.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    record(decoder, prompts[:2], tmp_path / "grown.jsonl", **options)
+    record(decoder, prompts, tmp_path / "grown.jsonl", **options, sources=sources)
+    assert (tmp_path / "grown.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_an_error_in_one_of_several_texts_comes_through(tmp_path):
+    decoder = make()
+    sources = [FullRounds(decoder, 0.0) for _ in range(2)]
+    with pytest.raises(ValueError, match="the prompt has 200 tokens"):
+        record(decoder, [PROMPTS[0], [1] * 200, *PROMPTS * 3], tmp_path / "r.jsonl", max_new_tokens=20, progress=False,
+               sources=sources)  # fmt: skip
+    assert read_rounds(tmp_path / "r.jsonl").prompt.unique().tolist() == [0]
 
 
 def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):
@@ -224,12 +248,16 @@ def test_a_wrong_continuation_changes_the_lengths():
         decoder.policy = FixedDepth(6)
         rounds = decoder.rounds(PROMPTS[0], max_new_tokens=40)
         next(rounds), next(rounds)
-        tree = decoder.engine.drafter.tree.snapshot()
+        tree = Candidates.of(decoder.engine.drafter.tree)
+
+    def lengths(*text):
+        return accept_lengths(tree, verified(tree), torch.tensor([[*text, *[-1] * (6 - len(text))]])).tolist()[0]
+
     best = int(tree.tokens[0, 0])  # under any budget it is verified
-    assert accept_lengths(tree, [best]).tolist() == [1] * 6
+    assert lengths(best) == [1] * 6
     absent = next(token for token in range(6) if token not in tree.tokens[0, :3].tolist())
-    assert accept_lengths(tree, [absent, best]).tolist() == [0] * 6
-    assert accept_lengths(tree, []).tolist() == [0] * 6
+    assert lengths(absent, best) == [0] * 6
+    assert lengths() == [0] * 6
 
 
 def test_signals_are_the_rounds_own(tmp_path):
@@ -262,7 +290,7 @@ def test_every_candidate_has_the_targets_probability(tree):
     for item in itertools.islice(FullRounds(decoder, 0.8).of(PROMPTS[0], 30, seed=3), 4):
         if item.tree is not None:
             tokens, parents = item.tree.tokens[0].tolist(), item.tree.parents[0].tolist()
-            expected = torch.zeros_like(item.probabilities)
+            expected = torch.zeros_like(item.probabilities[0])
             for beam in set(parents):
                 path, up = [], beam
                 while up >= 0:
@@ -274,7 +302,7 @@ def test_every_candidate_has_the_targets_probability(tree):
                 for slot, parent in enumerate(parents):
                     if parent == beam:
                         expected[slot] = share[tokens[slot]]
-            torch.testing.assert_close(item.probabilities, expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(item.probabilities[0], expected, atol=1e-4, rtol=1e-3)
         text += item.tokens
 
 

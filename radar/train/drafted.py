@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from radar.decoder import RadarDecoder
 from radar.draft.drafter import Drafter
-from radar.engine.capture import capture, on_stream
+from radar.engine.capture import capture, capture_each, on_stream
 from radar.engine.prefill import Prefill
 from radar.sampling import SamplingParams
 from radar.target import TargetModel
+from radar.train.acceptance import Candidates
 from radar.train.full_round import FullRound, entropy
-from radar.tree import DraftTree
 
 __all__ = ["Drafted", "FullRounds"]
 
@@ -25,20 +26,22 @@ class Drafted(NamedTuple):
 
     Attributes:
         tokens: certain after it.
-        tree: its candidates; None for the prompt's pass.
+        tree: its candidates, of one row; None for the prompt's pass.
         entropy: nats, of the target's distribution (at temperature 1) behind the last of the tokens.
-        probabilities: [C] float32, the target's probability of every candidate after its parent's path, at the
+        probabilities: [1, C] float32, the target's probability of every candidate after its parent's path, at the
             temperature of the sampling; None at temperature 0.
     """
 
     tokens: list[int]
-    tree: DraftTree | None
+    tree: Candidates | None
     entropy: float
     probabilities: Tensor | None = None
 
 
 class FullRounds:
-    """Full rounds of texts, with caches of their own; on a GPU a round is one CUDA graph.
+    """Full rounds of texts, with caches of their own; on a GPU a round is one CUDA graph, on a stream of their own.
+
+    Threads may run several of them side by side, one text each.
 
     Args:
         decoder: whose model, head and tree it is.
@@ -64,46 +67,68 @@ class FullRounds:
             max_rows=prompt_rows,
         )
         self._prefill = Prefill(self.target, self.drafter)
+        self._chunks: dict[int, Callable[[], object]] | None = None
+        self._stream: torch.cuda.Stream | None = None
         with torch.inference_mode():
             self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)
             self._run: Callable[[], object] = self._work
             if self.target.device.type == "cuda":
-                stream = torch.cuda.Stream(self.target.device)
+                self._stream = stream = torch.cuda.Stream(self.target.device)
+                chunks = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
+                self._chunks = {rows: graph.replay for rows, graph in chunks.items()}
                 on_stream(stream, self._work)
                 self._run = capture(self._work, stream).replay
 
     def _work(self) -> None:
         self._result = self.round.run()
 
+    def _here(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
+
     def of(self, prompt: Sequence[int], limit: int | None, *, seed: int) -> Iterator[Drafted]:
         """The rounds of one text, until an end token or `limit` tokens; the text is what decoding with `seed` gives.
 
         Raises ValueError for a prompt that does not fit.
         """
-        decoder, steps, tree = self.decoder, self.round, self.decoder.tree
+        decoder = self.decoder
         ids = decoder.encode(prompt)
         if len(ids) >= decoder.max_length:
             raise ValueError(f"the prompt has {len(ids)} tokens and the cache holds max_length={decoder.max_length}")
-        left, length = decoder.max_length - len(ids) if limit is None else limit, len(ids)
-        with torch.inference_mode():
+        left = decoder.max_length - len(ids) if limit is None else limit
+        first = self._begin(ids, seed)
+        yield first
+        left, root, length = left - 1, first.tokens[0], len(ids)
+        while left > 0 and root not in decoder.eos_token_ids:
+            made = self._next(length)
+            length += len(made.tokens)
+            tokens = _cut(made.tokens, left, decoder.eos_token_ids)
+            left, root = left - len(tokens), tokens[-1]
+            yield made._replace(tokens=tokens)
+
+    @torch.inference_mode()
+    def _begin(self, ids: list[int], seed: int) -> Drafted:
+        """The prompt's pass."""
+        steps = self.round
+        with self._here():
             input_ids = torch.tensor([ids], device=self.target.device)
             steps.sampler.set(SamplingParams(temperature=self.temperature, seed=seed))
             steps.sampler.start(input_ids)
-            self._prefill.run(input_ids)
+            self._prefill.run(input_ids, self._chunks)
             steps.load(self._prefill.logits, self._prefill.taps)
-            root = int(steps.root)
-            yield Drafted([root], None, float(entropy(self._prefill.logits)))
-            left -= 1
-            while left > 0 and root not in decoder.eos_token_ids:
-                self.target.cache.set_window(length + FullRound.num_rows(tree))
-                self.drafter.cache.set_window(length + tree.max_accepted + tree.num_draft_columns)
-                self._run()
-                _, accepted, *tokens = self._result[0].tolist()
-                length += accepted + 1
-                tokens = _cut(tokens[: accepted + 1], left, decoder.eos_token_ids)
-                left, root = left - len(tokens), tokens[-1]
-                probabilities = steps.probabilities[0].cpu() if self.temperature > 0 else None
-                yield Drafted(tokens, self.drafter.tree.snapshot(), float(steps.entropies), probabilities)
+            return Drafted([int(steps.root)], None, float(entropy(self._prefill.logits)))
+
+    @torch.inference_mode()
+    def _next(self, length: int) -> Drafted:
+        """The round behind `length` committed tokens."""
+        steps, tree = self.round, self.decoder.tree
+        with self._here():
+            self.target.cache.set_window(length + FullRound.num_rows(tree))
+            self.drafter.cache.set_window(length + tree.max_accepted + tree.num_draft_columns)
+            self._run()
+            _, accepted, *tokens = self._result[0].tolist()
+            probabilities = steps.probabilities.cpu() if self.temperature > 0 else None
+            candidates = Candidates.of(self.drafter.tree)
+            return Drafted(tokens[: accepted + 1], candidates, float(steps.entropies), probabilities)
 
 
 def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> list[int]:

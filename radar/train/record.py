@@ -7,36 +7,27 @@ accepted; above it the exact distribution of the accepted length is kept as well
 
 from __future__ import annotations
 
-import copy
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
-from radar.train.acceptance import accept_lengths, acceptance_distribution, verified
-from radar.train.dataset import RecordedSignals, RoundsHeader, RoundWriter, shard_path
-from radar.train.drafted import Drafted, FullRounds
-from radar.tree import DraftTree
+from radar.train.dataset import RoundsHeader, RoundWriter, shard_path
+from radar.train.drafted import FullRounds
+from radar.train.lanes import Job, in_order
+from radar.train.text_rounds import TextRounds
 
-__all__ = ["accept_lengths", "level_scores", "record"]
+__all__ = ["record"]
 
+LANES = 4  # texts at once on a GPU
 StrPath = str | os.PathLike[str]
-
-
-def level_scores(scores: Tensor, config: TreeConfig) -> Tensor:
-    """Candidates' scores [C] -> the beams' [max_calls, k]: what a policy reads after each call."""
-    k = config.tree_top_k
-    first, rest = scores[:k], scores[k:].view(config.max_calls - 1, k * k)
-    return torch.cat((first.sort(descending=True).values[None], rest.topk(k, dim=1).values))
 
 
 def record(
@@ -50,7 +41,7 @@ def record(
     metadata: dict[str, Any] | None = None,
     every_token: bool = False,
     progress: bool = True,
-    source: FullRounds | None = None,
+    sources: Sequence[FullRounds] | None = None,
 ) -> dict[str, Any]:
     """Decode the prompts and append their rounds to `out`; prompts that it holds already are skipped.
 
@@ -71,13 +62,14 @@ def record(
         every_token: record a round at every token of the text, several times as many. Replay then goes from round to
             round as decoding does, where otherwise each recorded round counts once for every policy.
         progress: show a bar on stderr.
-        source: `FullRounds` of these arguments, for many short calls: making it captures a graph on a GPU.
+        sources: `FullRounds` of these arguments, for many short calls: making one captures graphs on a GPU. As many
+            texts are decoded at once. None: four on a GPU, whose rounds overlap, one on a CPU.
 
     Returns:
         What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
 
     Raises:
-        ValueError: a prompt that does not fit, `source` of other arguments, or a data set that was begun
+        ValueError: a prompt that does not fit, `sources` of other arguments, or a data set that was begun
             with other settings. What was recorded before stays.
     """
     given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
@@ -89,34 +81,44 @@ def record(
     paths = [Path(path) if count == 1 else shard_path(path, index, count) for path in given.values()]
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
-    source = source or FullRounds(decoder, temperature, every_token=every_token)
-    if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
-        raise ValueError("record: source is of another decoder, temperature or every_token")
+    if sources is None:
+        lanes = LANES if decoder.engine.target.device.type == "cuda" else 1
+        sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes)]
+    for source in sources:
+        if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
+            raise ValueError("record: sources are of another decoder, temperature or every_token")
+
+    def fits(prompt: Sequence[int]) -> bool:
+        return len(prompt) + max_new_tokens <= decoder.max_length
+
     with ExitStack() as stack:
         writers = [
             stack.enter_context(RoundWriter(path, RoundsHeader(tree, temperature, metadata or {}, fields, every_token)))
             for path, tree in zip(paths, trees, strict=True)
         ]
         mine = range(index, len(prompts), count)
-        bar = stack.enter_context(tqdm(mine, desc="prompts", disable=not progress or index > 0))
-        for number in bar:
-            if all(number in writer.done for writer in writers):
-                continue
-            prompt, seed_of = prompts[number], seed * 1_000_003 + number
-            fits = len(prompt) + max_new_tokens <= decoder.max_length
-            drafted = list(source.of(prompt, max_new_tokens if fits else None, seed=seed_of))
+        jobs = [
+            Job(number, prompts[number], max_new_tokens if fits(prompts[number]) else None, seed * 1_000_003 + number)
+            for number in mine
+            if any(number not in writer.done for writer in writers)
+        ]
+        bar = stack.enter_context(tqdm(total=len(jobs), desc="prompts", disable=not progress or index > 0))
+        for job, drafted in stack.enter_context(closing(in_order(sources, jobs))):
             ended = drafted[-1].tokens[-1] in decoder.eos_token_ids
+            text = TextRounds(drafted, len(job.prompt), decoder.tree.max_calls, ended=ended, every_token=every_token)
             for writer, tree in zip(writers, trees, strict=True):
-                part = _rounds_of(drafted, tree, len(prompt), ended, every_token)
-                if number not in writer.done:
-                    distribution = part.distribution if temperature > 0 else None
+                if job.number in writer.done and writer is not writers[0]:
+                    continue
+                part = text.rounds(tree)
+                if job.number not in writer.done:
                     writer.write_prompt(
-                        number, part.positions, part.scores, part.lengths, signals=part.signals,
-                        distribution=distribution,
+                        job.number, part.positions, part.scores, part.lengths, signals=part.signals,
+                        distribution=part.distribution if temperature > 0 else None,
                     )  # fmt: skip
                 if writer is writers[0]:
                     rounds += len(part.lengths)
                     total += part.lengths.double().sum(0)
+            bar.update()
             bar.set_postfix(rounds=rounds)
         done = len(writers[0].done)
     mean = (total / max(1, rounds)).tolist()
@@ -126,54 +128,6 @@ def record(
         "new_rounds": rounds,
         "mean_accept_length_by_calls": [round(value, 4) for value in mean],
     }
-
-
-class _Recorded(NamedTuple):
-    """n rounds of one generation; shapes as in `RoundDataset`."""
-
-    positions: Tensor
-    scores: Tensor
-    lengths: Tensor
-    signals: RecordedSignals
-    distribution: Tensor
-
-
-def _rounds_of(
-    drafted: Sequence[Drafted], config: TreeConfig, prompt_length: int, ended: bool, every_token: bool = False
-) -> _Recorded:
-    """The rounds of a text whose continuation is known, for trees of one size. `ended`: by an end token."""
-    text = [token for item in drafted for token in item.tokens]
-    calls, k = config.max_calls, config.tree_top_k
-    known, accepted, uncertainty, rows = 0, -1, 0.0, []
-    for item in drafted:
-        continuation = text[known:]
-        if item.tree is not None and (len(continuation) >= calls or ended):
-            tree = _of_size(item.tree, config)
-            mass = verified(tree).double() @ tree.scores[0].double().exp()
-            spread = torch.zeros(calls, calls + 1)
-            if item.probabilities is not None:
-                spread = acceptance_distribution(tree, item.probabilities).float()
-            facts = torch.tensor([known, accepted])
-            scores, lengths = level_scores(tree.scores[0], config), accept_lengths(tree, continuation)
-            rows.append((facts, scores, lengths, mass.float(), torch.tensor(uncertainty), spread))
-        if item.tree is not None and not every_token:
-            accepted = len(item.tokens) - 1
-        known, uncertainty = known + len(item.tokens), item.entropy
-    if not rows:
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = RecordedSignals(torch.zeros(0, calls), none, torch.zeros(0), none)
-        return _Recorded(
-            none, torch.zeros(0, calls, k), none.view(0, 1).expand(0, calls), empty, torch.zeros(0, calls, calls + 1)
-        )
-    facts, scores, lengths, mass, uncertainties, spread = (torch.stack(column) for column in zip(*rows, strict=True))
-    signals = RecordedSignals(mass, facts[:, 1], uncertainties, facts[:, 0])
-    return _Recorded(prompt_length + facts[:, 0], scores, lengths, signals, spread)
-
-
-def _of_size(tree: DraftTree, config: TreeConfig) -> DraftTree:
-    twin = copy.copy(tree)
-    twin.config = config
-    return twin
 
 
 def _process(device: torch.device) -> tuple[int, int]:
