@@ -9,7 +9,7 @@ record      rounds of the small pair, by several processes (`bench.lab.record_pa
 costs       what a round of the wide pair costs on this device
 policies    train and tune on rounds of prompts that measure nothing, with those costs
 replay      what the methods and the oracle would reach on the tasks' rounds
-measure     every method decodes every prompt in turn
+measure     every method decodes every prompt in turn; plain decoding, whose speed no text changes, once
 generate    transformers' own generate on a few prompts
 summary     bench/results/end_to_end_full.json and the flat end_to_end.json, of all pairs under `--work`
 """
@@ -169,7 +169,7 @@ class Comparison:
                         "pair": self.name, "task": task, "temperature": temperature, "method": method,
                         "prompt": index, "repeat": repeat,
                     }  # fmt: skip
-                    if _key(run) in done:
+                    if _key(run) in done or (method == AUTOREGRESSIVE and repeat > 0):
                         continue
                     self.check_time()
                     if (method, task, temperature) not in warm:  # first calls compile and capture
@@ -179,8 +179,8 @@ class Comparison:
                     sink.flush()
 
     def _turns(self, prompts: dict[str, list[list[int]]]) -> Iterator[tuple[float, int, int, str]]:
-        for temperature in self.args.temperatures:
-            for repeat in range(self.args.repeats):
+        for repeat in range(self.args.repeats):
+            for temperature in self.args.temperatures:
                 for index in range(max(map(len, prompts.values()))):
                     for task in TASKS:
                         if index < len(prompts[task]):

@@ -1,6 +1,7 @@
 """A prompt's pass at the shapes of a large model: seconds and memory by length, beside stock transformers in one pass.
 
-`python -m bench.prefill --out bench/results/prefill_h200.json` on a GPU; random weights.
+`python -m bench.prefill --out bench/results/prefill_h200.json` on a GPU; random weights. `--chunks 256 64,256` compares
+sets of chunk sizes, each prompt through all of them in turn.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY
 from radar import FixedDepth, RadarDecoder
 from radar.compare import describe_machine
+from radar.engine import prefill
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -52,6 +54,8 @@ def main() -> int:
     parser.add_argument("--shapes", choices=sorted(shapes), default="Llama-3.1-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--repeats", type=int, default=3)
+    default = ",".join(map(str, prefill.SIZES["cuda"]))
+    parser.add_argument("--chunks", nargs="+", default=[default], metavar="ROWS,ROWS", help="sizes of the chunks")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -73,14 +77,17 @@ def main() -> int:
         report["lengths"][length] = {"stock_seconds": took, "stock_gib_beyond_weights": round(peak / 2**30, 2)}
     torch.cuda.empty_cache()
     for length, prompt in prompts.items():
-        torch.cuda.reset_peak_memory_stats()
-        decoder = RadarDecoder(model, draft=draft, policy=FixedDepth(8), max_length=length + 256, fallback=False)
-        row = report["lengths"][length]
-        row["seconds"] = seconds(partial(ours, decoder, prompt), args.repeats)
-        row["tokens_per_second"] = length / row["seconds"]
-        row["gib_beyond_weights"] = round((torch.cuda.max_memory_allocated() - weights) / 2**30, 2)
-        print(length, json.dumps(row), flush=True)
-        del decoder
+        report["lengths"][length]["by_chunks"] = {}
+        for chunks in args.chunks:
+            prefill.SIZES["cuda"] = tuple(map(int, chunks.split(",")))
+            torch.cuda.reset_peak_memory_stats()
+            decoder = RadarDecoder(model, draft=draft, policy=FixedDepth(8), max_length=length + 256, fallback=False)
+            took = seconds(partial(ours, decoder, prompt), args.repeats)
+            peak = torch.cuda.max_memory_allocated() - weights
+            row = {"seconds": took, "tokens_per_second": length / took, "gib_beyond_weights": round(peak / 2**30, 2)}
+            print(length, chunks, json.dumps(row), flush=True)
+            report["lengths"][length]["by_chunks"][chunks] = row
+            del decoder
         if args.out:
             args.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0

@@ -13,7 +13,7 @@ def run(method, prompt, tokens, seconds, *, task="gsm8k", repeat=0, temperature=
     return {
         "pair": pair, "task": task, "temperature": temperature, "method": method, "prompt": prompt, "repeat": repeat,
         "tokens": tokens, "seconds": seconds, "rounds": rounds, "calls": calls, "accepted": tokens - rounds,
-        "stops": {"2": rounds}, "text": "same",
+        "stops": {"2": rounds}, "text": "same", "prefill_seconds": 0.5,
     }  # fmt: skip
 
 

@@ -263,6 +263,10 @@ def test_the_whole_pipeline(lab, capfd):
             assert one["error"] == pytest.approx(ratio - 1)
             assert one["decoding"]["mean_acceptance_length"] > 1
     assert 0 < checked["mean_error"] <= checked["largest_error"]
+    words[-1] = str(lab / "wide.json")
+    assert replay_error.main([*words, "--wide", "llama"], SHAPES) == 0
+    checked = json.loads((lab / "wide.json").read_text())
+    assert checked["largest_error"] < 0.02 < checked["largest_error_by_the_clock"]  # the same text; a CPU is no GPU
 
 
 @pytest.mark.parametrize("size", ["lab", "small"])

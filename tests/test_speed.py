@@ -62,6 +62,17 @@ def test_a_prompt_that_was_cut_off_is_left_out():
     assert {(one["method"], one["prompt"]) for one in kept} == {("radar", 0), ("eagle3", 0)}
 
 
+def test_plain_decoding_counts_once():
+    """Measured in the first repeat alone; a repeat without it is whole, a prompt without it is not."""
+    runs = [run(name, p, 10, 2.0, repeat=r) for p in range(2) for r in range(2) for name in ("radar", "eagle3")]
+    plain = [run(AUTOREGRESSIVE, 0, 10, 8.0)]
+    (kept,) = cells_of(runs + plain).values()
+    assert {(one["prompt"], one["repeat"]) for one in kept} == {(0, 0), (0, 1)}
+    assert over([kept], "radar", AUTOREGRESSIVE).value == pytest.approx(4.0)
+    (cell,) = summarise(runs + plain, {}, {})["cells"].values()
+    assert (cell["repeats"], cell["texts"], cell["texts_identical"]) == (2, 2, 2)
+
+
 def test_the_flat_summary_by_hand():
     generated = {"a": {"dynamic": {"tokens_per_second": 2.0}, "static": {"tokens_per_second": 3.0}}}
     summary = summarise(full_runs(), generated, predictions())
@@ -78,7 +89,7 @@ def test_the_flat_summary_by_hand():
     assert short["draft_calls_change"] == pytest.approx(24 / 32 - 1)
     assert short["acceptance_change"] == 0.0
     assert short["oracle_gap_closed"] == pytest.approx((125 / 105 - 1) / (131.25 / 105 - 1))
-    measured = 1.25 / 0.75  # of mbpp, where replay is furthest off
+    measured = (5.0 - 0.5) / (4.0 * 0.75 - 0.5)  # of mbpp, where replay is furthest off; rounds, no prompt's pass
     assert short["replay_error"] == pytest.approx(abs(1.26 / measured - 1))
     assert short["commit"] == "abc"
     cell = summary["cells"]["a gsm8k T=0"]

@@ -24,10 +24,10 @@ from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.prompts import PromptLine, encode_prompt, load_prompts
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.drafted import FullRounds
-from radar.train.record import record
+from radar.train.record import LANES, record
 from radar.train.rounds import concatenate
 
-__all__ = ["NEAREST", "NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of"]
+__all__ = ["NEAREST", "NODES", "SOURCES", "TASKS", "TREE", "develop_set", "fitting", "prompt_sets", "rounds_of", "stem"]
 
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
@@ -35,7 +35,7 @@ SOURCES = {"chat": ("codegen", "roleplay", "toolformer"), "gsm8k": ("gsm8k",), "
 NODES = (32, 60, 100)  # of the grid that the best fixed setting is chosen from
 TRAIN = "train"  # the set that networks learn from
 TREE = TreeConfig()
-STEP = 2  # prompts between two looks at the clock
+STEP = 16  # prompts between two looks at the clock
 
 
 def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: int) -> dict[str, list[PromptLine]]:
@@ -76,10 +76,10 @@ def rounds_of(
     folder: Path, name: str, temperature: float, nodes: int = TREE.total_tokens, *, prompts: int | None = None
 ) -> RoundDataset:
     """What all shares recorded of a set, or of its first `prompts` prompts. FileNotFoundError if there is nothing."""
-    files = sorted(folder.glob(f"{_stem(name, temperature, nodes)}_*.jsonl"))
+    files = sorted(folder.glob(f"{stem(name, temperature, nodes)}_*.jsonl"))
     files = [file for file in files if b'"scores"' in file.read_bytes()]  # few short texts can leave a share no round
     if not files:
-        raise FileNotFoundError(f"no rounds of {_stem(name, temperature, nodes)} in {folder}: record them first")
+        raise FileNotFoundError(f"no rounds of {stem(name, temperature, nodes)} in {folder}: record them first")
     if prompts is None:
         return read_rounds(files)
     parts = []
@@ -96,7 +96,8 @@ def develop_set(task: str) -> str:
     return f"develop-{NEAREST[task]}"
 
 
-def _stem(name: str, temperature: float, nodes: int) -> str:
+def stem(name: str, temperature: float, nodes: int) -> str:
+    """How the names of a set's files begin."""
     return f"{name}_T{temperature:g}_{nodes}"
 
 
@@ -109,7 +110,7 @@ def fitting(lines: Sequence[PromptLine], tokenizer: Any, *, new_tokens: int, max
 def files_of(folder: Path, name: str, temperature: float, share: str) -> dict[int, Path]:
     """Where a process writes a set, by nodes: every node count, but for the training prompts."""
     nodes = (TREE.total_tokens,) if name == TRAIN else NODES
-    return {count: folder / f"{_stem(name, temperature, count)}_{share}.jsonl" for count in nodes}
+    return {count: folder / f"{stem(name, temperature, count)}_{share}.jsonl" for count in nodes}
 
 
 def main(argv: list[str]) -> int:
@@ -139,10 +140,8 @@ def main(argv: list[str]) -> int:
         small.model, draft=small.draft, tokenizer=small.tokenizer, policy=FixedDepth(8), max_length=room, tree=TREE,
         engine="eager", fallback=False,
     )  # fmt: skip
-    sources = {
-        (temperature, every): FullRounds(decoder, temperature, every_token=every)
-        for temperature, every in product(args.temperatures, (False, True))
-    }
+    lanes = LANES if device.type == "cuda" else 1
+    sources: dict[tuple[float, bool], list[FullRounds]] = {}
     for temperature, (name, lines) in product(args.temperatures, sets.items()):
         texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=room)[index::count]
         out = files_of(args.out, name, temperature, f"{index}-of-{count}")
@@ -152,13 +151,16 @@ def main(argv: list[str]) -> int:
             raise ValueError(
                 f"{args.out} was begun with another number of shares than {count}: use that, or a new folder"
             )
+        if (temperature, every) not in sources:
+            made = [FullRounds(decoder, temperature, every_token=every) for _ in range(lanes)]
+            sources = {(temperature, every): made}  # the sets stand in this order: the others are done with
         for done in range(STEP, len(texts) + STEP, STEP):
             if time.monotonic() > deadline:
                 print(f"share {args.share}: out of time in {name}, temperature {temperature:g}", flush=True)
                 return 3
             record(
                 decoder, texts[:done], out, max_new_tokens=args.new_tokens, temperature=temperature, seed=index,
-                every_token=every, progress=False, source=sources[temperature, every],
+                every_token=every, progress=False, sources=sources[temperature, every],
             )  # fmt: skip
     print(f"share {args.share}: all recorded", flush=True)
     return 0

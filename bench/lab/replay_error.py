@@ -1,9 +1,12 @@
-"""Does replay say what decoding does? The small pair decodes the tasks' prompts, and both are priced by one cost table.
+"""Does replay say what decoding does? A pair decodes the tasks' prompts, and its recorded rounds are replayed.
 
 `python -m bench.lab.replay_error --pair .lab/pairs/llama --work .lab/end_to_end/llama --prompts DIR --out FILE` after
 the stages `record`, `costs` and `policies` of `bench.end_to_end` at temperature 0, with its `--limit` or a lower one.
-Decodes in float32: of rounds that were recorded in float32 both see the same text, and replay is decoding, but for a
-draft that goes beyond an end token. Rounds recorded on a GPU are of a 16-bit text, which may part.
+Both are priced by the pair's cost table. The small pair decodes in float32: of rounds that were recorded in float32
+both see the same text, and replay is decoding, but for a draft that goes beyond an end token.
+
+`--wide llama` decodes with the pair widened, on a GPU, and records rounds of that (WORK/rounds_wide): then the clock is
+asked too. Its 16-bit texts may part where a round verifies another number of rows.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +22,18 @@ import torch
 from tqdm import tqdm
 
 from bench.command import command_line
-from bench.lab.pairs import load_pair
+from bench.lab.pairs import Wide, load_pair
 from bench.lab.policies import EAGLE3, FIXED, RADAR, THRESHOLD, Choice, setting
-from bench.lab.record_pair import TASKS, TREE, fitting, rounds_of
-from radar import RadarDecoder, TreeConfig
+from bench.lab.recipes import RECIPES
+from bench.lab.record_pair import TASKS, TREE, fitting, rounds_of, stem
+from bench.shapes import Geometry
+from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
 from radar.prompts import load_prompts
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset
+from radar.train.drafted import FullRounds
+from radar.train.record import record
 from radar.train.replay import replay
 
 METHODS = (EAGLE3, FIXED, THRESHOLD, RADAR)  # the published policy draws its actions: no two runs are the same
@@ -35,8 +42,8 @@ METHODS = (EAGLE3, FIXED, THRESHOLD, RADAR)  # the published policy draws its ac
 def decode(
     decoder: RadarDecoder, texts: list[list[int]], costs: CostTable, tree: TreeConfig, new_tokens: int
 ) -> dict[str, float]:
-    """Tokens per second, draft calls and acceptance length of real rounds under the cost table."""
-    tokens = seconds = calls = rounds = 0.0
+    """Tokens per second, draft calls and acceptance length of real rounds under the cost table, and by the clock."""
+    tokens = seconds = clock = calls = rounds = 0.0
     for text in texts:
         made, known, end = [], 0, None
         for item in decoder.rounds(text, max_new_tokens=new_tokens):
@@ -50,60 +57,101 @@ def decode(
                 spent = costs.round_seconds(torch.tensor(item.num_draft_calls), context, tree)
                 tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
                 calls, rounds = calls + item.num_draft_calls, rounds + 1
+                clock += sum(item.seconds.values())
     return {
         "tokens_per_second": tokens / seconds,
+        "tokens_per_second_by_the_clock": tokens / clock,
         "draft_calls": calls / rounds,
         "mean_acceptance_length": tokens / rounds,
     }
 
 
-def compare(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By task and method: replay, decoding, and the error of the first."""
-    small = load_pair(args.pair, torch.device("cpu"), torch.float32)
+class Small:
+    """The pair as it was trained, in float32 on a CPU, and the rounds that `bench.end_to_end` recorded of it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.pair = load_pair(args.pair, torch.device("cpu"), torch.float32)
+        self.tokenizer, self.max_length, self.rounds = self.pair.tokenizer, args.max_length, args.work / "rounds"
+        self._made: dict[TreeConfig, RadarDecoder] = {}
+
+    def decoder(self, tree: TreeConfig, policy: StopPolicy) -> RadarDecoder:
+        if tree not in self._made:
+            self._made[tree] = RadarDecoder(
+                self.pair.model, draft=self.pair.draft, tokenizer=self.tokenizer, policy=policy, tree=tree,
+                max_length=self.max_length, fallback=False,
+            )  # fmt: skip
+        self._made[tree].policy = policy
+        return self._made[tree]
+
+    def prepare(self, task: str, texts: list[list[int]], nodes: set[int], new_tokens: int) -> None:
+        """The rounds are there."""
+
+
+class Widened(Small):
+    """The pair at its real cost, and rounds of it that are recorded here."""
+
+    def __init__(self, args: argparse.Namespace, geometry: Geometry) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.wide = Wide(args.pair, geometry, device=device, max_length=args.max_length)
+        self.tokenizer, self.rounds = self.wide.tokenizer, args.work / "rounds_wide"
+        self.rounds.mkdir(parents=True, exist_ok=True)
+
+    def decoder(self, tree: TreeConfig, policy: StopPolicy) -> RadarDecoder:
+        decoder = self.wide.decoder(tree, policy)
+        decoder.policy = policy
+        return decoder
+
+    @cached_property
+    def _sources(self) -> list[FullRounds]:
+        pair = self.wide.pair
+        source = RadarDecoder(
+            pair.model, draft=pair.draft, tokenizer=self.tokenizer, policy=FixedDepth(1), tree=TREE,
+            max_length=self.wide.max_length, engine="eager", fallback=False,
+        )  # fmt: skip
+        return [FullRounds(source, 0.0, every_token=True)]
+
+    def prepare(self, task: str, texts: list[list[int]], nodes: set[int], new_tokens: int) -> None:
+        files = {count: self.rounds / f"{stem(task, 0.0, count)}_0-of-1.jsonl" for count in sorted(nodes)}
+        (source,) = self._sources
+        record(
+            source.decoder, texts, files, max_new_tokens=new_tokens, every_token=True, progress=False,
+            sources=self._sources,
+        )  # fmt: skip
+
+
+def compare(args: argparse.Namespace, geometry: Geometry | None) -> dict[str, dict[str, Any]]:
+    """By task and method: replay, decoding, and the error of the first. `geometry`: to widen to."""
+    pair = Small(args) if geometry is None else Widened(args, geometry)
     folder, costs = args.work / "T0", CostTable.load(args.work / "costs.json", device=None)
     choice = Choice.load(folder / "choice.json")
-    decoders: dict[TreeConfig, RadarDecoder] = {}
     found: dict[str, dict[str, Any]] = {}
     bar = tqdm(total=len(TASKS) * len(METHODS), unit="set")
     for task in TASKS:
         lines = load_prompts(args.prompts / f"q_{task}.jsonl", limit=args.limit)
-        texts = fitting(lines, small.tokenizer, new_tokens=args.new_tokens, max_length=args.max_length)
+        texts = fitting(lines, pair.tokenizer, new_tokens=args.new_tokens, max_length=args.max_length)
+        chosen = {method: setting(choice, folder, method, task) for method in METHODS}
+        pair.prepare(task, texts, {tree.total_tokens for tree, _ in chosen.values()}, args.new_tokens)
         found[task] = {}
-        for method in METHODS:
-            tree, policy = setting(choice, folder, method, task)
+        for method, (tree, policy) in chosen.items():
             prices = costs.without_decisions() if method in (EAGLE3, FIXED) else costs
-            own = replay(policy, _recorded(args, task, tree), costs)
-            real = decode(
-                _decoder(small, tree, policy, args.max_length, decoders), texts, prices, tree, args.new_tokens
-            )
+            own = replay(policy, rounds_of(pair.rounds, task, 0.0, tree.total_tokens, prompts=args.limit), costs)
+            decoder = pair.decoder(tree, policy)
+            decoder.generate(texts[0], max_new_tokens=4)  # what compiles and captures is not timed
+            real = decode(decoder, texts, prices, tree, args.new_tokens)
             found[task][method] = {
                 "replay": {name: getattr(own, name) for name in ("draft_calls", "mean_acceptance_length")}
                 | {"tokens_per_second": own.tokens_per_time},
                 "decoding": real,
                 "error": own.tokens_per_time / real["tokens_per_second"] - 1,
+                "error_by_the_clock": own.tokens_per_time / real["tokens_per_second_by_the_clock"] - 1,
             }
             bar.update()
     return found
 
 
-def _recorded(args: argparse.Namespace, task: str, tree: TreeConfig) -> RoundDataset:
-    """The rounds of the prompts that are decoded."""
-    return rounds_of(args.work / "rounds", task, 0.0, tree.total_tokens, prompts=args.limit)
-
-
-def _decoder(
-    small: Any, tree: TreeConfig, policy: StopPolicy, max_length: int, made: dict[TreeConfig, RadarDecoder]
-) -> RadarDecoder:
-    if tree not in made:
-        made[tree] = RadarDecoder(
-            small.model, draft=small.draft, tokenizer=small.tokenizer, policy=policy, tree=tree, max_length=max_length,
-            fallback=False,
-        )  # fmt: skip
-    made[tree].policy = policy
-    return made[tree]
-
-
-def main(argv: list[str]) -> int:
+def main(argv: list[str], geometries: dict[str, Geometry] | None = None) -> int:
+    """`geometries` by recipe, for tests; None: those of the large models."""
+    shapes = geometries or {name: recipe.geometry for name, recipe in RECIPES.items()}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pair", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="of this pair: rounds, costs.json and T0")
@@ -111,15 +159,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=int, default=20, help="prompts of every task, of those recorded")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--wide", choices=sorted(shapes), help="the recipe whose large model the pair is widened to")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    found = compare(args)
-    errors = [abs(one["error"]) for methods in found.values() for one in methods.values()]
+    found = compare(args, shapes[args.wide] if args.wide else None)
+    every = [one for methods in found.values() for one in methods.values()]
+    errors = [abs(one["error"]) for one in every]
     report = {
         "command": command_line("bench.lab.replay_error", argv),
-        "machine": describe_machine(torch.device("cpu")),
+        "machine": describe_machine(torch.device("cuda" if args.wide and torch.cuda.is_available() else "cpu")),
         "largest_error": max(errors),
         "mean_error": sum(errors) / len(errors),
+        **({"largest_error_by_the_clock": max(abs(one["error_by_the_clock"]) for one in every)} if args.wide else {}),
         "tasks": found,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")

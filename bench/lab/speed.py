@@ -47,15 +47,20 @@ class Interval(NamedTuple):
 
 
 def cells_of(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
-    """Runs by cell, of prompts and repeats that every method of the cell has finished: a stopped run is no bias."""
+    """Runs by cell, of prompts and repeats that every method of the cell has finished: a stopped run is no bias.
+
+    Plain decoding is measured in the first repeat alone.
+    """
     cells: dict[Cell, list[Run]] = defaultdict(list)
     for run in runs:
         cells[Cell(run["pair"], run["task"], run["temperature"])].append(run)
     whole = {}
     for cell, found in cells.items():
-        methods = {run["method"] for run in found}
-        done = Counter((run["prompt"], run["repeat"]) for run in found)
-        if kept := [run for run in found if done[run["prompt"], run["repeat"]] == len(methods)]:
+        methods = {run["method"] for run in found} - {AUTOREGRESSIVE}
+        plain = {run["prompt"] for run in found if run["method"] == AUTOREGRESSIVE}
+        done = Counter((run["prompt"], run["repeat"]) for run in found if run["method"] != AUTOREGRESSIVE)
+        whole_ones = {key for key, count in done.items() if count == len(methods) and (not plain or key[0] in plain)}
+        if kept := [run for run in found if (run["prompt"], run["repeat"]) in whole_ones]:
             whole[cell] = kept
     return whole
 
@@ -159,7 +164,7 @@ def summarise(
             entry["radar_over_generate"] = figures[RADAR]["tokens_per_second"] / fastest
         replayed = predicted.get(cell.pair, {}).get(f"{cell.temperature:g}", {}).get(cell.task)
         if replayed is not None:
-            entry["replay"] = _replayed(replayed, figures)
+            entry["replay"] = _replayed(replayed, kept)
         cells[f"{cell.pair} {cell.task} T={cell.temperature:g}"] = entry
     overall = {}
     for temperature in sorted({cell.temperature for cell in found}):
@@ -169,9 +174,16 @@ def summarise(
     return {"cells": cells, "overall": overall}
 
 
-def _replayed(replayed: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+def _replayed(replayed: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """Replay prices rounds alone, so the measured ratio leaves out the prompt's pass and its token."""
+
+    def in_rounds(method: str) -> float:
+        own = [run for run in runs if run["method"] == method]
+        tokens, seconds = (sum(run[name] for run in own) for name in ("tokens", "seconds"))
+        return float((tokens - len(own)) / (seconds - sum(run["prefill_seconds"] for run in own)))
+
     speeds = replayed["tokens_per_second"]
-    measured = figures[RADAR]["tokens_per_second"] / figures["eagle3"]["tokens_per_second"]
+    measured = in_rounds(RADAR) / in_rounds("eagle3")
     expected = speeds[RADAR] / speeds["eagle3"]
     return {
         "radar_over_eagle3": expected,

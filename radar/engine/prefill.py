@@ -13,13 +13,14 @@ from radar.target import TargetModel
 __all__ = ["Prefill", "chunk_sizes"]
 
 
-def chunk_sizes(device: torch.device) -> tuple[int, ...]:
-    """Rows of the chunks, ascending; a chunk is padded to one of them.
+SIZES = {"cuda": (64, 256), "cpu": (16, 64)}
+"""Rows of the chunks by device, ascending. On a GPU the smallest takes hardly longer than a single row, and fewer than
+the largest would leave a long prompt waiting for the weights."""
 
-    On a GPU the smallest takes hardly longer than a single row, and fewer than the largest would leave a long prompt
-    waiting for the weights.
-    """
-    return (64, 256) if device.type == "cuda" else (16, 64)
+
+def chunk_sizes(device: torch.device) -> tuple[int, ...]:
+    """Rows of the chunks, ascending; a chunk is padded to one of them."""
+    return SIZES["cuda" if device.type == "cuda" else "cpu"]
 
 
 def split(start: int, stop: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
