@@ -54,7 +54,8 @@ def main() -> int:
     parser.add_argument("--shapes", choices=sorted(shapes), default="Llama-3.1-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--repeats", type=int, default=3)
-    default = ",".join(map(str, prefill.SIZES["cuda"]))
+    known = dict(prefill.SIZES["cuda"])
+    default = ",".join(map(str, known))
     parser.add_argument("--chunks", nargs="+", default=[default], metavar="ROWS,ROWS", help="sizes of the chunks")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -79,7 +80,8 @@ def main() -> int:
     for length, prompt in prompts.items():
         report["lengths"][length]["by_chunks"] = {}
         for chunks in args.chunks:
-            prefill.SIZES["cuda"] = tuple(map(int, chunks.split(",")))
+            sizes = sorted(map(int, chunks.split(",")))
+            prefill.SIZES["cuda"] = {size: known[size] if size > sizes[0] else 1 for size in sizes}
             torch.cuda.reset_peak_memory_stats()
             decoder = RadarDecoder(  # a prompt's pass is not compiled, and nothing else is timed
                 model, draft=draft, policy=FixedDepth(8), max_length=length + 256, compile=False, fallback=False

@@ -46,7 +46,7 @@ class AutoregressiveDecoder(Decoder):
         self.target = TargetModel(
             model,
             max_length=max_length,
-            max_rows=chunk_sizes(model.device)[-1],
+            max_rows=max(chunk_sizes(model.device)),
             tap_layers=(),
             compile=graphs and compile,
         )

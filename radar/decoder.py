@@ -92,7 +92,7 @@ class RadarDecoder(Decoder):
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
         if tap_layers is None:
             tap_layers = draft.config.eagle_aux_hidden_state_layer_ids
-        rows = chunk_sizes(model.device)[-1]
+        rows = max(chunk_sizes(model.device))
         target = TargetModel(
             model,
             max_length=max_length,

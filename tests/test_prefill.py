@@ -14,19 +14,22 @@ from radar.target import TargetModel
 TREE = TreeConfig(total_tokens=8, tree_top_k=3, max_calls=3)
 
 
+SIZES = {16: 1, 64: 17, 256: 193}
+
+
 @pytest.mark.parametrize(
     ("left", "expected"),
-    [(1, [64]), (64, [64]), (65, [64, 64]), (128, [64, 64]), (129, [256]), (300, [256, 64]), (900, [256] * 3 + [256])],
+    [(1, [16]), (16, [16]), (17, [64]), (64, [64]), (65, [64, 16]), (192, [64] * 3), (193, [256]), (300, [256, 64])],
 )
-def test_a_chunk_is_as_large_as_it_can_be_while_more_than_half_full(left, expected):
-    assert [rows for _, _, rows in split(0, left, (64, 256))] == expected
+def test_a_chunk_has_the_rows_that_its_tokens_call_for(left, expected):
+    assert [rows for _, _, rows in split(0, left, SIZES)] == expected
 
 
 @pytest.mark.parametrize(("start", "stop"), [*itertools.product((0, 3, 64), (65, 100, 333, 1000))])
 def test_every_token_is_in_one_chunk(start, stop):
-    covered = [first + i for first, count, rows in split(start, stop, (16, 64, 256)) for i in range(count)]
+    covered = [first + i for first, count, rows in split(start, stop, SIZES) for i in range(count)]
     assert covered == list(range(start, stop))
-    assert all(0 < count <= rows for _, count, rows in split(start, stop, (16, 64, 256)))
+    assert all(0 < count <= rows for _, count, rows in split(start, stop, SIZES))
 
 
 @pytest.mark.parametrize("length", [1, 9, 16, 17, 33, 70, 100])
@@ -45,15 +48,17 @@ def test_caches_and_results_are_those_of_one_pass(length, monkeypatch):
         caches += [drafter.cache.keys[..., : length - 1, :], drafter.cache.values[..., : length - 1, :]]
         return [prefill.logits, prefill.taps, *caches], seen
 
-    whole, one = run((128,))
-    parts, several = run((16, 64))
+    whole, one = run({128: 1})
+    parts, several = run({16: 1, 64: 33})
     assert one == [128]
-    assert several == [rows for _, _, rows in split(0, length, (16, 64))]
+    assert several == [rows for _, _, rows in split(0, length, {16: 1, 64: 33})]
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_the_buffers_hold_the_largest_chunk():
+def test_some_size_serves_a_single_token():
     for kind in ("cpu", "cuda"):
         sizes = chunk_sizes(torch.device(kind))
-        assert list(sizes) == sorted(set(sizes))
+        assert list(sizes) == sorted(sizes)
+        assert list(sizes.values()) == sorted(sizes.values())
+        assert min(sizes.values()) == 1
