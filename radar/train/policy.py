@@ -137,6 +137,8 @@ def train_policy(
         resume: go on from the state in `out`. False starts over and overwrites it.
         options: fields of `PolicyTraining`.
 
+    It runs on a GPU where there is one, whose random numbers are others than a CPU's.
+
     Warns if the policy collapsed: if it ends nearly every held-out round after the same call.
 
     Raises:
@@ -168,7 +170,10 @@ def train_policy(
 
 
 class _Run:
-    """What one training changes. Its randomness depends on (seed, epoch) alone, so a resumed run is the same run."""
+    """What one training changes. Its randomness depends on (seed, epoch) alone, so a resumed run is the same run.
+
+    Network, scores and returns are on a GPU if there is one; replay is the CPU's.
+    """
 
     def __init__(
         self,
@@ -183,9 +188,13 @@ class _Run:
         self.training, self.costs, self.train, self.held_out, self.out = training, costs, train, held_out, out
         tree = train.header.tree
         self.settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": fingerprint}
-        with torch.random.fork_rng(devices=[]):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._random = [self.device] if self.device.type == "cuda" else []  # whose state is put back, beside the CPU's
+        with torch.random.fork_rng(self._random):
             torch.manual_seed(training.seed)
-            self.network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout)
+            network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout)
+        self.network = network.to(self.device)
+        self.scores = train.scores[:, :-1].to(self.device)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -200,7 +209,7 @@ class _Run:
             if beta is None:
                 beta = 10 * (costs.mean_call_seconds + costs.decision_seconds)
             shape = {"alpha": training.alpha, "beta": beta, "gamma": training.gamma}
-            self.returns = paper_returns(self.accept, self.times, **shape)
+            self.returns = paper_returns(self.accept, self.times, **shape).to(self.device)
 
     def train_epoch(self) -> float:
         """One pass over the rounds; returns the mean loss."""
@@ -210,17 +219,17 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if options.objective == "ratio":
-            self.returns = ratio_returns(self.accept, self.times, rate=self.rate)
+            self.returns = ratio_returns(self.accept, self.times, rate=self.rate).to(self.device)
         loss_of = reinforce_loss if options.estimator == "reinforce" else exact_loss
         bonus = options.entropy * (1 - self.epoch / options.epochs)
-        total = 0.0
+        summed = torch.zeros((), dtype=torch.float64, device=self.device)
         self.network.train()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(self._random):
             torch.manual_seed(options.seed * 1_000_003 + self.epoch + 1)
-            order = torch.randperm(len(self.train))
+            order = torch.randperm(len(self.train)).to(self.device)
             for begin in range(0, len(order), options.batch_size):
                 index = order[begin : begin + options.batch_size]
-                logits = self.network(self.train.scores[index, :-1])
+                logits = self.network(self.scores[index])
                 loss = loss_of(logits, self.returns[index])
                 if bonus > 0:
                     loss = loss - bonus * decision_entropy(logits)
@@ -228,7 +237,8 @@ class _Run:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
                 self.optimizer.step()
-                total += loss.item() * len(index)
+                summed += loss.detach() * len(index)
+        total = summed.item()
         if not math.isfinite(total):
             raise ValueError(f"train_policy: the loss of epoch {self.epoch + 1} is not finite: lower learning_rate")
         self.epoch += 1

@@ -109,9 +109,9 @@ def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_siz
         return torch.ones(len(dataset), dtype=torch.int64)
     training = network.training
     network.eval()
-    parts = []
+    parts, device = [], next(network.parameters()).device
     for begin in range(0, len(dataset), batch_size):
-        logits = network(dataset.scores[begin : begin + batch_size, :-1])
+        logits = network(dataset.scores[begin : begin + batch_size, :-1].to(device)).cpu()
         stop = logits.softmax(-1)[..., 0] > 0.5
         parts.append(torch.nn.functional.pad(stop, (0, 1), value=True).int().argmax(1) + 1)
     network.train(training)
