@@ -1,6 +1,7 @@
 """The end-to-end comparison: the whole pipeline on tiny shapes, its reports, and what it refuses."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from fakes import tiny_draft, tiny_target
 from measured_runs import ISSUE_KEYS, full_runs, predictions
 
 from bench import end_to_end, report
-from bench.lab import alpha_ablation, pieces, replay_error, train_pair, train_target, transfer
+from bench.lab import alpha_ablation, contenders, pieces, replay_error, train_pair, train_target, transfer
 from bench.lab.calibration import calibration
 from bench.lab.data import save_tokenizer, train_tokenizer
 from bench.lab.policies import METHODS
@@ -252,6 +253,16 @@ def test_the_whole_pipeline(lab, capfd):
     assert curve["4"]["over_eagle3"] == pytest.approx(moved["4 times"]["llama"]["trained for it"])
     assert curve["8"]["draft_calls_change"] <= curve["1"]["draft_calls_change"] <= 1.0
     assert moved["4 times"]["llama"]["threshold"] > moved["threshold"]["llama"]["llama"] > 0  # dear calls favour it
+    out = ["--out", str(lab / "contenders.json"), "--temperatures", "0"]
+    assert contenders.main(["--work", str(lab / "work"), *out]) == 0
+    compared = json.loads((lab / "contenders.json").read_text())
+    tasks = compared["pairs"]["llama"]["0"]["tasks"]
+    ratios = [row["ratio"] for rows in tasks.values() for row in rows if row["name"] == "RADAR"]
+    assert len(ratios) == len(TASKS)
+    assert compared["overall"]["0"]["RADAR"]["over_eagle3"] == pytest.approx(math.prod(ratios) ** 0.25)
+    assert compared["overall"]["0"]["EAGLE-3 (8 calls)"] | {"mean_acceptance_length": 0} == {
+        "cells": 4, "over_eagle3": pytest.approx(1.0), "draft_calls": 8.0, "mean_acceptance_length": 0
+    }  # fmt: skip
     words = ["--pair", str(lab / "pair"), "--work", str(lab / "work" / "llama"), "--prompts", str(lab / "prompts")]
     words += ["--limit", "2", "--new-tokens", "24", "--max-length", "200", "--out", str(lab / "replay_error.json")]
     assert replay_error.main(words) == 0
