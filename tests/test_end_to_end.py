@@ -253,7 +253,7 @@ def test_the_whole_pipeline(lab, capfd):
     assert curve["4"]["over_eagle3"] == pytest.approx(moved["4 times"]["llama"]["trained for it"])
     assert curve["8"]["draft_calls_change"] <= curve["1"]["draft_calls_change"] <= 1.0
     assert moved["4 times"]["llama"]["threshold"] > moved["threshold"]["llama"]["llama"] > 0  # dear calls favour it
-    out = ["--out", str(lab / "contenders.json"), "--temperatures", "0"]
+    out = ["--out", str(lab / "contenders.json"), "--temperatures", "0", "--epochs", "2"]
     assert contenders.main(["--work", str(lab / "work"), *out]) == 0
     compared = json.loads((lab / "contenders.json").read_text())
     tasks = compared["pairs"]["llama"]["0"]["tasks"]

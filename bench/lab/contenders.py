@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.command import command_line
-from bench.lab.policies import PUBLISHED, RADAR, Choice, setting
+from bench.lab.policies import EPOCHS, PUBLISHED, RADAR, Choice, setting
 from bench.lab.record_pair import TASKS, TREE, rounds_of, stem
 from bench.lab.speed import geometric_mean
 from radar.compare import describe_machine
@@ -36,12 +36,12 @@ def develop(rounds: Path, temperature: float) -> RoundDataset:
     return read_rounds([file for file in files if b'"scores"' in file.read_bytes()])
 
 
-def compare(work: Path, temperature: float) -> dict[str, Any]:
+def compare(work: Path, temperature: float, epochs: int) -> dict[str, Any]:
     """One pair at one temperature: what tuning chose, and by task all policies and oracles, as in `Evaluation`."""
     rounds, folder = work / "rounds", work / f"T{temperature:g}"
     costs, choice = CostTable.load(work / "costs.json", device=None), Choice.load(folder / "choice.json")
     train = rounds_of(rounds, "train", temperature)
-    tuned = tuned_contenders(train, develop(rounds, temperature), costs)
+    tuned = tuned_contenders(train, develop(rounds, temperature), costs, epochs=epochs)
     policies: dict[str, StopPolicy] = {name: one.policy for name, one in tuned.items()}
     policies |= {shown: setting(choice, folder, method, TASKS[0])[1] for method, shown in NAMES.items()}
     attainable, tasks = fit_backward(train, costs), {}
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, required=True, help="of `bench.end_to_end`: a folder for each pair")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the literature's heads; RADAR's by default")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "contenders.json")
     args = parser.parse_args(argv)
     folders = sorted(folder for folder in args.work.iterdir() if (folder / "costs.json").is_file())
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> int:
     }
     for temperature in args.temperatures:
         for folder in folders:
-            report["pairs"][folder.name][f"{temperature:g}"] = compare(folder, temperature)
+            report["pairs"][folder.name][f"{temperature:g}"] = compare(folder, temperature, args.epochs)
         report["overall"][f"{temperature:g}"] = overall(report["pairs"], f"{temperature:g}")
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf8")
     return 0

@@ -27,10 +27,16 @@ class Contender(NamedTuple):
     value: float | None
 
 
-def tuned_contenders(train: RoundDataset, develop: RoundDataset, costs: CostTable) -> dict[str, Contender]:
+def tuned_contenders(
+    train: RoundDataset, develop: RoundDataset, costs: CostTable, *, epochs: int = 10
+) -> dict[str, Contender]:
     """Fit on `train`, choose thresholds by replay on `develop`; the prompts of both are then used up.
 
     Rules keep their published form, and DDD its published schedule; what is tuned is their one threshold.
+
+    Args:
+        costs: of a round.
+        epochs: of the heads; 10 passes over a few thousand rounds can leave LTD's at "never stop".
     """
     most = train.header.tree.max_calls
     found = {EAGLE3: Contender(FixedDepth(min(8, most)), None)}
@@ -48,7 +54,8 @@ def tuned_contenders(train: RoundDataset, develop: RoundDataset, costs: CostTabl
     add("TALON", Talon, [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
     add("OPT-Tree", OptTree, [i / 50 for i in range(1, 51)])
     add("GammaTune", lambda rate: GammaTune(rate, low=min(4, most), calls=min(8, most)), [0.05, 0.1, 0.2, 0.3, 0.5])
-    head = train_acceptance_head(train)
-    add("SpecDec++ head", lambda bound: AcceptanceHead(head, bound), [i / 50 for i in range(1, 50)])
-    found["LTD's MLP"] = Contender(train_level_policy(train, costs), None)
+    head = train_acceptance_head(train, epochs=epochs)
+    bounds = [i / 50 for i in range(1, 50)] + [0.985, 0.99, 0.993, 0.995, 0.997, 0.998, 0.999]
+    add("SpecDec++ head", lambda bound: AcceptanceHead(head, bound), bounds)
+    found["LTD's MLP"] = Contender(train_level_policy(train, costs, epochs=epochs), None)
     return found
