@@ -1,14 +1,18 @@
-"""Replay where a round begins at every token, against a walk along each text in plain Python."""
+"""Replay where a round begins at every token: against a walk along each text in plain Python, and against decoding."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from test_record import PROMPTS, make
 
-from radar import FixedDepth, Threshold, TreeConfig
+from radar import FixedDepth, SamplingParams, Threshold, TreeConfig
+from radar.policy.baselines_history import GammaTune
 from radar.train.backward import fit_backward
 from radar.train.costs import CostTable
+from radar.train.dataset import read_rounds
 from radar.train.evaluate import BEST_FIXED, evaluate
+from radar.train.record import record
 from radar.train.replay import followed, replay, stops_of
 from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader
 from radar.train.tune import tune_fixed_depth
@@ -90,3 +94,64 @@ def test_the_oracle_does_not_read_what_depends_on_the_policy():
     values = torch.randint(0, 9, (len(train),), generator=torch.Generator().manual_seed(3))
     plain = replace(plain, signals=train.signals._replace(last_accept_length=values))
     assert fit_backward(plain, COSTS).stops(data).shape == (len(data),)  # fitted to other rounds, judged on these
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("policy", [FixedDepth(1), FixedDepth(4), Threshold(0.5), GammaTune()])
+def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, policy):
+    """Round for round: where each begins, how many calls it makes and what is accepted."""
+    decoder, prompts = make(), [PROMPTS[0], PROMPTS[1], PROMPTS[2]]
+    file = tmp_path / "r.jsonl"
+    record(decoder, prompts, file, max_new_tokens=50, temperature=temperature, every_token=True, progress=False)
+    data = read_rounds(file)
+    assert data.header.every_token
+    assert len(data) > 3 * 40
+    assert set(data.signals.last_accept_length.tolist()) == {-1}
+    stops = stops_of(policy, data)
+    made = followed(stops, data)
+    found = []
+    for row in made.nonzero().flatten().tolist():
+        accepted = int(data.accept_lengths[row, stops[row] - 1])
+        found.append((int(data.prompt[row]), int(data.position[row]), int(stops[row]), accepted))
+    expected = []
+    decoder.policy = policy
+    for number, prompt in enumerate(prompts):
+        position = len(prompt)
+        sampling = SamplingParams(temperature=temperature, seed=number)
+        for item in decoder.rounds(prompt, max_new_tokens=50, sampling=sampling):
+            if not item.is_prefill and position <= len(prompt) + 50 - 6:  # later ones are not recorded
+                expected.append((number, position, item.num_draft_calls, item.accept_length))
+            position += len(item.tokens)
+    assert len(found) > 20
+    assert found == expected
+    one = replay(policy, data, CostTable.constant(call=1.0, rest=5.0, device="any"))
+    assert one.rounds == len(found)
+    assert one.draft_calls == pytest.approx(sum(calls for _, _, calls, _ in found) / len(found))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_replay_of_texts_that_end_gains_their_tokens(tmp_path, temperature):
+    """And no more, where the draft goes beyond the end; in distribution neither."""
+    decoder, file = make(), tmp_path / "r.jsonl"
+    decoder.eos_token_ids = frozenset({2})
+    tried = [[*PROMPTS[i % 3], i % 6, i // 6, i % 2] for i in range(24)]
+    ending = [p for p in tried if decoder.generate(p, max_new_tokens=80).finish_reason == "stop"]
+    prompts = ending if temperature == 0 else tried
+    assert len(prompts) >= 4
+    record(decoder, prompts, file, max_new_tokens=80, temperature=temperature, every_token=True, progress=False)
+    data, free = read_rounds(file), CostTable.constant(call=1.0, rest=5.0, device="any")
+    for policy in (FixedDepth(1), FixedDepth(5)):
+        decoder.policy, tokens, rounds = policy, 0, 0
+        for number in data.prompt.unique().tolist():
+            sampling = SamplingParams(temperature=temperature, seed=number)
+            made = list(decoder.rounds(prompts[number], max_new_tokens=80, sampling=sampling))[1:]
+            assert made[-1].finish_reason == "stop"  # none of these is cut off
+            tokens, rounds = tokens + sum(len(r.tokens) for r in made), rounds + len(made)
+        assert replay(policy, data, free).rounds == rounds > 8
+        stops = stops_of(policy, data)
+        gained = data.accept_lengths.gather(1, stops[:, None] - 1)[:, 0] + 1
+        assert int(gained[followed(stops, data)].sum()) == tokens
+    if temperature > 0:  # with only the end to come nothing is accepted, but another token might have been drawn
+        last = data.select(torch.cat((data.prompt.diff() != 0, torch.tensor([True]))))
+        assert last.accept_lengths.max() == 0
+        assert last.distribution[:, :, 0].min() > 0

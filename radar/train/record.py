@@ -104,8 +104,8 @@ def record(
         ]
         bar = stack.enter_context(tqdm(total=len(jobs), desc="prompts", disable=not progress or index > 0))
         for job, drafted in stack.enter_context(closing(in_order(sources, jobs))):
-            ended = drafted[-1].tokens[-1] in decoder.eos_token_ids
-            text = TextRounds(drafted, len(job.prompt), decoder.tree.max_calls, ended=ended, every_token=every_token)
+            ends, calls = decoder.eos_token_ids, decoder.tree.max_calls
+            text = TextRounds(drafted, len(job.prompt), calls, ends=ends, every_token=every_token)
             for writer, tree in zip(writers, trees, strict=True):
                 if job.number in writer.done and writer is not writers[0]:
                     continue

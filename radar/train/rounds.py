@@ -120,8 +120,9 @@ class RoundDataset:
     Attributes:
         scores: [N, T, k] float32, the beam's cumulative log-probabilities; the first level's best two are the top-two
             root probabilities.
-        accept_lengths: [N, T] int64: accepted draft tokens, bonus excluded, when stopping after call 1 to T. Above
-            temperature 0 the outcome for the text that was sampled.
+        accept_lengths: [N, T] int64: accepted draft tokens, without the target's own one behind them, when stopping
+            after call 1 to T; an end token counts as that one, drafted or not. Above temperature 0 the outcome for the
+            text that was sampled.
         prompt: [N] int64.
         position: [N] int64: context length in tokens, prompt included.
         signals: None if they were not recorded.

@@ -29,23 +29,28 @@ class Recorded(NamedTuple):
 class TextRounds:
     """The rounds of a text whose continuation is known; those that its limit cut short are left out.
 
+    An end token counts as the target's own token of its round, drafted or not: nothing follows it, so a round gains one
+    token more than it has accepted, always.
+
     Args:
         drafted: the prompt's pass and all rounds.
         prompt_length: tokens.
         calls: `max_calls`.
-        ended: by an end token.
+        ends: the end tokens.
         every_token: a round begins at every token, so none follows another.
     """
 
     def __init__(
-        self, drafted: Sequence[Drafted], prompt_length: int, calls: int, *, ended: bool, every_token: bool
+        self, drafted: Sequence[Drafted], prompt_length: int, calls: int, *, ends: frozenset[int], every_token: bool
     ) -> None:
         text = [token for item in drafted for token in item.tokens]
+        ended = text[-1] in ends
         known, accepted, entropy = 0, -1, 0.0
+        self._ends = torch.tensor(sorted(ends), dtype=torch.int64)
         rows, self.trees, probabilities, entropies = [], [], [], []
         for item in drafted:
             if item.tree is not None and (len(text) - known >= calls or ended):
-                continuation = text[known : known + calls]
+                continuation = [-1 if token in ends else token for token in text[known : known + calls]]
                 rows.append([known, accepted, *continuation, *[-1] * (calls - len(continuation))])
                 self.trees.append(item.tree)
                 probabilities.append(item.probabilities)
@@ -71,7 +76,8 @@ class TextRounds:
         signals = RecordedSignals(expected_lengths(tree, chosen), self.last_accepted, self.entropies, self.known)
         spread = None
         if self.probabilities is not None:
-            spread = acceptance_distribution(tree, chosen, self.probabilities).float()
+            inside = self.probabilities.masked_fill(torch.isin(tree.tokens, self._ends), 0.0)
+            spread = acceptance_distribution(tree, chosen, inside).float()
         lengths = accept_lengths(tree, chosen, self.continuation)
         return Recorded(self.positions, level_scores(tree), lengths, signals, spread)
 
