@@ -137,7 +137,8 @@ class TargetModel:
     def chain(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of `forward` and `verify` for N tokens [B, N] that follow one another."""
         rows = input_ids.shape[1]
-        return input_ids, self._rows[None, :rows], self._causal[:, :rows]
+        words = -(-rows // 64)  # no more of them: attention goes through all the columns that they stand for
+        return input_ids, self._rows[None, :rows], self._causal[:, :rows, :words]
 
     def forward_chain(self, input_ids: Tensor) -> TargetOutput:
         """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""

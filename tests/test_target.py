@@ -44,6 +44,18 @@ def test_every_path_equals_causal_decoding(family, rng):
             torch.testing.assert_close(out.aux_hidden_states[0, node], taps, atol=2e-4, rtol=1e-4)
 
 
+def test_a_chain_has_the_words_of_its_rows():
+    """Attention goes through all columns of the words that it is given."""
+    target = TargetModel(tiny_target(), max_length=200, max_rows=160)
+    for rows, words in ((1, 1), (64, 1), (65, 2), (160, 3)):
+        _, depths, ancestors = target.chain(torch.zeros((1, rows), dtype=torch.int64))
+        assert depths.tolist() == [list(range(rows))]
+        assert ancestors.shape == (1, rows, words)
+        assert [int(word) & (2**64 - 1) for word in ancestors[0, 0]] == [1, *[0] * (words - 1)]
+        last = sum((int(word) & (2**64 - 1)) << 64 * w for w, word in enumerate(ancestors[0, -1]))
+        assert last == 2**rows - 1
+
+
 def test_a_visible_sibling_would_be_seen(rng):
     """The comparison above has teeth: one wrong bit moves the logits far beyond its tolerance."""
     target = TargetModel(tiny_target(), max_length=64, max_rows=16)

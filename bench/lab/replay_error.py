@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,26 +120,25 @@ class Widened(Small):
         )  # fmt: skip
 
 
-def compare(args: argparse.Namespace, geometry: Geometry | None) -> dict[str, dict[str, Any]]:
-    """By task and method: replay, decoding, and the error of the first. `geometry`: to widen to."""
+def compare(args: argparse.Namespace, geometry: Geometry | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Task by task, by method: replay, decoding, and the error of the first. `geometry`: to widen to."""
     pair = Small(args) if geometry is None else Widened(args, geometry)
     folder, costs = args.work / "T0", CostTable.load(args.work / "costs.json", device=None)
     choice = Choice.load(folder / "choice.json")
-    found: dict[str, dict[str, Any]] = {}
     bar = tqdm(total=len(TASKS) * len(METHODS), unit="set")
     for task in TASKS:
         lines = load_prompts(args.prompts / f"q_{task}.jsonl", limit=args.limit)
         texts = fitting(lines, pair.tokenizer, new_tokens=args.new_tokens, max_length=args.max_length)
         chosen = {method: setting(choice, folder, method, task) for method in METHODS}
         pair.prepare(task, texts, {tree.total_tokens for tree, _ in chosen.values()}, args.new_tokens)
-        found[task] = {}
+        found: dict[str, Any] = {}
         for method, (tree, policy) in chosen.items():
             prices = costs.without_decisions() if method in (EAGLE3, FIXED) else costs
             own = replay(policy, rounds_of(pair.rounds, task, 0.0, tree.total_tokens, prompts=args.limit), costs)
             decoder = pair.decoder(tree, policy)
             decoder.generate(texts[0], max_new_tokens=4)  # what compiles and captures is not timed
             real = decode(decoder, texts, prices, tree, args.new_tokens)
-            found[task][method] = {
+            found[method] = {
                 "replay": {name: getattr(own, name) for name in ("draft_calls", "mean_acceptance_length")}
                 | {"tokens_per_second": own.tokens_per_time},
                 "decoding": real,
@@ -146,7 +146,7 @@ def compare(args: argparse.Namespace, geometry: Geometry | None) -> dict[str, di
                 "error_by_the_clock": own.tokens_per_time / real["tokens_per_second_by_the_clock"] - 1,
             }
             bar.update()
-    return found
+        yield task, found
 
 
 def main(argv: list[str], geometries: dict[str, Geometry] | None = None) -> int:
@@ -162,18 +162,19 @@ def main(argv: list[str], geometries: dict[str, Geometry] | None = None) -> int:
     parser.add_argument("--wide", choices=sorted(shapes), help="the recipe whose large model the pair is widened to")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    found = compare(args, shapes[args.wide] if args.wide else None)
-    every = [one for methods in found.values() for one in methods.values()]
-    errors = [abs(one["error"]) for one in every]
-    report = {
+    report: dict[str, Any] = {
         "command": command_line("bench.lab.replay_error", argv),
         "machine": describe_machine(torch.device("cuda" if args.wide and torch.cuda.is_available() else "cpu")),
-        "largest_error": max(errors),
-        "mean_error": sum(errors) / len(errors),
-        **({"largest_error_by_the_clock": max(abs(one["error_by_the_clock"]) for one in every)} if args.wide else {}),
-        "tasks": found,
+        "tasks": {},
     }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for task, found in compare(args, shapes[args.wide] if args.wide else None):
+        report["tasks"][task] = found
+        every = [one for methods in report["tasks"].values() for one in methods.values()]
+        errors = [abs(one["error"]) for one in every]
+        report |= {"largest_error": max(errors), "mean_error": sum(errors) / len(errors)}
+        if args.wide:
+            report["largest_error_by_the_clock"] = max(abs(one["error_by_the_clock"]) for one in every)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")  # a run that is cut short leaves what it has
     print(json.dumps({name: value for name, value in report.items() if name != "tasks"}, indent=1))
     return 0
 

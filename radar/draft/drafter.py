@@ -138,7 +138,9 @@ class Drafter:
     def _pairs(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor) -> Tensor:
         rows = tokens.shape[1]
         positions = length[:, None] + self._rows[:rows]
-        return self._forward(tokens, self.draft.fuse(aux_hidden_states), positions, length, self._causal[:, :rows])
+        return self._forward(
+            tokens, self.draft.fuse(aux_hidden_states), positions, length, self._causal[:, :rows, : -(-rows // 64)]
+        )
 
     def _forward(self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor) -> Tensor:
         """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
