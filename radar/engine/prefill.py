@@ -15,7 +15,7 @@ __all__ = ["Prefill", "chunk_sizes"]
 
 SIZES = {"cuda": {64: 1, 256: 65, 1024: 769}, "cpu": {16: 1, 64: 33}}
 """By device, the rows of a chunk, ascending, and from how many tokens on it is the quickest. On an H200 the chunks of
-Llama-3.1-8B take 8.6, 12 and 35 ms (bench/results/prefill_h200.json): few rows wait for the weights, many for the
+Llama-3.1-8B take 9, 12 and 35 ms (bench/results/prefill_h200.json): few rows wait for the weights, many for the
 arithmetic."""
 
 
