@@ -138,6 +138,20 @@ def gaps(record: Record) -> str:
     return table(["set", *names], rows)
 
 
+def rules(record: Record) -> str:
+    """Every policy over EAGLE-3 in the geometric mean of the cells, by temperature, the fastest first."""
+    text = ""
+    for temperature, found in record["overall"].items():
+        cells = max(one["cells"] for one in found.values())
+        rows = [
+            [name, f"{one['over_eagle3']:.3f}", f"{one['draft_calls']:.2f}", f"{one['mean_acceptance_length']:.2f}"]
+            for name, one in sorted(found.items(), key=lambda item: -item[1]["over_eagle3"])
+        ]
+        text += f"Temperature {temperature}, {cells} cells of {', '.join(record['pairs'])}:\n\n"
+        text += table(["policy", "over EAGLE-3", "draft calls", "acceptance length"], rows)
+    return text
+
+
 def round_parts(record: Record) -> dict[str, dict[str, float]]:
     """Milliseconds by part for every prefix."""
     return {
@@ -309,6 +323,7 @@ PLOTS: dict[str, Callable[[Path, Any], Any]] = {
 }  # fmt: skip
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "End to end, wide pairs": ("end_to_end_full.json", speeds),
+    "Rules of the literature, by replay": ("contenders.json", rules),
     "The published reward's alpha": ("alpha_ablation.json", alphas),
     "Share of the gap to the oracle": ("replay_policies.json", gaps),
     "A round by parts": ("round_h200.json", costs),

@@ -95,7 +95,10 @@ def result_files(folder):
 def test_the_report_shows_what_is_there(tmp_path):
     result_files(tmp_path)
     (tmp_path / "replay_policies.json").unlink()
-    assert report.write_tables(tmp_path) == ["Share of the gap to the oracle: no replay_policies.json"]
+    assert report.write_tables(tmp_path) == [
+        "Rules of the literature, by replay: no contenders.json",
+        "Share of the gap to the oracle: no replay_policies.json",
+    ]
     text = (tmp_path / "report.md").read_text()
     assert "| a gsm8k T=0 | 3 | 5 | 2.40 | 2.50 | 2.93 | 2.73 | 3.00 | 1.250 (1.250 to 1.250) | 3 of 3 |" in text
     assert "Draft calls -25.0%" in text
@@ -256,6 +259,9 @@ def test_the_whole_pipeline(lab, capfd):
     out = ["--out", str(lab / "contenders.json"), "--temperatures", "0", "--epochs", "2"]
     assert contenders.main(["--work", str(lab / "work"), *out]) == 0
     compared = json.loads((lab / "contenders.json").read_text())
+    shown = [line.split(" | ") for line in report.rules(compared).splitlines() if line.startswith("| ")]
+    assert [float(line[1]) for line in shown[2:]] == sorted((float(line[1]) for line in shown[2:]), reverse=True)
+    assert "RADAR" in {line[0].strip("| ") for line in shown}
     tasks = compared["pairs"]["llama"]["0"]["tasks"]
     ratios = [row["ratio"] for rows in tasks.values() for row in rows if row["name"] == "RADAR"]
     assert len(ratios) == len(TASKS)
