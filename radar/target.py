@@ -114,7 +114,7 @@ class TargetModel:
             dtype=self.dtype,
             device=self.device,
         )
-        self._causal = causal_ancestors(max_rows, self.device)
+        self._causal: dict[int, Tensor] = {}  # ancestors of chains, by rows
         self._rows = torch.arange(max_rows, device=self.device)
 
     def forward(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor) -> TargetOutput:
@@ -137,8 +137,9 @@ class TargetModel:
     def chain(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of `forward` and `verify` for N tokens [B, N] that follow one another."""
         rows = input_ids.shape[1]
-        words = -(-rows // 64)  # no more of them: attention goes through all the columns that they stand for
-        return input_ids, self._rows[None, :rows], self._causal[:, :rows, :words]
+        if rows not in self._causal:  # each its own: attention goes through all columns that the words stand for
+            self._causal[rows] = causal_ancestors(rows, self.device)
+        return input_ids, self._rows[None, :rows], self._causal[rows]
 
     def forward_chain(self, input_ids: Tensor) -> TargetOutput:
         """Run N tokens [B, N] that follow the committed ones. Commits nothing: see `advance`."""

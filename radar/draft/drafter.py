@@ -72,7 +72,7 @@ class Drafter:
         )
         rows = max(max_rows, config.max_accepted)
         self._rows = torch.arange(rows, device=weight.device)
-        self._causal = causal_ancestors(rows, weight.device)
+        self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
         self._root_scores = torch.zeros((batch_size, 1), device=weight.device)
         self._d2t = draft.d2t if draft.config.draft_vocab_size < draft.config.vocab_size else None
 
@@ -97,13 +97,14 @@ class Drafter:
             count: how many of the A rows are real, [B] or a number; the rest is padding.
         """
         with self._running():
-            self._pairs(tokens, aux_hidden_states, self.cache.length)
+            self._pairs(tokens, aux_hidden_states, self.cache.length, self._chain(tokens.shape[1]))
         self.cache.length += count
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         with self._running():
-            hidden, logits = self._run_first(tokens, aux_hidden_states, self.cache.length, count)
+            ancestors = self._chain(tokens.shape[1])
+            hidden, logits = self._run_first(tokens, aux_hidden_states, self.cache.length, ancestors, count)
         self.cache.length += count
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
@@ -121,8 +122,10 @@ class Drafter:
     def reset(self) -> None:
         self.cache.reset()
 
-    def _first(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self._pairs(tokens, aux_hidden_states, length)
+    def _first(
+        self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, ancestors: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        hidden = self._pairs(tokens, aux_hidden_states, length, ancestors)
         hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         return hidden, self.draft.logits(hidden)
 
@@ -135,12 +138,15 @@ class Drafter:
         hidden = self._forward(tokens, hidden, positions, column, ancestors)
         return hidden, self.draft.logits(hidden)
 
-    def _pairs(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor) -> Tensor:
-        rows = tokens.shape[1]
-        positions = length[:, None] + self._rows[:rows]
-        return self._forward(
-            tokens, self.draft.fuse(aux_hidden_states), positions, length, self._causal[:, :rows, : -(-rows // 64)]
-        )
+    def _pairs(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, ancestors: Tensor) -> Tensor:
+        positions = length[:, None] + self._rows[: tokens.shape[1]]
+        return self._forward(tokens, self.draft.fuse(aux_hidden_states), positions, length, ancestors)
+
+    def _chain(self, rows: int) -> Tensor:
+        """Ancestor words of `rows` pairs, no more than they need: attention goes through all the words' columns."""
+        if rows not in self._causal:
+            self._causal[rows] = causal_ancestors(rows, self._rows.device)
+        return self._causal[rows]
 
     def _forward(self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor) -> Tensor:
         """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
