@@ -278,8 +278,9 @@ def test_the_whole_pipeline(lab, capfd):
         for one in methods.values():
             ratio = one["replay"]["tokens_per_second"] / one["decoding"]["tokens_per_second"]
             assert one["error"] == pytest.approx(ratio - 1)
+            assert abs(one["error"]) < 1e-4  # the same text, in float32
             assert one["decoding"]["mean_acceptance_length"] > 1
-    assert 0 < checked["mean_error"] <= checked["largest_error"]
+    assert 0 <= checked["mean_error"] <= checked["largest_error"]
     words[-1] = str(lab / "wide.json")
     assert replay_error.main([*words, "--wide", "llama"], SHAPES) == 0
     checked = json.loads((lab / "wide.json").read_text())

@@ -52,11 +52,12 @@ def decode(
                 made.append((known, item))
             known, end = known + len(item.tokens), item.finish_reason
         for start, item in made:
-            # as in recording: left out is what the limit cut short, and what could have gone on beyond it
-            if end != "length" or (item.finish_reason is None and known - start >= TREE.max_calls):
+            # as in recording: left out are rounds that begin where the limit leaves less than the deepest may gain
+            if end != "length" or known - start >= TREE.max_calls:
                 context = torch.tensor(len(text) + start)
                 spent = costs.round_seconds(torch.tensor(item.num_draft_calls), context, tree)
-                tokens, seconds = tokens + len(item.tokens), seconds + float(spent)
+                gained = len(item.tokens) if end != "length" else item.accept_length + 1  # the limit cuts the last
+                tokens, seconds = tokens + gained, seconds + float(spent)
                 calls, rounds = calls + item.num_draft_calls, rounds + 1
                 clock += sum(item.seconds.values())
     return {

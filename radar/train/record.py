@@ -82,7 +82,7 @@ def record(
     total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
     rounds = 0
     if sources is None:
-        lanes = LANES if decoder.engine.target.device.type == "cuda" else 1
+        lanes = max(1, min(LANES, len(prompts))) if decoder.engine.target.device.type == "cuda" else 1
         sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes)]
     for source in sources:
         if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
