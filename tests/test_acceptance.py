@@ -7,6 +7,8 @@ import torch
 
 from radar import TreeConfig
 from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
+from radar.train.drafted import Drafted
+from radar.train.text_rounds import TextRounds
 from radar.tree import DraftTree
 from radar.verify import accept
 
@@ -126,4 +128,34 @@ def test_rounds_side_by_side_are_rounds_alone():
                 early.config = config
                 nodes_of = early.select(torch.tensor([0]))
                 assert int(chosen[row, calls - 1].sum()) == int(nodes_of.valid.sum()) - 1
+            assert lengths[row].tolist() == [followed(trees[row], texts[row], kept) for kept in chosen[row]]
         assert len(set(lengths.flatten().tolist())) > 2
+        assert any(0 in line for line in lengths.tolist())
+
+
+def followed(tree, text, kept):
+    """How far a text goes through the kept candidates, token by token."""
+    parent, length = -1, 0
+    for token in text.tolist():
+        here = [
+            slot
+            for slot in range(len(kept))
+            if kept[slot] and (int(tree.parents[0, slot]), int(tree.tokens[0, slot])) == (parent, token)
+        ]
+        if not here:
+            break
+        parent, length = here[0], length + 1
+    return length
+
+
+def test_an_end_token_is_nobodys_draft():
+    """In distribution: as if no candidate that ends the text were there."""
+    tree, shares = random_tree(2)
+    rounds = [Drafted([0], None, 0.0), Drafted([0, 0, 0, 0, 0], Candidates.of(tree), 0.0, shares[None].float())]
+    for ends in (frozenset(), frozenset({1}), frozenset({0, 1})):
+        text = TextRounds(rounds, 3, 4, ends=ends, every_token=False)
+        inside = shares.clone()
+        inside[torch.isin(tree.tokens[0], torch.tensor(sorted(ends), dtype=torch.int64))] = 0.0
+        found = text.rounds(tree.config).distribution[0].double()
+        for calls in range(1, 5):
+            torch.testing.assert_close(found[calls - 1], walk_all(tree, inside, calls), atol=1e-6, rtol=1e-5)

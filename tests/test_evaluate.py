@@ -249,6 +249,18 @@ def test_all_contenders_are_tuned_on_other_rounds() -> None:
         assert rows[name].tokens_per_second > 1.05 * rows[BEST_FIXED].tokens_per_second, name
 
 
+def test_the_heads_of_the_literature_train_as_long_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    def fit(network: object, rounds: int, loss_of: object, epochs: int, seed: int) -> None:
+        told.append(epochs)
+
+    monkeypatch.setattr("radar.train.heads._fit", fit)
+    train, develop = DATA.split_by_prompt(0.3)
+    tuned_contenders(train, develop, COSTS, epochs=7)
+    assert told == [7, 7]
+
+
 def test_the_command(tmp_path: Path) -> None:
     data = make_rounds(240)
     with RoundWriter(tmp_path / "r.jsonl", data.header) as writer:

@@ -62,6 +62,14 @@ def test_a_prompt_that_was_cut_off_is_left_out():
     assert {(one["method"], one["prompt"]) for one in kept} == {("radar", 0), ("eagle3", 0)}
 
 
+def test_replay_is_judged_by_the_rounds():
+    """Without the prompt's pass and its token."""
+    runs = [run("radar", 0, 41, 4.5), run("eagle3", 0, 61, 8.5), run(AUTOREGRESSIVE, 0, 61, 20.0)]
+    (cell,) = summarise(runs, {}, predictions())["cells"].values()
+    measured = (40 / 4.0) / (60 / 8.0)
+    assert cell["replay"]["error"] == pytest.approx(126 / 100 / measured - 1)
+
+
 def test_plain_decoding_counts_once():
     """Measured in the first repeat alone; a repeat without it is whole, a prompt without it is not."""
     runs = [run(name, p, 10, 2.0, repeat=r) for p in range(2) for r in range(2) for name in ("radar", "eagle3")]
