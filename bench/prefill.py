@@ -60,6 +60,8 @@ def main() -> int:
     parser.add_argument("--chunks", nargs="+", default=[default], metavar="ROWS,ROWS", help="sizes of the chunks")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if wrong := [size for chunks in args.chunks for size in chunks.split(",") if size not in map(str, FROM)]:
+        parser.error(f"--chunks takes sizes of {', '.join(map(str, FROM))}, got {wrong[0]!r}")
     if not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class AutoregressiveDecoder(Decoder):
         self._processing: HostProcessing | None = None
         self._launched = False
         self._step_graph: torch.cuda.CUDAGraph | None = None
-        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
+        self._chunks: dict[int, Callable[[], object]] | None = None  # of a prompt, by rows
         if graphs:
             with torch.inference_mode():
                 self._capture()
@@ -72,7 +73,7 @@ class AutoregressiveDecoder(Decoder):
 
     def _capture(self) -> None:
         stream = torch.cuda.Stream(self.target.device)
-        self._prefill_graphs = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
+        self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
         on_stream(stream, self._step)
         self._step_graph = capture(self._step, stream)
         self._mailbox = Mailbox(self._token)
@@ -95,8 +96,7 @@ class AutoregressiveDecoder(Decoder):
         ids = torch.tensor([prompt], device=self.target.device)
         self._sampler.set(request.sampling)
         self._sampler.start(ids)
-        replays = {rows: graph.replay for rows, graph in self._prefill_graphs.items()}
-        self._prefill.run(ids, replays or None, start=reused)
+        self._prefill.run(ids, self._chunks, start=reused)
         result = Round([], is_prefill=True, num_prompt_tokens=len(prompt), num_reused_tokens=reused)
         if self._processing is None:
             self._choose(self._prefill.logits[:, None])

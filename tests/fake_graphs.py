@@ -48,9 +48,7 @@ def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fal
     monkeypatch.setattr(graph, "Mailbox", Mailbox)
     monkeypatch.setattr(graph, "capture", capture)
     monkeypatch.setattr(graph, "on_stream", lambda stream, work: work())
-    monkeypatch.setattr(
-        graph, "capture_each", lambda work, values, stream: {n: capture(partial(work, n), stream) for n in values}
-    )
+    monkeypatch.setattr(graph, "capture_each", lambda work, values, stream: {n: partial(work, n) for n in values})
     old = decoder.engine
     with torch.inference_mode():
         engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)

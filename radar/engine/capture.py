@@ -51,13 +51,13 @@ def capture(
 
 def capture_each(
     work: Callable[[int], object], values: Iterable[int], stream: torch.cuda.Stream
-) -> dict[int, torch.cuda.CUDAGraph]:
-    """Run `work` on the stream for each of the values, and capture it."""
-    graphs = {}
+) -> dict[int, Callable[[], object]]:
+    """Run `work` on the stream for each of the values, and capture it; returns what replays it, by value."""
+    replays: dict[int, Callable[[], object]] = {}
     for value in values:
         on_stream(stream, partial(work, value))
-        graphs[value] = capture(partial(work, value), stream)
-    return graphs
+        replays[value] = capture(partial(work, value), stream).replay
+    return replays
 
 
 class Mailbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -86,7 +87,7 @@ class GraphEngine:
         self.stream = torch.cuda.Stream(target.device)
         self._body_stream = torch.cuda.Stream(target.device)
         self._prefill = Prefill(target, drafter)
-        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
+        self._chunks: dict[int, Callable[[], object]] = {}  # of a prompt, by rows
         self._captured: dict[int, _Captured] = {}
         self._plain: _Plain | None = None
         self._launched = False
@@ -108,9 +109,9 @@ class GraphEngine:
 
     def prepare(self) -> None:
         """Capture what the next generation needs. Resets the caches: for the time between two generations."""
-        if not self._prefill_graphs:
+        if not self._chunks:
             self._forget()
-            self._prefill_graphs = capture_each(self._prefill.chunk, self._prefill.sizes, self.stream)
+            self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, self.stream)
         known = self._captured.get(id(self.policy))
         if known is None:
             while len(self._captured) >= _KEPT:
@@ -136,7 +137,7 @@ class GraphEngine:
         reused = self.held.begin(prompt, self.target.cache, reuse=reuse_prefix)
         self.steps.sampler.set(sampling)
         self.steps.sampler.start(input_ids)
-        self._prefill.run(input_ids, {rows: graph.replay for rows, graph in self._prefill_graphs.items()}, start=reused)
+        self._prefill.run(input_ids, self._chunks, start=reused)
         self.steps.load(self._prefill.logits, self._prefill.taps)
         if self.fallback is not None:
             self.fallback.begin_text()

@@ -74,8 +74,7 @@ class FullRounds:
             self._run: Callable[[], object] = self._work
             if self.target.device.type == "cuda":
                 self._stream = stream = torch.cuda.Stream(self.target.device)
-                chunks = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
-                self._chunks = {rows: graph.replay for rows, graph in chunks.items()}
+                self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
                 on_stream(stream, self._work)
                 self._run = capture(self._work, stream).replay
 
