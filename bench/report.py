@@ -71,11 +71,15 @@ def speeds(full: Record) -> str:
     head = ["cell", "prompts", "tokens/s, autoregressive", *[f"{METHODS[m]}" for m in list(METHODS)[1:]]]
     text = table([*head, "RADAR over EAGLE-3", "texts identical"], rows)
     for temperature, overall in full["overall"].items():
-        gains = [[METHODS[name], interval(found)] for name, found in overall["radar_over"].items()]
+        same = overall["radar_over_in_equal_texts"]
+        gains = [
+            [METHODS[name], interval(found), f"{interval(same[name])}, {same[name]['texts']}" if name in same else ""]
+            for name, found in overall["radar_over"].items()
+        ]
         text += (
             f"\nTemperature {temperature}, geometric mean of {overall['cells']} cells, 95 % intervals by prompt:\n\n"
         )
-        text += table(["RADAR over", "ratio"], gains)
+        text += table(["RADAR over", "ratio", f"in equal texts, of {overall['texts']}"], gains)
         text += (
             f"\nDraft calls {overall['draft_calls_change']:+.1%}, acceptance length "
             f"{overall['acceptance_change']:+.1%} against EAGLE-3 with 8 calls.\n"
@@ -207,32 +211,35 @@ def _stops(axes: Any, metrics: Mapping[str, Record]) -> None:
 
 
 def plot_speeds(results: Path, pyplot: Any) -> Any:
-    """Speed-ups over autoregressive decoding with intervals, temperature 0, a panel for each pair."""
-    full = load("end_to_end_full.json", results)
-    cells = [cell for cell in full["cells"].values() if cell["temperature"] == 0]
-    if not cells:
-        raise ValueError("end_to_end_full.json: nothing at temperature 0")
+    """Speed-ups over autoregressive decoding with intervals: a row for each temperature, a panel for each pair."""
+    cells = list(load("end_to_end_full.json", results)["cells"].values())
     pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
+    temperatures = sorted({cell["temperature"] for cell in cells})
+    size = (4.2 * len(pairs), 3.4 * len(temperatures) + 0.4)
     figure, panels = pyplot.subplots(
-        1, len(pairs), figsize=(4.2 * len(pairs), 3.8), layout="constrained", sharey=True, squeeze=False
+        len(temperatures), len(pairs), figsize=size, layout="constrained", sharey="row", squeeze=False
     )
-    for axes, pair in zip(panels[0], pairs, strict=True):
-        here = {cell["task"]: cell["over_autoregressive"] for cell in cells if cell["pair"] == pair}
-        tasks = [task for task in TASKS if task in here]
-        for number, (method, colour) in enumerate(zip(list(METHODS)[1:], COLOURS, strict=True)):
-            found = [here[task][method] for task in tasks]
-            places = [x + 0.16 * (number - 2) for x in range(len(tasks))]
-            values = [one["value"] for one in found]
-            errors = [
-                [one["value"] - one["low"] for one in found],
-                [one["high"] - one["value"] for one in found],
-            ]
-            axes.bar(places, values, 0.15, yerr=errors, color=colour, label=METHODS[method], error_kw={"lw": 0.8})
-        axes.set(title=pair, xticks=range(len(tasks)))
-        axes.set_xticklabels([TASKS[task] for task in tasks])
-    panels[0][0].set_ylabel("times the speed of autoregressive decoding")
-    figure.legend(*panels[0][-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    for row, temperature in zip(panels, temperatures, strict=True):
+        for axes, pair in zip(row, pairs, strict=True):
+            here = [cell for cell in cells if cell["pair"] == pair and cell["temperature"] == temperature]
+            _speeds(axes, {cell["task"]: cell["over_autoregressive"] for cell in here})
+            axes.set_title(f"{pair}, temperature {temperature:g}")
+        row[0].set_ylabel("times autoregressive decoding")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
     return figure
+
+
+def _speeds(axes: Any, over: Mapping[str, Record]) -> None:
+    """Groups of bars by task, a bar for each method with its interval."""
+    tasks = [task for task in TASKS if task in over]
+    for number, (method, colour) in enumerate(zip(list(METHODS)[1:], COLOURS, strict=True)):
+        found = [over[task][method] for task in tasks]
+        places = [x + 0.16 * (number - 2) for x in range(len(tasks))]
+        values = [one["value"] for one in found]
+        errors = [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
+        axes.bar(places, values, 0.15, yerr=errors, color=colour, label=METHODS[method], error_kw={"lw": 0.8})
+    axes.set_xticks(range(len(tasks)))
+    axes.set_xticklabels([TASKS[task] for task in tasks])
 
 
 def plot_stops(results: Path, pyplot: Any) -> Any:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from measured_runs import ISSUE_KEYS, full_runs, predictions, run
 
-from bench.lab.speed import AUTOREGRESSIVE, FLAT_KEYS, cells_of, cost_errors, flat, geometric_mean, over, summarise
+from bench.lab.speed import (
+    AUTOREGRESSIVE,
+    FLAT_KEYS,
+    cells_of,
+    cost_errors,
+    equal_texts,
+    flat,
+    geometric_mean,
+    over,
+    summarise,
+)  # fmt: skip
 from radar.train.costs import CostTable
 
 
@@ -60,6 +70,34 @@ def test_a_prompt_that_was_cut_off_is_left_out():
     runs = [run("radar", 0, 10, 1.0), run("eagle3", 0, 10, 1.0), run("radar", 1, 10, 1.0)]
     (kept,) = cells_of(runs).values()
     assert {(one["method"], one["prompt"]) for one in kept} == {("radar", 0), ("eagle3", 0)}
+
+
+def test_texts_that_parted_are_left_out_of_the_second_ratio():
+    """Prompt 0 is the same text, prompt 1 is not, prompt 2's second repeat is; RADAR is 2, 10 and 4 times as fast."""
+    places = [(0, 0, "same"), (1, 0, "other"), (2, 0, "other"), (2, 1, "same")]
+    seconds = {(0, 0): 1.0, (1, 0): 0.2, (2, 0): 0.2, (2, 1): 0.5}
+    runs = []
+    for prompt, repeat, text in places:
+        runs.append(run("radar", prompt, 10, seconds[prompt, repeat], repeat=repeat) | {"text": text})
+        runs.append(run("eagle3", prompt, 10, 2.0, repeat=repeat))
+    kept = equal_texts(runs, "radar", "eagle3")
+    assert [(one["prompt"], one["repeat"]) for one in kept] == [(0, 0), (0, 0), (2, 1), (2, 1)]
+    plain = [run(AUTOREGRESSIVE, prompt, 10, 8.0) for prompt in range(3)]
+    (cell,) = summarise(runs + plain, {}, {})["cells"].values()
+    found = cell["radar_over_in_equal_texts"]
+    assert list(found) == ["eagle3"]
+    assert found["eagle3"]["value"] == pytest.approx(4.0 / 1.5)
+    assert (found["eagle3"]["texts"], found["eagle3"]["cells"]) == (2, 1)
+
+
+def test_a_cell_whose_texts_all_parted_says_so():
+    parted = [run("radar", 0, 10, 1.0) | {"text": "other"}, run("eagle3", 0, 10, 1.0)]
+    same = [run(name, 0, 10, t, task="mbpp") for name, t in (("radar", 1.0), ("eagle3", 3.0))]
+    plain = [run(AUTOREGRESSIVE, 0, 10, 8.0, task=task) for task in ("gsm8k", "mbpp")]
+    summary = summarise(parted + same + plain, {}, {})
+    assert summary["cells"]["a gsm8k T=0"]["radar_over_in_equal_texts"] == {}
+    found = summary["overall"]["0"]["radar_over_in_equal_texts"]["eagle3"]
+    assert (found["cells"], found["value"]) == (1, pytest.approx(3.0))
 
 
 def test_replay_is_judged_by_the_rounds():

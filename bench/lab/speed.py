@@ -18,7 +18,9 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.train.costs import CostTable
 
-__all__ = ["FLAT_KEYS", "Interval", "cells_of", "cost_errors", "flat", "geometric_mean", "over", "summarise"]
+__all__ = [
+    "FLAT_KEYS", "Interval", "cells_of", "cost_errors", "equal_texts", "flat", "geometric_mean", "over", "summarise"
+]  # fmt: skip
 
 AUTOREGRESSIVE, RADAR, FIXED_DEPTHS = "autoregressive", "radar", ("eagle3", "best_fixed")
 RESAMPLES = 2000
@@ -67,6 +69,18 @@ def cells_of(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
 
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def equal_texts(runs: Iterable[Run], method: str, reference: str) -> list[Run]:
+    """The two methods' runs of prompts and repeats for which both wrote the same text.
+
+    In 16 bits a tie of two tokens may fall either way, and then a ratio compares two texts.
+    """
+    found: dict[tuple[Any, Any], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run["method"] in (method, reference):
+            found[run["prompt"], run["repeat"]].append(run)
+    return [run for two in found.values() if len(two) == 2 and two[0]["text"] == two[1]["text"] for run in two]
 
 
 def _sums(runs: Sequence[Run], method: str, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -155,6 +169,7 @@ def summarise(
             "texts_identical": sum(len(found) == 1 for found in texts.values()),
             "methods": figures,
             "radar_over": {name: over([kept], RADAR, name)._asdict() for name in methods if name != RADAR},
+            "radar_over_in_equal_texts": _in_equal_texts([kept]),
             "over_autoregressive": {
                 name: over([kept], name, AUTOREGRESSIVE)._asdict() for name in methods if name != AUTOREGRESSIVE
             },
@@ -172,6 +187,16 @@ def summarise(
         entries = [entry for entry in cells.values() if entry["temperature"] == temperature]
         overall[f"{temperature:g}"] = _overall(here, entries)
     return {"cells": cells, "overall": overall}
+
+
+def _in_equal_texts(cells: Sequence[Sequence[Run]]) -> dict[str, dict[str, float]]:
+    """RADAR over the drafting methods, and how many texts that is of; cells without an equal text are left out."""
+    found = {}
+    for name in sorted({run["method"] for runs in cells for run in runs} - {AUTOREGRESSIVE, RADAR}):
+        if kept := [same for runs in cells if (same := equal_texts(runs, RADAR, name))]:
+            counts = {"texts": sum(map(len, kept)) // 2, "cells": len(kept)}
+            found[name] = over(kept, RADAR, name)._asdict() | counts
+    return found
 
 
 def _replayed(replayed: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
@@ -223,6 +248,7 @@ def _overall(kept: Sequence[Sequence[Run]], entries: Sequence[Mapping[str, Any]]
     out: dict[str, Any] = {
         "cells": len(entries),
         "radar_over": {name: over(kept, RADAR, name)._asdict() for name in names},
+        "radar_over_in_equal_texts": _in_equal_texts(kept),
         "radar_over_autoregressive_min": min(speedups),
         "radar_over_autoregressive_max": max(speedups),
         "texts": sum(entry["texts"] for entry in entries),
