@@ -9,7 +9,7 @@ import torch
 from fakes import tiny_draft, tiny_target
 from measured_runs import ISSUE_KEYS, full_runs, predictions
 
-from bench import end_to_end, report
+from bench import end_to_end, plots, tables
 from bench.lab import alpha_ablation, contenders, pieces, replay_error, train_pair, train_target, transfer
 from bench.lab.calibration import calibration
 from bench.lab.data import save_tokenizer, train_tokenizer
@@ -95,7 +95,7 @@ def result_files(folder):
 def test_the_report_shows_what_is_there(tmp_path):
     result_files(tmp_path)
     (tmp_path / "replay_policies.json").unlink()
-    assert report.write_tables(tmp_path) == [
+    assert tables.write_tables(tmp_path) == [
         "Rules of the literature, by replay: no contenders.json",
         "Share of the gap to the oracle: no replay_policies.json",
     ]
@@ -106,6 +106,7 @@ def test_the_report_shows_what_is_there(tmp_path):
     assert "| 8 | throughput | 1.250 (1.000 to 1.200) | 5.00 | 3.00 |  |" in text
     assert "| 1,024 tokens | decisions | 0.300 | 5.4% |" in text
     assert "python -m round_h200" in text
+    assert "| 15 to 16 | 2 | 1.443 | 1.386 | 1.184 | 1.270 |" in text  # 5 / 4 and 5 / 3; 4.8, 4.1 and 4.4 over the same
 
 
 def test_every_figure_is_drawn(tmp_path):
@@ -114,9 +115,9 @@ def test_every_figure_is_drawn(tmp_path):
     from matplotlib import pyplot
 
     result_files(tmp_path)
-    assert report.write_plots(tmp_path, pyplot) == ["embedded.png: no embedded_mt_bench.json"]
+    assert plots.write_plots(tmp_path, pyplot) == ["embedded.png: no embedded_mt_bench.json"]
     drawn = {path.stem for path in tmp_path.glob("*.png")}
-    assert drawn == set(report.PLOTS) - {"embedded"}
+    assert drawn == set(plots.PLOTS) - {"embedded"}
 
 
 def test_pieces_come_back(tmp_path):
@@ -259,7 +260,7 @@ def test_the_whole_pipeline(lab, capfd):
     out = ["--out", str(lab / "contenders.json"), "--temperatures", "0", "--epochs", "2"]
     assert contenders.main(["--work", str(lab / "work"), *out]) == 0
     compared = json.loads((lab / "contenders.json").read_text())
-    shown = [line.split(" | ") for line in report.rules(compared).splitlines() if line.startswith("| ")]
+    shown = [line.split(" | ") for line in tables.rules(compared).splitlines() if line.startswith("| ")]
     assert [float(line[1]) for line in shown[2:]] == sorted((float(line[1]) for line in shown[2:]), reverse=True)
     assert "RADAR" in {line[0].strip("| ") for line in shown}
     tasks = compared["pairs"]["llama"]["0"]["tasks"]

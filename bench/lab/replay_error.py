@@ -89,7 +89,7 @@ class Small:
         """The rounds are there."""
 
 
-class Widened(Small):
+class Widened:
     """The pair at its real cost, and rounds of it that are recorded here."""
 
     def __init__(self, args: argparse.Namespace, geometry: Geometry) -> None:
@@ -123,7 +123,7 @@ class Widened(Small):
 
 def compare(args: argparse.Namespace, geometry: Geometry | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Task by task, by method: replay, decoding, and the error of the first. `geometry`: to widen to."""
-    pair = Small(args) if geometry is None else Widened(args, geometry)
+    pair: Small | Widened = Small(args) if geometry is None else Widened(args, geometry)
     folder, costs = args.work / "T0", CostTable.load(args.work / "costs.json", device=None)
     choice = Choice.load(folder / "choice.json")
     bar = tqdm(total=len(TASKS) * len(METHODS), unit="set")

@@ -51,9 +51,8 @@ class Prefill:
     def __init__(self, target: TargetModel, drafter: Drafter | None = None) -> None:
         batch, device = target.cache.length.shape[0], target.device
         self.sizes = chunk_sizes(device)
-        self._most = max(self.sizes)
         self.target, self.drafter = target, drafter
-        self.tokens = torch.zeros((batch, self._most + 1), dtype=torch.int64, device=device)
+        self.tokens = torch.zeros((batch, max(self.sizes) + 1), dtype=torch.int64, device=device)
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.known = torch.zeros(batch, dtype=torch.int64, device=device)
         self.logits = torch.zeros((batch, target.vocab_size), dtype=target.dtype, device=device)
@@ -70,7 +69,7 @@ class Prefill:
             start: rows that both caches hold already, 0 <= start < P: the pair of a row looks one token ahead, so both
                 are to be of this prompt's tokens up to the one at `start`. What they hold beyond is dropped.
         """
-        length, most = input_ids.shape[1], self._most
+        length, most = input_ids.shape[1], max(self.sizes)
         for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
             cache.set_window(length + most)
             cache.length.fill_(start)
