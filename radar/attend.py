@@ -30,8 +30,9 @@ _current = _Current()
 @contextmanager
 def attending(cache: StaticKVCache) -> Iterator[None]:
     """The cache that `attend` reads and writes."""
-    previous, _current.cache = _current.cache, cache
+    previous = _current.cache
     try:
+        _current.cache = cache
         yield
     finally:
         _current.cache = previous

@@ -115,6 +115,9 @@ class AutoregressiveDecoder(Decoder):
         self._sampler.commit(self._token, self._one)
         result.logits, result.scores = logits.float(), scores[None]
 
+    def _release(self) -> None:
+        self._processing = None
+
     def _ahead(self) -> None:
         if self._step_graph is not None and not self._launched and self._processing is None:
             self._launched = True

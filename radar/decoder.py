@@ -203,6 +203,10 @@ class RadarDecoder(Decoder):
     def _ahead(self) -> None:
         self._running.ahead()
 
+    def _release(self) -> None:
+        if isinstance(self._running, EagerEngine):
+            self._running.release()
+
 
 def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> None:
     config = draft.config

@@ -9,14 +9,14 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from radar.generation_request import GenerateOptions, Request, make_request
-from radar.generation_stop import first_stop
+from radar.generation_stop import TextEnd
 from radar.generation_stream import TextStream
 from radar.hf_generate import generate_ids
 from radar.metrics import DecodeMetrics, Round, Tally, summarize
@@ -81,6 +81,10 @@ class Decoder(ABC):
     @abstractmethod
     def _round(self) -> Round:
         """The next tokens."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of what belongs to the generation that ended: its processors and their scores."""
 
     @abstractmethod
     def _ahead(self) -> None:
@@ -226,45 +230,32 @@ class Decoder(ABC):
         return generation
 
     def _run(self, request: Request, generation: int) -> Generator[Round]:
-        step: Callable[[], Round] = functools.partial(self._start, request)
         text = list(request.input_ids)
-        scores: list[Tensor] | None = None if request.processing is None else []
-        while True:
-            if generation != self._generation:
-                raise RuntimeError("this generation ended because another one was started on the same decoder")
-            self._thread = threading.get_ident()  # a stream may be read from one thread after the other
-            started = time.perf_counter()
-            with torch.inference_mode():
-                item = step()
-                self._cut(item, request, text, scores)
-                if item.finish_reason is None:
-                    self._ahead()
-            self._tally.add(item)
-            self._tally.num_generations += item.is_prefill
-            self._tally.seconds += time.perf_counter() - started
-            yield item
-            if item.finish_reason is not None:
-                return
-            step = self._round
-
-    def _cut(self, item: Round, request: Request, text: list[int], scores: list[Tensor] | None) -> None:
-        """End a round's tokens where the text ends, say why in `finish_reason`, and add them to `text`."""
-        left = request.limit - (len(text) - len(request.input_ids))
-        tokens = item.tokens[:left]
-        end = next((i + 1 for i, token in enumerate(tokens) if token in request.end_token_ids), None)
-        tokens = tokens[:end]
-        if scores is not None and item.scores is not None:
-            scores.extend(item.scores[: len(tokens)].split(1))
-        if request.criteria:
-            known = None if scores is None else tuple(scores)
-            stop = first_stop(request.criteria, text, tokens, self.model.device, known)
-            end = end if stop is None else stop
-            tokens = tokens[:end]
-        item.tokens = tokens
-        if item.scores is not None and item.logits is not None:
-            item.logits, item.scores = item.logits[: len(tokens)], item.scores[: len(tokens)]
-        item.finish_reason = "stop" if end is not None else "length" if len(tokens) == left else None
-        text.extend(tokens)
+        end = TextEnd(text, request.limit, request.end_token_ids, request.criteria, self.model.device)
+        if request.processing is not None:
+            request = replace(request, processing=replace(request.processing, ends=end.ends))
+        step: Callable[[], Round] = functools.partial(self._start, request)
+        try:
+            while True:
+                if generation != self._generation:
+                    raise RuntimeError("this generation ended because another one was started on the same decoder")
+                self._thread = threading.get_ident()  # a stream may be read from one thread after the other
+                started = time.perf_counter()
+                with torch.inference_mode():
+                    item = step()
+                    _cut(item, end, text)
+                    if item.finish_reason is None:
+                        self._ahead()
+                self._tally.add(item)
+                self._tally.num_generations += item.is_prefill
+                self._tally.seconds += time.perf_counter() - started
+                yield item
+                if item.finish_reason is not None:
+                    return
+                step = self._round
+        finally:
+            if generation == self._generation:
+                self._release()
 
     def _collect(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> list[Round]:
         """Run a generation to its end, and feed a streamer of transformers' kind."""
@@ -286,6 +277,18 @@ class Decoder(ABC):
         text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
         reason = rounds[-1].finish_reason if rounds else None
         return GenerationOutput(token_ids, text, summarize(rounds, seconds, self.engine_name), reason or "cancelled")
+
+
+def _cut(item: Round, end: TextEnd, text: list[int]) -> None:
+    """Keep a round's tokens up to the text's end, say in `finish_reason` why it ends, and add them to `text`."""
+    count = 0
+    while count < len(item.tokens) and item.finish_reason is None:
+        text.append(item.tokens[count])
+        item.finish_reason = end.reason(text, None if item.scores is None else item.scores[count])
+        count += 1
+    item.tokens = item.tokens[:count]
+    if item.scores is not None and item.logits is not None:
+        item.logits, item.scores = item.logits[:count], item.scores[:count]
 
 
 def _is_chat(prompt: Prompt) -> bool:

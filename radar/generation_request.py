@@ -120,7 +120,7 @@ def make_request(
     processing = None
     if processors:
         chain, sampling = host_chain(sampling)
-        processing = HostProcessing((*chain, *processors), end_token_ids)
+        processing = HostProcessing((*chain, *processors))
     reuse = given.get("reuse_prefix", is_chat)
     if not isinstance(reuse, bool):
         raise ValueError(f"reuse_prefix must be True or False, got {reuse!r}")

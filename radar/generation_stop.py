@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StopCriterion", "StopStrings", "first_stop"]
+__all__ = ["StopCriterion", "StopStrings", "TextEnd"]
 
 StopCriterion = Callable[[Tensor, Any], Any]  # (input_ids [1, L], scores or None) -> bool or bool tensor [1]
 
@@ -43,18 +43,51 @@ class StopStrings:
         return any(after.find(text, max(0, len(before) - len(text) + 1)) >= 0 for text in self.strings)
 
 
-def first_stop(
-    criteria: Sequence[StopCriterion], text: Sequence[int], tokens: Sequence[int], device: torch.device, scores: Any
-) -> int | None:
-    """How many of `tokens` behind `text` there are when the first criterion holds; None: none does.
+class TextEnd:
+    """Why a text ends, asked once for every token of its output, in order; asked again it remembers.
 
     Args:
-        scores: of all tokens of the output [1, V] each, for criteria that read them; None if they are not kept.
+        prompt: token ids.
+        limit: tokens of the output, at most.
+        end_token_ids: that end the text.
+        criteria: called as f(input_ids [1, L], scores), the first that holds ends the text.
+        device: of `input_ids`.
     """
-    ids = torch.tensor([[*text, *tokens]], device=device)
-    for count in range(1, len(tokens) + 1):
-        length = len(text) + count
-        known = None if scores is None else scores[: len(scores) - len(tokens) + count]
-        if any(bool(torch.as_tensor(item(ids[:, :length], known)).any()) for item in criteria):
-            return count
-    return None
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        limit: int,
+        end_token_ids: frozenset[int],
+        criteria: Sequence[StopCriterion],
+        device: torch.device,
+    ) -> None:
+        self._begin, self._limit, self._ends, self._criteria = len(prompt), limit, end_token_ids, criteria
+        self._reasons: list[str | None] = []
+        self._scores: list[Tensor] = []
+        self._ids = torch.zeros((1, len(prompt) + limit if criteria else 0), dtype=torch.int64, device=device)
+        if criteria:
+            self._ids[0, : len(prompt)] = torch.tensor(list(prompt), device=device)
+
+    def reason(self, text: Sequence[int], scores: Tensor | None) -> str | None:
+        """Whether the text ends with its last token: "stop" or "length", else None.
+
+        Args:
+            text: prompt and output.
+            scores: the last token's processed scores [V] if there are any, which criteria then get, of all tokens.
+        """
+        place = len(text) - self._begin
+        if place > len(self._reasons):
+            if scores is not None:
+                self._scores.append(scores[None])
+            stops = text[-1] in self._ends
+            if self._criteria:
+                self._ids[0, len(text) - 1] = text[-1]
+                ids, known = self._ids[:, : len(text)], tuple(self._scores) or None
+                stops |= any(bool(torch.as_tensor(item(ids, known)).any()) for item in self._criteria)
+            self._reasons.append("stop" if stops else "length" if place == self._limit else None)
+        return self._reasons[place - 1]
+
+    def ends(self, text: Sequence[int], scores: Tensor) -> bool:
+        """`reason`, for `HostProcessing`."""
+        return self.reason(text, scores) is not None

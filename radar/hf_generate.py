@@ -232,7 +232,7 @@ def run_prepared(
     sampling = None if keep else _in_kernels(processors, bool(config.do_sample), seed)
     processing = None
     if sampling is None:  # the whole chain on the host, temperature and filters included
-        processing = HostProcessing(tuple(processors), frozenset(ends))
+        processing = HostProcessing(tuple(processors))
         sampling = SamplingParams(temperature=1.0 if config.do_sample else 0.0, seed=seed)
     request = Request(ids, limit, sampling, frozenset(ends), tuple(others), processing)
     rounds = decoder._collect(request, streamer, put_prompt=put_prompt)

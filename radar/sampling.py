@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from radar_kernels import SamplingState, mark_seen, sample_tokens
 
 __all__ = ["GREEDY", "LogitsProcessor", "Sampler", "SamplingParams", "apply_processors"]
 
+MOST_BIAS = 1e30  # by the largest penalty, over the smallest temperature, still a float32
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (input_ids [1, L], scores [1, V]) -> scores [1, V]
 
 
@@ -34,7 +34,7 @@ class SamplingParams:
         min_p: keep tokens at least this likely relative to the most likely one, 0 to 1.
         repetition_penalty: divides the positive and multiplies the negative logits of tokens that the text holds
             already, prompt included; 1e-2 to 1e2, 1 does nothing.
-        logit_bias: token id -> what is added to its logit; -inf bans the token.
+        logit_bias: token id -> what is added to its logit, 1e30 at most either way; -inf bans the token.
         seed: of the noise, 0 to 2**63 - 1; None draws one, see `Sampler.seed`.
 
     Raises:
@@ -46,7 +46,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,11 +75,13 @@ class SamplingParams:
             for token, bias in self.logit_bias.items():
                 if isinstance(token, bool) or not isinstance(token, int) or token < 0:
                     raise ValueError(f"SamplingParams: logit_bias must map token ids (integers >= 0), got {token!r}")
-                if isinstance(bias, bool) or not isinstance(bias, int | float) or not -math.inf <= bias < math.inf:
+                number = isinstance(bias, int | float) and not isinstance(bias, bool)
+                if not number or not (bias == -math.inf or abs(bias) <= MOST_BIAS):
                     raise ValueError(
-                        f"SamplingParams: logit_bias of token {token} must be a number or -inf, got {bias!r}"
+                        f"SamplingParams: logit_bias of token {token} must be a number of at most {MOST_BIAS:g} either "
+                        f"way, or -inf to forbid it, got {bias!r}"
                     )
-            object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
 GREEDY = SamplingParams()

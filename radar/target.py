@@ -172,8 +172,23 @@ def _check_family(model: Any, max_length: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit and max_length > limit:
         raise ValueError(f"max_length {max_length} is more than the model's max_position_embeddings {limit}")
+    if moving := sorted(_rope_types(config) & {"dynamic", "longrope"}):
+        raise ValueError(
+            f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "
+            "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
+            "type default, linear, yarn or llama3"
+        )
+    if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
     if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
         raise ValueError("the target is spread over several devices (device_map); load it on one device")
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Types of rotary embedding, of all kinds of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    return {str(kind.get("rope_type", "default")) for kind in kinds}
 
 
 def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True) -> Any:

@@ -50,11 +50,11 @@ class TargetForward:
     Args:
         model: of a supported family.
         tap_layers: `hidden_states` indices; (): no taps.
-        lock: of the model: threads with decoders of their own take turns on it.
+        known: of the model: threads with decoders of their own take turns on its lock.
     """
 
-    def __init__(self, model: Any, tap_layers: Sequence[int], lock: threading.Lock) -> None:
-        self._lock = lock
+    def __init__(self, model: Any, tap_layers: Sequence[int], known: _Known) -> None:
+        self._known = known
         self._modules = _modules(model)
         self._decoder: Any = model.get_decoder()
         self._lm_head: nn.Module = model.get_output_embeddings()
@@ -72,13 +72,16 @@ class TargetForward:
     @contextmanager
     def running(self, cache: StaticKVCache) -> Iterator[None]:
         """Where `states` and `scores` may be called; rows go to this cache and see it."""
-        config = self._decoder.config
-        with self._lock, self._taps.listening(), fused(self._fused), attending(cache):
-            previous, config._attn_implementation = config._attn_implementation, _ATTENTION_NAME
+        config, known = self._decoder.config, self._known
+        with known.lock, self._taps.listening(), fused(self._fused), attending(cache):
+            # transformers sets it in Python, where Ctrl-C may strike: ours, left behind by a run, is not the model's
+            if config._attn_implementation != _ATTENTION_NAME:
+                known.attention = config._attn_implementation
             try:
+                config._attn_implementation = _ATTENTION_NAME
                 yield
             finally:
-                config._attn_implementation = previous
+                config._attn_implementation = known.attention
 
     def states(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Final hidden states [B, N, hidden] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens."""
@@ -118,6 +121,7 @@ def _modules(model: Any) -> list[nn.Module]:
 @dataclass
 class _Known:
     lock: threading.Lock = field(default_factory=threading.Lock)
+    attention: str | None = None  # the model's own
     forwards: dict[Any, TargetForward] = field(default_factory=dict)
 
 
@@ -129,7 +133,7 @@ def forward_of(model: Any, tap_layers: Sequence[int]) -> TargetForward:
     known, key = _known.setdefault(model, _Known()), (tuple(tap_layers), model.device)
     with known.lock:  # making one touches hooks and weights of modules that another thread may be running
         if key not in known.forwards or not known.forwards[key].is_of(model):
-            known.forwards[key] = TargetForward(model, tap_layers, known.lock)
+            known.forwards[key] = TargetForward(model, tap_layers, known)
         return known.forwards[key]
 
 
@@ -162,9 +166,9 @@ class Taps:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Keep what passes through the layers."""
-        for module, key, hook in self._hooks:
-            module._forward_hooks[key] = hook
         try:
+            for module, key, hook in self._hooks:
+                module._forward_hooks[key] = hook
             yield
         finally:
             for module, key, _ in self._hooks:

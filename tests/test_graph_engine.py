@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from fake_graphs import with_fake_graphs
 from fakes import FAMILIES, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
@@ -12,6 +13,7 @@ from radar.engine.choose import choose_engine
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.graph import GraphEngine
 from radar.policy.baselines import Capped
+from radar.policy.baselines_history import GammaTune
 from radar.policy.lstm import PolicyNetwork
 from radar.profile import profile_round
 
@@ -52,6 +54,19 @@ def test_the_engine_follows_the_device():
 
 def test_a_cpu_has_no_while_nodes():
     assert "need a CUDA device" in why_no_while_nodes(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("policy", [GammaTune(), Capped(GammaTune(), 5)])
+def test_a_policy_that_reads_signals_can_be_assigned(policy, monkeypatch):
+    """The graph engine tries a copy first, which needs the signals as well."""
+    ours = decoder(policy=FixedDepth(3), engine="eager")
+    if ours.engine.target.device.type == "cpu":
+        ours = with_fake_graphs(monkeypatch, ours)
+    else:
+        ours = decoder(policy=FixedDepth(3))
+    expected = ours.generate(PROMPT, max_new_tokens=20).token_ids
+    ours.policy = policy
+    assert ours.generate(PROMPT, max_new_tokens=20).token_ids == expected
 
 
 @needs_cuda

@@ -1,5 +1,6 @@
 """The paper's policy: decisions equal plain PyTorch's, files load strictly, sampling follows its seed."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.config import TreeConfig
+from radar.policy.baselines_heads import LevelNetwork, LevelPolicy
 from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy, save_policy
 
 UPSTREAM = Path(__file__).resolve().parents[2] / "shared" / "data" / "upstream_policy"
@@ -258,3 +260,13 @@ def test_config_is_checked(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text('{"format": "radar-policy", "version": 1, "input_size": 8}')
     with pytest.raises(ValueError, match="says input_size=8, the tensors 10"):
         load_policy(tmp_path)
+
+
+def test_a_level_policy_serves_two_decoders():
+    """Engines bind shallow copies: binding one elsewhere must not move the network from under the other."""
+    policy = LevelPolicy(LevelNetwork(10, 8, context=False))
+    here, there = copy.copy(policy), copy.copy(policy)
+    here.bind(1, TreeConfig(), torch.device("cpu"))
+    there.bind(1, TreeConfig(), torch.device("meta"))
+    here.reset()
+    assert here.stop(torch.zeros(1, 10)).shape == (1,)

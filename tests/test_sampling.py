@@ -1,6 +1,9 @@
 """Sampling: transformers is the judge of what is kept, a chi-square test the judge of how often."""
 
+import copy
+import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from radar.sampling import Sampler, SamplingParams, apply_processors
+from radar.sampling import MOST_BIAS, Sampler, SamplingParams, apply_processors
 from radar.tree import pack_bits
 from radar_kernels import reference_sampling
 
@@ -272,7 +275,9 @@ BAD = [
     ({"seed": -1}, r"seed must be None or an integer from 0 to 2\*\*63 - 1, got -1"),
     ({"seed": 2**63}, "seed must be"),
     ({"logit_bias": {-1: 0.0}}, "logit_bias must map token ids"),
-    ({"logit_bias": {1: math.inf}}, "logit_bias of token 1 must be a number or -inf, got inf"),
+    ({"logit_bias": {1: math.inf}}, "logit_bias of token 1 must be a number of at most 1e.30 either way, or -inf to"),
+    ({"logit_bias": {1: 1e31}}, "logit_bias of token 1 must be"),
+    ({"logit_bias": {1: math.nan}}, "logit_bias of token 1 must be"),
 ]
 
 
@@ -280,6 +285,25 @@ BAD = [
 def test_bad_parameters_are_refused(params, message):
     with pytest.raises(ValueError, match=f"SamplingParams: {message}"):
         SamplingParams(**params)
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1e-4, "repetition_penalty": 100.0}, {"temperature": 0.5}])
+def test_the_largest_bias_forces_its_token(params):
+    sampler = sampler_for(80, logit_bias={42: MOST_BIAS, 43: -MOST_BIAS}, **params)
+    tokens = sampler.sample(torch.randn(1, 30, 80), torch.arange(30)[None])
+    assert tokens.unique().tolist() == [42]
+
+
+def test_parameters_can_be_kept_sent_and_compared():
+    params = SamplingParams(temperature=0.5, logit_bias={3: 1.0})
+    for other in (copy.deepcopy(params), pickle.loads(pickle.dumps(params))):
+        assert other == params
+        assert hash(other) == hash(params)
+    assert dataclasses.asdict(params)["logit_bias"] == {3: 1.0}
+    given = {3: 1.0}
+    kept = SamplingParams(logit_bias=given)
+    given[3] = 2.0
+    assert kept.logit_bias == {3: 1.0}
 
 
 def test_a_bias_outside_the_vocabulary_is_refused_and_changes_nothing():

@@ -109,6 +109,42 @@ def test_the_attention_setting_is_restored_after_an_error():
     assert model.config._attn_implementation == attention
 
 
+def test_an_interrupt_at_the_attention_setting_heals(monkeypatch):
+    """transformers sets it by a property, so Ctrl-C may come between the setting and all that follows."""
+    model = tiny_target()
+    target, own = TargetModel(model, max_length=32, max_rows=8), model.config._attn_implementation
+    stock = type(model.config)._attn_implementation
+    left = [1]
+
+    def interrupted(config, value):
+        stock.fset(config, value)
+        if left and value != own:
+            left.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model.config), "_attn_implementation", property(stock.fget, interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
+    assert model.config._attn_implementation == own
+    model.config._attn_implementation = "radar_tree"  # as an interrupt in the way out would leave it
+    target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
+    assert model.config._attn_implementation == own
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_embeddings_that_look_at_the_longest_position_are_refused(kind):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, **factors}
+    model = tiny_target(rope_parameters={**parameters, "original_max_position_embeddings": 64})
+    with pytest.raises(ValueError, match=f"rotary embedding is of type '{kind}'"):
+        TargetModel(model, max_length=32, max_rows=8)
+
+
+def test_types_that_nothing_computes_in_are_refused():
+    with pytest.raises(ValueError, match=r"must be float32, float16 or bfloat16, got torch\.float64"):
+        TargetModel(tiny_target().double(), max_length=32, max_rows=8)
+
+
 def test_taps_can_be_overridden():
     model = tiny_target()
     target = TargetModel(model, max_length=64, max_rows=16, tap_layers=(0, 4))

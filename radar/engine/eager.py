@@ -103,6 +103,10 @@ class EagerEngine:
         result.seconds = watch.seconds
         return result
 
+    def release(self) -> None:
+        """Let go of a generation's processors."""
+        self._processing = None
+
     def ahead(self) -> None:
         """Nothing: the host makes the rounds, and they start when they are asked for."""
 

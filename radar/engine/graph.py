@@ -19,7 +19,7 @@ from radar.engine.held import HeldText
 from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
-from radar.policy.base import StopPolicy
+from radar.policy.base import StopPolicy, attach_signals
 from radar.sampling import GREEDY, SamplingParams
 from radar.target import TargetModel
 from radar_kernels.graph_condition import load_graph_condition, set_graph_condition
@@ -102,7 +102,9 @@ class GraphEngine:
     def set_policy(self, policy: StopPolicy) -> None:
         """Decide by another policy from the next generation on. Raises ValueError if it cannot serve this tree."""
         if id(policy) not in self._captured:
-            copy.copy(policy).bind(self.steps.root.shape[0], self.config, self.target.device)
+            tried = copy.copy(policy)
+            attach_signals(tried, self.steps.signals)
+            tried.bind(self.steps.root.shape[0], self.config, self.target.device)
         if policy is not self.policy and self.fallback is not None:
             self.fallback.forget_rounds()
         self.policy = policy

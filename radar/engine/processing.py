@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,12 @@ class HostProcessing:
 
     Attributes:
         processors: called in order as f(input_ids [1, L], scores [1, V]) -> scores [1, V]; empty: scores are kept only.
-        end_token_ids: nothing is asked behind one of these.
+        ends: whether the text ends with its last token, whose processed scores [V] come with it. Nothing is asked
+            behind that. None: it never ends; a generation gives its own.
     """
 
     processors: tuple[LogitsProcessor, ...]
-    end_token_ids: frozenset[int]
+    ends: Callable[[Sequence[int], Tensor], bool] | None = None
 
     def choose(self, sampler: Sampler, logits: Tensor, text: Sequence[int]) -> tuple[int, Tensor]:
         """The token after `text`, from its logits [V], and the processed scores [V] float32."""
@@ -64,7 +65,8 @@ class HostProcessing:
             kept.append(scores)
             text.append(token)
             node = children.get((node, token))
-            while node is not None and token in self.end_token_ids:  # behind the end, where nothing is asked
+            ended = self.ends is not None and self.ends(text, scores)
+            while node is not None and ended:  # nodes behind the end need some token, and nothing is asked
                 chosen[node] = token
                 node = children.get((node, token))
         return torch.tensor([chosen], device=logits.device), logits[0, path].float(), torch.stack(kept)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
-from radar.policy.base import RoundSignals, StopPolicy
+from radar.policy.base import RoundSignals, StopPolicy, attach_signals
 from radar.sampling import Sampler
 from radar.target import TargetModel
 from radar.verify import accept
@@ -47,9 +47,7 @@ class RoundSteps:
         self.set_policy(policy)
 
     def set_policy(self, policy: StopPolicy) -> None:
-        attach = getattr(policy, "attach", None)
-        if attach is not None:
-            attach(self.signals)
+        attach_signals(policy, self.signals)
         policy.bind(self.root.shape[0], self.config, self.target.device)
         self.policy = policy
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 
-__all__ = ["FixedDepth", "RoundSignals", "SignalPolicy", "StopPolicy", "Threshold"]
+__all__ = ["FixedDepth", "RoundSignals", "SignalPolicy", "StopPolicy", "Threshold", "attach_signals"]
 
 
 class StopPolicy(Protocol):
@@ -49,6 +49,13 @@ class SignalPolicy(StopPolicy, Protocol):
 
     def attach(self, signals: RoundSignals) -> None:
         """Keep the buffers; they live on the device that `bind` will name."""
+
+
+def attach_signals(policy: StopPolicy, signals: RoundSignals) -> None:
+    """Offer signals to a policy that may read none."""
+    attach = getattr(policy, "attach", None)
+    if attach is not None:
+        attach(signals)
 
 
 class FixedDepth:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.policy.base import StopPolicy
+from radar.policy.base import RoundSignals, StopPolicy, attach_signals
 
 __all__ = ["DDD", "Capped", "ExpectedGain", "OptTree", "Talon"]
 
@@ -30,6 +30,7 @@ class Capped:
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
             raise ValueError(f"Capped: calls must be a positive integer, got {calls!r}")
         self.policy, self.calls = policy, calls
+        self._signals: RoundSignals | None = None
 
     def __repr__(self) -> str:
         return f"Capped({self.policy!r}, {self.calls})"
@@ -40,8 +41,20 @@ class Capped:
         generator: torch.Generator | None = getattr(self.policy, "generator", None)
         return generator
 
+    @property
+    def attach(self) -> Callable[[RoundSignals], None]:
+        """Of a policy that reads signals alone: runners prepare them for those that have this."""
+        if not hasattr(self.policy, "attach"):
+            raise AttributeError(f"{self.policy!r} reads no signals")
+        return self._attach
+
+    def _attach(self, signals: RoundSignals) -> None:
+        self._signals = signals
+
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         self.policy = copy.copy(self.policy)  # a copy of ours, as engines make them, must not share its state
+        if self._signals is not None:
+            attach_signals(self.policy, self._signals)
         self.policy.bind(batch_size, tree, device)
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class _LevelRule:
             )
         if self.network.context and self._signals is None:
             raise ValueError(f"{type(self).__name__} reads the context length, which this runner does not offer")
-        self.network.to(device)
+        self.network = copy.deepcopy(self.network).to(device)  # the engine's copy of a policy must not move ours
         self._call = torch.zeros(batch_size, device=device)
         self._context = torch.zeros(batch_size, device=device)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radar.policy.base import FixedDepth, RoundSignals, StopPolicy
+from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals
 from radar.policy.lstm import PolicyNetwork
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset
@@ -125,13 +125,12 @@ def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
     The signal `accept_length` is what the policy's own stop would have had accepted in the round before: the recorded
     one, or, if one begins at every token, the one that the policy made. There, rounds that it does not make stop at 1.
     """
-    attach = getattr(policy, "attach", None)
-    if attach is None:
+    if not hasattr(policy, "attach"):
         policy.bind(len(dataset), dataset.header.tree, dataset.scores.device)
         return _play(policy, dataset.scores)
     prompts, row = torch.unique(dataset.prompt, return_inverse=True)
     signals = RoundSignals(torch.full((len(prompts),), -1), torch.zeros(len(prompts), dtype=torch.int64))
-    attach(signals)
+    attach_signals(policy, signals)
     policy.bind(len(prompts), dataset.header.tree, dataset.scores.device)
     stops = torch.ones(len(dataset), dtype=torch.int64)
     scores = torch.zeros(len(prompts), *dataset.scores.shape[1:])
