@@ -39,7 +39,7 @@ from bench.lab.speed import AUTOREGRESSIVE, cost_errors, flat, summarise
 from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import SamplingParams, TreeConfig
-from radar.compare import describe_machine
+from radar.compare import describe_machine, device_name
 from radar.generation import GenerationOutput
 from radar.policy.base import StopPolicy
 from radar.prompts import load_prompts
@@ -130,11 +130,12 @@ class Comparison:
         if file.is_file():
             return
         trees = [TREE if nodes == TREE.total_tokens else TreeConfig(total_tokens=nodes, max_calls=8) for nodes in NODES]
-        hardware, most = describe_machine(self.device)["hardware"], self.args.max_length
+        most = self.args.max_length
         contexts = (most // 8, most // 2)  # beyond them a context costs what the nearest does
         measure_costs(
-            self.wide, trees, contexts=contexts, name=self.name, hardware=hardware, repeats=self.args.cost_repeats
-        ).save(file)
+            self.wide, trees, contexts=contexts, name=self.name, hardware=device_name(self.device),
+            repeats=self.args.cost_repeats,
+        ).save(file)  # fmt: skip
 
     def choose(self) -> None:
         for temperature in self.fitted:
@@ -156,7 +157,7 @@ class Comparison:
     def measure(self) -> None:
         """Interleaved: a prompt goes through all methods before the next one comes."""
         machine = describe_machine(self.device)
-        CostTable.load(self.work / "costs.json", device=machine["hardware"])  # runs and costs are of one device
+        CostTable.load(self.work / "costs.json", device=device_name(self.device))  # runs and costs are of one device
         (self.work / "machine.json").write_text(json.dumps(machine) + "\n")
         file = self.work / "runs.jsonl"
         done = {_key(run) for run in _lines(file)}

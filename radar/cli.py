@@ -7,8 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from radar.cli_arguments import positive
 
 __all__ = ["main"]
 
@@ -23,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
-        print(f"radar {args.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         return 0
+    except (ValueError, OSError) as error:
+        print(f"radar {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -58,7 +61,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from radar import AutoregressiveDecoder, FixedDepth
+    from radar import AutoregressiveDecoder, FixedDepth, RadarPolicy
     from radar.compare import Contender, compare, describe_machine, render
     from radar.prompts import encode_prompt, load_prompts
 
@@ -72,7 +75,8 @@ def _bench(args: argparse.Namespace) -> int:
         engine=args.engine,
         compile=not args.no_compile,
     )
-    radar, eagle = decoder.policy, FixedDepth(8)
+    radar, eagle = decoder.policy, FixedDepth(min(8, decoder.tree.max_calls))
+    ours = "RADAR" if isinstance(radar, RadarPolicy) else repr(radar)
 
     def use(policy: Any) -> Any:
         return lambda: setattr(decoder, "policy", policy)
@@ -80,7 +84,7 @@ def _bench(args: argparse.Namespace) -> int:
     contenders = [
         Contender("autoregressive", plain),
         Contender("EAGLE-3", decoder, use(eagle)),
-        Contender("RADAR", decoder, use(radar)),
+        Contender(ours, decoder, use(radar)),
     ]
     prompts = [encode_prompt(line, decoder.tokenizer) for line in lines]
     with tqdm(total=len(prompts) * args.repeats, desc="prompts", disable=args.no_progress) as bar:
@@ -107,7 +111,7 @@ def _bench(args: argparse.Namespace) -> int:
         machine = describe_machine(device)
         print(
             f"{machine['hardware']}; {settings['dtype'].removeprefix('torch.')}; "
-            f"tree of {decoder.tree.total_tokens} nodes"
+            f"tree of {decoder.tree.total_tokens} nodes; EAGLE-3 as {eagle!r}, stop policy {radar!r}"
         )
         print(f"{settings['prompts']}, {args.max_new_tokens} new tokens at most, {args.repeats} repeats, interleaved\n")
         print(render(rows, identical))
@@ -120,8 +124,8 @@ def _where_time_goes(rows: Sequence[Any], *, on_gpu: bool) -> str:
     plain, _, radar = rows
     ratio = radar.metrics.tokens_per_second / plain.metrics.tokens_per_second
     verdict = "faster" if ratio > 1 else "slower"
-    measured = f"Measured here, RADAR runs at {ratio:.2f} times the autoregressive speed ({verdict})."
-    if on_gpu:
+    measured = f"Measured here, {radar.name} runs at {ratio:.2f} times the autoregressive speed ({verdict})."
+    if on_gpu or "verify" not in radar.milliseconds_per_round:  # a text of one token has no rounds
         return f"\n{measured} `radar profile` shows the parts of a round."
     one = plain.milliseconds_per_round["verify"]
     parts = radar.milliseconds_per_round
@@ -178,13 +182,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _decoder(args: argparse.Namespace, **override: Any) -> Any:
     import torch
 
-    from radar import FixedDepth, RadarDecoder, TreeConfig
+    from radar import FixedDepth, RadarDecoder
     from radar.decoder import default_device, default_tree
 
     rank = os.environ.get("LOCAL_RANK")  # several processes under `accelerate launch`: one GPU each
     device = default_device(args.device or (f"cuda:{rank}" if rank and torch.cuda.is_available() else None))
     base = default_tree(device)
-    tree = TreeConfig(total_tokens=args.total_tokens or base.total_tokens, max_calls=args.max_calls or base.max_calls)
+    sizes = {name: getattr(args, name) for name in ("total_tokens", "max_calls") if getattr(args, name) is not None}
+    tree = replace(base, **sizes)
     policy: Any = getattr(args, "policy", None)
     if "policy" in override:
         policy = FixedDepth(tree.max_calls)
@@ -230,11 +235,11 @@ def _parser() -> argparse.ArgumentParser:
         "calls, a histogram of stops and whether all outputs are identical. Exit status 1 if they are not.",
     )
     bench.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines with "prompt", or MT-bench\'s "turns"')
-    bench.add_argument("--limit", type=int, metavar="N", help="take the first N prompts")
+    bench.add_argument("--limit", type=positive, metavar="N", help="take the first N prompts")
     bench.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="limit of each output (default 128)"
     )
-    bench.add_argument("--repeats", type=int, default=1, metavar="N", help="passes over the prompts (default 1)")
+    bench.add_argument("--repeats", type=positive, default=1, metavar="N", help="passes over the prompts (default 1)")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     _model_options(bench)
     _progress_option(bench)
@@ -250,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="data set to write or go on with (.jsonl)"
     )
-    record.add_argument("--limit", type=int, metavar="N", help="take the first N prompts")
+    record.add_argument("--limit", type=positive, metavar="N", help="take the first N prompts")
     record.add_argument("--max-new-tokens", type=int, default=192, metavar="N", help="per prompt (default 192)")
     record.add_argument(
         "--temperature",

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from radar.cli_arguments import positive
+
 __all__ = ["add_doctor", "add_verify"]
 
 
@@ -54,7 +56,11 @@ def add_verify(
 def _prompt_options(parser: argparse.ArgumentParser, *, limit: int | None, max_new_tokens: int) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines with "prompt", or MT-bench\'s "turns"')
     parser.add_argument(
-        "--limit", type=int, default=limit, metavar="N", help=f"take the first N prompts (default {limit or 'all'})"
+        "--limit",
+        type=positive,
+        default=limit,
+        metavar="N",
+        help=f"take the first N prompts (default {limit or 'all'})",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -140,7 +146,13 @@ def _verify(args: argparse.Namespace, decoder: Any) -> int:
     from radar.autoregressive import AutoregressiveDecoder
     from radar.verify_text import compare_texts, plain_logits, render
 
-    plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=decoder.max_length)
+    plain = AutoregressiveDecoder(
+        decoder.model,
+        tokenizer=decoder.tokenizer,
+        max_length=decoder.max_length,
+        engine=args.engine,
+        compile=not args.no_compile,
+    )
     prompts = _prompts(args, decoder.tokenizer)
     with tqdm(total=len(prompts), desc="prompts", disable=args.no_progress) as bar:
         comparison = compare_texts(

@@ -32,8 +32,14 @@ StrPath = str | os.PathLike[str]
 
 
 def default_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device; None: a GPU if there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The named device; None: a GPU if there is one. ValueError: there is no such device here."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a torch without CUDA
+        here = ["cpu", *[f"cuda:{i}" for i in range(torch.cuda.device_count())]]
+        raise ValueError(f"no device {str(name)!r} here: take one of {', '.join(here)}") from error
+    return device
 
 
 def default_tree(device: torch.device) -> TreeConfig:

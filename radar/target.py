@@ -199,6 +199,8 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, pr
         bars.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    except (OSError, RuntimeError) as error:  # no such model; another kind of file
+        raise ValueError(f"no transformers model at {path!r}: give a folder or a hub name ({error})") from error
     finally:
         if shown:
             bars.enable_progress_bar()

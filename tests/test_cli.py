@@ -108,7 +108,7 @@ def test_bench_prints_a_table_and_json(capsys, tmp_path):
     record = json.loads(out)
     assert code == 0
     assert record["identical"] is True
-    assert [row["name"] for row in record["rows"]] == ["autoregressive", "EAGLE-3", "RADAR"]
+    assert [row["name"] for row in record["rows"]] == ["autoregressive", "EAGLE-3", "FixedDepth(3)"]
     assert record["rows"][2]["metrics"]["draft_calls_per_round"] == 3
     assert {"hardware", "torch", "transformers", "commit"} <= record["machine"].keys()
 
@@ -176,20 +176,44 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
         (["generate", "x", "--policy", "nowhere"], "nowhere"),
         (["generate", "x", "--policy", "0"], "positive integer"),
         (["generate", "x", "--total-tokens", "1000"], "total_tokens must be"),
+        (["generate", "x", "--total-tokens", "0"], "total_tokens must be"),
+        (["generate", "x", "--max-calls", "0"], "max_calls must be"),
+        (["generate", "x", "--target", "/nowhere", "--draft", "d"], "no transformers model at '/nowhere'"),
+        (["generate", "x", "--target", str(ASSETS / "draft"), "--draft", "d"], "no transformers model at"),
         (["bench", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["bench", "--prompts", "/"], "directory"),
+        (["generate", "x", "--device", "cuda:99"], "no device 'cuda:99' here: take one of cpu"),
+        (["generate", "x", "--device", "foo"], "no device 'foo' here"),
         (["train-policy", "--rounds", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl"),
         (["train-policy", "--rounds", "r", "--out", "o", "--call-time", "1"], "--decision-time"),
         (["train-draft", "--target", "t", "--text", "nowhere.txt", "--out", "o"], "nowhere.txt"),
     ],
 )
 def test_mistakes_end_with_one_line(arguments, message, capsys):
-    on_cpu = CPU if arguments[0] in ("generate", "bench") else []
+    on_cpu = CPU if arguments[0] in ("generate", "bench") and "--device" not in arguments else []
     code, _, err = run(capsys, *arguments, *on_cpu)
     assert code == 2
     line = err.strip().splitlines()[-1]
     assert line.startswith(f"radar {arguments[0]}: ")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bench", "--repeats", "0"], ["bench", "--limit", "-1"], ["verify", "--limit", "0"]]
+)
+def test_numbers_of_things_are_one_or_more(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, *arguments)
+    assert f"must be an integer of 1 or more, got '{arguments[-1]}'" in capsys.readouterr().err
+
+
+def test_bench_names_what_it_compares(capsys):
+    """Fewer calls than EAGLE-3 makes, a policy that is not RADAR's, and texts without a round."""
+    code, out, _ = run(capsys, "bench", "--limit", 1, "--max-new-tokens", 1, "--max-calls", 4, "--policy", 2, *CPU)
+    assert code == 0
+    assert "EAGLE-3 as FixedDepth(4), stop policy FixedDepth(2)" in out
+    assert "FixedDepth(2) runs at" in out
 
 
 def test_the_module_runs():

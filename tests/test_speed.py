@@ -100,6 +100,15 @@ def test_a_cell_whose_texts_all_parted_says_so():
     assert (found["cells"], found["value"]) == (1, pytest.approx(3.0))
 
 
+def test_a_run_stopped_in_a_cells_first_prompt_is_summed_up_without_it():
+    """gsm8k has its prompts; of mbpp's first one two methods are there, and RADAR's turn never came."""
+    runs = [one for one in full_runs() if one["task"] == "gsm8k"]
+    cut = [run(AUTOREGRESSIVE, 0, 60, 12.0, task="mbpp"), run("eagle3", 0, 60, 5.0, task="mbpp")]
+    summary = summarise(runs + cut, {"a": {"static": {"tokens_per_second": 2.0}}}, {})
+    assert list(summary["cells"]) == ["a gsm8k T=0"]
+    assert summarise(cut, {}, {}) == {"cells": {}, "overall": {}}
+
+
 def test_replay_is_judged_by_the_rounds():
     """Without the prompt's pass and its token."""
     runs = [run("radar", 0, 41, 4.5), run("eagle3", 0, 61, 8.5), run(AUTOREGRESSIVE, 0, 61, 20.0)]

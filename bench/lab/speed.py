@@ -49,16 +49,18 @@ class Interval(NamedTuple):
 
 
 def cells_of(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
-    """Runs by cell, of prompts and repeats that every method of the cell has finished: a stopped run is no bias.
+    """Runs by cell, of prompts and repeats that every method of the pair has finished: a stopped run is no bias.
 
     Plain decoding is measured in the first repeat alone.
     """
     cells: dict[Cell, list[Run]] = defaultdict(list)
+    of_pair: dict[str, set[str]] = defaultdict(lambda: {RADAR})  # it comes last: without it nothing is whole
     for run in runs:
         cells[Cell(run["pair"], run["task"], run["temperature"])].append(run)
+        of_pair[run["pair"]].add(run["method"])
     whole = {}
     for cell, found in cells.items():
-        methods = {run["method"] for run in found} - {AUTOREGRESSIVE}
+        methods = of_pair[cell.pair] - {AUTOREGRESSIVE}
         plain = {run["prompt"] for run in found if run["method"] == AUTOREGRESSIVE}
         done = Counter((run["prompt"], run["repeat"]) for run in found if run["method"] != AUTOREGRESSIVE)
         whole_ones = {key for key, count in done.items() if count == len(methods) and (not plain or key[0] in plain)}
