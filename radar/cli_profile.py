@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,18 @@ def add_profile(
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     model_options(parser)
-    parser.set_defaults(run=lambda args: _profile(args, make_decoder(args, fallback=False)))
+    parser.set_defaults(run=lambda args: _profile(args, make_decoder))
     return parser
 
 
-def _profile(args: argparse.Namespace, decoder: Any) -> int:
+def _profile(args: argparse.Namespace, make_decoder: Callable[..., Any]) -> int:
     from radar.compare import describe_machine, device_name
     from radar.profile import profile_round
 
+    for option, path in (("--costs", args.costs), ("--trace", args.trace)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"{option} must name a file in a folder that is there, got {path}")
+    decoder = make_decoder(args, fallback=False)
     engine = decoder.engine
     machine = describe_machine(engine.target.device)
     prefixes = sorted(set(args.prefix))
@@ -119,11 +123,17 @@ def _cost_table(args: argparse.Namespace, profiles: list[Any], deep: Any, device
     )
 
 
+def _rounds(decoder: Any, prompt: list[int]) -> Generator[Any]:
+    """Rounds without end: end tokens are passed over, and where the cache is full the text is begun again."""
+    while True:
+        yield from decoder.rounds(prompt, eos_token_id=())
+
+
 def _trace(decoder: Any, path: Path, prefix: int) -> None:
     import torch
 
     length = max(1, min(prefix, decoder.max_length - 8 * decoder.tree.max_accepted))
-    rounds = decoder.rounds([token % decoder.vocab_size for token in range(length)])
+    rounds = _rounds(decoder, [token % decoder.vocab_size for token in range(length)])
     for _ in range(3):
         next(rounds)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -131,7 +141,6 @@ def _trace(decoder: Any, path: Path, prefix: int) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(ROUNDS_IN_TRACE):
-            if next(rounds, None) is None:
-                break
+            next(rounds)
     rounds.close()
     profiler.export_chrome_trace(str(path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radar.train.costs import CostTable
+    from radar.train.dataset import RoundDataset
 
 __all__ = [
     "add_evaluate",
@@ -50,6 +51,7 @@ def add_train_draft(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--tap-layers", metavar="I,J,K", help="hidden_states indices to read (default 2, N/2, N-3)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--restart", action="store_true", help="begin anew instead of going on with what is in --out")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")
     return parser
 
@@ -70,6 +72,10 @@ def train_draft_command(args: argparse.Namespace) -> dict[str, Any]:
             taps = tuple(int(part) for part in args.tap_layers.split(","))
         except ValueError:
             raise ValueError(f"--tap-layers takes numbers such as 2,16,29, got {args.tap_layers!r}") from None
+    for name in ("steps", "intermediate_size", "draft_vocab_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}; leave it out for the default")
     model = load_model(args.target, device=default_device(args.device), dtype=None)
     tokenizer = load_tokenizer(args.target)
     c = model.config
@@ -87,7 +93,7 @@ def train_draft_command(args: argparse.Namespace) -> dict[str, Any]:
         rms_norm_eps=float(c.rms_norm_eps),
     )
     options = TrainingOptions(
-        steps=args.steps or (2000 if args.seconds is None else None),
+        steps=2000 if args.steps is None and args.seconds is None else args.steps,
         seconds=args.seconds,
         batch_size=args.batch_size,
         length=args.length,
@@ -98,7 +104,15 @@ def train_draft_command(args: argparse.Namespace) -> dict[str, Any]:
     )
     tokens = encode_file(args.text, tokenizer.encode, eos_token_id=tokenizer.eos_token_id)
     print(f"{len(tokens)} tokens of {args.text}", file=sys.stderr)
-    return train_draft(model, TokenMixture(tokens), args.out, config=config, options=options, tap_layers=taps)
+    return train_draft(
+        model,
+        TokenMixture(tokens),
+        args.out,
+        config=config,
+        options=options,
+        tap_layers=taps,
+        resume=not args.restart,
+    )
 
 
 def add_train_policy(commands: Any) -> argparse.ArgumentParser:
@@ -208,12 +222,20 @@ def evaluate_command(args: argparse.Namespace) -> str:
     from radar.train.backward import fit_backward
     from radar.train.contenders import EAGLE3, tuned_contenders
     from radar.train.dataset import read_rounds
-    from radar.train.evaluate import evaluate, render
+    from radar.train.evaluate import evaluate, render, shared_prompts
 
     costs, rounds = _costs(args), read_rounds(args.rounds)
     if args.tune_on:
         rest = read_rounds(args.tune_on)
+        if shared := shared_prompts(rounds, rest):
+            raise ValueError(
+                f"the rounds of {len(shared)} prompts are in --rounds and in --tune-on, which has to be of other "
+                "prompts: give each file to one of the two, or leave out --tune-on to tune on half of --rounds"
+            )
+        _need(rounds, "--rounds", 2, "intervals are by prompt")
+        _need(rest, "--tune-on", 2, "one to train on and one to tune on")
     else:
+        _need(rounds, "--rounds", 4, "two to judge on, one to train on and one to tune on, unless --tune-on is given")
         rest, rounds = rounds.split_by_prompt(0.5, args.seed)
     train, develop = rest.split_by_prompt(0.2, args.seed + 1)
     contenders = tuned_contenders(train, develop, costs)
@@ -229,6 +251,19 @@ def evaluate_command(args: argparse.Namespace) -> str:
     tuned = {name: one.value for name, one in contenders.items()}
     about = {"rounds": len(rounds), "set_aside": len(rounds.set_aside), "costs": costs.to_dict(), "tuned": tuned}
     return json.dumps(about | {"policies": [one.to_dict() for one in results]}, indent=2)
+
+
+def _need(rounds: RoundDataset, option: str, prompts: int, why: str) -> None:
+    """Before anything is tuned: rounds of enough prompts, with something to decide."""
+    if (found := len(rounds.prompt.unique())) < prompts:
+        raise ValueError(
+            f"{option} needs rounds of {prompts} prompts or more, found {found}: {why}. Record more prompts; a text "
+            "that is too short has no rounds"
+        )
+    if (calls := rounds.header.tree.max_calls) < 2:
+        raise ValueError(
+            f"{option}: rounds with max_calls={calls} leave nothing to decide: record with more --max-calls"
+        )
 
 
 def _cost_options(parser: argparse.ArgumentParser) -> None:

@@ -80,12 +80,14 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         repeats: measurements; medians count.
 
     Raises:
-        ValueError: prefix or calls out of range.
+        ValueError: prefix, calls or repeats out of range.
     """
     if not 1 <= calls <= engine.config.max_calls:
         raise ValueError(f"calls must be from 1 to max_calls={engine.config.max_calls}, got {calls}")
     if not 1 <= prefix <= engine.target.max_length:
         raise ValueError(f"prefix must be from 1 to max_length={engine.target.max_length}, got {prefix}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}")
     steps, target, drafter = engine.steps, engine.target, engine.drafter
     for cache in (target.cache, drafter.cache):
         cache.set_window(cache.capacity if prefix + 256 > cache.capacity else prefix + 256)

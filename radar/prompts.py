@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PromptLine", "encode_prompt", "load_prompts"]
+__all__ = ["PromptLine", "encode_prompt", "load_prompts", "read_lines", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,19 @@ class PromptLine:
     chat: bool
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """All of a UTF-8 file, its line ends as `\\n`. Raises ValueError, with the file's name, if it is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Lines of a UTF-8 file. `str.splitlines` would also split at characters that JSON strings may hold as they are."""
+    return read_text(path).split("\n")
+
+
 def load_prompts(path: str | os.PathLike[str], *, limit: int | None = None) -> list[PromptLine]:
     """Read a prompt file.
 
@@ -27,10 +40,10 @@ def load_prompts(path: str | os.PathLike[str], *, limit: int | None = None) -> l
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: names the line that is not of either form, or says that the file holds no prompt.
+        ValueError: names the line that is not of either form, or says that the file holds no prompt or is not UTF-8.
     """
     prompts: list[PromptLine] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         if limit is not None and len(prompts) >= limit:

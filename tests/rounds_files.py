@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from radar.config import TreeConfig
-from radar.train.dataset import RecordedSignals, RoundDataset, RoundsHeader, RoundWriter, read_rounds
+from radar.train.dataset import RecordedSignals, RoundDataset, RoundsHeader, read_rounds
+from radar.train.round_writer import RoundWriter
 
 TREE = TreeConfig(tree_top_k=3, max_calls=4, total_tokens=12)
 HEADER = RoundsHeader(TREE, 0.0, {"target": "t"})

@@ -11,7 +11,8 @@ from bench.lab.record_pair import files_of
 from radar.config import TreeConfig
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundsHeader, RoundWriter
+from radar.train.dataset import RoundsHeader
+from radar.train.round_writer import RoundWriter
 
 NODES, CALLS, CALL, REST = (32, 60, 100), 8, 0.2, 0.5
 DEPTHS = {"chat": [3, 8, 4, 7, 3, 8], "gsm8k": [1, 5, 2, 8], "mbpp": [6, 7, 8]}  # by kind: where each round's path dies

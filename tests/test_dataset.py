@@ -11,7 +11,8 @@ import torch
 from rounds_files import FULL, HEADER, TREE, optional_parts, prompt_rounds, quiet, write, write_full
 
 from radar.config import TreeConfig
-from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter, read_rounds, shard_path
+from radar.train.dataset import RoundDataset, RoundsHeader, read_rounds, shard_path
+from radar.train.round_writer import RoundWriter
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -134,15 +135,52 @@ def test_split_keeps_prompts_together(tmp_path: Path) -> None:
 
 def test_several_files(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", range(2))
-    write(tmp_path / "b.jsonl", range(2))
+    write(tmp_path / "b.jsonl", range(2, 4))
     data = read_rounds([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
-    assert data.prompt.unique().tolist() == [0, 1, 2, 3]
+    assert data.prompt.unique().tolist() == [0, 1, 4, 5]
     with RoundWriter(tmp_path / "c.jsonl", RoundsHeader(TreeConfig(tree_top_k=3, max_calls=5))) as writer:
         writer.write_prompt(0, torch.zeros(1), torch.zeros(1, 5, 3), torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"c\.jsonl was recorded with"):
         read_rounds([tmp_path / "a.jsonl", tmp_path / "c.jsonl"])
     with pytest.raises(ValueError, match="no files"):
         read_rounds([])
+
+
+def test_rounds_given_twice_are_refused(tmp_path: Path) -> None:
+    """Under one name, another name, or as another file: they would count as those of other prompts."""
+    a, b, copy, link = (tmp_path / f"{name}.jsonl" for name in ("a", "b", "copy", "link"))
+    copy.write_bytes(write(a, range(2)))
+    link.symlink_to(a)
+    write(b, range(2, 4))
+    for again in (a, str(a), copy, link):
+        with pytest.raises(ValueError, match=rf"{Path(again).name} holds the rounds of .*a\.jsonl: give them once"):
+            read_rounds([a, b, again])
+    assert len(read_rounds([a, b])) == 12
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            RoundsHeader(TREE, 1.0, {"target": "t"}),
+            r"b\.jsonl is of temperature 1\.0, .*a\.jsonl of 0\.0",
+        ),
+        (RoundsHeader(TREE, 0.0, {"target": "u"}), "of target 'u', .*of 't'"),
+        (RoundsHeader(TREE, 0.0, {"target": "t", "draft": "e"}), "of draft 'e', .*of 'd'"),
+        (RoundsHeader(TREE, 0.0, {"target": "t", "note": "x"}), None),
+        (RoundsHeader(TREE, 0.0), None),
+    ],
+)
+def test_files_of_another_source_are_not_merged(tmp_path: Path, header: RoundsHeader, message: str | None) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for prompt, one in enumerate((replace(HEADER, metadata={"target": "t", "draft": "d"}), header)):
+        with RoundWriter(files[prompt], one) as writer:
+            writer.write_prompt(prompt, *prompt_rounds(prompt))
+    if message is None:
+        assert len(read_rounds(files)) == 6
+        return
+    with pytest.raises(ValueError, match=message):
+        read_rounds(files)
 
 
 def test_truncate(tmp_path: Path) -> None:

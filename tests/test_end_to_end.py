@@ -22,7 +22,8 @@ from bench.shapes import Geometry
 from radar import DraftConfig, TreeConfig
 from radar.draft.checkpoint import save_draft
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
+from radar.train.dataset import RoundDataset, RoundsHeader
+from radar.train.round_writer import RoundWriter
 
 VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
 

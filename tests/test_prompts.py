@@ -1,7 +1,10 @@
 """Prompt files."""
 
+import json
+
 import pytest
 
+from bench.lab.record_pair import TASKS, prompt_sets
 from radar.prompts import PromptLine, load_prompts
 
 
@@ -22,6 +25,35 @@ def test_a_bad_line_is_named(tmp_path, line):
     file.write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2"):
         load_prompts(file)
+
+
+@pytest.mark.parametrize("character", "\x85\u2028\u2029\xa0")
+def test_only_line_ends_end_a_line(tmp_path, character):
+    file = tmp_path / "p.jsonl"
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in (f"a{character}b", "c")]
+    file.write_bytes("\r\n".join(lines).encode())
+    assert load_prompts(file) == [PromptLine(f"a{character}b", False), PromptLine("c", False)]
+    file.write_bytes(f"{lines[0]}\n{{\n".encode())
+    with pytest.raises(ValueError, match="line 2"):
+        load_prompts(file)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes('{"prompt": "é"}\n'.encode("latin1"))
+    with pytest.raises(ValueError, match=r"p\.jsonl is not UTF-8 text .*byte 12"):
+        load_prompts(tmp_path / "p.jsonl")
+
+
+def test_sources_stand_beside_their_prompts(tmp_path):
+    """What the laboratory reads of a line besides its prompt."""
+    held_out = [{"prompt": f"{kind}\u2028", "source": kind} for kind in ("gsm8k", "mbpp", "gsm8k", "mbpp")]
+    lines = [json.dumps(line, ensure_ascii=False) for line in held_out]
+    (tmp_path / "heldout_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for task in TASKS:
+        (tmp_path / f"q_{task}.jsonl").write_text('{"prompt": "measured"}\n')
+    sets = prompt_sets(tmp_path, tmp_path, train=9, develop=9, limit=9)
+    assert [line.text for line in sets["train"]] == ["gsm8k\u2028", "mbpp\u2028", "gsm8k\u2028"]
+    assert [line.text for line in sets["develop-mbpp"]] == ["mbpp\u2028"]
 
 
 def test_empty_and_missing_files(tmp_path):

@@ -1,6 +1,8 @@
 """Recorded rounds: the accepted length for every stop equals what decoding with that stop accepts."""
 
+import hashlib
 import itertools
+import json
 import sys
 import types
 
@@ -190,20 +192,104 @@ def test_texts_decoded_at_once_are_recorded_in_order(tmp_path, every_token):
     assert (tmp_path / "grown.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
-def test_an_error_in_one_of_several_texts_comes_through(tmp_path):
-    decoder = make()
+def test_an_error_in_one_of_several_texts_comes_through(tmp_path, monkeypatch):
+    decoder, rounds = make(), FullRounds.of
     sources = [FullRounds(decoder, 0.0) for _ in range(2)]
-    with pytest.raises(ValueError, match="the prompt has 200 tokens"):
-        record(decoder, [PROMPTS[0], [1] * 200, *PROMPTS * 3], tmp_path / "r.jsonl", max_new_tokens=20, progress=False,
+
+    def failing(self, prompt, *args, **options):
+        if len(prompt) == 5:
+            raise RuntimeError("out of memory")
+        return rounds(self, prompt, *args, **options)
+
+    monkeypatch.setattr(FullRounds, "of", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        record(decoder, [PROMPTS[0], [1] * 5, *PROMPTS * 3], tmp_path / "r.jsonl", max_new_tokens=20, progress=False,
                sources=sources)  # fmt: skip
     assert read_rounds(tmp_path / "r.jsonl").prompt.unique().tolist() == [0]
 
 
-def test_a_prompt_that_does_not_fit_is_named_and_nothing_is_lost(tmp_path):
-    decoder = make()
-    with pytest.raises(ValueError, match="the prompt has 200 tokens and the cache holds max_length=160"):
-        record(decoder, [PROMPTS[0], [1] * 200], tmp_path / "rounds.jsonl", max_new_tokens=30, progress=False)
-    assert set(read_rounds(tmp_path / "rounds.jsonl").prompt.tolist()) == {0}
+def test_prompts_that_do_not_fit_are_named_before_anything_starts(tmp_path):
+    decoder, out = make(), tmp_path / "rounds.jsonl"
+    prompts = [PROMPTS[0], [1] * 200, PROMPTS[1], [2] * 160]
+    message = (
+        r"2 of 4 prompts leave no room .*max_length=160 .*prompts 1 \(200 tokens\), 3 \(160 tokens\).*--max-length"
+    )
+    with pytest.raises(ValueError, match=message):
+        record(decoder, prompts, out, max_new_tokens=30, progress=False)
+    with pytest.raises(ValueError, match="record: prompt 1: the prompt is empty"):
+        record(decoder, [PROMPTS[0], []], out, max_new_tokens=30, progress=False)
+    assert not out.exists()
+    record(decoder, [PROMPTS[0], [2] * 130], out, max_new_tokens=60, progress=False)  # as much as there is room for
+    last = read_rounds(out).select(read_rounds(out).prompt == 1).position
+    assert 130 < int(last.min()) <= int(last.max()) <= 160 - 6
+    with pytest.raises(ValueError, match=r"130 tokens with 31 behind it does not fit: .*max_length=160"):
+        list(FullRounds(decoder, 0.0).of([2] * 130, 31, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[5, 3, 2], *PROMPTS[1:]], {}, r"prompt_sha256 of prompt 0: '\w{16}' in the file"),
+        ([[1], [2], [3], [4]], {}, "prompt_sha256 of prompt 0: "),
+        (PROMPTS, {"max_new_tokens": 24}, "max_new_tokens of prompt 0: 40 in the file, 24 now"),
+        (PROMPTS, {"seed": 5}, "seed of prompt 0: 0 in the file, 5 now"),
+        (PROMPTS, {"metadata": {"target": "u"}}, "target: 't' in the file, 'u' now"),
+        (PROMPTS, {"metadata": {}}, "target: 't' in the file, 'nothing' now"),
+        (PROMPTS, {"metadata": {"target": "t", "draft": "d"}}, "draft: 'nothing' in the file, 'd' now"),
+    ],
+)
+def test_going_on_with_other_texts_is_refused(tmp_path, prompts, options, message):
+    """Whatever number of prompts is left to do, a file holds texts of one list and one setting."""
+    file, common = tmp_path / "r.jsonl", {"max_new_tokens": 40, "metadata": {"target": "t"}, "progress": False}
+    record(make(), PROMPTS[:2], file, **common)
+    file.write_bytes(file.read_bytes() + b'{"prompt":2,')  # of a crash
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        record(make(), prompts, file, **{**common, **options})
+    assert file.read_bytes() == before
+    assert record(make(), PROMPTS, file, **common)["prompts_done"] == 3
+    record(make(), PROMPTS, tmp_path / "whole.jsonl", **common)
+    assert file.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_a_text_depends_on_is_in_the_file(tmp_path):
+    record(make(), PROMPTS, tmp_path / "r.jsonl", max_new_tokens=155, seed=7, progress=False)
+    lines = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    done = [line for line in lines if "prompt_done" in line]
+    digests = [hashlib.sha256(str(prompt).replace(" ", "").encode()).hexdigest()[:16] for prompt in PROMPTS]
+    assert done == [
+        {"prompt_done": n, "prompt_sha256": digests[n], "max_new_tokens": limit, "seed": 7}
+        for n, limit in enumerate((155, 155, 151))  # the cache holds 160
+    ]
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_files_of_before_are_gone_on_with(tmp_path, every_token):
+    """Their prompts carry no facts, and nobody can say that those that come now are others; what is added says it."""
+    file, options = tmp_path / "r.jsonl", {"max_new_tokens": 40, "every_token": every_token, "progress": False}
+    record(make(), PROMPTS[:1], file, **options)
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([*lines[:-1], b'{"prompt_done":0}']) + b"\n")
+    assert set(read_rounds(file).prompt.tolist()) == {0}
+    options["metadata"] = {"target": "t"}
+    for count in (2, 3):
+        assert record(make(), PROMPTS[:count], file, **options)["prompts_done"] == count
+    assert set(read_rounds(file).prompt.tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="max_new_tokens of prompt 1: 40 in the file, 50 now"):
+        record(make(), PROMPTS, file, **{**options, "max_new_tokens": 50})
+
+
+def test_a_recording_without_a_round_warns(tmp_path, recwarn):
+    decoder, file = make(), tmp_path / "r.jsonl"
+    for _ in range(2):  # also where nothing is left to do
+        with pytest.warns(UserWarning, match="r.jsonl holds no round: .*max_calls=6 .*max_new_tokens=4 did neither"):
+            assert record(decoder, PROMPTS, file, max_new_tokens=4, progress=False)["new_rounds"] == 0
+    with pytest.raises(ValueError, match="max_new_tokens of prompt 0: 4 in the file, 40 now"):
+        record(decoder, PROMPTS, file, max_new_tokens=40, progress=False)
+    recwarn.clear()
+    for _ in range(2):
+        record(decoder, PROMPTS, tmp_path / "s.jsonl", max_new_tokens=40, progress=False)
+    assert not recwarn.list
 
 
 def test_a_wrong_continuation_changes_the_lengths():

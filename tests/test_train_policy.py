@@ -15,9 +15,10 @@ from radar.policy.base import FixedDepth, Threshold
 from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy
 from radar.train import policy as training
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset, RoundsHeader, RoundWriter
+from radar.train.dataset import RoundDataset, RoundsHeader
 from radar.train.policy import train_policy
 from radar.train.replay import replay, replay_stops, stops_of_network, stops_of_policy
+from radar.train.round_writer import RoundWriter
 
 CALLS, WIDTH = 8, 4
 COSTS = CostTable.constant(call=0.3, decision=0.0, rest=3.0)
@@ -185,7 +186,7 @@ def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     options = FAST | {"epochs": 1}
     train_policy(make_rounds(100), tmp_path, **options)
-    with pytest.raises(ValueError, match=r"alpha: 0\.02 there, 0\.5 now"):
+    with pytest.raises(ValueError, match=r"alpha: 0\.02 there, 0\.5 now.*resume=False \(--restart\)"):
         train_policy(make_rounds(100), tmp_path, **options, alpha=0.5)
     with pytest.raises(ValueError, match="other rounds"):
         train_policy(make_rounds(100, seed=3), tmp_path, **options)
@@ -195,7 +196,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "training.pt").read_bytes()
     for broken in (b"", b"junk", data[: len(data) // 2]):
         (tmp_path / "training.pt").write_bytes(broken)
-        with pytest.raises(ValueError, match="not a training state"):
+        with pytest.raises(ValueError, match=r"not a training state: .*resume=False \(--restart\)"):
             train_policy(make_rounds(100), tmp_path, **options)
 
 
@@ -287,7 +288,7 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
         train_policy(make_rounds(10), tmp_path)
     with pytest.raises(ValueError, match="max_calls=8, cannot replay 9"):
         train_policy(make_rounds(20), tmp_path, max_calls=9)
-    with pytest.raises(ValueError, match="nothing to decide"):
+    with pytest.raises(ValueError, match=r"nothing to decide: record with more max_calls \(--max-calls\)"):
         train_policy(make_rounds(20).truncate(1), tmp_path)
     with pytest.raises(FileNotFoundError):
         train_policy(tmp_path / "none.jsonl", tmp_path)

@@ -21,7 +21,7 @@ import torch
 
 from bench.lab.pairs import load_pair
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.prompts import PromptLine, encode_prompt, load_prompts
+from radar.prompts import PromptLine, encode_prompt, load_prompts, read_lines
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.drafted import FullRounds
 from radar.train.record import LANES, record
@@ -51,7 +51,7 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     """
     file = data / "heldout_prompts.jsonl"
     lines = load_prompts(file)
-    sources = [json.loads(row).get("source") for row in file.read_text(encoding="utf8").splitlines() if row.strip()]
+    sources = [json.loads(row).get("source") for row in read_lines(file) if row.strip()]
     cut = len(lines) - max(1, len(lines) // 4)
 
     def of(names: Sequence[str], start: int, stop: int) -> list[PromptLine]:

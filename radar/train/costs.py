@@ -193,7 +193,7 @@ class CostTable:
         if device is not None and table.device != device:
             raise ValueError(
                 f"{path} was measured on {table.device!r}, this is {device!r}: times do not carry over. Profile this "
-                "device, or ask for the foreign table"
+                "device, or take the table all the same with device=None (--any-device)"
             )
         return table
 

@@ -1,19 +1,23 @@
-"""Files of recorded rounds: append-only JSON lines, format versions 2 and 3, their writer and their reader.
+"""Files of recorded rounds: append-only JSON lines, format versions 2 and 3, and their reader.
+
+`radar.train.round_writer` writes them.
 
     {"format": "radar-rounds", "version": 2, "tree_top_k": 10, "max_calls": 16, "total_tokens": 60, "temperature": 0.0,
      "fields": ["signals", "distribution"]}
     {"prompt": 7, "position": 412, "scores": [[-0.1, ... k], ... max_calls], "accept_lengths": [1, 2, ... max_calls],
      "expected_lengths": [0.9, ... max_calls], "last_accept_length": 3, "target_entropy": 0.71, "generated": 40,
      "distribution": [[0.3, 0.7], [0.3, 0.2, 0.5], ... max_calls rows]}
-    {"prompt_done": 7}
+    {"prompt_done": 7, "prompt_sha256": "9f86d081884c7d65", "max_new_tokens": 192, "seed": 0}
 
 The header may hold further facts (target, draft). A round holds the beam's scores after every draft call (cumulative
 log-probabilities, descending, rounded to 1e-5, -inf as null) and, for a stop after call 1 to max_calls, the number of
 draft tokens that the target accepts (bonus excluded). The keys from `expected_lengths` to `generated` are there if
 `fields` names "signals" (see `RecordedSignals`), `distribution` (row n: P(0), ... P(n) accepted when stopping after
-call n) if it names that. A prompt's rounds count once its `prompt_done` line is written. Version 1 is this without
-`fields`; it is read, but not appended to. Version 3 is version 2 with "every_token": true in the header: a round
-begins at every token of each text.
+call n) if it names that. A prompt's rounds count once its `prompt_done` line is written. That line's other keys are
+what the text depended on: the SHA-256 of the prompt's token ids (a JSON list without blanks; the first 16 digits), its
+limit in tokens and the recording's seed. Whoever goes on with the file has to agree with them; files written before
+have none. Version 1 is this without `fields`; it is read, but not appended to. Version 3 is version 2 with
+"every_token": true in the header: a round begins at every token of each text.
 
 Several processes write shards `NAME.shard-0-of-4.jsonl` of one set; `read_rounds("NAME.jsonl")` merges them.
 """
@@ -26,84 +30,19 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, SetAside, concatenate, impossible, shapes
+from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, SetAside, concatenate, impossible
 
-__all__ = ["RecordedSignals", "RoundDataset", "RoundWriter", "RoundsHeader", "SetAside", "read_rounds", "shard_path"]
-
-
-class RoundWriter:
-    """Appends whole prompts. Opening a file again cuts off what a crash left: a torn line, an unfinished prompt.
-
-    `done` holds the prompts already in the file. ValueError: the file is of another kind, or its header differs.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], header: RoundsHeader) -> None:
-        self.path, self.header = Path(path), header
-        first = _line(header.to_dict())
-        keep, self.done = _recover(self.path, header, first)
-        self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
-        self._file.truncate(keep)
-        if keep == 0:
-            self._write(first)
-
-    def write_prompt(
-        self,
-        prompt: int,
-        position: Tensor,
-        scores: Tensor,
-        accept_lengths: Tensor,
-        *,
-        signals: RecordedSignals | None = None,
-        distribution: Tensor | None = None,
-    ) -> None:
-        """Rounds of one prompt, in order; shapes as in `RoundDataset`, optional parts as the header's fields say."""
-        if prompt in self.done:
-            raise ValueError(f"write_prompt: prompt {prompt} is in {self.path} already")
-        given = {"signals": signals is not None, "distribution": distribution is not None}
-        if wrong := [name for name, there in given.items() if there != (name in self.header.fields)]:
-            raise ValueError(f"write_prompt: fields of the header are {self.header.fields}, not so: {', '.join(wrong)}")
-        data = RoundDataset(
-            scores.detach().to("cpu", torch.float32),
-            accept_lengths.detach().to("cpu", torch.int64),
-            torch.full((len(scores),), prompt),
-            position.detach().to("cpu", torch.int64),
-            self.header,
-            signals=None if signals is None else RecordedSignals(*(part.detach().cpu() for part in signals)),
-            distribution=None if distribution is None else distribution.detach().to("cpu", torch.float32),
-        )
-        expected, found = shapes(data)
-        if found != expected:
-            raise ValueError(f"write_prompt: expected scores, accept_lengths, position of {expected}, got {found}")
-        if reasons := impossible(data):
-            raise ValueError(f"write_prompt: round {min(reasons)} of prompt {prompt}: {reasons[min(reasons)]}")
-        lines = [_line(_record(data, n)) for n in range(len(data))]
-        self._write(b"".join([*lines, _line({"prompt_done": prompt})]))
-        self.done.add(prompt)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> RoundWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+__all__ = [
+    "RecordedSignals", "RoundDataset", "RoundsHeader", "SetAside", "check_same", "read_rounds", "shard_path", "whole",
+]  # fmt: skip
 
 
 def shard_path(path: str | os.PathLike[str], index: int, count: int) -> Path:
@@ -121,8 +60,9 @@ def shard_path(path: str | os.PathLike[str], index: int, count: int) -> Path:
 def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RoundDataset:
     """Read one file, its shards, or several of one kind (whose prompts are renumbered: none are mixed up).
 
-    Corrupt lines are set aside and named in a warning. ValueError: a file of another kind or version, empty, of another
-    tree shape, or without a usable round; a shard that is missing. FileNotFoundError: nothing is there.
+    Corrupt lines are set aside and named in a warning. ValueError: a file of another kind or version, empty, or without
+    a usable round; a shard that is missing; of several files, one of another tree shape, temperature, target or draft
+    than the first, or one whose rounds were given before. FileNotFoundError: nothing is there.
     """
     if isinstance(path, str | os.PathLike):
         path = Path(path)
@@ -133,11 +73,19 @@ def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     if len(parts) == 1:
         return parts[0]
     renumbered, offset = [], 0
+    given: dict[str, str | os.PathLike[str]] = {}
     for one, part in zip(path, parts, strict=True):
         if part.header.tree != parts[0].header.tree:
             raise ValueError(f"{one} was recorded with {part.header.tree}, {path[0]} with {parts[0].header.tree}")
         if part.header.every_token != parts[0].header.every_token:
             raise ValueError(f"of {one} and {path[0]} only one has a round at every token: read them apart")
+        here, first = part.header.to_dict(), parts[0].header.to_dict()
+        for name in ("temperature", "target", "draft"):  # a header may leave out the last two
+            if name in here.keys() & first.keys() and here[name] != first[name]:
+                raise ValueError(f"{one} is of {name} {here[name]!r}, {path[0]} of {first[name]!r}: read them apart")
+        if (content := part.fingerprint()) in given:
+            raise ValueError(f"{one} holds the rounds of {given[content]}: give them once, they are no other prompts'")
+        given[content] = one
         renumbered.append(replace(part, prompt=part.prompt + offset))
         offset += int(part.prompt.max()) + 1
     return concatenate(renumbered)
@@ -159,7 +107,7 @@ def _read_shards(path: Path) -> RoundDataset:
     parts = [_read_file(file) for file in wanted]
     seen: set[int] = set()
     for file, part in zip(wanted, parts, strict=True):
-        _check_same(part.header, parts[0].header, file)
+        check_same(part.header, parts[0].header, file)
         prompts = set(part.prompt.tolist())
         if twice := sorted(prompts & seen):
             raise ValueError(f"{file}: prompt {twice[0]} is in another shard too")
@@ -167,63 +115,13 @@ def _read_shards(path: Path) -> RoundDataset:
     return concatenate(parts)
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def _record(data: RoundDataset, n: int) -> dict[str, Any]:
-    """Round n as it stands in the file."""
-    rows = [[None if value == -math.inf else round(value, 5) for value in row] for row in data.scores[n].tolist()]
-    record = {"prompt": int(data.prompt[n]), "position": int(data.position[n]), "scores": rows}
-    record["accept_lengths"] = data.accept_lengths[n].tolist()
-    if data.signals is not None:
-        values: list[Any] = [part[n].tolist() for part in data.signals]
-        expected, last, entropy, generated = values
-        record["expected_lengths"] = [round(value, 5) for value in expected]
-        record |= {"last_accept_length": last, "target_entropy": round(entropy, 5), "generated": generated}
-    if data.distribution is not None:
-        table = data.distribution[n].tolist()
-        record["distribution"] = [[round(p, 6) for p in row[: call + 2]] for call, row in enumerate(table)]
-    return record
-
-
-def _recover(path: Path, header: RoundsHeader, first: bytes) -> tuple[int, set[int]]:
-    """(bytes to keep, prompts done) of a file that is about to be appended to."""
-    done: set[int] = set()
-    if not path.exists():
-        return 0, done
-    keep = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                if keep == 0 and not first.startswith(line):
-                    raise ValueError(f"{path}: not a file of recorded rounds, and not overwritten")
-                break
-            if keep == 0:
-                found = RoundsHeader.from_line(line, path)
-                if (found_version := json.loads(line)["version"]) != header.to_dict()["version"]:
-                    raise ValueError(
-                        f"{path} is of format version {found_version}, which is not appended to here: use a new file"
-                    )
-                _check_same(found, header, path)
-                keep = end = len(line)
-                continue
-            end += len(line)
-            if b'"prompt_done"' in line:
-                try:
-                    done.add(_whole(json.loads(line)["prompt_done"], "prompt_done"))
-                    keep = end
-                except (ValueError, KeyError, TypeError):
-                    continue  # a damaged line: its prompt is recorded again
-    return keep, done
-
-
-def _check_same(found: RoundsHeader, wanted: RoundsHeader, path: Path) -> None:
+def check_same(found: RoundsHeader, wanted: RoundsHeader, path: Path, *, lenient: bool = False) -> None:
+    """`lenient`: what one of them lacks is no difference, as for files whose prompts have no facts of their texts."""
     old, new = found.to_dict(), wanted.to_dict()
-    if differing := [
-        f"{k}: {old[k]!r} in the file, {new[k]!r} now" for k in old.keys() & new.keys() if old[k] != new[k]
-    ]:
-        raise ValueError(f"{path} holds rounds of another kind ({'; '.join(sorted(differing))}): write to a new file")
+    names = old.keys() & new.keys() if lenient else old.keys() | new.keys()
+    if differing := sorted(name for name in names if old.get(name, ...) != new.get(name, ...)):
+        shown = (f"{k}: {old.get(k, 'nothing')!r} in the file, {new.get(k, 'nothing')!r} now" for k in differing)
+        raise ValueError(f"{path} holds rounds of another kind ({'; '.join(shown)}): write to a new file")
 
 
 def _refuse(name: str) -> NoReturn:
@@ -233,7 +131,7 @@ def _refuse(name: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def _whole(value: object, name: str, least: int = 0) -> int:
+def whole(value: object, name: str, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
     return value
@@ -253,7 +151,7 @@ def _parse_round(record: dict[str, Any], header: RoundsHeader) -> _Parsed:
     """Raises ValueError, KeyError, TypeError or OverflowError."""
     tree = header.tree
     rows, lengths = record["scores"], record["accept_lengths"]
-    prompt, position = _whole(record["prompt"], "prompt"), _whole(record["position"], "position")
+    prompt, position = whole(record["prompt"], "prompt"), whole(record["position"], "position")
     widths = {len(row) if isinstance(row, list) else -1 for row in rows} if isinstance(rows, list) else set()
     if widths != {tree.tree_top_k} or len(rows) != tree.max_calls:
         raise ValueError(f"scores are not {tree.max_calls} rows of {tree.tree_top_k}")
@@ -268,8 +166,8 @@ def _parse_round(record: dict[str, Any], header: RoundsHeader) -> _Parsed:
             break
     last, generated, signals, distribution = -1, 0, array("f"), array("f")
     if "signals" in header.fields:
-        last = _whole(record["last_accept_length"], "last_accept_length", -1)
-        generated = _whole(record["generated"], "generated")
+        last = whole(record["last_accept_length"], "last_accept_length", -1)
+        generated = whole(record["generated"], "generated")
         expected = record["expected_lengths"]
         if not isinstance(expected, list) or len(expected) != tree.max_calls:
             raise ValueError(f"expected_lengths are not {tree.max_calls} numbers")
@@ -312,7 +210,7 @@ def _read_file(path: Path) -> RoundDataset:
                         raise ValueError(f"prompt {parsed.numbers[0]} was finished before")
                     pending.append((number, parsed))
                     continue
-                prompt = _whole(record["prompt_done"], "prompt_done")
+                prompt = whole(record["prompt_done"], "prompt_done")
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 aside[number] = f"lacks {error}" if isinstance(error, KeyError) else str(error)
                 continue

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,11 @@ from radar.train.unroll import unrolled_losses
 
 __all__ = ["TrainingOptions", "train_draft"]
 
+STATE_FILE, RECORD_FILE = "training.pt", "training.json"
+HEAD_FILES = ("model.safetensors", "config.json")
+FREE = ("compile", "checkpoint_every", "progress", "log_every")  # may differ between a run and its continuation
+ANEW = "another folder, or resume=False (--restart) to begin anew"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -41,7 +51,7 @@ class TrainingOptions:
         ttt_length: draft calls that training plays.
         loss_decay: weight of step s is loss_decay ** s.
         compile: `torch.compile` the unrolled loss; None means on a GPU. Falls back to eager execution with a note.
-        checkpoint_every: seconds between resumable checkpoints; 0 turns them off.
+        checkpoint_every: seconds between resumable checkpoints; 0: only Ctrl-C leaves one.
         progress: show a bar on stderr.
         log_every: seconds between lines on stderr, for logs in which a bar is noise; 0 means none.
     """
@@ -64,14 +74,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise ValueError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
-        for name, low in (
-            ("steps", 1),
-            ("batch_size", 1),
-            ("length", 2),
-            ("ttt_length", 1),
-            ("warmup", 0),
-            ("seed", 0),
-        ):
+        lowest = {"steps": 1, "batch_size": 1, "length": 2, "ttt_length": 1, "warmup": 0, "seed": 0}
+        for name, low in lowest.items():
             value = getattr(self, name)
             if name == "steps" and value is None:
                 continue
@@ -107,6 +111,14 @@ class _Target:
         assert taps is not None
         return taps[:, :rows], self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
 
+    def fingerprint(self) -> str:
+        """Short hash of the first values of every tensor: all of a large model would take minutes."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            first = tensor.flatten()[:64].cpu().contiguous().view(torch.uint8).numpy()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + first.tobytes())
+        return digest.hexdigest()[:16]
+
 
 def _new_draft(model: nn.Module, config: DraftConfig, text: TokenMixture, eos: Sequence[int]) -> Eagle3Draft:
     """A fresh head: the most frequent tokens (and every end token) as vocabulary, the target's rows as lm_head."""
@@ -140,12 +152,14 @@ def train_draft(
     config: DraftConfig,
     options: TrainingOptions,
     tap_layers: Sequence[int] | None = None,
+    resume: bool = True,
 ) -> dict[str, Any]:
     """Train a draft head for `model` on `text` and write it to the folder `out`.
 
     The target is left as it is, in its own precision; the head's weights are fp32, its arithmetic bf16 on a GPU. While
-    training runs, `out/training.pt` holds a checkpoint: the same call continues from it, and a call with other settings
-    is refused. It is removed once the head is written.
+    training runs, `out/training.pt` holds a checkpoint, from which the same call goes on. It is removed once the head
+    is written, with its settings and results in `out/training.json`: the same call then returns those results.
+    Ctrl-C waits for the end of the step and leaves a checkpoint; pressed once more, it ends at once.
 
     Args:
         model: a causal language model with transformers' interface (`get_decoder`, `get_input_embeddings`, ...).
@@ -154,9 +168,14 @@ def train_draft(
         config: geometry of the head; its hidden size must equal the target's.
         options: see `TrainingOptions`.
         tap_layers: hidden-state indices that the head reads, [2, N // 2, N - 3] by default.
+        resume: go on from, or return, what is in `out`. False begins anew and overwrites it.
 
     Returns:
         steps, seconds, loss, agreement of every step and tokens seen, all JSON types.
+
+    Raises:
+        ValueError: parts that do not fit together; a head or a checkpoint in `out` of other settings or data; a loss or
+            weights that are not finite, which are never written.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,16 +193,47 @@ def train_draft(
         raise ValueError(
             f"every stream must hold {window} tokens (length + ttt_length), got {[len(s) for s in text.streams]}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        draft = _new_draft(model, config, text, _eos_ids(model)).to(device)
     target = _Target(model, tap_layers, device)
     if len(target.taps) != config.num_aux_hidden_states:
         raise ValueError(
             f"tap_layers {list(target.taps)} must be num_aux_hidden_states = {config.num_aux_hidden_states} indices"
         )
+    if tap_layers is not None:  # the default is not named, as in the released heads
+        config = replace(config, eagle_aux_hidden_state_layer_ids=target.taps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        draft = _new_draft(model, config, text, _eos_ids(model)).to(device)
     run = _Run(draft, target, text, folder, options)
-    return run.train(None if tap_layers is None else target.taps)
+    if not resume:
+        run.checkpoint.unlink(missing_ok=True)
+    elif result := run.restore():
+        return result
+    with _held_interrupts() as pressed:
+        run.train(pressed)
+        return run.finish()
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold a first Ctrl-C back, tell of it and raise it at the end: half an update is nothing to go on from."""
+    presses: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        presses.append(number)
+        if len(presses) > 1:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # not ours
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(presses)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if presses:
+        raise KeyboardInterrupt
 
 
 class _Run:
@@ -198,71 +248,74 @@ class _Run:
         self.to_draft = torch.full((draft.config.vocab_size,), -1, device=target.device)
         self.to_draft[self.draft_ids] = torch.arange(size, device=target.device)
         self.weights = options.loss_decay ** torch.arange(options.ttt_length, device=target.device)
-        self.checkpoint = folder / "training.pt"
-        self.folder = folder
+        self.folder, self.checkpoint, self.record = folder, folder / STATE_FILE, folder / RECORD_FILE
         self.step, self.spent = 0, 0.0
-        free = (
-            "compile",
-            "checkpoint_every",
-            "progress",
-            "log_every",
-        )  # what may differ between a run and its continuation
-        self.settings = {key: value for key, value in asdict(options).items() if key not in free}
-        self.settings |= {"config": asdict(draft.config), "taps": list(target.taps), "text": text.fingerprint()}
-        use_compile = self.cuda if options.compile is None else options.compile
-        self.losses: Callable[..., tuple[Tensor, Tensor]] = (
-            torch.compile(unrolled_losses) if use_compile else unrolled_losses
-        )
-        self.compiled = use_compile
-        if self.checkpoint.exists():
-            self._resume()
+        self.mean: Tensor | None = None  # running mean of (losses, agreement) over about the last 50 steps
+        settings = {key: value for key, value in asdict(options).items() if key not in FREE}
+        settings |= {"config": asdict(draft.config), "taps": list(target.taps)}
+        settings |= {"text": text.fingerprint(), "target": target.fingerprint()}
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as a file gives them back
+        self.compiled = self.cuda if options.compile is None else options.compile
+        self.losses = torch.compile(unrolled_losses) if self.compiled else unrolled_losses
 
-    def _resume(self) -> None:
+    def restore(self) -> dict[str, Any] | None:
+        """Take up what is in the folder: the results of a finished head; None if there is something left to train."""
+        finished = not self.checkpoint.exists()
+        if finished and not any((self.folder / name).exists() for name in HEAD_FILES):
+            return None
+        file = self.record if finished else self.checkpoint
+        if not file.exists():
+            raise ValueError(f"{self.folder} holds a head whose training left no {RECORD_FILE}: use {ANEW}")
         try:
-            state = torch.load(self.checkpoint, map_location=self.target.device, weights_only=True)
-            saved = json.loads(state["settings"])
-        except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-            raise ValueError(f"{self.checkpoint} cannot be read ({error}); delete it to start again") from error
-        now = json.loads(json.dumps(self.settings))
-        different = [key for key in now if saved.get(key) != now[key]]
+            if finished:
+                state = json.loads(file.read_text())
+            else:
+                state = torch.load(file, map_location=self.target.device, weights_only=True)
+            saved, now = state["settings"], self.settings
+            different = [key for key in now if saved.get(key) != now[key]]
+        except Exception as error:  # torch raises a dozen kinds for foreign and torn files
+            raise ValueError(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
         if different:
             found = ", ".join(f"{key} {saved.get(key)!r} there, {now[key]!r} here" for key in different)
-            raise ValueError(
-                f"{self.checkpoint} belongs to a run with other settings ({found}); use them, or delete it"
-            )
+            raise ValueError(f"{file} belongs to a run with other settings ({found}): use those, {ANEW}")
+        if finished:
+            self._say(f"{self.folder} holds the finished head of these settings")
+            return {**state["result"], "draft": str(self.folder)}
         self.draft.load_state_dict(state["draft"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent = state["step"], state["spent"]
+        self.step, self.spent, self.mean = state["step"], state["spent"], state["mean"]
+        return None
 
     def _save(self) -> None:
-        state = {
-            "settings": json.dumps(self.settings),
-            "draft": self.draft.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "spent": self.spent,
-        }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        self._means()
+        state = {"settings": self.settings, "step": self.step, "spent": self.spent, "mean": self.mean}
+        weights = {"draft": self.draft.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".state-") as place:
+            torch.save(state | weights, Path(place) / STATE_FILE)
+            os.replace(Path(place) / STATE_FILE, self.checkpoint)
+
+    def _means(self) -> tuple[list[float], list[float]]:
+        """Losses and agreement. Raises ValueError unless they and the weights are finite: others must reach no file."""
+        assert self.mean is not None
+        finite = [values.isfinite().all() for values in (self.mean, *self.draft.parameters())]
+        if not torch.stack(finite).all():  # one question to the device
+            raise ValueError(f"loss or weights are not finite at step {self.step}: lower lr (now {self.options.lr:g})")
+        losses, agreement = self.mean.tolist()
+        return losses, agreement
 
     def _loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        options = self.options
         with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.cuda):
-            inputs = self.target.read(ids, options.length, self.draft_ids, self.to_draft)
-            inputs = (inputs[0].to(self._dtype), inputs[1].to(self._dtype), inputs[2], inputs[3])
+            aux, embeds, teacher, best = self.target.read(ids, self.options.length, self.draft_ids, self.to_draft)
+            dtype = torch.bfloat16 if self.cuda else torch.float32
+            inputs = (aux.to(dtype), embeds.to(dtype), teacher, best)
             try:
-                return self.losses(self.draft, *inputs, options.ttt_length)
+                return self.losses(self.draft, *inputs, self.options.ttt_length)
             except Exception as error:
                 if not self.compiled:
                     raise
                 self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
                 self.losses, self.compiled = unrolled_losses, False
-                return self.losses(self.draft, *inputs, options.ttt_length)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.cuda else torch.float32
+                return self.losses(self.draft, *inputs, self.options.ttt_length)
 
     @staticmethod
     def _say(message: str) -> None:
@@ -276,37 +329,32 @@ class _Run:
 
     def _one_step(self, fraction: float) -> tuple[Tensor, Tensor]:
         options = self.options
-        seed = (options.seed, self.step)
-        ids = self.text.windows(options.batch_size, options.length + options.ttt_length, seed).to(self.target.device)
+        ids = self.text.windows(options.batch_size, options.length + options.ttt_length, (options.seed, self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (self.step + 1) / (options.warmup + 1)) * max(0.0, 1 - fraction)
-        losses, agreement = self._loss(ids)
+        losses, agreement = self._loss(ids.to(self.target.device))
         (losses * self.weights).sum().backward()
         nn.utils.clip_grad_norm_(self.draft.parameters(), options.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses.detach(), agreement
 
-    def train(self, named_taps: Sequence[int] | None) -> dict[str, Any]:
+    def train(self, pressed: Callable[[], bool]) -> None:
+        """All steps that are left, or those until Ctrl-C was pressed, which then raises KeyboardInterrupt."""
         options = self.options
         begun: float | None = None
         saved = next_log = self.spent
-        mean: Tensor | None = None  # running mean of (losses, agreement) over about the last 50 steps
         bar = tqdm(total=options.steps, initial=self.step, disable=not options.progress, unit="step", desc="draft")
         self.draft.train()
         try:
             while (fraction := self._fraction()) < 1:
                 now = torch.stack(self._one_step(fraction))
-                mean = now if mean is None else torch.lerp(mean, now, 0.02)
+                self.mean = now if self.mean is None else torch.lerp(self.mean, now, 0.02)
                 self.step += 1
                 bar.update()
                 if self.step % 20 == 0:
-                    first = mean.tolist()  # reading also keeps the host from running ahead of the clock
-                    if not math.isfinite(first[0][0]):
-                        raise RuntimeError(
-                            f"the loss is {first[0][0]} at step {self.step}: lower lr (now {options.lr:g})"
-                        )
-                    bar.set_postfix(loss=f"{first[0][0]:.3f}", agreement=f"{first[1][0]:.3f}..{first[1][-1]:.3f}")
+                    losses, agreement = self._means()  # reading also keeps the host from running ahead of the clock
+                    bar.set_postfix(loss=f"{losses[0]:.3f}", agreement=f"{agreement[0]:.3f}..{agreement[-1]:.3f}")
                 if begun is None:  # the first step may compile for a minute: it takes nothing of the budget
                     begun = time.monotonic() - self.spent
                 self.spent = time.monotonic() - begun
@@ -315,31 +363,38 @@ class _Run:
                     saved = self.spent
                 if options.log_every and self.spent >= next_log:
                     next_log = self.spent + options.log_every
-                    losses, agreement = mean.tolist()
+                    losses, agreement = self.mean.tolist()
                     shown = [round(value, 3) for value in agreement]
                     self._say(f"step {self.step}, {self.spent:.0f} s, loss {losses[0]:.3f}, agreement {shown}")
+                if pressed():
+                    self._save()
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
-            have = (
-                f"the same command continues from {self.checkpoint}"
-                if self.checkpoint.exists()
-                else "nothing was saved yet"
-            )
+            file = self.checkpoint
+            have = f"the same command continues from {file}" if file.exists() else "nothing was saved yet"
             self._say(f"interrupted at step {self.step}; {have}")
             raise
         finally:
             bar.close()
-        save_draft(self.draft, self.folder)
-        if named_taps is not None:  # the default is not named, as in the released heads
-            path = self.folder / "config.json"
-            values = json.loads(path.read_text()) | {"eagle_aux_hidden_state_layer_ids": list(named_taps)}
-            path.write_text(json.dumps(values, indent=2) + "\n")
-        self.checkpoint.unlink(missing_ok=True)
-        losses, agreement = ([], []) if mean is None else mean.tolist()
-        return {
+
+    def finish(self) -> dict[str, Any]:
+        """Write the head and its record, each file whole or not at all; returns the results."""
+        losses, agreement = self._means()
+        result = {
             "steps": self.step,
             "seconds": round(self.spent, 1),
             "loss": [round(value, 4) for value in losses],
             "agreement": [round(value, 4) for value in agreement],
-            "tokens": self.step * options.batch_size * options.length,
+            "tokens": self.step * self.options.batch_size * self.options.length,
             "draft": str(self.folder),
         }
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".head-") as place:
+            written = Path(place)
+            save_draft(self.draft, written)
+            record = {"settings": self.settings, "result": result}
+            (written / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+            self.record.unlink(missing_ok=True)  # of the head that is replaced: it must never stand beside this one
+            for name in (*HEAD_FILES, RECORD_FILE):
+                os.replace(written / name, self.folder / name)
+        self.checkpoint.unlink(missing_ok=True)
+        return result

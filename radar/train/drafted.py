@@ -84,19 +84,21 @@ class FullRounds:
     def _here(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
 
-    def of(self, prompt: Sequence[int], limit: int | None, *, seed: int) -> Iterator[Drafted]:
+    def of(self, prompt: Sequence[int], limit: int, *, seed: int) -> Iterator[Drafted]:
         """The rounds of one text, until an end token or `limit` tokens; the text is what decoding with `seed` gives.
 
-        Raises ValueError for a prompt that does not fit.
+        Raises ValueError where prompt and limit do not fit.
         """
         decoder = self.decoder
         ids = decoder.encode(prompt)
-        if len(ids) >= decoder.max_length:
-            raise ValueError(f"the prompt has {len(ids)} tokens and the cache holds max_length={decoder.max_length}")
-        left = decoder.max_length - len(ids) if limit is None else limit
+        if len(ids) + limit > decoder.max_length:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens with {limit} behind it does not fit: the cache holds "
+                f"max_length={decoder.max_length}: shorten it, lower the limit, or make the decoder with a larger one"
+            )
         first = self._begin(ids, seed)
         yield first
-        left, root, length = left - 1, first.tokens[0], len(ids)
+        left, root, length = limit - 1, first.tokens[0], len(ids)
         while left > 0 and root not in decoder.eos_token_ids:
             made = self._next(length)
             length += len(made.tokens)

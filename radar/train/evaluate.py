@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from radar.train.dataset import RoundDataset
 from radar.train.replay import followed, replay_stops, stops_of
 from radar.train.tune import tune_fixed_depth
 
-__all__ = ["BEST_FIXED", "Evaluation", "evaluate", "oracle_stops", "render"]
+__all__ = ["BEST_FIXED", "Evaluation", "evaluate", "oracle_stops", "render", "shared_prompts"]
 
 BEST_FIXED, ATTAINABLE, HINDSIGHT = "best fixed depth of these rounds", "attainable oracle", "hindsight oracle"
 RESAMPLES = 2000
@@ -141,6 +142,17 @@ def oracle_stops(dataset: RoundDataset, costs: CostTable) -> Tensor:
             return stops
         rate = reached
         stops = (accept - rate * times).argmax(1) + 1
+
+
+def shared_prompts(one: RoundDataset, other: RoundDataset) -> list[int]:
+    """Prompts of `one` whose rounds the other data set holds as well, under whatever number."""
+
+    def contents(data: RoundDataset) -> dict[str, int]:
+        bare = replace(data, prompt=torch.zeros_like(data.prompt), signals=None, distribution=None)
+        return {bare.select(data.prompt == n).fingerprint(): n for n in torch.unique(data.prompt).tolist()}
+
+    mine, theirs = contents(one), contents(other)
+    return sorted(mine[content] for content in mine.keys() & theirs.keys())
 
 
 def render(results: list[Evaluation]) -> str:

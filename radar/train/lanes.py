@@ -14,11 +14,11 @@ __all__ = ["Job", "in_order"]
 
 
 class Job(NamedTuple):
-    """One text to record. `limit`: output tokens; None is what the cache holds."""
+    """One text to record. `limit`: output tokens, for which the cache has room."""
 
     number: int
     prompt: Sequence[int]
-    limit: int | None
+    limit: int
     seed: int
 
 

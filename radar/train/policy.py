@@ -153,7 +153,9 @@ def train_policy(
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
     if data.header.tree.max_calls < 2:
-        raise ValueError("train_policy: rounds with max_calls=1 leave nothing to decide")
+        raise ValueError(
+            "train_policy: rounds with max_calls=1 leave nothing to decide: record with more max_calls (--max-calls)"
+        )
     train, held_out = data.split_by_prompt(training.held_out, training.seed)
     run = _Run(training, costs, train, held_out, out, fingerprint=data.fingerprint())
     if resume:
@@ -286,7 +288,9 @@ class _Run:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             found = state["settings"]
         except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise ValueError(f"{file} is not a training state: remove it, or start over with resume=False") from error
+            raise ValueError(
+                f"{file} is not a training state: remove it, or start over with resume=False (--restart)"
+            ) from error
         keys = sorted(self.settings.keys() | found.keys())
         if different := [
             "other rounds" if key == "data" else f"{key}: {found.get(key)!r} there, {self.settings.get(key)!r} now"
@@ -295,7 +299,7 @@ class _Run:
         ]:
             raise ValueError(
                 f"{file} belongs to another training ({'; '.join(different)}): "
-                "use its settings, another folder, or resume=False to start over"
+                "use its settings, another folder, or resume=False (--restart) to start over"
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -7,8 +7,11 @@ accepted; above it the exact distribution of the accepted length is kept as well
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -19,9 +22,10 @@ import torch
 from tqdm import tqdm
 
 from radar.decoder import RadarDecoder
-from radar.train.dataset import RoundsHeader, RoundWriter, shard_path
+from radar.train.dataset import RoundsHeader, shard_path
 from radar.train.drafted import FullRounds
 from radar.train.lanes import Job, in_order
+from radar.train.round_writer import RoundWriter
 from radar.train.text_rounds import TextRounds
 
 __all__ = ["record"]
@@ -45,6 +49,8 @@ def record(
 ) -> dict[str, Any]:
     """Decode the prompts and append their rounds to `out`; prompts that it holds already are skipped.
 
+    The same list may have grown at its end; other prompts, another limit or another seed need another file.
+
     Launched by `accelerate launch` with several processes, each records its share of the prompts into a shard of `out`
     (see `radar.train.dataset`); every process needs a decoder on its own device.
 
@@ -54,7 +60,8 @@ def record(
         prompts: token ids; the index of a prompt is its id in the file.
         out: data set to write or go on with; see `radar.train.dataset`. A mapping {total_tokens: data set} records
             for trees of several sizes at once: their candidates are the same.
-        max_new_tokens: output per prompt. Rounds whose continuation is cut off by it are left out.
+        max_new_tokens: output per prompt; less where the cache is full before. Rounds whose continuation is cut off by
+            it are left out.
         temperature: 0 follows the greedy text. Above it the text is sampled, and the exact distribution of the accepted
             length is recorded for every stop.
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
@@ -68,10 +75,13 @@ def record(
     Returns:
         What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
 
+    Warns if that data set holds no round in the end.
+
     Raises:
-        ValueError: a prompt that does not fit, `sources` of other arguments, or a data set that was begun
-            with other settings. What was recorded before stays.
+        ValueError: prompts that do not fit, which are looked for before anything is decoded; `sources` of other
+            arguments; or a data set that was begun with other settings or prompts. What was recorded before stays.
     """
+    ids = _checked(decoder, prompts)
     given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
     if not given:
         raise ValueError("record: out names no data set")
@@ -88,17 +98,16 @@ def record(
         if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
             raise ValueError("record: sources are of another decoder, temperature or every_token")
 
-    def fits(prompt: Sequence[int]) -> bool:
-        return len(prompt) + max_new_tokens <= decoder.max_length
-
+    mine = range(index, len(ids), count)
+    limits = {number: min(max_new_tokens, decoder.max_length - len(ids[number])) for number in mine}
+    facts = {number: _facts(ids[number], limits[number], seed) for number in mine}
+    headers = [RoundsHeader(tree, temperature, metadata or {}, fields, every_token) for tree in trees]
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(RoundWriter(path, RoundsHeader(tree, temperature, metadata or {}, fields, every_token)))
-            for path, tree in zip(paths, trees, strict=True)
+            stack.enter_context(RoundWriter(path, header, facts)) for path, header in zip(paths, headers, strict=True)
         ]
-        mine = range(index, len(prompts), count)
         jobs = [
-            Job(number, prompts[number], max_new_tokens if fits(prompts[number]) else None, seed * 1_000_003 + number)
+            Job(number, ids[number], limits[number], seed * 1_000_003 + number)
             for number in mine
             if any(number not in writer.done for writer in writers)
         ]
@@ -121,6 +130,14 @@ def record(
             bar.update()
             bar.set_postfix(rounds=rounds)
         done = len(writers[0].done)
+    if mine and not rounds and b'"scores"' not in paths[0].read_bytes():
+        calls = decoder.tree.max_calls
+        warnings.warn(
+            f"record: {paths[0]} holds no round: one counts where the text goes on for max_calls={calls} tokens behind "
+            f"its start, or ends, and texts of max_new_tokens={max_new_tokens} did neither. Record to a new file with "
+            f"max_new_tokens (--max-new-tokens) well above {calls}",
+            stacklevel=2,
+        )
     mean = (total / max(1, rounds)).tolist()
     return {
         "out": str(paths[0]),
@@ -128,6 +145,32 @@ def record(
         "new_rounds": rounds,
         "mean_accept_length_by_calls": [round(value, 4) for value in mean],
     }
+
+
+def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Token ids of the prompts. ValueError: one is none, or they leave no room for a text."""
+    ids = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids.append(decoder.encode(prompt))
+        except ValueError as error:
+            raise ValueError(f"record: prompt {number}: {error}") from error
+    room = decoder.max_length
+    long = [f"{number} ({len(prompt)} tokens)" for number, prompt in enumerate(ids) if len(prompt) >= room]
+    if long:
+        named = ", ".join(long[:10]) + (f" and {len(long) - 10} more" if len(long) > 10 else "")
+        raise ValueError(
+            f"record: {len(long)} of {len(ids)} prompts leave no room for a text; the cache has max_length={room} "
+            f"tokens, prompt and output together: prompts {named}. Nothing was recorded: make max_length (--max-length)"
+            " larger, or leave them out"
+        )
+    return ids
+
+
+def _facts(prompt: Sequence[int], max_new_tokens: int, seed: int) -> dict[str, Any]:
+    """What the prompt's text depends on, beside the header: as `radar.train.dataset` says."""
+    digest = hashlib.sha256(json.dumps(prompt, separators=(",", ":")).encode()).hexdigest()[:16]
+    return {"prompt_sha256": digest, "max_new_tokens": max_new_tokens, "seed": seed}
 
 
 def _process(device: torch.device) -> tuple[int, int]:

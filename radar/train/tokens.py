@@ -15,8 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from radar.prompts import read_lines, read_text
+
 __all__ = ["TokenMixture", "encode_file"]
 
+PIECE = 1 << 20  # tokens that are hashed at a time: a stream may be a mapped file larger than memory
 Tokens = npt.NDArray[np.integer[Any]]
 
 
@@ -66,11 +69,12 @@ class TokenMixture:
         return total
 
     def fingerprint(self) -> str:
-        """Short hash of the text and the weights, for the check that a resumed run continues on the same text."""
+        """Short hash of all tokens and the weights, for the check that a resumed run continues on the same text."""
         digest = hashlib.sha256(self.weights.tobytes())
         for stream in self.streams:
-            digest.update(f"{len(stream)} {int(stream.sum(dtype=np.int64))}".encode())
-            digest.update(np.ascontiguousarray(stream[:4096]).astype(np.int64).tobytes())
+            digest.update(f"{len(stream)} ".encode())
+            for start in range(0, len(stream), PIECE):
+                digest.update(stream[start : start + PIECE].astype(np.int64).tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -86,11 +90,13 @@ def encode_file(
         path: the file, UTF-8.
         encode: text to ids, for instance `tokenizer.encode`.
         eos_token_id: appended to every document that does not end with it.
+
+    Raises:
+        ValueError: a file without text, or that is not UTF-8; names the line that is not a document.
     """
-    text = Path(path).read_text(encoding="utf8")
     if Path(path).suffix == ".jsonl":
         documents = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             if not line.strip():
                 continue
             try:
@@ -98,6 +104,7 @@ def encode_file(
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}:{number}: expected an object with a 'text' field") from error
     else:
+        text = read_text(path)
         documents = text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
     ids: list[int] = []
     for document in documents:
