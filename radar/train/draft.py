@@ -6,14 +6,11 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.target import resolve_tap_layers
 from radar.target_forward import Taps
+from radar.train.draft_options import TrainingOptions
+from radar.train.interrupts import held_interrupts
 from radar.train.tokens import TokenMixture
 from radar.train.unroll import unrolled_losses
 
@@ -35,58 +34,6 @@ STATE_FILE, RECORD_FILE = "training.pt", "training.json"
 HEAD_FILES = ("model.safetensors", "config.json")
 FREE = ("compile", "checkpoint_every", "progress", "log_every")  # may differ between a run and its continuation
 ANEW = "another folder, or resume=False (--restart) to begin anew"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How long and how to train; exactly one of `steps` and `seconds`.
-
-    Attributes:
-        steps: optimizer steps.
-        seconds: wall-clock budget from the end of the first step on, which compiles; the learning rate follows that
-            clock.
-        batch_size: windows per step.
-        length: positions per window that are trained on.
-        lr: peak learning rate; linear warm-up over `warmup` steps, then linear decay to nothing.
-        ttt_length: draft calls that training plays.
-        loss_decay: weight of step s is loss_decay ** s.
-        compile: `torch.compile` the unrolled loss; None means on a GPU. Falls back to eager execution with a note.
-        checkpoint_every: seconds between resumable checkpoints; 0: only Ctrl-C leaves one.
-        progress: show a bar on stderr.
-        log_every: seconds between lines on stderr, for logs in which a bar is noise; 0 means none.
-    """
-
-    steps: int | None = None
-    seconds: float | None = None
-    batch_size: int = 8
-    length: int = 512
-    lr: float = 5e-4
-    warmup: int = 100
-    max_grad_norm: float = 0.5
-    seed: int = 0
-    ttt_length: int = 7
-    loss_decay: float = 0.8
-    compile: bool | None = None
-    checkpoint_every: float = 60.0
-    progress: bool = True
-    log_every: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.seconds is None):
-            raise ValueError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
-        lowest = {"steps": 1, "batch_size": 1, "length": 2, "ttt_length": 1, "warmup": 0, "seed": 0}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if name == "steps" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-        for name in ("seconds", "lr", "max_grad_norm", "loss_decay"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        if not self.checkpoint_every >= 0:
-            raise ValueError(f"checkpoint_every must be at least 0 seconds, got {self.checkpoint_every!r}")
 
 
 class _Target:
@@ -208,32 +155,9 @@ def train_draft(
         run.checkpoint.unlink(missing_ok=True)
     elif result := run.restore():
         return result
-    with _held_interrupts() as pressed:
+    with held_interrupts() as pressed:
         run.train(pressed)
         return run.finish()
-
-
-@contextmanager
-def _held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold a first Ctrl-C back, tell of it and raise it at the end: half an update is nothing to go on from."""
-    presses: list[int] = []
-
-    def press(number: int, frame: object) -> None:
-        presses.append(number)
-        if len(presses) > 1:
-            raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # not ours
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(presses)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if presses:
-        raise KeyboardInterrupt
 
 
 class _Run:
