@@ -163,6 +163,7 @@ def rules(record: Record) -> str:
             [name, f"{one['over_eagle3']:.3f}", f"{one['draft_calls']:.2f}", f"{one['mean_acceptance_length']:.2f}"]
             for name, one in sorted(found.items(), key=lambda item: -item[1]["over_eagle3"])
         ]
+        text += "\n" if text else ""
         text += f"Temperature {temperature}, {cells} cells of {', '.join(record['pairs'])}:\n\n"
         text += table(["policy", "over EAGLE-3", "draft calls", "acceptance length"], rows)
     return text

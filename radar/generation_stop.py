@@ -78,7 +78,7 @@ class TextEnd:
         """
         place = len(text) - self._begin
         if place > len(self._reasons):
-            if scores is not None:
+            if scores is not None and self._criteria:
                 self._scores.append(scores[None])
             stops = text[-1] in self._ends
             if self._criteria:

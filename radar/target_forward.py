@@ -50,11 +50,11 @@ class TargetForward:
     Args:
         model: of a supported family.
         tap_layers: `hidden_states` indices; (): no taps.
-        known: of the model: threads with decoders of their own take turns on its lock.
+        turns: of the model, which its forwards share.
     """
 
-    def __init__(self, model: Any, tap_layers: Sequence[int], known: _Known) -> None:
-        self._known = known
+    def __init__(self, model: Any, tap_layers: Sequence[int], turns: _Turns) -> None:
+        self._turns = turns
         self._modules = _modules(model)
         self._decoder: Any = model.get_decoder()
         self._lm_head: nn.Module = model.get_output_embeddings()
@@ -72,16 +72,16 @@ class TargetForward:
     @contextmanager
     def running(self, cache: StaticKVCache) -> Iterator[None]:
         """Where `states` and `scores` may be called; rows go to this cache and see it."""
-        config, known = self._decoder.config, self._known
-        with known.lock, self._taps.listening(), fused(self._fused), attending(cache):
+        config, turns = self._decoder.config, self._turns
+        with turns.lock, self._taps.listening(), fused(self._fused), attending(cache):
             # transformers sets it in Python, where Ctrl-C may strike: ours, left behind by a run, is not the model's
             if config._attn_implementation != _ATTENTION_NAME:
-                known.attention = config._attn_implementation
+                turns.attention = config._attn_implementation
             try:
                 config._attn_implementation = _ATTENTION_NAME
                 yield
             finally:
-                config._attn_implementation = known.attention
+                config._attn_implementation = turns.attention
 
     def states(self, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Final hidden states [B, N, hidden] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens."""
@@ -119,9 +119,16 @@ def _modules(model: Any) -> list[nn.Module]:
 
 
 @dataclass
-class _Known:
+class _Turns:
+    """Threads with decoders of their own take turns on a model. It knows no forward: a cycle would hold the weights."""
+
     lock: threading.Lock = field(default_factory=threading.Lock)
     attention: str | None = None  # the model's own
+
+
+@dataclass
+class _Known:
+    turns: _Turns = field(default_factory=_Turns)
     forwards: dict[Any, TargetForward] = field(default_factory=dict)
 
 
@@ -131,9 +138,9 @@ _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 def forward_of(model: Any, tap_layers: Sequence[int]) -> TargetForward:
     """The model's forward with these taps; made once, unless the model is moved or a module of it replaced since."""
     known, key = _known.setdefault(model, _Known()), (tuple(tap_layers), model.device)
-    with known.lock:  # making one touches hooks and weights of modules that another thread may be running
+    with known.turns.lock:  # making one touches hooks and weights of modules that another thread may be running
         if key not in known.forwards or not known.forwards[key].is_of(model):
-            known.forwards[key] = TargetForward(model, tap_layers, known)
+            known.forwards[key] = TargetForward(model, tap_layers, known.turns)
         return known.forwards[key]
 
 

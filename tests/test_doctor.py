@@ -195,8 +195,9 @@ def test_the_command_on_a_misread_file(capsys, tmp_path):
     assert "draft head of the SafeAILab format" in out
     assert '"eagle_aux_hidden_state_layer_ids": [2, 4, 6]' in out
     assert "* taps 2 4 6, rope 10000" in out
-    assert main([*arguments, "--limit", "0"]) == 2
-    assert "holds no prompts" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--limit", "0"])
+    assert "must be an integer of 1 or more, got '0'" in capsys.readouterr().err
 
 
 def test_the_command_reads_a_file_that_the_loader_refuses(capsys, tmp_path):

@@ -261,6 +261,8 @@ def test_the_whole_pipeline(lab, capfd):
     out = ["--out", str(lab / "contenders.json"), "--temperatures", "0", "--epochs", "2"]
     assert contenders.main(["--work", str(lab / "work"), *out]) == 0
     compared = json.loads((lab / "contenders.json").read_text())
+    twice = tables.rules({**compared, "overall": {"0": compared["overall"]["0"], "1": compared["overall"]["0"]}})
+    assert twice.count("\n\nTemperature 1, 4 cells of llama:\n\n") == 1  # a blank line ends the table before it
     shown = [line.split(" | ") for line in tables.rules(compared).splitlines() if line.startswith("| ")]
     assert [float(line[1]) for line in shown[2:]] == sorted((float(line[1]) for line in shown[2:]), reverse=True)
     assert "RADAR" in {line[0].strip("| ") for line in shown}

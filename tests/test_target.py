@@ -1,6 +1,7 @@
 """The adaptor on stock models: trees equal causal decoding of every path, and the model is left as it was."""
 
 import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -129,6 +130,21 @@ def test_an_interrupt_at_the_attention_setting_heals(monkeypatch):
     model.config._attn_implementation = "radar_tree"  # as an interrupt in the way out would leave it
     target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
     assert model.config._attn_implementation == own
+
+
+def test_weights_go_with_the_last_decoder():
+    """By counting, without a collection: a cycle would hold a large model while the next one is loaded."""
+    model = tiny_target()
+    target = TargetModel(model, max_length=32, max_rows=8)
+    target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
+    weight = weakref.ref(model.get_decoder().layers[0].self_attn.q_proj.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del model, target
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -182,7 +182,7 @@ def test_resumed_run_gives_the_same_weights(
     interrupt_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_draft(target, text, tmp_path / "parts", config=CONFIG, options=OPTIONS)
-    assert f"interrupted at step 8; the same command continues from {tmp_path}" in capsys.readouterr().err
+    assert f"interrupted at step 8; the same call, without resume=False (--restart), continues from {tmp_path}" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sorted(contents(tmp_path / "parts")) == ["training.pt"]
     with pytest.raises(ValueError, match=r"other settings .*lr"):
@@ -236,6 +236,10 @@ def test_beginning_anew_lets_go_of_what_was_begun(
     with pytest.raises(KeyboardInterrupt):
         train_draft(target, text, tmp_path, config=CONFIG, options=OPTIONS, resume=False)
     assert "interrupted at step 3; nothing was saved yet" in capsys.readouterr().err
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_draft(target, text, tmp_path, config=CONFIG, options=OPTIONS, resume=False)
+    assert "the same call, without resume=False (--restart), continues from" in capsys.readouterr().err
 
 
 def test_an_interrupted_save_leaves_the_last_one(

@@ -160,15 +160,16 @@ def summarise(
     for cell, kept in sorted(found.items()):
         methods = {run["method"]: None for run in kept}
         figures = {name: _figures([run for run in kept if run["method"] == name]) for name in methods}
-        texts: dict[tuple[Any, Any], set[str]] = defaultdict(set)
+        by_text: dict[tuple[Any, Any], list[str]] = defaultdict(list)
         for run in kept:
-            texts[run["prompt"], run["repeat"]].add(run["text"])
+            by_text[run["prompt"], run["repeat"]].append(run["text"])
+        texts = [set(written) for written in by_text.values() if len(written) == len(methods)]  # by every method
         entry: dict[str, Any] = {
             **cell._asdict(),
             "prompts": len({run["prompt"] for run in kept}),
             "repeats": len({run["repeat"] for run in kept}),
             "texts": len(texts),
-            "texts_identical": sum(len(found) == 1 for found in texts.values()),
+            "texts_identical": sum(len(written) == 1 for written in texts),
             "methods": figures,
             "radar_over": {name: over([kept], RADAR, name)._asdict() for name in methods if name != RADAR},
             "radar_over_in_equal_texts": _in_equal_texts([kept]),

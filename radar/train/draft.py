@@ -295,7 +295,9 @@ class _Run:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             file = self.checkpoint
-            have = f"the same command continues from {file}" if file.exists() else "nothing was saved yet"
+            have = "nothing was saved yet"
+            if file.exists():
+                have = f"the same call, without resume=False (--restart), continues from {file}"
             self._say(f"interrupted at step {self.step}; {have}")
             raise
         finally:
