@@ -79,7 +79,7 @@ def speeds(full: Record) -> str:
         )
         if "radar_over_generate" in overall:
             text += (
-                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' `generate` with its faster "
+                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' greedy `generate` with its faster "
                 f"kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
             )
     return text + replayed(full)
