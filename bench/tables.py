@@ -79,8 +79,8 @@ def speeds(full: Record) -> str:
         )
         if "radar_over_generate" in overall:
             text += (
-                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' greedy `generate` with its faster "
-                f"kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
+                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' greedy `generate` with its "
+                f"faster kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
             )
     return text + replayed(full)
 
