@@ -182,7 +182,8 @@ def test_resumed_run_gives_the_same_weights(
     interrupt_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_draft(target, text, tmp_path / "parts", config=CONFIG, options=OPTIONS)
-    assert f"interrupted at step 8; the same call, without resume=False (--restart), continues from {tmp_path}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"interrupted at step 8; the same call, without resume=False (--restart), continues from {tmp_path}" in err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sorted(contents(tmp_path / "parts")) == ["training.pt"]
     with pytest.raises(ValueError, match=r"other settings .*lr"):
