@@ -132,10 +132,7 @@ class Comparison:
         trees = [TREE if nodes == TREE.total_tokens else TreeConfig(total_tokens=nodes, max_calls=8) for nodes in NODES]
         most = self.args.max_length
         contexts = (most // 8, most // 2)  # beyond them a context costs what the nearest does
-        measure_costs(
-            self.wide, trees, contexts=contexts, name=self.name, hardware=device_name(self.device),
-            repeats=self.args.cost_repeats,
-        ).save(file)  # fmt: skip
+        measure_costs(self.wide, trees, contexts=contexts, name=self.name, repeats=self.args.cost_repeats).save(file)
 
     def choose(self) -> None:
         for temperature in self.fitted:

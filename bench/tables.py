@@ -72,7 +72,7 @@ def speeds(full: Record) -> str:
         text += (
             f"\nTemperature {temperature}, geometric mean of {overall['cells']} cells, 95 % intervals by prompt:\n\n"
         )
-        text += table(["RADAR over", "ratio", f"in equal texts, of {overall['texts']}"], gains)
+        text += table(["RADAR over", "ratio", "where both wrote the same text, and of how many"], gains)
         text += (
             f"\nDraft calls {overall['draft_calls_change']:+.1%}, acceptance length "
             f"{overall['acceptance_change']:+.1%} against EAGLE-3 with 8 calls.\n"

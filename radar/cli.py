@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from radar.cli_arguments import positive
+from radar.cli_arguments import plain_decoder, positive
 
 __all__ = ["main"]
 
@@ -61,20 +61,14 @@ def _bench(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from radar import AutoregressiveDecoder, FixedDepth, RadarPolicy
+    from radar import FixedDepth, RadarPolicy
     from radar.compare import Contender, compare, describe_machine, render
     from radar.prompts import encode_prompt, load_prompts
 
     path = args.prompts or Path(str(files("radar"))) / "assets" / "prompts.jsonl"
     lines = load_prompts(path, limit=args.limit)
     decoder = _decoder(args, fallback=False)  # what is compared drafts in every round
-    plain = AutoregressiveDecoder(
-        decoder.model,
-        tokenizer=decoder.tokenizer,
-        max_length=decoder.max_length,
-        engine=args.engine,
-        compile=not args.no_compile,
-    )
+    plain = plain_decoder(decoder, args)
     radar, eagle = decoder.policy, FixedDepth(min(8, decoder.tree.max_calls))
     ours = "RADAR" if isinstance(radar, RadarPolicy) else repr(radar)
 

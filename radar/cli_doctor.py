@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from radar.cli_arguments import positive
+from radar.cli_arguments import plain_decoder, positive
 
 __all__ = ["add_doctor", "add_verify"]
 
@@ -143,16 +143,9 @@ def _doctor(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, decoder: Any) -> int:
     from tqdm import tqdm
 
-    from radar.autoregressive import AutoregressiveDecoder
     from radar.verify_text import compare_texts, plain_logits, render
 
-    plain = AutoregressiveDecoder(
-        decoder.model,
-        tokenizer=decoder.tokenizer,
-        max_length=decoder.max_length,
-        engine=args.engine,
-        compile=not args.no_compile,
-    )
+    plain = plain_decoder(decoder, args)
     prompts = _prompts(args, decoder.tokenizer)
     with tqdm(total=len(prompts), desc="prompts", disable=args.no_progress) as bar:
         comparison = compare_texts(

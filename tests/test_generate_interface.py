@@ -1,8 +1,6 @@
 """`generate_ids` and `custom_generate` take what transformers' `generate` takes, or refuse it by name."""
 
-import gc
 import inspect
-import weakref
 from importlib.resources import files
 from pathlib import Path
 
@@ -159,45 +157,6 @@ def test_no_processor_is_asked_behind_the_end(model, ours):
         found = ours.generate_ids(PROMPT, logits_processor=[processor], **options)
         assert found[0, PROMPT.shape[1] :].tolist() == free[: free.index(end) + 1]
         assert not any(end in text[PROMPT.shape[1] :] for text in processor.texts)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 5, 8])
-def test_a_plan_that_ends_with_the_limit_is_never_overrun(model, ours, limit):
-    """A processor that forces a text of its own has nothing to say behind it."""
-    planned = model.generate(PROMPT, max_new_tokens=limit)[0, PROMPT.shape[1] :].tolist()
-
-    def force(ids, scores):
-        forced = torch.full_like(scores, -torch.inf)
-        forced[0, planned[ids.shape[1] - PROMPT.shape[1]]] = 0.0
-        return forced
-
-    found = ours.generate_ids(PROMPT, logits_processor=[force], max_new_tokens=limit)
-    assert found[0, PROMPT.shape[1] :].tolist() == planned
-
-
-def test_criteria_and_processors_are_asked_once_a_token_to_the_end_alone(model, ours):
-    asked, lengths = NoRepeat(), []
-
-    class AtTen(StoppingCriteria):
-        def __call__(self, ids, scores, **kwargs):
-            lengths.append(ids.shape[1])
-            return torch.tensor([ids.shape[1] == PROMPT.shape[1] + 10])
-
-    options = {"stopping_criteria": [AtTen()], "max_new_tokens": 60}
-    found = ours.generate_ids(PROMPT, logits_processor=[asked], **options)
-    assert found.shape[1] == PROMPT.shape[1] + 10
-    assert len(asked.texts) == 10
-    assert lengths == list(range(PROMPT.shape[1] + 1, PROMPT.shape[1] + 11))
-
-
-def test_a_processor_is_let_go_when_its_text_ends(ours, plain):
-    for decoder in (ours, plain):
-        processor = NoRepeat()
-        known = weakref.ref(processor)
-        decoder.generate_ids(PROMPT, logits_processor=[processor], max_new_tokens=3)
-        del processor
-        gc.collect()
-        assert known() is None
 
 
 @pytest.mark.parametrize("token", range(0, VOCAB, 2))

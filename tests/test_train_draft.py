@@ -1,4 +1,4 @@
-"""Training of the draft head: the unrolled attention is decoding, runs resume exactly, the target stays as it is."""
+"""Training of the draft head: runs resume exactly, the target stays as it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,13 @@ from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.train import draft as train_module
 from radar.train.draft import TrainingOptions, train_draft
-from radar.train.tokens import TokenMixture, encode_file
-from radar.train.unroll import TestTimeAttention
+from radar.train.tokens import TokenMixture
 
 VOCAB, HIDDEN, END = 64, 32, 3
 CONFIG = DraftConfig(
-    hidden_size=HIDDEN,
-    intermediate_size=48,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    vocab_size=VOCAB,
-    draft_vocab_size=24,
-    target_hidden_size=HIDDEN,
-)
+    hidden_size=HIDDEN, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    vocab_size=VOCAB, draft_vocab_size=24, target_hidden_size=HIDDEN,
+)  # fmt: skip
 OPTIONS = TrainingOptions(steps=12, batch_size=4, length=12, lr=3e-3, warmup=2, ttt_length=3, progress=False)
 HEAD = ["config.json", "model.safetensors", "training.json"]  # the files of a finished head
 
@@ -63,67 +55,6 @@ def text() -> TokenMixture:
     rng = np.random.default_rng(0)
     ids = np.minimum(rng.geometric(0.1, size=3000) + 3, VOCAB - 1)  # skewed, and without the end token
     return TokenMixture([ids[:2000].astype(np.uint16), torch.from_numpy(ids[2000:])], [0.7, 0.3])
-
-
-def masked_attention(window: int) -> Callable[[int], Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """The definition: all keys of all steps side by side, and a dense mask. Returns step -> that step's `attend`."""
-    keys, values = [], []
-
-    def attend_at(step: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys.append(key)
-            values.append(value)
-            eye = torch.eye(window, dtype=torch.bool)
-            mask = torch.cat([torch.ones(window, window, dtype=torch.bool).tril(), *[eye] * step], dim=1)
-            groups = query.shape[1] // key.shape[1]
-            every_key = torch.cat(keys, dim=2).repeat_interleave(groups, 1)
-            every_value = torch.cat(values, dim=2).repeat_interleave(groups, 1)
-            scores = query @ every_key.transpose(-1, -2) / query.shape[-1] ** 0.5
-            return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ every_value).transpose(1, 2)
-
-        return attend
-
-    return attend_at
-
-
-def test_unrolled_attention_equals_a_dense_mask_over_all_steps() -> None:
-    torch.manual_seed(1)
-    draft, window = Eagle3Draft(CONFIG), 9
-    first, embeds = torch.randn(2, window, HIDDEN), torch.randn(2, window + 3, HIDDEN)
-    ours, dense = TestTimeAttention(), masked_attention(window)
-    hidden = other = first
-    for step in range(4):
-        positions = torch.arange(step, window + step)[None].expand(2, window)
-        part = embeds[:, step : step + window]
-        hidden = draft(part, hidden, positions, ours)
-        other = draft(part, other, positions, dense(step))
-        torch.testing.assert_close(hidden, other, rtol=1e-5, atol=1e-5)
-
-
-def test_unrolled_attention_equals_drafting_token_by_token() -> None:
-    torch.manual_seed(2)
-    draft, window, at = Eagle3Draft(CONFIG), 7, 4
-    first, embeds = torch.randn(1, window, HIDDEN), torch.randn(1, window + 3, HIDDEN)
-    ours, hidden = TestTimeAttention(), first
-    unrolled = []
-    for step in range(4):
-        positions = torch.arange(step, window + step)[None]
-        hidden = draft(embeds[:, step : step + window], hidden, positions, ours)
-        unrolled.append(hidden[:, at])
-
-    cache: list[tuple[Tensor, Tensor]] = []
-
-    def decode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        cache.append((key, value))
-        keys, values = (torch.cat(part, dim=2).repeat_interleave(2, 1) for part in zip(*cache, strict=True))
-        causal = query.shape[2] > 1
-        out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=causal)
-        return out.transpose(1, 2)
-
-    row = draft(embeds[:, : at + 1], first[:, : at + 1], torch.arange(at + 1)[None], decode)[:, -1:]
-    for step in range(4):
-        torch.testing.assert_close(unrolled[step], row[:, 0], rtol=1e-5, atol=1e-5)
-        row = draft(embeds[:, at + step + 1 : at + step + 2], row, torch.tensor([[at + step + 1]]), decode)
 
 
 def test_loss_falls_and_the_head_is_written(target: LlamaForCausalLM, text: TokenMixture, tmp_path: Path) -> None:
@@ -273,18 +204,6 @@ def test_an_interruption_lets_the_head_be_written(
     with pytest.raises(KeyboardInterrupt):
         train_draft(target, text, tmp_path, config=CONFIG, options=OPTIONS)
     assert sorted(contents(tmp_path)) == HEAD
-
-
-def test_the_fingerprint_covers_every_token() -> None:
-    ids = np.arange(3_000_000, dtype=np.int32) % 1000
-    swapped = ids.copy()
-    swapped[[1_500_000, -1]] = swapped[[-1, 1_500_000]]
-    prints = {TokenMixture(ids).fingerprint(), TokenMixture(swapped).fingerprint()}
-    assert len(prints) == 2
-    assert TokenMixture(torch.from_numpy(ids.astype(np.int64))).fingerprint() in prints
-    assert TokenMixture(ids.repeat(2)[::2]).fingerprint() in prints
-    parts = TokenMixture([ids[:-5], ids[-5:]], [0.5, 0.5]), TokenMixture([ids[:5], ids[5:]], [0.5, 0.5])
-    assert parts[0].fingerprint() != parts[1].fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -474,34 +393,3 @@ def test_a_size_of_nothing_is_not_the_default(
     assert main([*command, "--seconds" if option != "--steps" else "--seed", "1", f"{option}={value}"]) == 2
     assert f"radar train-draft: {option} must be 1 or more, got {value}" in capsys.readouterr().err
     assert not (tmp_path / "head").exists()
-
-
-def test_files_become_documents(tmp_path: Path) -> None:
-    def encode(document: str) -> list[int]:
-        return [ord(character) for character in document]
-
-    (tmp_path / "a.txt").write_text("ab\n\ncd\n\n\nef")
-    (tmp_path / "b.txt").write_text("ab\n\n\ncd\fef")
-    (tmp_path / "c.jsonl").write_text('{"text": "ab"}\n\n{"text": "cd"}\n')
-    (tmp_path / "d.jsonl").write_text('{"prompt": "ab"}\n')
-    assert encode_file(tmp_path / "a.txt", encode, eos_token_id=0).tolist() == [*b"ab\n\ncd", 0, *b"ef", 0]
-    assert encode_file(tmp_path / "b.txt", encode, eos_token_id=0).tolist() == [*b"ab\n\n\ncd", 0, *b"ef", 0]
-    assert encode_file(tmp_path / "c.jsonl", encode).tolist() == [*b"abcd"]
-    with pytest.raises(ValueError, match=r"d\.jsonl:1"):
-        encode_file(tmp_path / "d.jsonl", encode)
-
-
-def test_only_line_ends_end_a_document(tmp_path: Path) -> None:
-    odd = "a\x85b\u2028c\u2029d"
-    line = json.dumps({"text": odd}, ensure_ascii=False)
-    (tmp_path / "a.jsonl").write_bytes(f"{line}\r\n{line}\n".encode())
-    assert encode_file(tmp_path / "a.jsonl", lambda document: [ord(c) for c in document]).tolist() == [
-        ord(character) for character in odd * 2
-    ]
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_text_that_is_not_utf8_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b'{"text": "\xe9"}')
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not UTF-8 text .*byte 10"):
-        encode_file(tmp_path / name, lambda document: [1])

@@ -13,6 +13,7 @@ import torch
 from bench.lab.widen import WidePair, widen
 from bench.shapes import Geometry
 from radar import AutoregressiveDecoder, RadarDecoder, RadarPolicy, TreeConfig
+from radar.compare import device_name
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.policy.base import StopPolicy
@@ -82,14 +83,14 @@ class Wide:
 
 
 def measure_costs(
-    wide: Wide, trees: Sequence[TreeConfig], *, contexts: Sequence[int], name: str, hardware: str, repeats: int = 20
+    wide: Wide, trees: Sequence[TreeConfig], *, contexts: Sequence[int], name: str, repeats: int = 20
 ) -> CostTable:
     """The cost table of the wide pair on this device.
 
     Args:
         trees: by ascending total_tokens; draft calls are timed on the one with the largest max_calls.
         contexts: committed tokens, ascending.
-        name, hardware: go into the table.
+        name: of the pair, goes into the table.
     """
     network = RadarPolicy(PolicyNetwork())
     deepest = max(trees, key=lambda tree: tree.max_calls)
@@ -112,7 +113,7 @@ def measure_costs(
         verify_seconds=tuple(verify),
         decision_seconds=decision,
         rest_seconds=rest,
-        device=hardware,
+        device=device_name(wide.device),
         pair=name,
     )
 
