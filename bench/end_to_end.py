@@ -39,11 +39,11 @@ from bench.lab.speed import AUTOREGRESSIVE, cost_errors, flat, summarise
 from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import SamplingParams, TreeConfig
-from radar.compare import describe_machine, device_name
-from radar.generation import GenerationOutput
+from radar.generation.base import GenerationOutput
 from radar.policy.base import StopPolicy
-from radar.prompts import load_prompts
-from radar.target import load_tokenizer
+from radar.target.load import load_tokenizer
+from radar.tools.compare import describe_machine, device_name
+from radar.tools.prompts import load_prompts
 from radar.train.costs import CostTable
 
 STAGES = ("check", "record", "costs", "policies", "replay", "measure", "generate", "summary")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
-from radar.cli import main as radar
-from radar.compare import describe_machine
-from radar.prompts import encode_prompt, load_prompts
+from radar.cli.main import main as radar
+from radar.tools.compare import describe_machine
+from radar.tools.prompts import encode_prompt, load_prompts
 
 MAX_NEW_TOKENS = 96
 COMMANDS = (

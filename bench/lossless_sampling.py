@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
-from radar.compare import describe_machine
 from radar.decoder import default_device
-from radar.prompts import encode_prompt, load_prompts
+from radar.tools.compare import describe_machine
+from radar.tools.prompts import encode_prompt, load_prompts
 
 NEW_TOKENS = 32
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.shapes import Geometry
-from radar.config import DraftConfig
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 
 

@@ -21,8 +21,8 @@ from bench.command import command_line
 from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY
 from radar import FixedDepth, RadarDecoder
-from radar.compare import describe_machine
 from radar.engine import prefill
+from radar.tools.compare import describe_machine
 
 FROM = {64: 1, 256: 65, 1024: 769}  # tokens from which on a size is the quickest on an H200
 

@@ -20,9 +20,9 @@ from bench.command import command_line
 from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY, Geometry
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
-from radar.compare import describe_machine
 from radar.policy.lstm import PolicyNetwork
-from radar.profile import profile_round
+from radar.tools.compare import describe_machine
+from radar.tools.profile import profile_round
 
 ROUNDS = 40
 

@@ -1,33 +1,41 @@
-"""Lossless speculative decoding with EAGLE-3 draft trees and a learned stop policy (RADAR, arXiv 2512.14069)."""
+"""Lossless speculative decoding with EAGLE-3 draft trees and a learned stop policy (RADAR, arXiv 2512.14069).
 
-from radar.autoregressive import AutoregressiveDecoder
-from radar.config import DraftConfig, TreeConfig
-from radar.custom_generate import RadarGenerate, radar_generate
-from radar.decoder import RadarDecoder
-from radar.generation import GenerationOutput, TextStream
-from radar.hf_generate import RadarGenerateOutput
-from radar.metrics import DecodeMetrics, Round
-from radar.metrics_prometheus import prometheus_text
-from radar.policy.base import FixedDepth, StopPolicy, Threshold
-from radar.policy.lstm import RadarPolicy
-from radar.sampling import SamplingParams
+Names are imported when they are asked for, so that `import radar` loads neither torch nor transformers; `__init__.pyi`
+says the same to type checkers.
+"""
 
-__all__ = [
-    "AutoregressiveDecoder",
-    "DecodeMetrics",
-    "DraftConfig",
-    "FixedDepth",
-    "GenerationOutput",
-    "RadarDecoder",
-    "RadarGenerate",
-    "RadarGenerateOutput",
-    "RadarPolicy",
-    "Round",
-    "SamplingParams",
-    "StopPolicy",
-    "TextStream",
-    "Threshold",
-    "TreeConfig",
-    "prometheus_text",
-    "radar_generate",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AutoregressiveDecoder": "autoregressive",
+    "DecodeMetrics": "metrics",
+    "DraftConfig": "draft.config",
+    "FixedDepth": "policy.base",
+    "GenerationOutput": "generation.base",
+    "RadarDecoder": "decoder",
+    "RadarGenerate": "custom_generate",
+    "RadarGenerateOutput": "generation.hf",
+    "RadarPolicy": "policy.lstm",
+    "Round": "metrics",
+    "SamplingParams": "config",
+    "StopPolicy": "policy.base",
+    "TextStream": "generation.text",
+    "Threshold": "policy.base",
+    "TreeConfig": "config",
+    "prometheus_text": "tools.prometheus",
+    "radar_generate": "custom_generate",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'radar' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"radar.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

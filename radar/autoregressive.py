@@ -12,12 +12,12 @@ from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.choose import choose_engine
 from radar.engine.held import HeldText
 from radar.engine.prefill import Prefill, chunk_sizes
-from radar.engine.processing import HostProcessing
-from radar.generation import Decoder, end_token_ids
-from radar.generation_request import Request
+from radar.engine.sampler import Sampler
+from radar.generation.base import Decoder, end_token_ids
+from radar.generation.processing import HostProcessing
+from radar.generation.request import Request
 from radar.metrics import Round, Stopwatch
-from radar.sampling import Sampler
-from radar.target import TargetModel, default_max_length
+from radar.target.model import TargetModel, default_max_length
 
 __all__ = ["AutoregressiveDecoder"]
 

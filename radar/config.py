@@ -1,18 +1,22 @@
-"""What a tree and a draft head look like: frozen dataclasses, checked at construction."""
+"""What a generation is asked for: the tree's shape and how tokens are chosen, checked at construction."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
 
-__all__ = ["DraftConfig", "RopeScaling", "TreeConfig"]
+from radar.errors import UsageError
+
+__all__ = ["GREEDY", "SamplingParams", "TreeConfig", "check_int"]
+
+MOST_BIAS = 1e30  # by the largest penalty, over the smallest temperature, still a float32
 
 
-def _check_int(owner: str, name: str, value: object, low: int, high: int) -> None:
+def check_int(owner: str, name: str, value: object, low: int, high: int) -> None:
+    """Raise ValueError unless `value` is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} must be an integer from {low} to {high}, got {value!r}")
+        raise UsageError(f"{owner}: {name} must be an integer from {low} to {high}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,9 @@ class TreeConfig:
     max_calls: int = 16
 
     def __post_init__(self) -> None:
-        _check_int("TreeConfig", "total_tokens", self.total_tokens, 2, 256)
-        _check_int("TreeConfig", "tree_top_k", self.tree_top_k, 1, 16)
-        _check_int("TreeConfig", "max_calls", self.max_calls, 1, 16)
+        check_int("TreeConfig", "total_tokens", self.total_tokens, 2, 256)
+        check_int("TreeConfig", "tree_top_k", self.tree_top_k, 1, 16)
+        check_int("TreeConfig", "max_calls", self.max_calls, 1, 16)
 
     @property
     def num_candidates(self) -> int:
@@ -51,284 +55,64 @@ class TreeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How a head stretches its rotary frequencies; `radar.draft.rope` has the formulas.
-
-    Names and defaults are those of transformers' `rope_parameters`. `linear` reads `factor` alone, `llama3` also the
-    frequency factors and the original length, `yarn` the betas, `truncate`, the original length and
-    `attention_factor`, by which cosines and sines are multiplied (None: 0.1 ln(factor) + 1).
-    """
-
-    rope_type: str
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        needs = {
-            "linear": (),
-            "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-            "yarn": ("original_max_position_embeddings",),
-        }
-        if self.rope_type not in needs:
-            raise ValueError(f"rope type {self.rope_type!r} is not supported; supported: default, {', '.join(needs)}")
-        missing = [name for name in needs[self.rope_type] if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f"rope type {self.rope_type} needs {', '.join(missing)}")
-        low, high = self.low_freq_factor, self.high_freq_factor
-        if low is not None and high is not None and high <= low:
-            raise ValueError(f"high_freq_factor ({high}) must be larger than low_freq_factor ({low})")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], max_position_embeddings: int | None = None) -> RopeScaling | None:
-        """Read `rope_scaling` or `rope_parameters`; None for the default type.
-
-        `max_position_embeddings` stands in for yarn's original length, where it is not given. Raises ValueError for a
-        type that is not supported and for keys that this reader would have to ignore.
-        """
-        kind = values.get("rope_type") or values.get("type") or "default"
-        if not isinstance(kind, str):
-            raise _wrong("rope_type", "a name", kind)
-        if values.get("rope_type") and values.get("type") and values["rope_type"] != values["type"]:
-            raise ValueError(f"rope_type {values['rope_type']!r} contradicts type {values['type']!r}")
-        names = {field.name for field in fields(cls)} - {"rope_type"}
-        unknown = sorted(values.keys() - names - _ROPE_KEYS)
-        if kind == "default":
-            # leftovers such as factor: 1.0 are common here and mean nothing; sections of axes are another embedding
-            unknown = [name for name in unknown if "mrope" in name]
-        if unknown:
-            raise ValueError(f"rope keys {', '.join(unknown)} are not supported")
-        if kind == "default":
-            return None
-        given = {name: values[name] for name in names if values.get(name) is not None}
-        read: dict[str, Any] = {
-            name: _flag(given, name, True)
-            if name == "truncate"
-            else (_integer(given, name) if name == "original_max_position_embeddings" else _positive(given, name))
-            for name in given
-        }
-        if "factor" not in read:
-            raise ValueError(f"rope type {kind} needs factor")
-        if kind == "yarn":
-            read.setdefault("original_max_position_embeddings", max_position_embeddings)
-            if "attention_factor" not in read and values.get("mscale") and values.get("mscale_all_dim"):
-                scales = [
-                    0.1 * _positive(values, name) * math.log(max(read["factor"], 1.0)) + 1
-                    for name in ("mscale", "mscale_all_dim")
-                ]
-                read["attention_factor"] = scales[0] / scales[1]
-        return cls(rope_type=kind, **read)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `rope_scaling` in a `config.json`; values that are None are left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "mscale", "mscale_all_dim"}
-_FLAGS = (
-    "norm_before_residual",
-    "norm_output",
-    "norm_before_fc",
-    "fc_norm",
-    "attention_bias",
-    "mlp_bias",
-    "qk_norm",
-    "own_embedding",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DraftConfig:
-    """Geometry of an EAGLE-3 draft head, under the names of the released `config.json` files.
+class SamplingParams:
+    """How to choose a token from its logits; the names and meanings are those of transformers.
 
     Attributes:
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: of the head's one layer.
-        vocab_size, draft_vocab_size: ids of the target, and those that the head can propose.
-        target_hidden_size: times `num_aux_hidden_states`, what `fc` reads.
-        eagle_aux_hidden_state_layer_ids: the target's taps as `hidden_states` indices (0: embeddings, i: output of
-            layer i - 1); None means EAGLE-3's (2, N // 2, N - 3).
-        rope_theta: the draft's own: files that do not name it mean 10,000, whatever their target uses.
-        rope_scaling: likewise the draft's own.
-        norm_before_residual: the layer's residual is the normed feature, not the feature.
-        norm_output: the next level is fed with the normed output (EAGLE-3.1), not the output.
-        norm_before_fc: one norm over all taps side by side before `fc`.
-        fc_norm: one norm for each tap before `fc` (EAGLE-3.1).
-        attention_bias, mlp_bias: the projections have biases.
-        qk_norm: queries and keys are normed for each head before the rotation, as in Qwen3.
-        own_embedding: the head has an embedding [vocab_size, hidden_size] instead of sharing the target's.
+        temperature: divides the logits, 1e-4 to 1e4; 0 takes the most likely token (greedy).
+        top_p: keep the most likely tokens until their probabilities reach this, above 0 to 1; 1 keeps all.
+        top_k: keep this many of the most likely tokens, and what ties with the last of them; 0 keeps all.
+        min_p: keep tokens at least this likely relative to the most likely one, 0 to 1.
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that the text holds
+            already, prompt included; 1e-2 to 1e2, 1 does nothing.
+        logit_bias: token id -> what is added to its logit, 1e30 at most either way; -inf bans the token.
+        seed: of the noise, 0 to 2**63 - 1; None draws one, see `Sampler.seed`.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    draft_vocab_size: int
-    target_hidden_size: int
-    num_aux_hidden_states: int = 3
-    eagle_aux_hidden_state_layer_ids: tuple[int, ...] | None = None
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    norm_before_residual: bool = False
-    norm_output: bool = False
-    norm_before_fc: bool = False
-    fc_norm: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    own_embedding: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
-            _check_int("DraftConfig", name, getattr(self, name), 1, 2**20)
-        _check_int("DraftConfig", "vocab_size", self.vocab_size, 1, 2**24)
-        _check_int("DraftConfig", "draft_vocab_size", self.draft_vocab_size, 1, self.vocab_size)
-        _check_int("DraftConfig", "target_hidden_size", self.target_hidden_size, 1, 2**20)
-        _check_int("DraftConfig", "num_aux_hidden_states", self.num_aux_hidden_states, 1, 16)
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"DraftConfig: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
-            )
-        taps = self.eagle_aux_hidden_state_layer_ids
-        if taps is not None and len(taps) != self.num_aux_hidden_states:
-            raise ValueError(
-                f"DraftConfig: eagle_aux_hidden_state_layer_ids {list(taps)} must name "
-                f"num_aux_hidden_states={self.num_aux_hidden_states} layers"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"DraftConfig: head_dim must be even for rotary embeddings, got {self.head_dim}")
-        if self.norm_before_fc and self.fc_norm:
-            raise ValueError("DraftConfig: norm_before_fc and fc_norm are two ways to norm the taps: set one of them")
+        def fail(name: str, expected: str) -> None:
+            raise UsageError(f"SamplingParams: {name} must be {expected}, got {getattr(self, name)!r}")
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DraftConfig:
-        """Read a head's flat `config.json`. Raises ValueError that names the key that is missing or wrong."""
-        required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-        missing = [key for key in required if values.get(key) is None]
-        if missing:
-            raise ValueError(
-                f"draft config: missing {', '.join(missing)}; found {', '.join(sorted(values)) or 'nothing'}"
-            )
-        hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
-        taps = _indices(values, "eagle_aux_hidden_state_layer_ids")
-        theta, scaling = _rope(values)
-        return cls(
-            hidden_size=hidden,
-            intermediate_size=_integer(values, "intermediate_size"),
-            num_attention_heads=heads,
-            num_key_value_heads=_integer(values, "num_key_value_heads", heads),
-            head_dim=_integer(values, "head_dim", hidden // max(heads, 1)),
-            vocab_size=_integer(values, "vocab_size"),
-            draft_vocab_size=_integer(values, "draft_vocab_size", _integer(values, "vocab_size")),
-            target_hidden_size=_integer(values, "target_hidden_size", hidden),
-            num_aux_hidden_states=3 if taps is None else len(taps),
-            eagle_aux_hidden_state_layer_ids=taps,
-            rms_norm_eps=_positive(values, "rms_norm_eps", 1e-5),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            **{name: _flag(values, name, False) for name in _FLAGS},
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The flat `config.json` of SafeAILab's released heads; what they do not have is written where it is used."""
-        taps = self.eagle_aux_hidden_state_layer_ids
-        return {
-            **({} if taps is None else {"eagle_aux_hidden_state_layer_ids": list(taps)}),
-            "architectures": ["LlamaForCausalLMEagle3"],
-            "model_type": "llama",
-            "num_hidden_layers": 1,
-            "hidden_act": "silu",
-            "tie_word_embeddings": False,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "draft_vocab_size": self.draft_vocab_size,
-            "target_hidden_size": self.target_hidden_size,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            **({} if self.rope_scaling is None else {"rope_scaling": self.rope_scaling.to_dict()}),
-            **{name: True for name in _FLAGS if getattr(self, name)},
-        }
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                fail(name, "a number")
+        if self.temperature != 0 and not 1e-4 <= self.temperature <= 1e4:
+            fail("temperature", "0 (greedy) or from 1e-4 to 1e4")
+        if not 0 < self.top_p <= 1:
+            fail("top_p", "above 0 and at most 1 (off)")
+        if not 0 <= self.min_p <= 1:
+            fail("min_p", "from 0 (off) to 1")
+        if not 1e-2 <= self.repetition_penalty <= 1e2:
+            fail("repetition_penalty", "from 0.01 to 100 (1: off)")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+            fail("top_k", "an integer from 0 (off) to 2**31 - 1")
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63
+        ):
+            fail("seed", "None or an integer from 0 to 2**63 - 1")
+        if self.logit_bias is not None:
+            for token, bias in self.logit_bias.items():
+                if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                    raise UsageError(f"SamplingParams: logit_bias must map token ids (integers >= 0), got {token!r}")
+                number = isinstance(bias, int | float) and not isinstance(bias, bool)
+                if not number or not (bias == -math.inf or abs(bias) <= MOST_BIAS):
+                    raise UsageError(
+                        f"SamplingParams: logit_bias of token {token} must be a number of at most {MOST_BIAS:g} either "
+                        f"way, or -inf to forbid it, got {bias!r}"
+                    )
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
-def _wrong(name: str, expected: str, value: object) -> ValueError:
-    return ValueError(f"draft config: {name} has the wrong type or value: expected {expected}, got {value!r}")
-
-
-def _integer(values: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = values.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong(name, "an integer", value)
-    return value
-
-
-def _positive(values: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    value = values.get(name)
-    value = default if value is None else value
-    # a JSON integer may be too long for a float, so the range is compared before the conversion
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise _wrong(name, "a positive number", value)
-    return float(value)
-
-
-def _flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = values.get(name)
-    value = default if value is None else value
-    if not isinstance(value, bool):
-        raise _wrong(name, "true or false", value)
-    return value
-
-
-def _indices(values: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple) or not value:
-        raise _wrong(name, "a list of layer indices", value)
-    if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**20 for item in value):
-        raise _wrong(name, "layer indices of 0 or more", value)
-    return tuple(value)
-
-
-def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from `rope_theta`, `rope_scaling` (older files) and `rope_parameters` (newer ones)."""
-    merged: dict[str, Any] = {}
-    thetas = [] if values.get("rope_theta") is None else [_positive(values, "rope_theta")]
-    for name in ("rope_scaling", "rope_parameters"):
-        part = values.get(name)
-        if part is None:
-            continue
-        if not isinstance(part, Mapping):
-            raise _wrong(name, "an object", part)
-        if part.get("rope_theta") is not None:
-            thetas.append(_positive(part, "rope_theta"))
-        clash = [key for key in part if key != "rope_theta" and key in merged and merged[key] != part[key]]
-        if clash:
-            raise ValueError(f"draft config: rope_scaling and rope_parameters differ in {', '.join(clash)}: keep one")
-        merged.update(part)
-    if len(set(thetas)) > 1:
-        raise ValueError(
-            f"draft config: rope_theta is stated more than once, as {' and '.join(map(str, thetas))}: keep one"
-        )
-    limit = values.get("max_position_embeddings")
-    limit = None if limit is None else _integer(values, "max_position_embeddings")
-    if merged.get("partial_rotary_factor", 1) != 1 or (values.get("partial_rotary_factor") or 1) != 1:
-        raise ValueError("draft config: partial_rotary_factor is not supported: all of a head must be rotated")
-    merged.pop("partial_rotary_factor", None)
-    try:
-        scaling = RopeScaling.from_dict(merged, limit)
-    except ValueError as error:
-        raise ValueError(f"draft config: {str(error).removeprefix('draft config: ')}") from None
-    return (thetas[0] if thetas else 10000.0), scaling
+GREEDY = SamplingParams()

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from radar.decoder import RadarDecoder
-from radar.hf_generate import CALL_ARGUMENTS, check_argument, run_prepared
+from radar.errors import UsageError
+from radar.generation.hf import CALL_ARGUMENTS, check_argument, run_prepared
 
 __all__ = ["RadarGenerate", "radar_generate"]
 
@@ -52,7 +53,7 @@ def radar_generate(**options: Any) -> RadarGenerate:
         ValueError: without a draft head.
     """
     if "draft" not in options:
-        raise ValueError("pass draft=, the folder of an EAGLE-3 head that was trained for the model")
+        raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for the model")
     return RadarGenerate(options)
 
 

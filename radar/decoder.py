@@ -19,12 +19,14 @@ from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
 from radar.engine.graph import GraphEngine
 from radar.engine.prefill import chunk_sizes
-from radar.generation import Decoder, end_token_ids
-from radar.generation_request import Request
+from radar.errors import UsageError
+from radar.generation.base import Decoder, end_token_ids
+from radar.generation.request import Request
 from radar.metrics import Round
 from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
-from radar.target import TargetModel, default_max_length, load_model, load_tokenizer
+from radar.target.load import load_model, load_tokenizer
+from radar.target.model import TargetModel, default_max_length
 
 __all__ = ["RadarDecoder", "default_device", "default_tree"]
 
@@ -38,7 +40,7 @@ def default_device(name: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name; a torch without CUDA
         here = ["cpu", *[f"cuda:{i}" for i in range(torch.cuda.device_count())]]
-        raise ValueError(f"no device {str(name)!r} here: take one of {', '.join(here)}") from error
+        raise UsageError(f"no device {str(name)!r} here: take one of {', '.join(here)}") from error
     return device
 
 
@@ -164,13 +166,13 @@ class RadarDecoder(Decoder):
         embedded = target is None
         if target is None:
             if draft is not None:
-                raise ValueError("a draft head belongs to its target: pass target= as well")
+                raise UsageError("a draft head belongs to its target: pass target= as well")
             assets = Path(str(files("radar"))) / "assets"
             target, draft = assets / "target", assets / "draft"
             policy = assets / "policy" if policy is None else policy
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
-            raise ValueError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
+            raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
         model = load_model(str(target), device=place, dtype=dtype, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 
@@ -234,4 +236,4 @@ def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> No
     if (weight.device, weight.dtype) != (target.device, target.dtype):
         problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")
     if problems:
-        raise ValueError("this draft head does not fit this target: " + "; ".join(problems))
+        raise UsageError("this draft head does not fit this target: " + "; ".join(problems))

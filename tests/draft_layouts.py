@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from radar.config import DraftConfig, RopeScaling
 from radar.draft.checkpoint import LoadedDraft, load_draft_with_report
+from radar.draft.config import DraftConfig, RopeScaling
 from radar.draft.eagle3 import Eagle3Draft
 
 Files = tuple[dict[str, Any], dict[str, Tensor]]

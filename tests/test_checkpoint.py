@@ -7,8 +7,8 @@ import torch
 from fakes import VOCAB, tiny_draft
 from safetensors.torch import load_file, save_file
 
-from radar.config import DraftConfig
 from radar.draft.checkpoint import load_draft, save_draft
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 
 RELEASED_NAMES = {

@@ -10,7 +10,7 @@ import torch
 
 import radar
 from radar import RadarDecoder
-from radar.cli import main
+from radar.cli.main import main
 from radar.engine.fallback import Fallback
 
 CPU = ["--device", "cpu"]
@@ -222,9 +222,9 @@ def test_the_module_runs():
 
 
 def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):
-    from radar.compare import device_name
     from radar.config import TreeConfig
     from radar.decoder import default_device
+    from radar.tools.compare import device_name
     from radar.train.costs import CostTable
 
     costs, trace = tmp_path / "costs.json", tmp_path / "trace.json"

@@ -5,10 +5,10 @@ import torch
 from fakes import DEVICE, FAMILIES, tiny_draft, tiny_target
 
 from radar import TreeConfig
-from radar.attend import attend
-from radar.compiled import compiled
 from radar.draft.drafter import Drafter
-from radar.target import TargetModel
+from radar.target.attention import attend
+from radar.target.compiled import compiled
+from radar.target.model import TargetModel
 
 IDS = torch.tensor([[1, 5, 3, 2]], device=DEVICE)
 

@@ -11,14 +11,14 @@ import torch
 from fakes import tiny_draft, tiny_target
 
 import radar
-from radar.cli import main
-from radar.config import RopeScaling
+from radar.cli.main import main
 from radar.decoder import RadarDecoder
-from radar.doctor import CHAIN, diagnose, plausible_readings, render, target_rope, with_taps
 from radar.draft.checkpoint import load_draft, save_draft
+from radar.draft.config import RopeScaling
 from radar.draft.eagle3 import Eagle3Draft
 from radar.metrics import Round, summarize
 from radar.policy.base import FixedDepth
+from radar.tools.doctor import CHAIN, diagnose, plausible_readings, render, target_rope, with_taps
 
 ASSETS = Path(radar.__file__).parent / "assets"
 CONFIG = with_taps(tiny_draft().config, 9)  # taps 2, 4, 6
@@ -136,7 +136,7 @@ def test_the_targets_rope():
 @pytest.fixture(scope="module")
 def pair():
     decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=160)
-    from radar.prompts import encode_prompt, load_prompts
+    from radar.tools.prompts import encode_prompt, load_prompts
 
     prompts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(ASSETS / "prompts.jsonl", limit=8)]
     head = load_draft(ASSETS / "draft", target_hidden_size=256, device=torch.device("cpu"), dtype=torch.float32)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from radar.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig, RopeScaling
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.rope import attention_factor, inverse_frequencies
 

@@ -9,9 +9,9 @@ from fakes import hf_greedy
 
 import radar
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
-from radar.compare import Contender, compare, render
 from radar.metrics import merge
-from radar.prompts import PromptLine, encode_prompt, load_prompts
+from radar.tools.compare import Contender, compare, render
+from radar.tools.prompts import PromptLine, encode_prompt, load_prompts
 
 ASSETS = Path(radar.__file__).parent / "assets"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radar.cli_train import add_evaluate, evaluate_command
+from radar.cli.train import add_evaluate, evaluate_command
 from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
 from radar.policy.baselines_heads import AcceptanceHead

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from radar.config import DraftConfig
 from radar.draft.checkpoint import LoadedDraft
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 
 FUZZ = settings(

@@ -7,7 +7,7 @@ import torch
 from fakes import FAMILIES, tiny_target
 from torch import nn
 
-from radar.fused_linears import FusedLinears, fuse_projections, fused
+from radar.target.layers import FusedLinears, fuse_projections, fused
 
 IDS = torch.tensor([[1, 5, 3, 2, 8]])
 

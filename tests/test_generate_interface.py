@@ -22,7 +22,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarGenerateOutput, TreeConfig, radar_generate
-from radar.hf_generate import ARGUMENTS, CALL_ARGUMENTS
+from radar.generation.hf import ARGUMENTS, CALL_ARGUMENTS
 
 PROMPT = torch.tensor([[5, 3, 2, 8, 1, 4]], device=DEVICE)
 TREE = TreeConfig(total_tokens=20, max_calls=6)

@@ -15,7 +15,7 @@ from radar.engine.graph import GraphEngine
 from radar.policy.baselines import Capped
 from radar.policy.baselines_history import GammaTune
 from radar.policy.lstm import PolicyNetwork
-from radar.profile import profile_round
+from radar.tools.profile import profile_round
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 TREE = TreeConfig(total_tokens=24, max_calls=6)

@@ -2,7 +2,7 @@
 
 import torch
 
-from radar.kv_cache import StaticKVCache
+from radar.target.cache import StaticKVCache
 
 
 def make(batch=2):

@@ -13,20 +13,27 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"radar_kernels"},
     {"radar.config"},
-    {"radar.tree", "radar.kv_cache", "radar.metrics", "radar.compiled", "radar.fused_linears", "radar.sampling"},
-    {"radar.attend"},
+    {
+        "radar.draft.tree",
+        "radar.target.cache",
+        "radar.metrics",
+        "radar.target.compiled",
+        "radar.target.layers",
+        "radar.engine.sampler",
+    },
+    {"radar.target.attention"},
     {"radar.target", "radar.draft", "radar.policy", "radar.verify"},
     {"radar.engine"},
-    {"radar.generation", "radar.hf_generate"},
+    {"radar.generation", "radar.generation.hf"},
     {"radar.decoder", "radar.autoregressive"},
     {"radar.custom_generate"},
     {"radar"},
-    {"radar.prompts", "radar.compare", "radar.profile", "radar.doctor", "radar.verify_text", "radar.train"},
+    {"radar.tools.prompts", "radar.compare", "radar.profile", "radar.doctor", "radar.tools.verify", "radar.train"},
     {"radar.cli"},
 ]
 ONLY_IN = {
     "triton": ("radar_kernels",),
-    "transformers": ("radar.target", "radar.compare", "radar.hf_generate"),
+    "transformers": ("radar.target", "radar.compare", "radar.generation.hf"),
     "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm"),
 }
 
@@ -77,7 +84,10 @@ def test_imports_point_down():
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [("radar.tree", "from radar.decoder import RadarDecoder"), ("radar.tree", "import triton.language as tl")],
+    [
+        ("radar.draft.tree", "from radar.decoder import RadarDecoder"),
+        ("radar.draft.tree", "import triton.language as tl"),
+    ],
 )
 def test_the_check_can_fail(name, source):
     assert list(violations(name, ast.parse(source)))

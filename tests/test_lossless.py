@@ -5,8 +5,8 @@ import torch
 from fakes import FAMILIES, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig
-from radar.kv_cache import StaticKVCache
-from radar.tree import DraftTree
+from radar.draft.tree import DraftTree
+from radar.target.cache import StaticKVCache
 
 PROMPTS = [[1], [5, 3], [2, 7, 1, 8, 2, 8], [i % VOCAB for i in range(64)], [(i * i) % VOCAB for i in range(131)]]
 LENGTH = 40

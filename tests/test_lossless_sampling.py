@@ -8,7 +8,7 @@ import torch
 from fakes import VOCAB, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
-from radar.sampling import Sampler
+from radar.engine.sampler import Sampler
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
 SETTINGS = [

@@ -13,10 +13,10 @@ from radar.policy.lstm import PolicyNetwork
 
 ROOT = Path(__file__).parent.parent
 STEP_FILES = [
-    "radar/attend.py",
-    "radar/tree.py",
-    "radar/verify.py",
-    "radar/kv_cache.py",
+    "radar/target/attention.py",
+    "radar/draft/tree.py",
+    "radar/engine/verify.py",
+    "radar/target/cache.py",
     "radar/draft/drafter.py",
     "radar/draft/eagle3.py",
     "radar/engine/steps.py",

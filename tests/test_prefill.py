@@ -9,7 +9,7 @@ from fakes import tiny_draft, tiny_target
 from radar import TreeConfig
 from radar.draft.drafter import Drafter
 from radar.engine.prefill import Prefill, chunk_sizes, split
-from radar.target import TargetModel
+from radar.target.model import TargetModel
 
 TREE = TreeConfig(total_tokens=8, tree_top_k=3, max_calls=3)
 

@@ -10,7 +10,7 @@ from test_fallback import Script
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
 from radar.engine.held import HeldText
-from radar.profile import profile_round
+from radar.tools.profile import profile_round
 
 TREE = TreeConfig(total_tokens=20, max_calls=4)
 FIRST = [(7 * i + i * i) % VOCAB for i in range(90)]  # longer than a chunk on a CPU

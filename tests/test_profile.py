@@ -9,8 +9,8 @@ from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar import profile as profile_module
-from radar.cli import main
-from radar.profile import RoundProfile, profile_round
+from radar.cli.main import main
+from radar.tools.profile import RoundProfile, profile_round
 
 PROMPT = [3, 1, 4, 1, 5]
 COMMAND = ["profile", "--calls", "1", "--repeats", "1", "--total-tokens", "8", "--device", "cpu"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench.lab.record_pair import TASKS, prompt_sets
-from radar.prompts import PromptLine, load_prompts
+from radar.tools.prompts import PromptLine, load_prompts
 
 
 def test_both_forms(tmp_path):

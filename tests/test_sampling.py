@@ -18,9 +18,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from radar.sampling import MOST_BIAS, Sampler, SamplingParams, apply_processors
-from radar.tree import pack_bits
+from radar.config import SamplingParams
+from radar.engine.sampler import MOST_BIAS, Sampler
+from radar.generation.processing import apply_processors
 from radar_kernels import reference_sampling
+from radar_kernels.reference_tree import pack_bits
 
 CPU = torch.device("cpu")
 FILTERS = [

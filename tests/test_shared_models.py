@@ -13,8 +13,8 @@ from radar import TreeConfig, fused_linears
 from radar.draft import eagle3
 from radar.draft.drafter import Drafter
 from radar.engine.capture import capture
-from radar.fused_linears import fuse_projections
-from radar.target import TargetModel
+from radar.target.layers import fuse_projections
+from radar.target.model import TargetModel
 
 TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
 

@@ -10,8 +10,8 @@ from fakes import DEVICE, FAMILIES, hf_greedy, tiny_target
 from test_verify import random_tree
 from torch import nn
 
-from radar.target import TargetModel, default_tap_layers
-from radar.tree import pack_bits
+from radar.target.model import TargetModel, default_tap_layers
+from radar_kernels.reference_tree import pack_bits
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from radar.cli import main
-from radar.config import DraftConfig
+from radar.cli.main import main
 from radar.draft.checkpoint import save_draft
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.train import draft as train_module
 from radar.train.draft import TrainingOptions, train_draft

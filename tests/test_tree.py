@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from radar.config import TreeConfig
-from radar.tree import DraftTree, causal_ancestors, pack_bits
+from radar.draft.tree import DraftTree
+from radar.target.attention import causal_ancestors
 from radar_kernels import topk_confidence
+from radar_kernels.reference_tree import pack_bits
 
 VOCAB = 31
 

@@ -4,8 +4,9 @@ import random
 
 import torch
 
-from radar.tree import VerifyTree, pack_bits
-from radar.verify import accept
+from radar.draft.tree import VerifyTree
+from radar.engine.verify import accept
+from radar_kernels.reference_tree import pack_bits
 
 
 def random_tree(rng, nodes, vocab, max_depth):

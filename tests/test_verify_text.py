@@ -10,9 +10,9 @@ from fakes import hf_greedy, tiny_draft, tiny_target
 
 import radar
 from radar import AutoregressiveDecoder, RadarDecoder
-from radar.cli import main
-from radar.prompts import encode_prompt, load_prompts
-from radar.verify_text import TIE_ULPS, compare_texts, plain_logits, render
+from radar.cli.main import main
+from radar.tools.prompts import encode_prompt, load_prompts
+from radar.tools.verify import TIE_ULPS, compare_texts, plain_logits, render
 
 ASSETS = Path(radar.__file__).parent / "assets"
 

@@ -13,7 +13,7 @@ from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.draft.checkpoint import load_draft
-from radar.target import load_model
+from radar.target.load import load_model
 
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7, 1], [9, 9, 8, 4, 6, 0, 11]]
 # hidden 32, 4 query over 2 key-value heads of 8 become ...

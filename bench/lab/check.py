@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from radar.autoregressive import AutoregressiveDecoder
 from radar.draft.eagle3 import Eagle3Draft
-from radar.target import resolve_tap_layers
+from radar.target.model import resolve_tap_layers
 
 __all__ = ["Check", "check"]
 

@@ -19,8 +19,8 @@ from bench.command import command_line
 from bench.lab.policies import EPOCHS, PUBLISHED, RADAR, Choice, setting
 from bench.lab.record_pair import TASKS, TREE, rounds_of, stem
 from bench.lab.speed import geometric_mean
-from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
+from radar.tools.compare import describe_machine
 from radar.train.backward import fit_backward
 from radar.train.contenders import EAGLE3, tuned_contenders
 from radar.train.costs import CostTable

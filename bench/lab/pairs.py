@@ -13,13 +13,13 @@ import torch
 from bench.lab.widen import WidePair, widen
 from bench.shapes import Geometry
 from radar import AutoregressiveDecoder, RadarDecoder, RadarPolicy, TreeConfig
-from radar.compare import device_name
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.policy.base import StopPolicy
 from radar.policy.lstm import PolicyNetwork
-from radar.profile import profile_round
-from radar.target import load_model, load_tokenizer
+from radar.target.load import load_model, load_tokenizer
+from radar.tools.compare import device_name
+from radar.tools.profile import profile_round
 from radar.train.costs import CostTable
 
 __all__ = ["SmallPair", "Wide", "load_pair", "measure_costs"]

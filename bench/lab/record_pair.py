@@ -21,7 +21,7 @@ import torch
 
 from bench.lab.pairs import load_pair
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.prompts import PromptLine, encode_prompt, load_prompts, read_lines
+from radar.tools.prompts import PromptLine, encode_prompt, load_prompts, read_lines
 from radar.train.dataset import RoundDataset, read_rounds
 from radar.train.drafted import FullRounds
 from radar.train.record import LANES, record

@@ -29,9 +29,9 @@ from bench.lab.recipes import RECIPES
 from bench.lab.record_pair import TASKS, TREE, fitting, rounds_of, stem
 from bench.shapes import Geometry
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.compare import describe_machine
 from radar.policy.base import StopPolicy
-from radar.prompts import load_prompts
+from radar.tools.compare import describe_machine
+from radar.tools.prompts import load_prompts
 from radar.train.costs import CostTable
 from radar.train.drafted import FullRounds
 from radar.train.record import record

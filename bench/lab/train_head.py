@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bench.lab.train_target import log
-from radar.config import DraftConfig
+from radar.draft.config import DraftConfig
 from radar.train.draft import TrainingOptions, train_draft
 from radar.train.tokens import TokenMixture
 

@@ -21,9 +21,9 @@ from bench.lab.make_default import log, stage
 from bench.lab.recipes import RECIPES, SIZES, Recipe, Size
 from bench.lab.record_pair import fitting
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.compare import describe_machine
 from radar.metrics import merge
-from radar.prompts import load_prompts
+from radar.tools.compare import describe_machine
+from radar.tools.prompts import load_prompts
 
 __all__ = ["accepted"]
 

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 from bench.shapes import Geometry
 from radar.draft.eagle3 import Eagle3Draft
-from radar.target import resolve_tap_layers
+from radar.target.model import resolve_tap_layers
 
 __all__ = ["WidePair", "widen"]
 

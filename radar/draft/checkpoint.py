@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from radar.config import DraftConfig
 from radar.draft.checkpoint_files import read_json, read_tensors
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.formats import DraftFormat, canonical_names, read_config, recognise
 from radar.draft.vocabulary import read_vocabulary
+from radar.errors import NotFoundError, UsageError
 
 __all__ = ["LoadReport", "LoadedDraft", "load_draft", "load_draft_with_report", "save_draft"]
 
@@ -90,7 +91,7 @@ def load_draft_with_report(
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"no draft head in {path}: config.json is missing")
+        raise NotFoundError(f"no draft head in {path}: config.json is missing")
     values = read_json(path / "config.json")
     tensors = read_tensors(path)
     try:
@@ -99,7 +100,7 @@ def load_draft_with_report(
         state = {short: tensors[name] for name, short in names.items()}
         reading = read_config(entry, values, state, target_hidden_size=target_hidden_size, strict=strict)
     except ValueError as error:
-        raise ValueError(f"the draft head in {path} cannot be used: {error}") from error
+        raise UsageError(f"the draft head in {path} cannot be used: {error}") from error
     state, assumed = _complete(entry, state, reading.config, values)
     with torch.device("meta"):  # sizes that a wrong config names cost nothing
         draft = Eagle3Draft(reading.config)
@@ -108,7 +109,7 @@ def load_draft_with_report(
     )
     problems = _check(state, draft) + problems
     if problems:
-        raise ValueError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
+        raise UsageError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
     draft.to_empty(device="cpu").load_state_dict({**state, "d2t": draft.d2t, "t2d": draft.t2d})
     draft.set_draft_vocabulary(targets)
     unused = sorted(tensors.keys() - names.keys()) + [f"config.json: {key}" for key in reading.ignored]
@@ -135,7 +136,7 @@ def save_draft(
     names it `layers.0`. Both load back to an equal head.
     """
     if layout not in ("safeailab", "speculators"):
-        raise ValueError(f"layout must be 'safeailab' or 'speculators', got {layout!r}")
+        raise UsageError(f"layout must be 'safeailab' or 'speculators', got {layout!r}")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     state = {

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from radar.errors import NotFoundError, UsageError
+
 __all__ = ["read_json", "read_tensors"]
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -22,9 +24,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise UsageError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(values).__name__}")
+        raise UsageError(f"{file} must hold a JSON object, got {type(values).__name__}")
     return values
 
 
@@ -37,7 +39,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """
     file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"no draft head in {folder}: expected {_FILES[0]} or {_FILES[2]}, or shards of one")
+        raise NotFoundError(f"no draft head in {folder}: expected {_FILES[0]} or {_FILES[2]}, or shards of one")
     return _read_shards(file) if file.suffix == ".json" else _read_file(file)
 
 
@@ -45,19 +47,19 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """Shards named by an index. Each tensor must be in the shard that the index names, and nowhere else."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"{index} must hold a weight_map from tensors to files")
+        raise UsageError(f"{index} must hold a weight_map from tensors to files")
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         file = index.parent / name
         if file.name != name:
-            raise ValueError(f"{index} names the shard {name!r}, which is not a file of its folder")
+            raise UsageError(f"{index} names the shard {name!r}, which is not a file of its folder")
         if not file.is_file():
-            raise FileNotFoundError(f"{index} names the shard {name}, which is missing")
+            raise NotFoundError(f"{index} names the shard {name}, which is missing")
         found = _read_file(file)
         wanted = {tensor for tensor, place in places.items() if place == name}
         if found.keys() != wanted:
             differing = ", ".join(sorted(found.keys() ^ wanted))
-            raise ValueError(f"{file} does not hold what {index.name} says; they differ in {differing}")
+            raise UsageError(f"{file} does not hold what {index.name} says; they differ in {differing}")
         state.update(found)
     return state
 
@@ -68,11 +70,11 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read; it may be truncated or not a checkpoint: {error}") from error
+        raise UsageError(f"{file} cannot be read; it may be truncated or not a checkpoint: {error}") from error
     except Exception as error:  # pickle errors have no common class of their own
-        raise ValueError(f"{file} is not a file of plain tensors: {error}") from error
+        raise UsageError(f"{file} is not a file of plain tensors: {error}") from error
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ValueError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
+        raise UsageError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
     return dict(state)

@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from radar.attend import attend, attending
-from radar.compiled import compiled
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
-from radar.fused_linears import FusedLinears, fuse_projections, fused
-from radar.kv_cache import StaticKVCache
-from radar.tree import DraftTree, causal_ancestors
+from radar.draft.tree import DraftTree
+from radar.target.attention import attend, attending, causal_ancestors
+from radar.target.cache import StaticKVCache
+from radar.target.compiled import compiled
+from radar.target.layers import FusedLinears, fuse_projections, fused
 from radar_kernels import topk_confidence
 
 __all__ = ["Drafter"]

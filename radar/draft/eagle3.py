@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from radar.config import DraftConfig
+from radar.draft.config import DraftConfig
 from radar.draft.rope import attention_factor, inverse_frequencies
+from radar.errors import UsageError
 
 __all__ = ["Attend", "Eagle3Draft"]
 
@@ -169,7 +170,7 @@ class Eagle3Draft(nn.Module):
     def set_draft_vocabulary(self, target_ids: Tensor) -> None:
         """Let draft id i stand for the i-th of `target_ids` (ascending, unique, `draft_vocab_size` of them)."""
         if target_ids.shape != self.d2t.shape or not bool((target_ids.diff() > 0).all()):
-            raise ValueError(
+            raise UsageError(
                 f"target_ids must be {self.d2t.shape[0]} ascending ids, got shape {tuple(target_ids.shape)}"
             )
         self.d2t.copy_(target_ids.to(self.d2t) - torch.arange(len(target_ids), device=self.d2t.device))

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from radar.config import DraftConfig
+from radar.draft.config import DraftConfig
+from radar.errors import UsageError
 
 __all__ = ["FORMATS", "DraftFormat", "Reading", "canonical_names", "read_config", "recognise"]
 
@@ -145,7 +146,7 @@ def canonical_names(names: Mapping[str, Tensor]) -> dict[str, str]:
         if short.startswith("layers.0."):
             short = "midlayer." + short.removeprefix("layers.0.")
         if short in canonical.values():
-            raise ValueError(f"two tensors of the draft head mean {short}; one of them is {name}")
+            raise UsageError(f"two tensors of the draft head mean {short}; one of them is {name}")
         canonical[name] = short
     return canonical
 
@@ -164,7 +165,7 @@ def recognise(config: Mapping[str, Any], names: Mapping[str, Tensor]) -> DraftFo
             if entry.matches(config, short):
                 return entry
     shown = ", ".join(sorted(names)[:4]) or "no tensors"
-    raise ValueError(
+    raise UsageError(
         f"this is no EAGLE-3 head of a known format ({', '.join(entry.name for entry in FORMATS)}): expected tensors "
         f"named midlayer.* or layers.0.*, found {shown}"
     )
@@ -201,7 +202,7 @@ def read_config(
         assumed.append("rms_norm_eps is not stated: 1e-05")
     for key in entry.must_state:
         if key not in flat and strict:
-            raise ValueError(
+            raise UsageError(
                 f"config.json does not state {key}, and readers of {entry.name} files take different defaults: set it "
                 "to true or false (`radar doctor` measures both)"
             )
@@ -221,7 +222,7 @@ def read_config(
         flat.setdefault(key, all(name in state for name in tensors))
     config = DraftConfig.from_dict(flat)
     if config.hidden_size != target_hidden_size and not config.own_embedding:
-        raise ValueError(
+        raise UsageError(
             f"the head's hidden size is {config.hidden_size} and the target's {target_hidden_size}: such a head needs "
             "an embedding of its own (embed_tokens.weight), and the file holds none"
         )
@@ -267,7 +268,7 @@ def _parts(entry: DraftFormat, values: Mapping[str, Any]) -> list[tuple[str, Map
         if part is None:
             continue
         if not isinstance(part, Mapping):
-            raise ValueError(f"draft config: {name} has the wrong type: expected an object, got {part!r}")
+            raise UsageError(f"draft config: {name} has the wrong type: expected an object, got {part!r}")
         parts.append((name, part))
     return parts
 
@@ -294,15 +295,15 @@ def _refuse(entry: DraftFormat, flat: Mapping[str, Any]) -> None:
     for key, wanted in entry.demands.items():
         value = flat.get(key)
         if value is not None and (value != wanted or type(value) is not type(wanted)):
-            raise ValueError(f"draft config: {key}={value!r} is not supported, only {wanted!r}")
+            raise UsageError(f"draft config: {key}={value!r} is not supported, only {wanted!r}")
     if flat.get("hidden_act") not in (None, "silu"):
-        raise ValueError(f"draft config: hidden_act={flat['hidden_act']!r} is not supported, only 'silu'")
+        raise UsageError(f"draft config: hidden_act={flat['hidden_act']!r} is not supported, only 'silu'")
     if flat.get("quantization_config"):
-        raise ValueError("draft config: quantised heads (quantization_config) are not supported: use the bf16 file")
+        raise UsageError("draft config: quantised heads (quantization_config) are not supported: use the bf16 file")
     if flat.get("use_sliding_window") or "sliding_attention" in str(flat.get("layer_types")):
-        raise ValueError("draft config: heads with sliding-window attention are not supported")
+        raise UsageError("draft config: heads with sliding-window attention are not supported")
     if _architecture(flat, "Deepseek"):
-        raise ValueError(f"draft config: architecture {flat['architectures']} (latent attention) is not supported")
+        raise UsageError(f"draft config: architecture {flat['architectures']} (latent attention) is not supported")
 
 
 def _read_taps(
@@ -336,12 +337,12 @@ def _read_taps(
     stated = flat.get("num_aux_hidden_states")
     count = len(flat[TAPS]) if isinstance(flat.get(TAPS), list) else 3
     if stated not in (None, count):
-        raise ValueError(f"draft config: num_aux_hidden_states={stated!r} contradicts its {count} taps")
+        raise UsageError(f"draft config: num_aux_hidden_states={stated!r} contradicts its {count} taps")
 
 
 def _next(name: str, layers: Any) -> list[int]:
     if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
-        raise ValueError(f"draft config: {name} has the wrong type: expected a list of layers, got {layers!r}")
+        raise UsageError(f"draft config: {name} has the wrong type: expected a list of layers, got {layers!r}")
     return [layer + 1 for layer in layers]
 
 

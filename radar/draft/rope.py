@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from radar.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig, RopeScaling
 
 __all__ = ["attention_factor", "inverse_frequencies"]
 

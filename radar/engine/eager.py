@@ -7,17 +7,16 @@ import copy
 import torch
 from torch import Tensor
 
-from radar.config import TreeConfig
+from radar.config import GREEDY, SamplingParams, TreeConfig
 from radar.draft.drafter import Drafter
 from radar.engine.fallback import Fallback
 from radar.engine.held import HeldText
 from radar.engine.prefill import Prefill
-from radar.engine.processing import HostProcessing
 from radar.engine.steps import RoundSteps
+from radar.generation.processing import HostProcessing
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
-from radar.sampling import GREEDY, SamplingParams
-from radar.target import TargetModel
+from radar.target.model import TargetModel
 
 __all__ = ["EagerEngine"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from radar.config import TreeConfig
+from radar.config import GREEDY, SamplingParams, TreeConfig
 from radar.draft.drafter import Drafter
 from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.conditional import WhileLoop, why_no_while_nodes
@@ -20,8 +20,7 @@ from radar.engine.prefill import Prefill
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy, attach_signals
-from radar.sampling import GREEDY, SamplingParams
-from radar.target import TargetModel
+from radar.target.model import TargetModel
 from radar_kernels.graph_condition import load_graph_condition, set_graph_condition
 
 __all__ = ["GraphEngine"]

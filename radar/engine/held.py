@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from radar.kv_cache import StaticKVCache
+from radar.target.cache import StaticKVCache
 
 __all__ = ["HeldText"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radar.draft.drafter import Drafter
-from radar.target import TargetModel
+from radar.target.model import TargetModel
 
 __all__ = ["Prefill", "chunk_sizes"]
 

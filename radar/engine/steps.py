@@ -7,10 +7,10 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
+from radar.engine.sampler import Sampler
+from radar.engine.verify import accept
 from radar.policy.base import RoundSignals, StopPolicy, attach_signals
-from radar.sampling import Sampler
-from radar.target import TargetModel
-from radar.verify import accept
+from radar.target.model import TargetModel
 
 __all__ = ["RoundSteps"]
 

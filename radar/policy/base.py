@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
+from radar.errors import UsageError
 
 __all__ = ["FixedDepth", "RoundSignals", "SignalPolicy", "StopPolicy", "Threshold", "attach_signals"]
 
@@ -63,7 +64,7 @@ class FixedDepth:
 
     def __init__(self, calls: int = 8) -> None:
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
-            raise ValueError(f"FixedDepth: calls must be a positive integer, got {calls!r}")
+            raise UsageError(f"FixedDepth: calls must be a positive integer, got {calls!r}")
         self.calls = calls
 
     def __repr__(self) -> str:
@@ -71,7 +72,7 @@ class FixedDepth:
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         if self.calls > tree.max_calls:
-            raise ValueError(f"{self!r} needs TreeConfig(max_calls={self.calls}) or more, got {tree.max_calls}")
+            raise UsageError(f"{self!r} needs TreeConfig(max_calls={self.calls}) or more, got {tree.max_calls}")
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
@@ -87,7 +88,7 @@ class Threshold:
 
     def __init__(self, mass: float = 0.2) -> None:
         if not 0.0 <= mass <= 1.0:
-            raise ValueError(f"Threshold: mass must be a probability from 0 to 1, got {mass!r}")
+            raise UsageError(f"Threshold: mass must be a probability from 0 to 1, got {mass!r}")
         self.mass = float(mass)
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
+from radar.errors import UsageError
 from radar.policy.base import RoundSignals, StopPolicy, attach_signals
 
 __all__ = ["DDD", "Capped", "ExpectedGain", "OptTree", "Talon"]
@@ -28,7 +29,7 @@ class Capped:
 
     def __init__(self, policy: StopPolicy, calls: int = 8) -> None:
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
-            raise ValueError(f"Capped: calls must be a positive integer, got {calls!r}")
+            raise UsageError(f"Capped: calls must be a positive integer, got {calls!r}")
         self.policy, self.calls = policy, calls
         self._signals: RoundSignals | None = None
 
@@ -80,7 +81,7 @@ class ExpectedGain:
 
     def __init__(self, mass_by_call: Sequence[float]) -> None:
         if not mass_by_call or not all(value >= 0 for value in mass_by_call):
-            raise ValueError(f"ExpectedGain: mass_by_call must be bounds of 0 or more, got {mass_by_call!r}")
+            raise UsageError(f"ExpectedGain: mass_by_call must be bounds of 0 or more, got {mass_by_call!r}")
         self.mass_by_call = tuple(map(float, mass_by_call))
 
     def __repr__(self) -> str:
@@ -111,7 +112,7 @@ class DDD:
 
     def __init__(self, bound: float = -0.3, *, checks: Sequence[int] = (5, 7, 9), calls: int = 11) -> None:
         if math.isnan(bound):
-            raise ValueError(f"DDD: bound must be a logarithm, got {bound!r}")
+            raise UsageError(f"DDD: bound must be a logarithm, got {bound!r}")
         self.bound, self.checks, self.calls = float(bound), tuple(checks), calls
 
     def __repr__(self) -> str:
@@ -143,7 +144,7 @@ class Talon:
 
     def __init__(self, share: float = 0.03) -> None:
         if not 0.0 < share <= 1.0:
-            raise ValueError(f"Talon: share must be above 0 and at most 1, got {share!r}")
+            raise UsageError(f"Talon: share must be above 0 and at most 1, got {share!r}")
         self.share = float(share)
 
     def __repr__(self) -> str:
@@ -171,7 +172,7 @@ class OptTree:
 
     def __init__(self, gain: float = 0.5) -> None:
         if not 0.0 <= gain < math.inf:
-            raise ValueError(f"OptTree: gain must be tokens of 0 or more, got {gain!r}")
+            raise UsageError(f"OptTree: gain must be tokens of 0 or more, got {gain!r}")
         self.gain = float(gain)
 
     def __repr__(self) -> str:

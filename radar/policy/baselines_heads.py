@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.config import TreeConfig
+from radar.errors import UsageError
 from radar.policy.base import RoundSignals
 from radar.policy.lstm import SCORE_FLOOR
 
@@ -43,12 +44,12 @@ class _LevelRule:
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         if tree.tree_top_k != self.network.scores:
-            raise ValueError(
+            raise UsageError(
                 f"{type(self).__name__} reads {self.network.scores} scores a level, but the tree has "
                 f"tree_top_k={tree.tree_top_k}"
             )
         if self.network.context and self._signals is None:
-            raise ValueError(f"{type(self).__name__} reads the context length, which this runner does not offer")
+            raise UsageError(f"{type(self).__name__} reads the context length, which this runner does not offer")
         self.network = copy.deepcopy(self.network).to(device)  # the engine's copy of a policy must not move ours
         self._call = torch.zeros(batch_size, device=device)
         self._context = torch.zeros(batch_size, device=device)
@@ -76,7 +77,7 @@ class AcceptanceHead(_LevelRule):
     def __init__(self, network: LevelNetwork, bound: float = 0.3) -> None:
         super().__init__(network)
         if not 0.0 <= bound <= 1.0:
-            raise ValueError(f"AcceptanceHead: bound must be a probability, got {bound!r}")
+            raise UsageError(f"AcceptanceHead: bound must be a probability, got {bound!r}")
         self.bound = float(bound)
 
     def __repr__(self) -> str:

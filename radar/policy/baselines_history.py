@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
+from radar.errors import UsageError
 from radar.policy.base import RoundSignals
 
 __all__ = ["GammaTune"]
@@ -25,9 +26,9 @@ class GammaTune:
 
     def __init__(self, rate: float = 0.2, *, calls: int = 8, step: int = 2, low: int = 4, high: int = 12) -> None:
         if not 0.0 < rate <= 1.0:
-            raise ValueError(f"GammaTune: rate must be above 0 and at most 1, got {rate!r}")
+            raise UsageError(f"GammaTune: rate must be above 0 and at most 1, got {rate!r}")
         if not 1 <= low <= calls <= high:
-            raise ValueError(f"GammaTune: needs 1 <= low <= calls <= high, got {low}, {calls}, {high}")
+            raise UsageError(f"GammaTune: needs 1 <= low <= calls <= high, got {low}, {calls}, {high}")
         self.rate, self.calls, self.step, self.low, self.high = float(rate), calls, step, low, high
         self._signals: RoundSignals | None = None
 
@@ -39,7 +40,7 @@ class GammaTune:
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         if self._signals is None:
-            raise ValueError("GammaTune reads the accepted length of the last round, which this runner does not offer")
+            raise UsageError("GammaTune reads the accepted length of the last round, which this runner does not offer")
         self._average = torch.full((batch_size,), float(self.calls), device=device)
         self._planned = torch.full((batch_size,), self.calls, dtype=torch.int64, device=device)
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.config import TreeConfig
+from radar.errors import NotFoundError, UsageError
 from radar_kernels import PolicyWeights, lstm_step
 
 __all__ = ["SCORE_FLOOR", "PolicyNetwork", "RadarPolicy", "load_policy", "save_policy"]
@@ -43,9 +44,9 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("mlp_size", mlp_size)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"PolicyNetwork: {name} must be a positive integer, got {size!r}")
+                raise UsageError(f"PolicyNetwork: {name} must be a positive integer, got {size!r}")
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"PolicyNetwork: dropout must be from 0 to below 1, got {dropout!r}")
+            raise UsageError(f"PolicyNetwork: dropout must be from 0 to below 1, got {dropout!r}")
         self.input_size, self.hidden_size, self.mlp_size = input_size, hidden_size, mlp_size
         self.lstm = nn.LSTM(input_size, hidden_size, batch_first=True)
         self.mlp = nn.Sequential(
@@ -104,7 +105,7 @@ class RadarPolicy:
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         width = self.network.input_size
         if tree.tree_top_k != width:
-            raise ValueError(
+            raise UsageError(
                 f"this policy reads {width} scores a level, but the tree has tree_top_k={tree.tree_top_k}: "
                 f"use TreeConfig(tree_top_k={width}) or train a policy for {tree.tree_top_k}"
             )
@@ -152,7 +153,7 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
         if (path / CONFIG_FILE).exists():
             config = _read_config(path / CONFIG_FILE)
     if not file.exists():
-        raise FileNotFoundError(f"no stop policy at {file}")
+        raise NotFoundError(f"no stop policy at {file}")
     data = file.read_bytes()  # here, because torch reports some torn files as OSError
     try:
         if file.suffix == ".safetensors":
@@ -161,9 +162,9 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for foreign and torn files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} is not a stop policy, or is cut off: {reason}") from error
+        raise UsageError(f"{file} is not a stop policy, or is cut off: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is not a stop policy: expected a state dict of tensors, found {type(state).__name__}")
+        raise UsageError(f"{file} is not a stop policy: expected a state dict of tensors, found {type(state).__name__}")
     input_size, hidden_size, mlp_size = _sizes(state)
     problems = _problems(state, input_size, hidden_size, mlp_size)
     found = {"input_size": input_size, "hidden_size": hidden_size}
@@ -171,7 +172,7 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
         f"{CONFIG_FILE} says {k}={config[k]!r}, the tensors {v}" for k, v in found.items() if config.get(k, v) != v
     ]
     if problems:
-        raise ValueError(f"{file} is not a usable stop policy:\n  " + "\n  ".join(problems))
+        raise UsageError(f"{file} is not a usable stop policy:\n  " + "\n  ".join(problems))
     network = PolicyNetwork(input_size, hidden_size, mlp_size=mlp_size)
     network.load_state_dict({name: state[name].float() for name in _NAMES})
     return network.eval()
@@ -187,7 +188,7 @@ def save_policy(
     sizes = {"input_size": network.input_size, "hidden_size": network.hidden_size, "mlp_size": network.mlp_size}
     config: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION, **sizes}
     if clash := sorted(config.keys() & (metadata or {}).keys()):
-        raise ValueError(f"save_policy: metadata may not name {', '.join(clash)}")
+        raise UsageError(f"save_policy: metadata may not name {', '.join(clash)}")
     config.update(metadata or {})
     text = json.dumps(config, indent=2) + "\n"
     folder = Path(folder)
@@ -205,11 +206,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise UsageError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{file} does not describe a stop policy: it lacks format={FORMAT!r}")
+        raise UsageError(f"{file} does not describe a stop policy: it lacks format={FORMAT!r}")
     if config.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{file}: version {config.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
+        raise UsageError(f"{file}: version {config.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
     return config
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.tree import DraftTree
+from radar.draft.tree import DraftTree
 
 __all__ = ["Candidates", "accept_lengths", "acceptance_distribution", "expected_lengths", "verified"]
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
+from radar.errors import NotFoundError, UsageError
 
 __all__ = ["CostTable"]
 
@@ -72,7 +73,7 @@ class CostTable:
         if not problems and self.draft_call_seconds[0] + self.rest_seconds + self.verify_seconds[0][0] <= 0:
             problems.append("call, verification and rest are all 0, so a round would take no time")
         if problems:
-            raise ValueError("CostTable: " + "; ".join(problems))
+            raise UsageError("CostTable: " + "; ".join(problems))
 
     @classmethod
     def constant(
@@ -114,7 +115,7 @@ class CostTable:
         Raises ValueError for a tree that verifies more nodes or makes more calls than were measured.
         """
         if tree.max_calls > len(self.draft_call_seconds):
-            raise ValueError(
+            raise UsageError(
                 f"the cost table measured {len(self.draft_call_seconds)} draft calls, the tree allows {tree.max_calls}"
                 ": profile again with that max_calls"
             )
@@ -128,7 +129,7 @@ class CostTable:
 
     def _verify(self, context: Tensor, nodes: int) -> Tensor:
         if not self.nodes[0] <= nodes <= self.nodes[-1]:
-            raise ValueError(
+            raise UsageError(
                 f"the cost table measured {self.nodes[0]} to {self.nodes[-1]} nodes, the tree verifies {nodes}: "
                 "profile again with that total_tokens"
             )
@@ -143,25 +144,25 @@ class CostTable:
     def from_dict(cls, values: Any, *, source: str = "cost table") -> CostTable:
         """Raises ValueError for anything but what `to_dict` gave; `source` names it there."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
+            raise UsageError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
         if values.get("version") != FORMAT_VERSION:
-            raise ValueError(
+            raise UsageError(
                 f"{source}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}"
             )
         fields = {name: value for name, value in values.items() if name not in ("format", "version")}
         known = set(cls.__dataclass_fields__)
         if wrong := sorted(known ^ fields.keys()):
-            raise ValueError(f"{source}: missing or unknown: {', '.join(wrong)}")
+            raise UsageError(f"{source}: missing or unknown: {', '.join(wrong)}")
         for name in ("draft_call_seconds", "nodes", "contexts", "verify_seconds"):
             if not isinstance(fields[name], list | tuple):
-                raise ValueError(f"{source}: {name} must be a list, got {fields[name]!r}")
+                raise UsageError(f"{source}: {name} must be a list, got {fields[name]!r}")
             fields[name] = tuple(tuple(one) if isinstance(one, list) else one for one in fields[name])
         if not all(isinstance(row, tuple) for row in fields["verify_seconds"]):
-            raise ValueError(f"{source}: verify_seconds must be a list of lists")
+            raise UsageError(f"{source}: verify_seconds must be a list of lists")
         try:
             return cls(**fields)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UsageError(f"{source}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file; it is replaced in one step."""
@@ -184,14 +185,14 @@ class CostTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no cost table at {path}")
+            raise NotFoundError(f"no cost table at {path}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+            raise UsageError(f"{path} is not JSON, or is cut off: {error}") from error
         table = cls.from_dict(values, source=str(path))
         if device is not None and table.device != device:
-            raise ValueError(
+            raise UsageError(
                 f"{path} was measured on {table.device!r}, this is {device!r}: times do not carry over. Profile this "
                 "device, or take the table all the same with device=None (--any-device)"
             )

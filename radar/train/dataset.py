@@ -38,6 +38,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from radar.errors import NotFoundError, UsageError
 from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, SetAside, concatenate, impossible
 
 __all__ = [
@@ -53,7 +54,7 @@ def shard_path(path: str | os.PathLike[str], index: int, count: int) -> Path:
     path = Path(path)
     name = f"{path.stem}.shard-{index}-of-{count}{path.suffix}"
     if other := [file.name for file in _shards(path) if not file.name.endswith(f"-of-{count}{path.suffix}")]:
-        raise ValueError(f"{path} was begun with another number of processes ({other[0]}): use that, or a new file")
+        raise UsageError(f"{path} was begun with another number of processes ({other[0]}): use that, or a new file")
     return path.with_name(name)
 
 
@@ -69,22 +70,22 @@ def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         return _read_file(path) if path.exists() else _read_shards(path)
     parts = [read_rounds(one) for one in path]
     if not parts:
-        raise ValueError("read_rounds: no files given")
+        raise UsageError("read_rounds: no files given")
     if len(parts) == 1:
         return parts[0]
     renumbered, offset = [], 0
     given: dict[str, str | os.PathLike[str]] = {}
     for one, part in zip(path, parts, strict=True):
         if part.header.tree != parts[0].header.tree:
-            raise ValueError(f"{one} was recorded with {part.header.tree}, {path[0]} with {parts[0].header.tree}")
+            raise UsageError(f"{one} was recorded with {part.header.tree}, {path[0]} with {parts[0].header.tree}")
         if part.header.every_token != parts[0].header.every_token:
-            raise ValueError(f"of {one} and {path[0]} only one has a round at every token: read them apart")
+            raise UsageError(f"of {one} and {path[0]} only one has a round at every token: read them apart")
         here, first = part.header.to_dict(), parts[0].header.to_dict()
         for name in ("temperature", "target", "draft"):  # a header may leave out the last two
             if name in here.keys() & first.keys() and here[name] != first[name]:
-                raise ValueError(f"{one} is of {name} {here[name]!r}, {path[0]} of {first[name]!r}: read them apart")
+                raise UsageError(f"{one} is of {name} {here[name]!r}, {path[0]} of {first[name]!r}: read them apart")
         if (content := part.fingerprint()) in given:
-            raise ValueError(f"{one} holds the rounds of {given[content]}: give them once, they are no other prompts'")
+            raise UsageError(f"{one} holds the rounds of {given[content]}: give them once, they are no other prompts'")
         given[content] = one
         renumbered.append(replace(part, prompt=part.prompt + offset))
         offset += int(part.prompt.max()) + 1
@@ -99,18 +100,18 @@ def _shards(path: Path) -> list[Path]:
 def _read_shards(path: Path) -> RoundDataset:
     files = _shards(path)
     if not files:
-        raise FileNotFoundError(f"no recorded rounds at {path}")
+        raise NotFoundError(f"no recorded rounds at {path}")
     count = int(files[0].stem.rsplit("-", 1)[1])
     wanted = sorted(shard_path(path, index, count) for index in range(count))
     if missing := [file.name for file in wanted if file not in files]:
-        raise ValueError(f"{path}: shards are missing: {', '.join(missing)}")
+        raise UsageError(f"{path}: shards are missing: {', '.join(missing)}")
     parts = [_read_file(file) for file in wanted]
     seen: set[int] = set()
     for file, part in zip(wanted, parts, strict=True):
         check_same(part.header, parts[0].header, file)
         prompts = set(part.prompt.tolist())
         if twice := sorted(prompts & seen):
-            raise ValueError(f"{file}: prompt {twice[0]} is in another shard too")
+            raise UsageError(f"{file}: prompt {twice[0]} is in another shard too")
         seen |= prompts
     return concatenate(parts)
 
@@ -121,11 +122,11 @@ def check_same(found: RoundsHeader, wanted: RoundsHeader, path: Path, *, lenient
     names = old.keys() & new.keys() if lenient else old.keys() | new.keys()
     if differing := sorted(name for name in names if old.get(name, ...) != new.get(name, ...)):
         shown = (f"{k}: {old.get(k, 'nothing')!r} in the file, {new.get(k, 'nothing')!r} now" for k in differing)
-        raise ValueError(f"{path} holds rounds of another kind ({'; '.join(shown)}): write to a new file")
+        raise UsageError(f"{path} holds rounds of another kind ({'; '.join(shown)}): write to a new file")
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+    raise UsageError(f"{name} is not a number")
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
@@ -133,7 +134,7 @@ _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 def whole(value: object, name: str, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        raise UsageError(f"{name} must be a whole number of {least} or more, got {value!r}")
     return value
 
 
@@ -154,9 +155,9 @@ def _parse_round(record: dict[str, Any], header: RoundsHeader) -> _Parsed:
     prompt, position = whole(record["prompt"], "prompt"), whole(record["position"], "position")
     widths = {len(row) if isinstance(row, list) else -1 for row in rows} if isinstance(rows, list) else set()
     if widths != {tree.tree_top_k} or len(rows) != tree.max_calls:
-        raise ValueError(f"scores are not {tree.max_calls} rows of {tree.tree_top_k}")
+        raise UsageError(f"scores are not {tree.max_calls} rows of {tree.tree_top_k}")
     if not isinstance(lengths, list) or len(lengths) != tree.max_calls:
-        raise ValueError(f"accept_lengths are not {tree.max_calls} numbers")
+        raise UsageError(f"accept_lengths are not {tree.max_calls} numbers")
     flat = array("f")
     for row in rows:
         try:
@@ -170,13 +171,13 @@ def _parse_round(record: dict[str, Any], header: RoundsHeader) -> _Parsed:
         generated = whole(record["generated"], "generated")
         expected = record["expected_lengths"]
         if not isinstance(expected, list) or len(expected) != tree.max_calls:
-            raise ValueError(f"expected_lengths are not {tree.max_calls} numbers")
+            raise UsageError(f"expected_lengths are not {tree.max_calls} numbers")
         signals = array("f", [*expected, record["target_entropy"]])
     if "distribution" in header.fields:
         table = record["distribution"]
         wanted = [call + 2 for call in range(tree.max_calls)]
         if not isinstance(table, list) or [len(row) if isinstance(row, list) else -1 for row in table] != wanted:
-            raise ValueError(f"distribution is not {tree.max_calls} rows of 2, 3, ... numbers")
+            raise UsageError(f"distribution is not {tree.max_calls} rows of 2, 3, ... numbers")
         for row in table:
             distribution.extend([*row, *[0.0] * (tree.max_calls + 1 - len(row))])
     return _Parsed((prompt, position, last, generated), flat, array("q", lengths), signals, distribution)
@@ -195,19 +196,19 @@ def _read_file(path: Path) -> RoundDataset:
     with open(path, "rb") as file:
         first = file.readline()
         if not first:
-            raise ValueError(f"{path} is empty")
+            raise UsageError(f"{path} is empty")
         header = RoundsHeader.from_line(first, path)
         for number, line in enumerate(file, start=2):
             try:
                 record = _decode(line.decode())
                 if not isinstance(record, dict):
-                    raise ValueError("not a JSON object")
+                    raise UsageError("not a JSON object")
                 if "prompt_done" not in record:
                     parsed = _parse_round(record, header)
                     if pending and pending[-1][1].numbers[0] != parsed.numbers[0]:
                         unfinished()
                     if parsed.numbers[0] in done:
-                        raise ValueError(f"prompt {parsed.numbers[0]} was finished before")
+                        raise UsageError(f"prompt {parsed.numbers[0]} was finished before")
                     pending.append((number, parsed))
                     continue
                 prompt = whole(record["prompt_done"], "prompt_done")
@@ -223,7 +224,7 @@ def _read_file(path: Path) -> RoundDataset:
 
     if not kept:
         reasons = "; ".join(f"line {n}: {reason}" for n, reason in sorted(aside.items())[:3])
-        raise ValueError(f"{path} holds no usable round" + (f" ({reasons})" if reasons else ""))
+        raise UsageError(f"{path} holds no usable round" + (f" ({reasons})" if reasons else ""))
     dataset = _assemble([one for _, one in kept], header)
     bad = impossible(dataset)
     aside.update((kept[row][0], reason) for row, reason in bad.items())
@@ -237,7 +238,7 @@ def _read_file(path: Path) -> RoundDataset:
         keep[torch.tensor(list(bad))] = False
         dataset = dataset.select(keep)
     if not len(dataset):
-        raise ValueError(f"{path} holds no usable round ({set_aside[0].line}: {set_aside[0].reason})")
+        raise UsageError(f"{path} holds no usable round ({set_aside[0].line}: {set_aside[0].reason})")
     return replace(dataset, set_aside=set_aside)
 
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from radar.config import DraftConfig
 from radar.draft.checkpoint import save_draft
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
-from radar.target import resolve_tap_layers
-from radar.target_forward import Taps
+from radar.errors import UsageError
+from radar.target.forward import Taps
+from radar.target.model import resolve_tap_layers
 from radar.train.draft_options import TrainingOptions
 from radar.train.interrupts import held_interrupts
 from radar.train.tokens import TokenMixture
@@ -129,20 +130,20 @@ def train_draft(
     device = next(model.parameters()).device
     embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     if not config.hidden_size == config.target_hidden_size == embedding.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"hidden_size {config.hidden_size} and target_hidden_size {config.target_hidden_size} must equal "
             f"the target's {embedding.shape[1]}: the head reads the target's embeddings"
         )
     if config.vocab_size != embedding.shape[0]:
-        raise ValueError(f"vocab_size {config.vocab_size} must equal the target's {embedding.shape[0]}")
+        raise UsageError(f"vocab_size {config.vocab_size} must equal the target's {embedding.shape[0]}")
     window = options.length + options.ttt_length
     if min(map(len, text.streams)) < window:
-        raise ValueError(
+        raise UsageError(
             f"every stream must hold {window} tokens (length + ttt_length), got {[len(s) for s in text.streams]}"
         )
     target = _Target(model, tap_layers, device)
     if len(target.taps) != config.num_aux_hidden_states:
-        raise ValueError(
+        raise UsageError(
             f"tap_layers {list(target.taps)} must be num_aux_hidden_states = {config.num_aux_hidden_states} indices"
         )
     if tap_layers is not None:  # the default is not named, as in the released heads
@@ -189,7 +190,7 @@ class _Run:
             return None
         file = self.record if finished else self.checkpoint
         if not file.exists():
-            raise ValueError(f"{self.folder} holds a head whose training left no {RECORD_FILE}: use {ANEW}")
+            raise UsageError(f"{self.folder} holds a head whose training left no {RECORD_FILE}: use {ANEW}")
         try:
             if finished:
                 state = json.loads(file.read_text())
@@ -198,10 +199,10 @@ class _Run:
             saved, now = state["settings"], self.settings
             different = [key for key in now if saved.get(key) != now[key]]
         except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise ValueError(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
+            raise UsageError(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
         if different:
             found = ", ".join(f"{key} {saved.get(key)!r} there, {now[key]!r} here" for key in different)
-            raise ValueError(f"{file} belongs to a run with other settings ({found}): use those, {ANEW}")
+            raise UsageError(f"{file} belongs to a run with other settings ({found}): use those, {ANEW}")
         if finished:
             self._say(f"{self.folder} holds the finished head of these settings")
             return {**state["result"], "draft": str(self.folder)}
@@ -223,7 +224,7 @@ class _Run:
         assert self.mean is not None
         finite = [values.isfinite().all() for values in (self.mean, *self.draft.parameters())]
         if not torch.stack(finite).all():  # one question to the device
-            raise ValueError(f"loss or weights are not finite at step {self.step}: lower lr (now {self.options.lr:g})")
+            raise UsageError(f"loss or weights are not finite at step {self.step}: lower lr (now {self.options.lr:g})")
         losses, agreement = self.mean.tolist()
         return losses, agreement
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from radar.errors import UsageError
+
 __all__ = ["TrainingOptions"]
 
 
@@ -44,17 +46,17 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
-            raise ValueError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
+            raise UsageError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
         lowest = {"steps": 1, "batch_size": 1, "length": 2, "ttt_length": 1, "warmup": 0, "seed": 0}
         for name, low in lowest.items():
             value = getattr(self, name)
             if name == "steps" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+                raise UsageError(f"{name} must be an integer of at least {low}, got {value!r}")
         for name in ("seconds", "lr", "max_grad_norm", "loss_decay"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+                raise UsageError(f"{name} must be positive and finite, got {value!r}")
         if not self.checkpoint_every >= 0:
-            raise ValueError(f"checkpoint_every must be at least 0 seconds, got {self.checkpoint_every!r}")
+            raise UsageError(f"checkpoint_every must be at least 0 seconds, got {self.checkpoint_every!r}")

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from radar.config import SamplingParams
 from radar.decoder import RadarDecoder
 from radar.draft.drafter import Drafter
 from radar.engine.capture import capture, capture_each, on_stream
 from radar.engine.prefill import Prefill
-from radar.sampling import SamplingParams
-from radar.target import TargetModel
+from radar.errors import UsageError
+from radar.target.model import TargetModel
 from radar.train.acceptance import Candidates
 from radar.train.full_round import FullRound, entropy
 
@@ -92,7 +93,7 @@ class FullRounds:
         decoder = self.decoder
         ids = decoder.encode(prompt)
         if len(ids) + limit > decoder.max_length:
-            raise ValueError(
+            raise UsageError(
                 f"a prompt of {len(ids)} tokens with {limit} behind it does not fit: the cache holds "
                 f"max_length={decoder.max_length}: shorten it, lower the limit, or make the decoder with a larger one"
             )

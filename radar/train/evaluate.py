@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy
 from radar.policy.lstm import PolicyNetwork
 from radar.train.backward import BackwardInduction
@@ -70,10 +71,10 @@ def evaluate(
     Raises ValueError for an unknown reference or rounds of one prompt.
     """
     if reference not in policies:
-        raise ValueError(f"evaluate: reference {reference!r} is none of {', '.join(policies)}")
+        raise UsageError(f"evaluate: reference {reference!r} is none of {', '.join(policies)}")
     prompts, row = torch.unique(dataset.prompt, return_inverse=True)
     if len(prompts) < 2:
-        raise ValueError("evaluate: intervals need rounds of two prompts or more")
+        raise UsageError("evaluate: intervals need rounds of two prompts or more")
     free = costs.without_decisions()
     plays = {
         name: (stops_of(policy, dataset), free if isinstance(policy, FixedDepth) else costs)

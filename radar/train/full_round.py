@@ -7,11 +7,11 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.drafter import Drafter
+from radar.draft.tree import VerifyTree
 from radar.engine.steps import RoundSteps
+from radar.engine.verify import Acceptance
 from radar.policy.base import FixedDepth
-from radar.target import TargetModel
-from radar.tree import VerifyTree
-from radar.verify import Acceptance
+from radar.target.model import TargetModel
 
 __all__ = ["FullRound", "entropy"]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from radar.errors import UsageError
+
 __all__ = [
     "decision_entropy",
     "exact_loss",
@@ -101,6 +103,6 @@ def exact_loss(logits: Tensor, returns: Tensor) -> Tensor:
 def _check(logits: Tensor, returns: Tensor) -> None:
     rounds, decisions, actions = logits.shape
     if actions != 2 or returns.shape != (rounds, decisions + 1, decisions):
-        raise ValueError(
+        raise UsageError(
             f"logits {list(logits.shape)} do not fit returns {list(returns.shape)}: want [N, T-1, 2], [N, T, T-1]"
         )

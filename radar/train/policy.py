@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 import torch
 from tqdm import tqdm
 
+from radar.errors import UsageError
 from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
@@ -75,14 +76,14 @@ class PolicyTraining:
     def __post_init__(self) -> None:
         for name, allowed in (("objective", ("paper", "ratio")), ("estimator", ("reinforce", "exact"))):
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise UsageError(
                     f"train_policy: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "hidden_size", *(("max_calls",) if self.max_calls is not None else ())):
             value = getattr(self, name)
             least = 2 if name == "max_calls" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"train_policy: {name} must be an integer of {least} or more, got {value!r}")
+                raise UsageError(f"train_policy: {name} must be an integer of {least} or more, got {value!r}")
         ranges: dict[str, tuple[float, float]] = {
             "alpha": (0, 1e6), "gamma": (0, 1), "entropy": (0, 1e6), "learning_rate": (1e-9, 10),
             "weight_decay": (0, 10), "dropout": (0, 0.99), "held_out": (1e-6, 1 - 1e-6), "clip_norm": (1e-9, 1e9),
@@ -92,7 +93,7 @@ class PolicyTraining:
         for name, (low, high) in ranges.items():
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
-                raise ValueError(f"train_policy: {name} must be from {low:g} to {high:g}, got {number!r}")
+                raise UsageError(f"train_policy: {name} must be from {low:g} to {high:g}, got {number!r}")
 
 
 class TrainResult(TypedDict):
@@ -153,7 +154,7 @@ def train_policy(
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
     if data.header.tree.max_calls < 2:
-        raise ValueError(
+        raise UsageError(
             "train_policy: rounds with max_calls=1 leave nothing to decide: record with more max_calls (--max-calls)"
         )
     train, held_out = data.split_by_prompt(training.held_out, training.seed)
@@ -242,7 +243,7 @@ class _Run:
                 summed += loss.detach() * len(index)
         total = summed.item()
         if not math.isfinite(total):
-            raise ValueError(f"train_policy: the loss of epoch {self.epoch + 1} is not finite: lower learning_rate")
+            raise UsageError(f"train_policy: the loss of epoch {self.epoch + 1} is not finite: lower learning_rate")
         self.epoch += 1
         return total / len(self.train)
 
@@ -288,7 +289,7 @@ class _Run:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             found = state["settings"]
         except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise ValueError(
+            raise UsageError(
                 f"{file} is not a training state: remove it, or start over with resume=False (--restart)"
             ) from error
         keys = sorted(self.settings.keys() | found.keys())
@@ -297,7 +298,7 @@ class _Run:
             for key in keys
             if found.get(key) != self.settings.get(key)
         ]:
-            raise ValueError(
+            raise UsageError(
                 f"{file} belongs to another training ({'; '.join(different)}): "
                 "use its settings, another folder, or resume=False (--restart) to start over"
             )

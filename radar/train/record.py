@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from radar.decoder import RadarDecoder
+from radar.errors import UsageError
 from radar.train.dataset import RoundsHeader, shard_path
 from radar.train.drafted import FullRounds
 from radar.train.lanes import Job, in_order
@@ -84,7 +85,7 @@ def record(
     ids = _checked(decoder, prompts)
     given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
     if not given:
-        raise ValueError("record: out names no data set")
+        raise UsageError("record: out names no data set")
     index, count = _process(decoder.engine.target.device)
     fields = ("signals", "distribution") if temperature > 0 else ("signals",)
     trees = [replace(decoder.tree, total_tokens=nodes) for nodes in given]
@@ -96,7 +97,7 @@ def record(
         sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes)]
     for source in sources:
         if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
-            raise ValueError("record: sources are of another decoder, temperature or every_token")
+            raise UsageError("record: sources are of another decoder, temperature or every_token")
 
     mine = range(index, len(ids), count)
     limits = {number: min(max_new_tokens, decoder.max_length - len(ids[number])) for number in mine}
@@ -154,12 +155,12 @@ def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]]) -> list[li
         try:
             ids.append(decoder.encode(prompt))
         except ValueError as error:
-            raise ValueError(f"record: prompt {number}: {error}") from error
+            raise UsageError(f"record: prompt {number}: {error}") from error
     room = decoder.max_length
     long = [f"{number} ({len(prompt)} tokens)" for number, prompt in enumerate(ids) if len(prompt) >= room]
     if long:
         named = ", ".join(long[:10]) + (f" and {len(long) - 10} more" if len(long) > 10 else "")
-        raise ValueError(
+        raise UsageError(
             f"record: {len(long)} of {len(ids)} prompts leave no room for a text; the cache has max_length={room} "
             f"tokens, prompt and output together: prompts {named}. Nothing was recorded: make max_length (--max-length)"
             " larger, or leave them out"
@@ -180,11 +181,11 @@ def _process(device: torch.device) -> tuple[int, int]:
     try:
         state: Any = importlib.import_module("accelerate").PartialState(cpu=device.type == "cpu")
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but accelerate is not "
             "installed: pip install accelerate, or start one process"
         ) from error
     index, count = int(state.process_index), int(state.num_processes)
     if str(count) != os.environ["WORLD_SIZE"]:  # accelerate passes over a world that it cannot serve: all would write
-        raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate counts {count} processes on {device}")
+        raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate counts {count} processes on {device}")
     return index, count

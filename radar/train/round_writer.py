@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radar.errors import UsageError
 from radar.train.dataset import check_same, whole
 from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, impossible, shapes
 
@@ -50,10 +51,10 @@ class RoundWriter:
     ) -> None:
         """Rounds of one prompt, in order; shapes as in `RoundDataset`, optional parts as the header's fields say."""
         if prompt in self.done:
-            raise ValueError(f"write_prompt: prompt {prompt} is in {self.path} already")
+            raise UsageError(f"write_prompt: prompt {prompt} is in {self.path} already")
         given = {"signals": signals is not None, "distribution": distribution is not None}
         if wrong := [name for name, there in given.items() if there != (name in self.header.fields)]:
-            raise ValueError(f"write_prompt: fields of the header are {self.header.fields}, not so: {', '.join(wrong)}")
+            raise UsageError(f"write_prompt: fields of the header are {self.header.fields}, not so: {', '.join(wrong)}")
         data = RoundDataset(
             scores.detach().to("cpu", torch.float32),
             accept_lengths.detach().to("cpu", torch.int64),
@@ -65,9 +66,9 @@ class RoundWriter:
         )
         expected, found = shapes(data)
         if found != expected:
-            raise ValueError(f"write_prompt: expected scores, accept_lengths, position of {expected}, got {found}")
+            raise UsageError(f"write_prompt: expected scores, accept_lengths, position of {expected}, got {found}")
         if reasons := impossible(data):
-            raise ValueError(f"write_prompt: round {min(reasons)} of prompt {prompt}: {reasons[min(reasons)]}")
+            raise UsageError(f"write_prompt: round {min(reasons)} of prompt {prompt}: {reasons[min(reasons)]}")
         lines = [_line(_record(data, n)) for n in range(len(data))]
         facts = dict(self.facts.get(prompt, {}))
         self._write(b"".join([*lines, _line({"prompt_done": prompt, **facts})]))
@@ -120,12 +121,12 @@ def _recover(path: Path, header: RoundsHeader, first: bytes) -> tuple[int, dict[
         for line in file:
             if not line.endswith(b"\n"):
                 if keep == 0 and not first.startswith(line):
-                    raise ValueError(f"{path}: not a file of recorded rounds, and not overwritten")
+                    raise UsageError(f"{path}: not a file of recorded rounds, and not overwritten")
                 break
             if keep == 0:
                 found = RoundsHeader.from_line(line, path)
                 if (found_version := json.loads(line)["version"]) != header.to_dict()["version"]:
-                    raise ValueError(
+                    raise UsageError(
                         f"{path} is of format version {found_version}, which is not appended to here: use a new file"
                     )
                 keep = end = len(line)
@@ -150,4 +151,4 @@ def _check_facts(done: Facts, facts: Facts, path: Path) -> None:
             if (found := done[prompt].get(name, now)) != now:
                 others.setdefault(name, f"{name} of prompt {prompt}: {found!r} in the file, {now!r} now")
     if others:
-        raise ValueError(f"{path} holds other texts ({'; '.join(others.values())}): write to a new file, or as there")
+        raise UsageError(f"{path} holds other texts ({'; '.join(others.values())}): write to a new file, or as there")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
+from radar.errors import UsageError
 
 __all__ = ["RecordedSignals", "RoundDataset", "RoundsHeader", "SetAside", "concatenate", "impossible", "shapes"]
 
@@ -43,11 +44,11 @@ class RoundsHeader:
     def __post_init__(self) -> None:
         value = self.temperature
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"RoundsHeader: temperature must be 0 or more, got {value!r}")
+            raise UsageError(f"RoundsHeader: temperature must be 0 or more, got {value!r}")
         if clash := sorted(_RESERVED & self.metadata.keys()):
-            raise ValueError(f"RoundsHeader: metadata may not name {', '.join(clash)}")
+            raise UsageError(f"RoundsHeader: metadata may not name {', '.join(clash)}")
         if self.fields != tuple(name for name in OPTIONAL_FIELDS if name in self.fields):
-            raise ValueError(f"RoundsHeader: fields may hold {', '.join(OPTIONAL_FIELDS)}, got {self.fields!r}")
+            raise UsageError(f"RoundsHeader: fields may hold {', '.join(OPTIONAL_FIELDS)}, got {self.fields!r}")
 
     def to_dict(self) -> dict[str, Any]:
         shape = {name: getattr(self.tree, name) for name in _TREE}
@@ -65,27 +66,27 @@ class RoundsHeader:
         except ValueError:
             values = None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a file of recorded rounds: its first line is not a {FORMAT} header")
+            raise UsageError(f"{path}: not a file of recorded rounds: its first line is not a {FORMAT} header")
         version = values.get("version")
         if version not in READABLE_VERSIONS:
-            raise ValueError(
+            raise UsageError(
                 f"{path}: version {version!r} is unknown, this code reads {', '.join(map(str, READABLE_VERSIONS))}: "
                 "record the rounds again with `radar record`, or read them with the release that wrote them"
             )
         needed = (*_TREE, "temperature", *(("fields",) if version > 1 else ()))
         if missing := [name for name in needed if name not in values]:
-            raise ValueError(f"{path}: the header lacks {', '.join(missing)}")
+            raise UsageError(f"{path}: the header lacks {', '.join(missing)}")
         metadata = {name: value for name, value in values.items() if name not in _RESERVED}
         fields = values.get("fields", [])
         try:
             if not isinstance(fields, list):
-                raise ValueError(f"fields must be a list, got {fields!r}")
+                raise UsageError(f"fields must be a list, got {fields!r}")
             if (every_token := values.get("every_token", False)) is not (version == EVERY_TOKEN_VERSION):
-                raise ValueError(f"every_token is {every_token!r} in version {version}")
+                raise UsageError(f"every_token is {every_token!r} in version {version}")
             tree = TreeConfig(**{name: values[name] for name in _TREE})
             return cls(tree, values["temperature"], metadata, tuple(fields), every_token)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: in the header, {error}") from error
+            raise UsageError(f"{path}: in the header, {error}") from error
 
 
 class SetAside(NamedTuple):
@@ -164,7 +165,7 @@ class RoundDataset:
         """The same rounds with a lower bound of draft calls."""
         tree = replace(self.header.tree, max_calls=max_calls)
         if max_calls > self.scores.shape[1]:
-            raise ValueError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
+            raise UsageError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
         signals = self.signals
         if signals is not None:
             signals = signals._replace(expected_lengths=signals.expected_lengths[:, :max_calls])
@@ -180,10 +181,10 @@ class RoundDataset:
     def split_by_prompt(self, fraction: float, seed: int = 0) -> tuple[RoundDataset, RoundDataset]:
         """(rest, held out): `fraction` of the prompts, at least one and not all. Rounds of a prompt stay together."""
         if not 0.0 < fraction < 1.0:
-            raise ValueError(f"split_by_prompt: fraction must be between 0 and 1, got {fraction!r}")
+            raise UsageError(f"split_by_prompt: fraction must be between 0 and 1, got {fraction!r}")
         prompts: list[int] = sorted(set(self.prompt.tolist()))
         if len(prompts) < 2:
-            raise ValueError(f"split_by_prompt: needs rounds of two prompts or more, found {len(prompts)}")
+            raise UsageError(f"split_by_prompt: needs rounds of two prompts or more, found {len(prompts)}")
         random.Random(seed).shuffle(prompts)
         count = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
         held = torch.isin(self.prompt, torch.tensor(prompts[:count]))

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from radar.prompts import read_lines, read_text
+from radar.errors import UsageError
+from radar.tools.prompts import read_lines, read_text
 
 __all__ = ["TokenMixture", "encode_file"]
 
@@ -37,15 +38,15 @@ class TokenMixture:
         several = [streams] if isinstance(streams, Tensor | np.ndarray) else list(streams)
         self.streams: list[Tokens] = [s.cpu().numpy() if isinstance(s, Tensor) else np.asarray(s) for s in several]
         if not self.streams:
-            raise ValueError("TokenMixture: at least one stream is needed")
+            raise UsageError("TokenMixture: at least one stream is needed")
         for index, stream in enumerate(self.streams):
             if stream.ndim != 1 or not np.issubdtype(stream.dtype, np.integer) or len(stream) < 2:
-                raise ValueError(
+                raise UsageError(
                     f"TokenMixture: stream {index} must hold integers in 1-D, got {stream.dtype} {stream.shape}"
                 )
         shares = np.asarray(weights if weights is not None else [len(s) for s in self.streams], dtype=np.float64)
         if shares.shape != (len(self.streams),) or not (shares > 0).all() or not np.isfinite(shares).all():
-            raise ValueError(f"TokenMixture: weights must be {len(self.streams)} positive numbers, got {weights!r}")
+            raise UsageError(f"TokenMixture: weights must be {len(self.streams)} positive numbers, got {weights!r}")
         self.weights: npt.NDArray[np.float64] = shares / shares.sum()
 
     def windows(self, rows: int, length: int, seed: tuple[int, ...]) -> Tensor:
@@ -64,7 +65,7 @@ class TokenMixture:
         for stream, weight in zip(self.streams, self.weights, strict=True):
             counts = np.bincount(stream, minlength=vocab_size)
             if len(counts) > vocab_size:
-                raise ValueError(f"token id {len(counts) - 1} is outside the target's vocabulary of {vocab_size}")
+                raise UsageError(f"token id {len(counts) - 1} is outside the target's vocabulary of {vocab_size}")
             total += weight * counts / len(stream)
         return total
 
@@ -102,7 +103,7 @@ def encode_file(
             try:
                 documents.append(str(json.loads(line)["text"]))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: expected an object with a 'text' field") from error
+                raise UsageError(f"{path}:{number}: expected an object with a 'text' field") from error
     else:
         text = read_text(path)
         documents = text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
@@ -113,5 +114,5 @@ def encode_file(
             if eos_token_id is not None and ids[-1:] != [eos_token_id]:
                 ids.append(eos_token_id)
     if not ids:
-        raise ValueError(f"{path}: no text found")
+        raise UsageError(f"{path}: no text found")
     return np.asarray(ids, dtype=np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset
@@ -26,7 +27,7 @@ def tune(
 ) -> Tuned:
     """Try every value on the rounds; of equals the first wins. ValueError: nothing to try."""
     if not values:
-        raise ValueError("tune: no values given")
+        raise UsageError("tune: no values given")
     curve = {value: replay(make(value), dataset, costs).tokens_per_time for value in values}
     best = max(curve, key=lambda value: curve[value])
     return Tuned(best, make(best), curve)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from radar.cli_arguments import plain_decoder, positive
+from radar.cli.arguments import plain_decoder, positive
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def _generate(args: argparse.Namespace) -> int:
     decoder = _decoder(args)
     prompt: Any = args.prompt
     if args.chat:
-        from radar.prompts import PromptLine, encode_prompt
+        from radar.tools.prompts import PromptLine, encode_prompt
 
         prompt = encode_prompt(PromptLine(args.prompt, chat=True), decoder.tokenizer)
     elif not args.no_echo:
@@ -62,8 +62,8 @@ def _bench(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from radar import FixedDepth, RadarPolicy
-    from radar.compare import Contender, compare, describe_machine, render
-    from radar.prompts import encode_prompt, load_prompts
+    from radar.tools.compare import Contender, compare, describe_machine, render
+    from radar.tools.prompts import encode_prompt, load_prompts
 
     path = args.prompts or Path(str(files("radar"))) / "assets" / "prompts.jsonl"
     lines = load_prompts(path, limit=args.limit)
@@ -131,7 +131,7 @@ def _where_time_goes(rows: Sequence[Any], *, on_gpu: bool) -> str:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from radar.prompts import encode_prompt, load_prompts
+    from radar.tools.prompts import encode_prompt, load_prompts
     from radar.train.record import record
 
     # eager: the recorder makes graphs of its own
@@ -153,21 +153,21 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _train_draft(args: argparse.Namespace) -> int:
-    from radar.cli_train import train_draft_command
+    from radar.cli.train import train_draft_command
 
     print(json.dumps(train_draft_command(args)))
     return 0
 
 
 def _train_policy(args: argparse.Namespace) -> int:
-    from radar.cli_train import train_policy_command
+    from radar.cli.train import train_policy_command
 
     print(json.dumps(train_policy_command(args)))
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from radar.cli_train import evaluate_command
+    from radar.cli.train import evaluate_command
 
     print(evaluate_command(args))
     return 0
@@ -268,14 +268,14 @@ def _parser() -> argparse.ArgumentParser:
     _progress_option(record)
     record.set_defaults(run=_record)
 
-    from radar.cli_train import add_evaluate, add_train_draft, add_train_policy
+    from radar.cli.train import add_evaluate, add_train_draft, add_train_policy
 
     add_train_draft(commands).set_defaults(run=_train_draft)
     add_train_policy(commands).set_defaults(run=_train_policy)
     add_evaluate(commands).set_defaults(run=_evaluate)
 
-    from radar.cli_doctor import add_doctor, add_verify
-    from radar.cli_profile import add_profile
+    from radar.cli.doctor import add_doctor, add_verify
+    from radar.cli.profile import add_profile
 
     add_doctor(commands)
     add_verify(commands, _model_options, _decoder)

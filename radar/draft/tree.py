@@ -13,14 +13,8 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar_kernels import TopkConfidence, TreeBuffers, VerifyTree, grow_tree, select_nodes
-from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["DraftTree", "VerifyTree", "causal_ancestors", "pack_bits"]
-
-
-def causal_ancestors(rows: int, device: torch.device) -> Tensor:
-    """Ancestor words [1, rows, W] of a chain: row i sees columns 0 to i."""
-    return pack_bits(torch.ones(rows, rows, dtype=torch.bool, device=device).tril())[None]
+__all__ = ["DraftTree", "VerifyTree"]
 
 
 class DraftTree:

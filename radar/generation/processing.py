@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from radar.sampling import LogitsProcessor, Sampler, apply_processors
-from radar.tree import VerifyTree
+from radar.draft.tree import VerifyTree
+from radar.engine.sampler import Sampler
 
-__all__ = ["HostProcessing"]
+__all__ = ["HostProcessing", "LogitsProcessor", "apply_processors"]
+
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (input_ids [1, L], scores [1, V]) -> scores [1, V]
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,40 @@ class HostProcessing:
                 chosen[node] = token
                 node = children.get((node, token))
         return torch.tensor([chosen], device=logits.device), logits[0, path].float(), torch.stack(kept)
+
+
+def apply_processors(
+    processors: Sequence[LogitsProcessor],
+    logits: Tensor,
+    committed_ids: Sequence[Sequence[int]],
+    draft_tokens: Tensor,
+    parents: Tensor,
+) -> Tensor:
+    """Run processors of any kind (transformers' `LogitsProcessor`) over the nodes of a tree, each with its own path.
+
+    Slow: a plain loop, driven by the host, with one call a node and processor. What `SamplingParams` can say needs none
+    of it.
+
+    Args:
+        processors: called in order as f(input_ids [1, L + depth + 1], scores [1, V]) -> scores [1, V].
+        logits: [B, N, V]; computed in float32.
+        committed_ids: of each sequence the text before the root, prompt included: L ids.
+        draft_tokens: [B, N] int64, the nodes' own tokens; node 0 is the root.
+        parents: [B, N] node index, smaller than the node's own; the root's is 0.
+
+    Returns:
+        [B, N, V] float32.
+    """
+    processed = logits.float().clone()
+    for batch, (text, tokens, above) in enumerate(
+        zip(committed_ids, draft_tokens.tolist(), parents.tolist(), strict=True)
+    ):
+        paths: list[list[int]] = []
+        for node, token in enumerate(tokens):
+            paths.append([*(paths[above[node]] if node else text), token])
+            input_ids = torch.tensor([paths[node]], dtype=torch.int64, device=logits.device)
+            scores = processed[batch, node][None]
+            for processor in processors:
+                scores = processor(input_ids, scores)
+            processed[batch, node] = scores[0]
+    return processed

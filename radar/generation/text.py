@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from radar.metrics import Round
 
 if TYPE_CHECKING:
-    from radar.generation import GenerationOutput
+    from radar.generation.base import GenerationOutput
 
 __all__ = ["TextStream"]
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
-from radar.kv_cache import StaticKVCache
-from radar.target_forward import forward_of
-from radar.tree import causal_ancestors
+from radar.errors import UsageError
+from radar.target.attention import causal_ancestors
+from radar.target.cache import StaticKVCache
+from radar.target.forward import forward_of
 
 __all__ = [
     "SUPPORTED_MODEL_TYPES",
@@ -21,8 +20,6 @@ __all__ = [
     "TargetOutput",
     "default_max_length",
     "default_tap_layers",
-    "load_model",
-    "load_tokenizer",
     "resolve_tap_layers",
 ]
 
@@ -51,7 +48,7 @@ def resolve_tap_layers(num_layers: int, tap_layers: Sequence[int] | None) -> tup
     """The taps named, or the default's. Raises ValueError for indices that a model of `num_layers` does not have."""
     taps = default_tap_layers(num_layers) if tap_layers is None else tuple(tap_layers)
     if any(not 0 <= layer < num_layers for layer in taps):
-        raise ValueError(
+        raise UsageError(
             f"tap_layers must be hidden_states indices from 0 to {num_layers - 1} for a model of {num_layers} layers "
             f"(the last state is normed and no feature), got {list(taps)}"
             + (" by default: name others" if tap_layers is None else "")
@@ -157,31 +154,31 @@ class TargetModel:
 def _check_family(model: Any, max_length: int) -> None:
     config = model.config
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
-        raise ValueError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
+        raise UsageError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
     if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(
+        raise UsageError(
             f"unsupported target architecture {config.model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
         )
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if window and window < max_length and (layer_types is None or "sliding_attention" in layer_types):
-        raise ValueError(
+        raise UsageError(
             f"this {config.model_type} model attends to a sliding window of {window} tokens, which is not supported "
             f"beyond the window: use max_length={window} or less, got {max_length}"
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit and max_length > limit:
-        raise ValueError(f"max_length {max_length} is more than the model's max_position_embeddings {limit}")
+        raise UsageError(f"max_length {max_length} is more than the model's max_position_embeddings {limit}")
     if moving := sorted(_rope_types(config) & {"dynamic", "longrope"}):
-        raise ValueError(
+        raise UsageError(
             f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "
             "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
             "type default, linear, yarn or llama3"
         )
     if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
+        raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
     if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
-        raise ValueError("the target is spread over several devices (device_map); load it on one device")
+        raise UsageError("the target is spread over several devices (device_map); load it on one device")
 
 
 def _rope_types(config: Any) -> set[str]:
@@ -189,24 +186,3 @@ def _rope_types(config: Any) -> set[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     return {str(kind.get("rope_type", "default")) for kind in kinds}
-
-
-def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True) -> Any:
-    """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
-    bars: Any = logging  # its functions have no annotations
-    shown = bars.is_progress_bar_enabled()
-    if not progress:
-        bars.disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-    except (OSError, RuntimeError) as error:  # no such model; another kind of file
-        raise ValueError(f"no transformers model at {path!r}: give a folder or a hub name ({error})") from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-    return model.to(device).eval()
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer stored beside a model."""
-    return AutoTokenizer.from_pretrained(path)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from radar.errors import NotFoundError, UsageError
+
 if TYPE_CHECKING:
     from radar.train.costs import CostTable
     from radar.train.dataset import RoundDataset
@@ -58,24 +60,24 @@ def add_train_draft(commands: Any) -> argparse.ArgumentParser:
 
 def train_draft_command(args: argparse.Namespace) -> dict[str, Any]:
     """Run `radar train-draft`; returns the results."""
-    from radar.config import DraftConfig
     from radar.decoder import default_device
-    from radar.target import load_model, load_tokenizer
+    from radar.draft.config import DraftConfig
+    from radar.target.load import load_model, load_tokenizer
     from radar.train.draft import TrainingOptions, train_draft
     from radar.train.tokens import TokenMixture, encode_file
 
     if not args.text.is_file():
-        raise FileNotFoundError(f"no such text file: {args.text}")
+        raise NotFoundError(f"no such text file: {args.text}")
     taps = None
     if args.tap_layers is not None:
         try:
             taps = tuple(int(part) for part in args.tap_layers.split(","))
         except ValueError:
-            raise ValueError(f"--tap-layers takes numbers such as 2,16,29, got {args.tap_layers!r}") from None
+            raise UsageError(f"--tap-layers takes numbers such as 2,16,29, got {args.tap_layers!r}") from None
     for name in ("steps", "intermediate_size", "draft_vocab_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}; leave it out for the default")
+            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}; leave it out for the default")
     model = load_model(args.target, device=default_device(args.device), dtype=None)
     tokenizer = load_tokenizer(args.target)
     c = model.config
@@ -228,7 +230,7 @@ def evaluate_command(args: argparse.Namespace) -> str:
     if args.tune_on:
         rest = read_rounds(args.tune_on)
         if shared := shared_prompts(rounds, rest):
-            raise ValueError(
+            raise UsageError(
                 f"the rounds of {len(shared)} prompts are in --rounds and in --tune-on, which has to be of other "
                 "prompts: give each file to one of the two, or leave out --tune-on to tune on half of --rounds"
             )
@@ -243,7 +245,7 @@ def evaluate_command(args: argparse.Namespace) -> str:
     for given in args.policy:
         name, mark, path = given.partition("=")
         if not mark or not name or name in policies:
-            raise ValueError(f"--policy takes NAME=PATH with a name of its own, got {given!r}")
+            raise UsageError(f"--policy takes NAME=PATH with a name of its own, got {given!r}")
         policies[name] = RadarPolicy(path)
     results = evaluate(policies, rounds, costs, reference=EAGLE3, attainable=fit_backward(train, costs), seed=args.seed)
     if not args.json:
@@ -256,12 +258,12 @@ def evaluate_command(args: argparse.Namespace) -> str:
 def _need(rounds: RoundDataset, option: str, prompts: int, why: str) -> None:
     """Before anything is tuned: rounds of enough prompts, with something to decide."""
     if (found := len(rounds.prompt.unique())) < prompts:
-        raise ValueError(
+        raise UsageError(
             f"{option} needs rounds of {prompts} prompts or more, found {found}: {why}. Record more prompts; a text "
             "that is too short has no rounds"
         )
     if (calls := rounds.header.tree.max_calls) < 2:
-        raise ValueError(
+        raise UsageError(
             f"{option}: rounds with max_calls={calls} leave nothing to decide: record with more --max-calls"
         )
 
@@ -276,14 +278,14 @@ def _cost_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _costs(args: argparse.Namespace) -> CostTable:
-    from radar.compare import device_name
     from radar.decoder import default_device
+    from radar.tools.compare import device_name
     from radar.train.costs import CostTable
 
     times = (args.call_time, args.decision_time, args.rest_time)
     if any(value is not None for value in times):
         if None in times or args.costs is not None:
-            raise ValueError("give --costs, or --call-time, --decision-time and --rest-time together in one unit")
+            raise UsageError("give --costs, or --call-time, --decision-time and --rest-time together in one unit")
         return CostTable.constant(call=times[0], decision=times[1], rest=times[2])
     if args.costs is None:
         return CostTable.paper()

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from radar.attend import attend, attending
-from radar.compiled import compiled
-from radar.fused_linears import FusedLinears, fuse_projections, fused
-from radar.kv_cache import StaticKVCache
+from radar.target.attention import attend, attending
+from radar.target.cache import StaticKVCache
+from radar.target.compiled import compiled
+from radar.target.layers import FusedLinears, fuse_projections, fused
 
 __all__ = ["Taps", "TargetForward", "forward_of"]
 

@@ -15,10 +15,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from radar.generation_request import GenerateOptions, Request, make_request
-from radar.generation_stop import TextEnd
-from radar.generation_stream import TextStream
-from radar.hf_generate import generate_ids
+from radar.errors import UsageError
+from radar.generation.hf import generate_ids
+from radar.generation.request import GenerateOptions, Request, make_request
+from radar.generation.stops import TextEnd
+from radar.generation.text import TextStream
 from radar.metrics import DecodeMetrics, Round, Tally, summarize
 
 __all__ = ["Decoder", "GenerationOutput", "Prompt", "TextStream", "end_token_ids"]
@@ -116,7 +117,7 @@ class Decoder(ABC):
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """Generate and hand out text as it becomes certain; see `rounds` for the arguments and errors."""
         if self.tokenizer is None:
-            raise ValueError("stream needs a tokenizer; pass tokenizer= to the decoder, or use rounds for token ids")
+            raise UsageError("stream needs a tokenizer; pass tokenizer= to the decoder, or use rounds for token ids")
         return TextStream(self.tokenizer, self.rounds(prompt, **options), self._output)
 
     def generate(self, prompt: Prompt, *, streamer: Any = None, **options: Unpack[GenerateOptions]) -> GenerationOutput:
@@ -136,7 +137,7 @@ class Decoder(ABC):
 
         Args:
             inputs: token ids [1, P].
-            arguments: of transformers' `generate`, and `seed`; `radar.hf_generate.ARGUMENTS` lists what is supported.
+            arguments: of transformers' `generate`, and `seed`; `radar.generation.hf.ARGUMENTS` lists what is supported.
                 Without a seed the noise follows `torch.manual_seed`.
 
         Returns:
@@ -151,13 +152,13 @@ class Decoder(ABC):
         """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError("a text prompt needs a tokenizer; pass tokenizer= to the decoder, or token ids")
+                raise UsageError("a text prompt needs a tokenizer; pass tokenizer= to the decoder, or token ids")
             ids = list(self.tokenizer(prompt)["input_ids"]) if prompt else []
         elif isinstance(prompt, Tensor):
             if prompt.dim() == 2 and prompt.shape[0] != 1:
-                raise ValueError(f"one prompt at a time: expected ids of shape [P] or [1, P], got {list(prompt.shape)}")
+                raise UsageError(f"one prompt at a time: expected ids of shape [P] or [1, P], got {list(prompt.shape)}")
             if prompt.dim() not in (1, 2) or prompt.is_floating_point():
-                raise ValueError(
+                raise UsageError(
                     f"prompt ids must be integers of shape [P] or [1, P], got {prompt.dtype} {list(prompt.shape)}"
                 )
             ids = prompt.flatten().tolist()
@@ -166,18 +167,18 @@ class Decoder(ABC):
         elif isinstance(prompt, Sequence):
             ids = list(prompt)
         else:
-            raise ValueError(f"a prompt is text, token ids, a tensor of ids or chat messages, got {prompt!r}")
+            raise UsageError(f"a prompt is text, token ids, a tensor of ids or chat messages, got {prompt!r}")
         if not ids:
-            raise ValueError("the prompt is empty: give at least one token")
+            raise UsageError("the prompt is empty: give at least one token")
         wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int)]
         wrong = wrong or [token for token in ids if not 0 <= token < self.vocab_size]
         if wrong:
-            raise ValueError(f"prompt ids must be integers from 0 to {self.vocab_size - 1}, got {wrong[0]!r}")
+            raise UsageError(f"prompt ids must be integers from 0 to {self.vocab_size - 1}, got {wrong[0]!r}")
         return ids
 
     def _encode_chat(self, messages: Any) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass text")
+            raise UsageError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass text")
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -195,16 +196,16 @@ class Decoder(ABC):
     def _limit(self, prompt_length: int, max_new_tokens: int | None) -> int:
         room = self.max_length - prompt_length
         if room < 1:
-            raise ValueError(
+            raise UsageError(
                 f"the prompt has {prompt_length} tokens and the cache holds max_length={self.max_length}, prompt and "
                 "output together: shorten the prompt or make the decoder with a larger max_length"
             )
         if max_new_tokens is None:
             return room
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}")
+            raise UsageError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}")
         if max_new_tokens > room:
-            raise ValueError(
+            raise UsageError(
                 f"max_new_tokens={max_new_tokens} after {prompt_length} prompt tokens does not fit into "
                 f"max_length={self.max_length}: at most {room} fit"
             )

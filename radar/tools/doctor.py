@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from radar.config import DraftConfig, RopeScaling, TreeConfig
-from radar.generation import Decoder
+from radar.config import TreeConfig
+from radar.draft.config import DraftConfig, RopeScaling
+from radar.errors import UsageError
+from radar.generation.base import Decoder
 from radar.metrics import merge
-from radar.target import default_tap_layers
+from radar.target.model import default_tap_layers
 
 __all__ = ["CHAIN", "Diagnosis", "Measurement", "diagnose", "plausible_readings", "render", "target_rope", "with_taps"]
 
@@ -105,7 +107,7 @@ def plausible_readings(
     taps = [own, *([rule] if len(own) == 3 else []), *(tuple(tap + by for tap in own) for by in (-1, 1))]
     taps = [item for item in dict.fromkeys(taps) if all(0 <= tap < num_layers for tap in item)]
     if not taps:
-        raise ValueError(
+        raise UsageError(
             f"the head's taps {list(own)} and their neighbours do not exist in a target of {num_layers} layers: "
             "it belongs to another target"
         )

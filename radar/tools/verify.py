@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radar.generation import Decoder
+from radar.generation.base import Decoder
 
 __all__ = ["TIE_ULPS", "Difference", "TextComparison", "compare_texts", "plain_logits", "render"]
 

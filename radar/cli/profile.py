@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from radar.errors import UsageError
+
 __all__ = ["add_profile"]
 
 ROUNDS_IN_TRACE = 5
@@ -50,12 +52,12 @@ def add_profile(
 
 
 def _profile(args: argparse.Namespace, make_decoder: Callable[..., Any]) -> int:
-    from radar.compare import describe_machine, device_name
-    from radar.profile import profile_round
+    from radar.tools.compare import describe_machine, device_name
+    from radar.tools.profile import profile_round
 
     for option, path in (("--costs", args.costs), ("--trace", args.trace)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ValueError(f"{option} must name a file in a folder that is there, got {path}")
+            raise UsageError(f"{option} must name a file in a folder that is there, got {path}")
     decoder = make_decoder(args, fallback=False)
     engine = decoder.engine
     machine = describe_machine(engine.target.device)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radar.errors import UsageError
+
 __all__ = ["StopCriterion", "StopStrings", "TextEnd"]
 
 StopCriterion = Callable[[Tensor, Any], Any]  # (input_ids [1, L], scores or None) -> bool or bool tensor [1]
@@ -27,10 +29,10 @@ class StopStrings:
     def __init__(self, tokenizer: Any, strings: str | Sequence[str]) -> None:
         self.strings = (strings,) if isinstance(strings, str) or not isinstance(strings, Iterable) else tuple(strings)
         if tokenizer is None:
-            raise ValueError("stop_strings needs a tokenizer; pass tokenizer= to the decoder, or use eos_token_id")
+            raise UsageError("stop_strings needs a tokenizer; pass tokenizer= to the decoder, or use eos_token_id")
         wrong = [text for text in self.strings if not isinstance(text, str) or not text]
         if wrong or not self.strings:
-            raise ValueError(f"stop_strings must be a string or several, none empty, got {strings!r}")
+            raise UsageError(f"stop_strings must be a string or several, none empty, got {strings!r}")
         self._decode = tokenizer.decode
         # tokens that hold a whole string, the ends of a token and of a character on its left included
         self._reach = max(len(text.encode()) for text in self.strings) + 8

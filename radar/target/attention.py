@@ -14,10 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from radar.kv_cache import StaticKVCache
+from radar.target.cache import StaticKVCache
 from radar_kernels import tree_attention
+from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["attend", "attending"]
+__all__ = ["attend", "attending", "causal_ancestors"]
 
 
 class _Current(threading.local):
@@ -75,3 +76,8 @@ _attend_op = torch.library.custom_op("radar::attend", _attend, mutates_args=())
 def _(query: Tensor, key: Tensor, value: Tensor, start: Tensor, ancestors: Tensor, layer: int, scale: float) -> Tensor:
     batch, heads, rows, dim = query.shape
     return query.new_empty(batch, rows, heads, dim)
+
+
+def causal_ancestors(rows: int, device: torch.device) -> Tensor:
+    """Ancestor words [1, rows, W] of a chain: row i sees columns 0 to i."""
+    return pack_bits(torch.ones(rows, rows, dtype=torch.bool, device=device).tril())[None]

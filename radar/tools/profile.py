@@ -15,6 +15,7 @@ from torch import Tensor
 from radar.engine.capture import capture, on_stream
 from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
+from radar.errors import UsageError
 from radar.metrics import Stopwatch
 
 __all__ = ["RoundProfile", "profile_round", "time_graphs"]
@@ -83,11 +84,11 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         ValueError: prefix, calls or repeats out of range.
     """
     if not 1 <= calls <= engine.config.max_calls:
-        raise ValueError(f"calls must be from 1 to max_calls={engine.config.max_calls}, got {calls}")
+        raise UsageError(f"calls must be from 1 to max_calls={engine.config.max_calls}, got {calls}")
     if not 1 <= prefix <= engine.target.max_length:
-        raise ValueError(f"prefix must be from 1 to max_length={engine.target.max_length}, got {prefix}")
+        raise UsageError(f"prefix must be from 1 to max_length={engine.target.max_length}, got {prefix}")
     if repeats < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+        raise UsageError(f"repeats must be 1 or more, got {repeats}")
     steps, target, drafter = engine.steps, engine.target, engine.drafter
     for cache in (target.cache, drafter.cache):
         cache.set_window(cache.capacity if prefix + 256 > cache.capacity else prefix + 256)

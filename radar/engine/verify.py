@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from radar.tree import VerifyTree
+from radar.draft.tree import VerifyTree
 from radar_kernels import Acceptance, accept_nodes
 
 __all__ = ["Acceptance", "accept"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from radar.errors import UsageError
+
 __all__ = ["PromptLine", "encode_prompt", "load_prompts", "read_lines", "read_text"]
 
 
@@ -24,7 +26,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
+        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -50,7 +52,7 @@ def load_prompts(path: str | os.PathLike[str], *, limit: int | None = None) -> l
             break
         prompts.append(_parse(line, f"{path}, line {number}"))
     if not prompts:
-        raise ValueError(f"{path} holds no prompts")
+        raise UsageError(f"{path} holds no prompts")
     return prompts
 
 
@@ -58,14 +60,14 @@ def _parse(line: str, where: str) -> PromptLine:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+        raise UsageError(f"{where}: not JSON ({error})") from error
     if isinstance(record, dict):
         turns, text = record.get("turns"), record.get("prompt")
         if isinstance(text, str) and text:
             return PromptLine(text, bool(record.get("chat", False)))
         if isinstance(turns, list) and turns and isinstance(turns[0], str) and turns[0]:
             return PromptLine(turns[0], chat=True)
-    raise ValueError(f'{where}: expected {{"prompt": "..."}} or {{"turns": ["..."]}} with text in it')
+    raise UsageError(f'{where}: expected {{"prompt": "..."}} or {{"turns": ["..."]}} with text in it')
 
 
 def encode_prompt(prompt: PromptLine, tokenizer: Any) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from radar.cli_arguments import plain_decoder, positive
+from radar.cli.arguments import plain_decoder, positive
 
 __all__ = ["add_doctor", "add_verify"]
 
@@ -75,7 +75,7 @@ def _prompt_options(parser: argparse.ArgumentParser, *, limit: int | None, max_n
 def _prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
     from importlib.resources import files
 
-    from radar.prompts import encode_prompt, load_prompts
+    from radar.tools.prompts import encode_prompt, load_prompts
 
     path = args.prompts or Path(str(files("radar"))) / "assets" / "prompts.jsonl"
     return [encode_prompt(line, tokenizer) for line in load_prompts(path, limit=args.limit)]
@@ -85,13 +85,13 @@ def _doctor(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from radar.config import DraftConfig
     from radar.decoder import RadarDecoder, default_device
-    from radar.doctor import CHAIN, diagnose, plausible_readings, render, target_rope, with_taps
     from radar.draft.checkpoint import load_draft_with_report
+    from radar.draft.config import DraftConfig
     from radar.draft.eagle3 import Eagle3Draft
     from radar.policy.base import FixedDepth
-    from radar.target import load_model, load_tokenizer
+    from radar.target.load import load_model, load_tokenizer
+    from radar.tools.doctor import CHAIN, diagnose, plausible_readings, render, target_rope, with_taps
 
     model = load_model(
         args.target, device=default_device(args.device), dtype=getattr(torch, args.dtype) if args.dtype else None
@@ -143,7 +143,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, decoder: Any) -> int:
     from tqdm import tqdm
 
-    from radar.verify_text import compare_texts, plain_logits, render
+    from radar.tools.verify import compare_texts, plain_logits, render
 
     plain = plain_decoder(decoder, args)
     prompts = _prompts(args, decoder.tokenizer)

@@ -24,14 +24,15 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from radar.engine.processing import HostProcessing
-from radar.generation_request import Request
-from radar.generation_stop import StopCriterion, StopStrings
+from radar.config import SamplingParams
+from radar.errors import UsageError
+from radar.generation.processing import HostProcessing
+from radar.generation.request import Request
+from radar.generation.stops import StopCriterion, StopStrings
 from radar.metrics import DecodeMetrics, summarize
-from radar.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from radar.generation import Decoder
+    from radar.generation.base import Decoder
 
 __all__ = [
     "ARGUMENTS",
@@ -211,7 +212,7 @@ def run_prepared(
         if not name.startswith("_"):
             check_argument(name, value, ARGUMENTS.get(name))
     if input_ids.shape[0] != 1:
-        raise ValueError(f"one prompt at a time: expected input_ids of shape [1, P], got {list(input_ids.shape)}")
+        raise UsageError(f"one prompt at a time: expected input_ids of shape [1, P], got {list(input_ids.shape)}")
     ids = decoder.encode(input_ids)
     _check_model_arguments(prepared, len(ids))
     limits: list[int] = []
@@ -280,9 +281,9 @@ def check_argument(name: str, value: Any, known: Argument | None) -> None:
     """Raise ValueError for a value that cannot be honoured, or an argument that is not known."""
     if known is None:
         if value is not None:
-            raise ValueError(f"RADAR does not know the argument {name}={value!r}: leave it out")
+            raise UsageError(f"RADAR does not know the argument {name}={value!r}: leave it out")
     elif known.values is not None and not any(value is v or (v is not None and value == v) for v in known.values):
-        raise ValueError(f"RADAR cannot honour {name}={value!r}: {known.advice}")
+        raise UsageError(f"RADAR cannot honour {name}={value!r}: {known.advice}")
 
 
 def _check_model_arguments(prepared: Mapping[str, Any], length: int) -> None:
@@ -293,7 +294,7 @@ def _check_model_arguments(prepared: Mapping[str, Any], length: int) -> None:
             continue
         if name == "attention_mask":
             if not bool((value != 0).all()):
-                raise ValueError("RADAR cannot honour an attention_mask with zeros: pass the prompt without padding")
+                raise UsageError("RADAR cannot honour an attention_mask with zeros: pass the prompt without padding")
         elif name == "position_ids":
             if value.flatten().tolist() != list(range(length)):
                 check_argument(name, value, CALL_ARGUMENTS[name])

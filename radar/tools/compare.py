@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from radar.generation import Decoder, GenerationOutput
+from radar.generation.base import Decoder, GenerationOutput
 from radar.metrics import DecodeMetrics, merge
 
 __all__ = ["Comparison", "Contender", "compare", "describe_machine", "device_name", "render"]

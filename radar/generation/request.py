@@ -9,9 +9,10 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from radar.engine.processing import HostProcessing
-from radar.generation_stop import StopCriterion, StopStrings
-from radar.sampling import GREEDY, LogitsProcessor, SamplingParams
+from radar.config import GREEDY, SamplingParams
+from radar.errors import UsageError
+from radar.generation.processing import HostProcessing, LogitsProcessor
+from radar.generation.stops import StopCriterion, StopStrings
 
 __all__ = ["GenerateOptions", "Request", "host_chain", "make_request"]
 
@@ -104,7 +105,7 @@ def make_request(
     """
     unknown = sorted(set(options) - set(GenerateOptions.__annotations__))
     if unknown:
-        raise ValueError(
+        raise UsageError(
             f"unknown argument {unknown[0]!r}; known: {', '.join(GenerateOptions.__annotations__)}. What else "
             "transformers' generate takes, generate_ids takes"
         )
@@ -112,7 +113,7 @@ def make_request(
     sampling = _sampling(given)
     wrong = [token for token in sampling.logit_bias or () if token >= vocab_size]
     if wrong:
-        raise ValueError(f"logit_bias names token {wrong[0]}, but the vocabulary ends at {vocab_size - 1}")
+        raise UsageError(f"logit_bias names token {wrong[0]}, but the vocabulary ends at {vocab_size - 1}")
     end_token_ids = _end_tokens(given, end_token_ids)
     criteria, processors = (_callables(given, name) for name in ("stopping_criteria", "logits_processor"))
     if "stop_strings" in given:
@@ -123,7 +124,7 @@ def make_request(
         processing = HostProcessing((*chain, *processors))
     reuse = given.get("reuse_prefix", is_chat)
     if not isinstance(reuse, bool):
-        raise ValueError(f"reuse_prefix must be True or False, got {reuse!r}")
+        raise UsageError(f"reuse_prefix must be True or False, got {reuse!r}")
     limit = _limit(given, len(input_ids), limit_of)
     return Request(input_ids, limit, sampling, end_token_ids, criteria, processing, reuse)
 
@@ -161,36 +162,36 @@ def _sampling(given: Mapping[str, Any]) -> SamplingParams:
     loose = {name: given[name] for name in _SAMPLING if name in given}
     do_sample = given.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
-        raise ValueError(f"do_sample must be True or False, got {do_sample!r}")
+        raise UsageError(f"do_sample must be True or False, got {do_sample!r}")
     if "sampling" in given:
         if loose or do_sample is not None:
-            raise ValueError(f"pass sampling= or {next(iter(loose), 'do_sample')}=, not both")
+            raise UsageError(f"pass sampling= or {next(iter(loose), 'do_sample')}=, not both")
         if not isinstance(given["sampling"], SamplingParams):
-            raise ValueError(f"sampling must be SamplingParams, got {given['sampling']!r}")
+            raise UsageError(f"sampling must be SamplingParams, got {given['sampling']!r}")
         sampling: SamplingParams = given["sampling"]
         return sampling
     if do_sample is True:
         loose.setdefault("temperature", 1.0)
         if loose["temperature"] == 0:
-            raise ValueError("do_sample=True contradicts temperature=0, which is greedy: leave one of them out")
+            raise UsageError("do_sample=True contradicts temperature=0, which is greedy: leave one of them out")
     if do_sample is False and loose.get("temperature", 0) != 0:
-        raise ValueError(f"do_sample=False contradicts temperature={loose['temperature']!r}: leave one of them out")
+        raise UsageError(f"do_sample=False contradicts temperature={loose['temperature']!r}: leave one of them out")
     if not isinstance(loose.get("logit_bias", {}), Mapping):
-        raise ValueError(f"logit_bias must map token ids to numbers, got {loose['logit_bias']!r}")
+        raise UsageError(f"logit_bias must map token ids to numbers, got {loose['logit_bias']!r}")
     filters = [name for name in _FILTERS if name in loose]
     if filters and not loose.get("temperature"):
-        raise ValueError(f"{filters[0]} has no effect on greedy decoding: pass temperature= or do_sample=True as well")
+        raise UsageError(f"{filters[0]} has no effect on greedy decoding: pass temperature= or do_sample=True as well")
     return SamplingParams(**loose) if loose else GREEDY
 
 
 def _callables(given: Mapping[str, Any], name: str) -> tuple[Any, ...]:
     values = given.get(name, ())
     if not isinstance(values, Iterable) or isinstance(values, str):
-        raise ValueError(f"{name} must be a list of callables, got {values!r}")
+        raise UsageError(f"{name} must be a list of callables, got {values!r}")
     values = tuple(values)
     wrong = [value for value in values if not callable(value)]
     if wrong:
-        raise ValueError(f"{name} must hold callables, got {wrong[0]!r}")
+        raise UsageError(f"{name} must hold callables, got {wrong[0]!r}")
     return values
 
 
@@ -199,7 +200,7 @@ def _end_tokens(given: Mapping[str, Any], default: frozenset[int]) -> frozenset[
     ids = list(ids) if isinstance(ids, Iterable) else [ids]
     wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int) or token < 0]
     if wrong:
-        raise ValueError(f"eos_token_id must be a token id or several, got {wrong[0]!r}")
+        raise UsageError(f"eos_token_id must be a token id or several, got {wrong[0]!r}")
     return frozenset(ids)
 
 
@@ -208,7 +209,7 @@ def _limit(given: Mapping[str, Any], prompt_length: int, limit_of: Callable[[int
     if most is None:
         return limit_of(prompt_length, given.get("max_new_tokens"))
     if "max_new_tokens" in given:
-        raise ValueError("pass max_new_tokens= or max_length=, not both")
+        raise UsageError("pass max_new_tokens= or max_length=, not both")
     if isinstance(most, bool) or not isinstance(most, int) or most <= prompt_length:
-        raise ValueError(f"max_length must be an integer above the prompt's {prompt_length} tokens, got {most!r}")
+        raise UsageError(f"max_length must be an integer above the prompt's {prompt_length} tokens, got {most!r}")
     return limit_of(prompt_length, most - prompt_length)

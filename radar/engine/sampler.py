@@ -1,0 +1,102 @@
+"""The sampler: parameters and the text's history on the device, and the choice of tokens.
+
+Sampling is lossless by shared noise: the token at an index of the text is the argmax of the target's scores there plus
+Gumbel noise that depends on seed, index and token alone. Decoding with any draft tree, any stop policy or none at all
+then gives one and the same text for one seed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from radar.config import GREEDY, SamplingParams
+from radar.errors import UsageError
+from radar_kernels import SamplingState, mark_seen, sample_tokens
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """Chooses tokens on the device; `set` changes values, never storage, so captured graphs stay valid.
+
+    Attributes:
+        state: the kernels' view of parameters and history.
+        params: as last set; greedy at first.
+        seed: the seed in use, drawn if `params.seed` is None.
+
+    Args:
+        batch_size: B, sequences, all with the same parameters.
+        vocab_size: V of the logits.
+        device: where the logits are.
+    """
+
+    def __init__(self, batch_size: int, vocab_size: int, device: torch.device) -> None:
+        def full(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.full((batch_size,), value, dtype=dtype, device=device)
+
+        self.vocab_size = vocab_size
+        self.state = SamplingState(
+            seed=full(0, torch.int64),
+            temperature=full(0),
+            top_k=full(0, torch.int32),
+            top_p=full(1),
+            min_p=full(0),
+            repetition_penalty=full(1),
+            biased=full(0, torch.bool),
+            logit_bias=torch.zeros(batch_size, vocab_size, device=device),
+            seen=torch.zeros(batch_size, math.ceil(vocab_size / 32), dtype=torch.int32, device=device),
+        )
+        self.set(GREEDY)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether `logits.argmax(-1)` is the whole of sampling; known on the host, so a caller may skip `sample`."""
+        params = self.params
+        return params.temperature == 0 and params.repetition_penalty == 1 and not params.logit_bias
+
+    def set(self, params: SamplingParams) -> None:
+        """Take new parameters; the history stays. Raises ValueError if a biased token is not in the vocabulary."""
+        bias = params.logit_bias or {}
+        wrong = [token for token in bias if token >= self.vocab_size]
+        if wrong:
+            raise UsageError(f"logit_bias names token {wrong[0]}, but the vocabulary ends at {self.vocab_size - 1}")
+        self.params = params
+        self.seed = int.from_bytes(os.urandom(8), "little") >> 1 if params.seed is None else params.seed
+        self.state.seed.fill_(self.seed)
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            getattr(self.state, name).fill_(getattr(params, name))
+        self.state.biased.fill_(bool(bias))
+        self.state.logit_bias.zero_()
+        if bias:
+            row = self.state.logit_bias.new_tensor(list(bias.values()))
+            self.state.logit_bias[:, list(bias)] = row
+
+    def start(self, prompt_ids: Tensor) -> None:
+        """Begin a text: the history is the prompt [B, P] int64, P >= 1."""
+        self.state.seen.zero_()
+        self.commit(prompt_ids, torch.full_like(prompt_ids[:, 0], prompt_ids.shape[1]))
+
+    def sample(
+        self, logits: Tensor, positions: Tensor, draft_tokens: Tensor | None = None, ancestors: Tensor | None = None
+    ) -> Tensor:
+        """The token after each node.
+
+        Args:
+            logits: [B, N, V].
+            positions: [B, N] int64, the index in the text that the sampled token will have: that of the node, plus 1.
+            draft_tokens, ancestors: [B, N] and [B, N, W] of a `VerifyTree`; None: the text is what `commit` was given.
+
+        Returns:
+            [B, N] int64.
+        """
+        if self.is_greedy and logits.device.type == "cpu":
+            return logits.argmax(dim=-1)  # a graph on a GPU serves all parameters, here they may choose the code
+        return sample_tokens(logits, positions, self.state, draft_tokens=draft_tokens, ancestors=ancestors)
+
+    def commit(self, tokens: Tensor, count: Tensor) -> None:
+        """Add the first `count` [B] of `tokens` [B, A] to the history."""
+        mark_seen(self.state.seen, tokens, count)

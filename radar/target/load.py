@@ -1,0 +1,34 @@
+"""Targets and tokenizers from folders and hub names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from radar.errors import UsageError
+
+__all__ = ["load_model", "load_tokenizer"]
+
+
+def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True) -> Any:
+    """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
+    bars: Any = logging  # its functions have no annotations
+    shown = bars.is_progress_bar_enabled()
+    if not progress:
+        bars.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    except (OSError, RuntimeError) as error:  # no such model; another kind of file
+        raise UsageError(f"no transformers model at {path!r}: give a folder or a hub name ({error})") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer stored beside a model."""
+    return AutoTokenizer.from_pretrained(path)
