@@ -1,6 +1,8 @@
 """Replay comparisons: tuning, calibration, oracles, intervals and the command, on rounds whose best answer is known."""
 
 import argparse
+import contextlib
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radar.cli.train import add_evaluate, evaluate_command
+from radar.cli.evaluate import add_arguments, run
 from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
 from radar.policy.baselines_heads import AcceptanceHead
@@ -332,9 +334,12 @@ def write(file: Path, data: RoundDataset, prompts: range) -> None:
 
 
 def command(*words: object) -> str:
+    """What `radar evaluate` prints; its errors come out."""
     parser = argparse.ArgumentParser()
-    add_evaluate(parser.add_subparsers())
-    return evaluate_command(parser.parse_args(["evaluate", *map(str, words)]))
+    add_arguments(parser)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run(parser.parse_args([str(word) for word in words]))
+    return out.getvalue()
 
 
 def test_rounds_that_judge_are_not_tuned_on(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar import profile as profile_module
 from radar.cli.main import main
+from radar.tools import profile as profile_module
 from radar.tools.profile import RoundProfile, profile_round
 
 PROMPT = [3, 1, 4, 1, 5]

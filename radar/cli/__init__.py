@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: `main.py` has the table of commands, and each command is a file of its own."""
 
 from radar.cli.main import main
 

@@ -1,11 +1,11 @@
-"""What several commands do with their arguments."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
 
-__all__ = ["plain_decoder", "positive"]
+__all__ = ["add_device_options", "add_model_options", "add_progress_option", "add_prompt_options", "positive"]
 
 
 def positive(text: str) -> int:
@@ -19,14 +19,61 @@ def positive(text: str) -> int:
     return value
 
 
-def plain_decoder(decoder: Any, args: argparse.Namespace) -> Any:
-    """The baseline for a `RadarDecoder`: the same model, engine and compiling."""
-    from radar.autoregressive import AutoregressiveDecoder
-
-    return AutoregressiveDecoder(
-        decoder.model,
-        tokenizer=decoder.tokenizer,
-        max_length=decoder.max_length,
-        engine=args.engine,
-        compile=not args.no_compile,
+def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> None:
+    """The models, and how their decoder is made: what `radar.cli.decoders.make_decoder` reads."""
+    group = parser.add_argument_group("models")
+    group.add_argument("--target", metavar="PATH", help="target model: folder or hub name (default: the embedded pair)")
+    group.add_argument("--draft", metavar="PATH", help="folder of an EAGLE-3 head for that target")
+    if policy:
+        group.add_argument(
+            "--policy", metavar="PATH|N", help="folder or file of a stop policy, or a number of draft calls for EAGLE-3"
+        )
+    add_device_options(group)
+    group.add_argument(
+        "--engine",
+        choices=("graph", "eager"),
+        help="one CUDA graph a round, or steps from Python (default: graph on a GPU)",
     )
+    group.add_argument("--no-compile", action="store_true", help="start faster and run slower: no torch.compile")
+    group.add_argument(
+        "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"
+    )
+    group.add_argument("--max-calls", type=int, metavar="N", help="most draft calls per round (default 16)")
+    group.add_argument("--max-length", type=int, metavar="N", help="prompt and output together (default 2048)")
+
+
+def add_device_options(parser: argparse._ActionsContainer) -> None:
+    """Where and in what a model runs."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the checkpoint's")
+
+
+def add_prompt_options(
+    parser: argparse.ArgumentParser, *, max_new_tokens: int, limit: int | None = None, required: bool = False
+) -> None:
+    """A file of prompts, how many of them, and how long each text gets; the values are the defaults."""
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        required=required,
+        metavar="FILE",
+        help='JSON lines with "prompt", or MT-bench\'s "turns"',
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=limit,
+        metavar="N",
+        help=f"take the first N prompts (default {limit or 'all'})",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"limit of each output (default {max_new_tokens})",
+    )
+
+
+def add_progress_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")

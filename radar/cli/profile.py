@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from radar.cli.arguments import add_model_options
 from radar.errors import UsageError
 
-__all__ = ["add_profile"]
+__all__ = ["add_arguments", "run"]
 
 ROUNDS_IN_TRACE = 5
 
 
-def add_profile(
-    commands: Any, model_options: Callable[..., None], make_decoder: Callable[..., Any]
-) -> argparse.ArgumentParser:
-    """Register the command.
-
-    Args:
-        commands: what `add_subparsers` returned.
-        model_options: adds the options that name the models.
-        make_decoder: makes the decoder that they name.
-    """
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "profile",
-        help="time the parts of a round on this device, for your own models",
-        description="Prints the share of each part of a round, and writes the time table that policies are trained "
-        "for and the trace of a few rounds for a viewer. On a GPU the times are the card's, measured in graphs.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Prints the share of each part of a round, and writes the time table that policies are trained for and the "
+        "trace of a few rounds for a viewer. On a GPU the times are the card's, measured in graphs."
     )
     parser.add_argument(
         "--prefix", type=int, nargs="+", default=[1024], metavar="N", help="committed tokens (default 1024)"
@@ -46,12 +36,11 @@ def add_profile(
         "--trace", type=Path, metavar="FILE", help=f"write a trace of {ROUNDS_IN_TRACE} rounds, for Perfetto"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
-    model_options(parser)
-    parser.set_defaults(run=lambda args: _profile(args, make_decoder))
-    return parser
+    add_model_options(parser)
 
 
-def _profile(args: argparse.Namespace, make_decoder: Callable[..., Any]) -> int:
+def run(args: argparse.Namespace) -> int:
+    from radar.cli.decoders import make_decoder
     from radar.tools.compare import describe_machine, device_name
     from radar.tools.profile import profile_round
 

@@ -1,0 +1,7 @@
+"""`python -m radar.cli`."""
+
+import sys
+
+from radar.cli import main
+
+sys.exit(main())

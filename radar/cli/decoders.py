@@ -1,0 +1,73 @@
+"""From a command's options to its decoder and its prompts. torch is imported when one of these is called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["default_prompts", "encoded_prompts", "make_decoder", "plain_decoder"]
+
+
+def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
+    """The RadarDecoder that the options of `add_model_options` name.
+
+    Args:
+        args: the options.
+        override: arguments of the constructor that the command decides itself. Without a `--policy` option the policy
+            is the deepest `FixedDepth`.
+    """
+    import torch
+
+    from radar import FixedDepth, RadarDecoder
+    from radar.decoder import default_device, default_tree
+
+    rank = os.environ.get("LOCAL_RANK")  # several processes under `accelerate launch`: one GPU each
+    device = default_device(args.device or (f"cuda:{rank}" if rank and torch.cuda.is_available() else None))
+    sizes = {name: getattr(args, name) for name in ("total_tokens", "max_calls") if getattr(args, name) is not None}
+    tree = replace(default_tree(device), **sizes)
+    policy: Any = getattr(args, "policy", None)
+    if not hasattr(args, "policy"):
+        policy = FixedDepth(tree.max_calls)
+    elif policy is not None and policy.isdigit():
+        policy = FixedDepth(int(policy))
+    options = {"engine": args.engine, "compile": not args.no_compile, "max_length": args.max_length} | override
+    return RadarDecoder.from_pretrained(
+        args.target,
+        args.draft,
+        policy,
+        device=device,
+        dtype=getattr(torch, args.dtype) if args.dtype else None,
+        tree=tree,
+        **options,
+    )
+
+
+def plain_decoder(decoder: Any, args: argparse.Namespace) -> Any:
+    """The baseline for a `RadarDecoder`: the same model, engine and compiling."""
+    from radar import AutoregressiveDecoder
+
+    return AutoregressiveDecoder(
+        decoder.model,
+        tokenizer=decoder.tokenizer,
+        max_length=decoder.max_length,
+        engine=args.engine,
+        compile=not args.no_compile,
+    )
+
+
+def default_prompts() -> Path:
+    """The prompts that ship inside the package."""
+    from importlib.resources import files
+
+    return Path(str(files("radar"))) / "assets" / "prompts.jsonl"
+
+
+def encoded_prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """Token ids of the prompts that the options of `add_prompt_options` name."""
+    from radar.tools.prompts import encode_prompt, load_prompts
+
+    lines = load_prompts(args.prompts or default_prompts(), limit=args.limit)
+    return [encode_prompt(line, tokenizer) for line in lines]
