@@ -14,6 +14,7 @@ from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.drafter import Drafter
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.fit import TargetSizes, check_fit
 from radar.engine.choose import choose_engine
 from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
@@ -108,7 +109,7 @@ class RadarDecoder(Decoder):
             tap_layers=tap_layers,
             compile=graphs and compile,
         )
-        _check_pair(target, draft, tree)
+        check_fit(draft, _sizes(target), tree)
         if policy is None:
             policy = Threshold()
         elif isinstance(policy, str | os.PathLike):
@@ -216,24 +217,6 @@ class RadarDecoder(Decoder):
             self._running.release()
 
 
-def _check_pair(target: TargetModel, draft: Eagle3Draft, tree: TreeConfig) -> None:
-    config = draft.config
-    problems = []
-    if config.target_hidden_size != target.hidden_size:
-        problems.append(f"it reads features of size {config.target_hidden_size}, the target's are {target.hidden_size}")
-    if config.hidden_size != target.hidden_size and not config.own_embedding:
-        problems.append(
-            f"its hidden size is {config.hidden_size}, but the target's embedding, which it shares, has "
-            f"{target.hidden_size}"
-        )
-    if config.vocab_size != target.vocab_size:
-        problems.append(f"its vocabulary has {config.vocab_size} tokens, the target's has {target.vocab_size}")
-    if config.num_aux_hidden_states != len(target.tap_layers):
-        problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
-    if config.draft_vocab_size < tree.tree_top_k:
-        problems.append(f"its vocabulary of {config.draft_vocab_size} is less than tree_top_k={tree.tree_top_k}")
-    weight = draft.fc.weight
-    if (weight.device, weight.dtype) != (target.device, target.dtype):
-        problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")
-    if problems:
-        raise UsageError("this draft head does not fit this target: " + "; ".join(problems))
+def _sizes(target: TargetModel) -> TargetSizes:
+    rows = len(target.embed_tokens.weight)  # type: ignore[arg-type]  # of an embedding it is a tensor
+    return TargetSizes(target.hidden_size, target.vocab_size, rows, target.tap_layers, target.device, target.dtype)

@@ -284,7 +284,7 @@ def test_text_needs_a_tokenizer():
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="its vocabulary has 19 tokens, the target's has 17"):
+    with pytest.raises(ValueError, match="it proposes ids up to 18, the target's vocabulary ends at 16"):
         RadarDecoder(tiny_target(), draft=tiny_draft(vocab_size=19), max_length=64)
     with pytest.raises(ValueError, match="reads features of size 32, the target's are 64"):
         RadarDecoder(tiny_target(hidden_size=64), draft=tiny_draft(), max_length=64)

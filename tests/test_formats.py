@@ -171,8 +171,9 @@ def test_maps_that_could_be_either_are_read_as_offsets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        ({"d2t": torch.arange(13).flip(0), "t2d": None}, "maps to no ascending target ids below 17"),
-        ({"d2t": torch.full((13,), 9), "t2d": None}, "maps to no ascending target ids below 17"),
+        ({"d2t": -torch.arange(13), "t2d": None}, "maps to no 13 different target ids below 17"),
+        ({"d2t": torch.full((13,), 9), "t2d": None}, "maps to no 13 different target ids below 17"),
+        ({"d2t": torch.ones(13, dtype=torch.bool)}, r"d2t has type torch.bool, expected integers"),
         ({"d2t": torch.zeros(12, dtype=torch.int64)}, r"d2t has shape \[12\], expected \[13\]"),
         ({"d2t": torch.zeros(13)}, r"d2t has type torch.float32, expected integers"),
         ({"t2d": torch.arange(17)}, "t2d must mark target ids by 0 and 1"),

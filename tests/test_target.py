@@ -192,7 +192,7 @@ def test_sliding_windows_are_refused_beyond_the_window():
 
 
 def test_more_positions_than_the_model_has_are_refused():
-    with pytest.raises(ValueError, match="max_length 1000 is more than the model's max_position_embeddings 512"):
+    with pytest.raises(ValueError, match="max_length 1000 is more than the 512 positions that the model was made for"):
         TargetModel(tiny_target(), max_length=1000, max_rows=16)
 
 

@@ -74,7 +74,7 @@ class Drafter:
         self._rows = torch.arange(rows, device=weight.device)
         self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
         self._root_scores = torch.zeros((batch_size, 1), device=weight.device)
-        self._d2t = draft.d2t if draft.config.draft_vocab_size < draft.config.vocab_size else None
+        self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
 
         self._lock = _locks.setdefault(draft, threading.Lock())
         self._fused: list[FusedLinears] = []

@@ -167,12 +167,19 @@ class Eagle3Draft(nn.Module):
         """Scores of the draft vocabulary [B, N, draft_vocab] from what `forward` returned; i means id `i + d2t[i]`."""
         return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))  # type: ignore[no-any-return]
 
+    def target_ids(self) -> Tensor:
+        """What the draft ids stand for: ids of the target [draft_vocab_size], int64, each once, in any order."""
+        return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
     def set_draft_vocabulary(self, target_ids: Tensor) -> None:
-        """Let draft id i stand for the i-th of `target_ids` (ascending, unique, `draft_vocab_size` of them)."""
-        if target_ids.shape != self.d2t.shape or not bool((target_ids.diff() > 0).all()):
+        """Let draft id i stand for the i-th of `target_ids`: `draft_vocab_size` different ids below `vocab_size`."""
+        size, vocabulary = self.d2t.shape[0], self.config.vocab_size
+        ids = target_ids.to(self.d2t)
+        if ids.shape != (size,) or len(ids.unique()) != size or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
             raise UsageError(
-                f"target_ids must be {self.d2t.shape[0]} ascending ids, got shape {tuple(target_ids.shape)}"
+                f"target_ids must be {size} different ids from 0 to {vocabulary - 1}, got shape {tuple(ids.shape)}"
+                + (f" from {int(ids.min())} to {int(ids.max())}, {len(ids.unique())} different" if ids.numel() else "")
             )
-        self.d2t.copy_(target_ids.to(self.d2t) - torch.arange(len(target_ids), device=self.d2t.device))
+        self.d2t.copy_(ids - torch.arange(size, device=self.d2t.device))
         self.t2d.zero_()
         self.t2d[target_ids.to(self.t2d.device)] = True

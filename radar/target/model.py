@@ -13,6 +13,7 @@ from radar.errors import UsageError
 from radar.target.attention import causal_ancestors
 from radar.target.cache import StaticKVCache
 from radar.target.forward import forward_of
+from radar.target.positions import position_limit
 
 __all__ = [
     "SUPPORTED_MODEL_TYPES",
@@ -58,7 +59,7 @@ def resolve_tap_layers(num_layers: int, tap_layers: Sequence[int] | None) -> tup
 
 def default_max_length(model: Any) -> int:
     """2048 tokens, or as many as the model has positions for."""
-    return min(2048, int(getattr(model.config, "max_position_embeddings", None) or 2048))
+    return min(2048, position_limit(model.config) or 2048)
 
 
 class TargetModel:
@@ -166,9 +167,9 @@ def _check_family(model: Any, max_length: int) -> None:
             f"this {config.model_type} model attends to a sliding window of {window} tokens, which is not supported "
             f"beyond the window: use max_length={window} or less, got {max_length}"
         )
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = position_limit(config)
     if limit and max_length > limit:
-        raise UsageError(f"max_length {max_length} is more than the model's max_position_embeddings {limit}")
+        raise UsageError(f"max_length {max_length} is more than the {limit} positions that the model was made for")
     if moving := sorted(_rope_types(config) & {"dynamic", "longrope"}):
         raise UsageError(
             f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "

@@ -1,0 +1,65 @@
+"""Whether a draft head belongs to a target, told before the first draft call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from radar.config import TreeConfig
+from radar.draft.eagle3 import Eagle3Draft
+from radar.errors import UsageError
+
+__all__ = ["TargetSizes", "check_fit"]
+
+
+class TargetSizes(NamedTuple):
+    """What of a target a head depends on.
+
+    Attributes:
+        vocab_size: token ids that it knows, which is the width of its logits.
+        embedding_rows: of its input embedding; more than `vocab_size` where a padded one was kept.
+        tap_layers: `hidden_states` indices that feed the head.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    embedding_rows: int
+    tap_layers: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check_fit(draft: Eagle3Draft, target: TargetSizes, tree: TreeConfig) -> None:
+    """Raise UsageError that lists all that does not fit.
+
+    Vocabularies may be padded differently, as after `resize_token_embeddings`: what counts is that the target knows
+    every id that the head proposes, and that the embedding the head reads has a row for every id that the target knows.
+    """
+    config = draft.config
+    problems = []
+    if config.target_hidden_size != target.hidden_size:
+        problems.append(f"it reads features of size {config.target_hidden_size}, the target's are {target.hidden_size}")
+    if config.hidden_size != target.hidden_size and not config.own_embedding:
+        problems.append(
+            f"its hidden size is {config.hidden_size}, but the target's embedding, which it shares, has "
+            f"{target.hidden_size}"
+        )
+    highest = int(draft.target_ids().max())
+    if highest >= target.vocab_size:
+        problems.append(f"it proposes ids up to {highest}, the target's vocabulary ends at {target.vocab_size - 1}")
+    rows, whose = (config.vocab_size, "own") if config.own_embedding else (target.embedding_rows, "shared")
+    if rows < target.vocab_size:
+        problems.append(
+            f"its {whose} embedding has {rows} rows, the target's vocabulary {target.vocab_size} ids: append rows to "
+            "it, which may be zero"
+        )
+    if config.num_aux_hidden_states != len(target.tap_layers):
+        problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
+    if config.draft_vocab_size < tree.tree_top_k:
+        problems.append(f"its vocabulary of {config.draft_vocab_size} is less than tree_top_k={tree.tree_top_k}")
+    weight = draft.fc.weight
+    if (weight.device, weight.dtype) != (target.device, target.dtype):
+        problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")
+    if problems:
+        raise UsageError("this draft head does not fit this target: " + "; ".join(problems))
