@@ -42,7 +42,7 @@ from radar import SamplingParams, TreeConfig
 from radar.generation.base import GenerationOutput
 from radar.policy.base import StopPolicy
 from radar.target.load import load_tokenizer
-from radar.tools.compare import describe_machine, device_name
+from radar.tools.machine import describe_machine, device_name
 from radar.tools.prompts import load_prompts
 from radar.train.costs import CostTable
 

@@ -17,7 +17,7 @@ import torch
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
 from radar.cli.main import main as radar
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.tools.prompts import encode_prompt, load_prompts
 
 MAX_NEW_TOKENS = 96

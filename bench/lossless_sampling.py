@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.decoder import default_device
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.tools.prompts import encode_prompt, load_prompts
 
 NEW_TOKENS = 32

@@ -22,7 +22,7 @@ from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY
 from radar import FixedDepth, RadarDecoder
 from radar.engine import prefill
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 
 FROM = {64: 1, 256: 65, 1024: 769}  # tokens from which on a size is the quickest on an H200
 

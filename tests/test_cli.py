@@ -204,7 +204,7 @@ def test_bench_names_what_it_compares(capsys):
 def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):
     from radar.config import TreeConfig
     from radar.decoder import default_device
-    from radar.tools.compare import device_name
+    from radar.tools.machine import device_name
     from radar.train.costs import CostTable
 
     costs, trace = tmp_path / "costs.json", tmp_path / "trace.json"

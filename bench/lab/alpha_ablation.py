@@ -19,7 +19,7 @@ import torch
 from bench.command import command_line
 from bench.lab.replay import COSTS
 from radar import FixedDepth, RadarPolicy
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.train.contenders import EAGLE3
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, read_rounds

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.command import command_line
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.train.dataset import RoundDataset, read_rounds
 
 BINS = 10

@@ -20,7 +20,7 @@ from bench.lab.policies import EPOCHS, PUBLISHED, RADAR, Choice, setting
 from bench.lab.record_pair import TASKS, TREE, rounds_of, stem
 from bench.lab.speed import geometric_mean
 from radar.policy.base import StopPolicy
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.train.backward import fit_backward
 from radar.train.contenders import EAGLE3, tuned_contenders
 from radar.train.costs import CostTable

@@ -18,7 +18,7 @@ from radar.draft.eagle3 import Eagle3Draft
 from radar.policy.base import StopPolicy
 from radar.policy.lstm import PolicyNetwork
 from radar.target.load import load_model, load_tokenizer
-from radar.tools.compare import device_name
+from radar.tools.machine import device_name
 from radar.tools.profile import profile_round
 from radar.train.costs import CostTable
 

@@ -23,7 +23,7 @@ from radar.config import TreeConfig
 from radar.policy.base import StopPolicy
 from radar.policy.baselines import Capped
 from radar.policy.lstm import RadarPolicy
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.train.backward import fit_backward
 from radar.train.contenders import EAGLE3, tuned_contenders
 from radar.train.costs import CostTable

@@ -30,7 +30,7 @@ from bench.lab.record_pair import TASKS, TREE, fitting, rounds_of, stem
 from bench.shapes import Geometry
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.policy.base import StopPolicy
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.tools.prompts import load_prompts
 from radar.train.costs import CostTable
 from radar.train.drafted import FullRounds

@@ -22,7 +22,7 @@ from bench.lab.recipes import RECIPES, SIZES, Recipe, Size
 from bench.lab.record_pair import fitting
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.metrics import merge
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.tools.prompts import load_prompts
 
 __all__ = ["accepted"]

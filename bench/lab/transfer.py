@@ -24,7 +24,7 @@ from bench.lab.record_pair import TASKS, rounds_of
 from bench.lab.speed import geometric_mean
 from radar import FixedDepth, RadarPolicy, Threshold
 from radar.policy.base import StopPolicy
-from radar.tools.compare import describe_machine
+from radar.tools.machine import describe_machine
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset
 from radar.train.policy import train_policy

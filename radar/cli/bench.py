@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     from radar import FixedDepth, RadarPolicy
     from radar.cli.decoders import default_prompts, encoded_prompts, make_decoder, plain_decoder
-    from radar.tools.compare import Contender, compare, describe_machine, render
+    from radar.tools.compare import Contender, compare, render
+    from radar.tools.machine import describe_machine
 
     decoder = make_decoder(args, fallback=False)  # what is compared drafts in every round
     plain = plain_decoder(decoder, args)

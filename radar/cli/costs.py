@@ -23,7 +23,7 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
 def costs_of(args: argparse.Namespace) -> Any:
     """The `CostTable` that the options of `add_cost_options` name."""
     from radar.decoder import default_device
-    from radar.tools.compare import device_name
+    from radar.tools.machine import device_name
     from radar.train.costs import CostTable
 
     times = (args.call_time, args.decision_time, args.rest_time)

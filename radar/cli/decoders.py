@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_prompts", "encoded_prompts", "make_decoder", "plain_decoder"]
+__all__ = ["default_prompts", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
 
 
 def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
@@ -65,9 +66,32 @@ def default_prompts() -> Path:
     return Path(str(files("radar"))) / "assets" / "prompts.jsonl"
 
 
-def encoded_prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
-    """Token ids of the prompts that the options of `add_prompt_options` name."""
-    from radar.tools.prompts import encode_prompt, load_prompts
+def prompt_lines(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
+    """The `PromptLine`s that the options of `add_prompt_options` name, as this tokenizer can take them.
+
+    Without a chat template chats become plain text of their first turn, which is said on stderr.
+    """
+    from radar.tools.prompts import PromptLine, has_chat_template, load_prompts
 
     lines = load_prompts(args.prompts or default_prompts(), limit=args.limit)
+    chats = sum(line.chat for line in lines)
+    if not chats or has_chat_template(tokenizer):
+        return lines
+    _note(f"the tokenizer has no chat template: {chats} of {len(lines)} prompts are chats, and taken as plain text")
+    return [PromptLine(line.text, chat=False) for line in lines]
+
+
+def encoded_prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """Token ids of the prompts that the options of `add_prompt_options` name; of a chat with turns, of the first."""
+    from radar.tools.prompts import encode_prompt
+
+    lines = prompt_lines(args, tokenizer)
+    if later := sum(len(line.later) for line in lines):
+        _note(
+            f"first turns only: {later} later turns of {sum(bool(line.later) for line in lines)} prompts are left out"
+        )
     return [encode_prompt(line, tokenizer) for line in lines]
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from radar.cli.decoders import make_decoder
-    from radar.tools.compare import describe_machine, device_name
+    from radar.tools.machine import describe_machine, device_name
     from radar.tools.profile import profile_round
 
     for option, path in (("--costs", args.costs), ("--trace", args.trace)):

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
 
 from radar.generation.base import Decoder, GenerationOutput
 from radar.metrics import DecodeMetrics, merge
 
-__all__ = ["Comparison", "Contender", "compare", "describe_machine", "device_name", "render"]
+__all__ = ["Comparison", "Contender", "compare", "render"]
 
 
 @dataclass
@@ -120,38 +113,3 @@ def _histogram(counts: dict[int, int], width: int = 40) -> list[str]:
     return [
         f"  {n:>3}  {'#' * round(width * count / most):{width}} {count / total:6.1%}" for n, count in counts.items()
     ]
-
-
-def _processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def device_name(device: torch.device) -> str:
-    """The hardware's name: what a cost table is measured on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-
-
-def describe_machine(device: torch.device) -> dict[str, str]:
-    """Hardware, software and commit, for a result file. Threads: on a GPU the machine's, not how many this run uses."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-        commit = git.stdout.strip() or "unknown"
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
-    threads = torch.get_num_threads() if device.type == "cpu" else os.cpu_count()
-    return {
-        "hardware": f"{device_name(device)}, {threads} CPU threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit,
-    }
