@@ -196,7 +196,7 @@ class ChatTokenizer:
         return "".join(f"{i} " for i in ids)
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        assert (tokenize, add_generation_prompt) == (False, True)
+        assert (tokenize, add_generation_prompt) == (True, True)  # text is taken too
         marks = {"user": 15, "assistant": 14}
         return "".join(f"{marks[m['role']]} {m['content']} 16 " for m in messages) + "14 "
 

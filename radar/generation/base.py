@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from radar.errors import UsageError
 from radar.generation.hf import generate_ids
+from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
 from radar.generation.request import GenerateOptions, Request, make_request
 from radar.generation.stops import TextEnd
 from radar.generation.text import TextStream
 from radar.metrics import DecodeMetrics, Round, Tally, summarize
 
 __all__ = ["Decoder", "GenerationOutput", "Prompt", "TextStream", "end_token_ids"]
-
-Prompt = str | Sequence[int] | Tensor | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Decoder(ABC):
     def __init__(
         self, model: Any, *, tokenizer: Any, eos_token_ids: Sequence[int], max_length: int, vocab_size: int
     ) -> None:
+        check_tokenizer(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -150,47 +150,18 @@ class Decoder(ABC):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise UsageError("a text prompt needs a tokenizer; pass tokenizer= to the decoder, or token ids")
-            ids = list(self.tokenizer(prompt)["input_ids"]) if prompt else []
-        elif isinstance(prompt, Tensor):
-            if prompt.dim() == 2 and prompt.shape[0] != 1:
-                raise UsageError(f"one prompt at a time: expected ids of shape [P] or [1, P], got {list(prompt.shape)}")
-            if prompt.dim() not in (1, 2) or prompt.is_floating_point():
-                raise UsageError(
-                    f"prompt ids must be integers of shape [P] or [1, P], got {prompt.dtype} {list(prompt.shape)}"
-                )
-            ids = prompt.flatten().tolist()
-        elif _is_chat(prompt):
-            ids = self._encode_chat(prompt)
-        elif isinstance(prompt, Sequence):
-            ids = list(prompt)
-        else:
-            raise UsageError(f"a prompt is text, token ids, a tensor of ids or chat messages, got {prompt!r}")
-        if not ids:
-            raise UsageError("the prompt is empty: give at least one token")
-        wrong = [token for token in ids if isinstance(token, bool) or not isinstance(token, int)]
-        wrong = wrong or [token for token in ids if not 0 <= token < self.vocab_size]
-        if wrong:
-            raise UsageError(f"prompt ids must be integers from 0 to {self.vocab_size - 1}, got {wrong[0]!r}")
-        return ids
-
-    def _encode_chat(self, messages: Any) -> list[int]:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UsageError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass text")
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode_prompt(prompt, self.tokenizer, self.vocab_size).ids
 
     def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
+        encoded = encode_prompt(prompt, self.tokenizer, self.vocab_size)
         return make_request(
-            self.encode(prompt),
+            encoded.ids,
             options,
             tokenizer=self.tokenizer,
             end_token_ids=self.eos_token_ids,
             limit_of=self._limit,
             vocab_size=self.vocab_size,
-            is_chat=_is_chat(prompt),
+            is_chat=encoded.is_chat,
         )
 
     def _limit(self, prompt_length: int, max_new_tokens: int | None) -> int:
@@ -290,10 +261,6 @@ def _cut(item: Round, end: TextEnd, text: list[int]) -> None:
     item.tokens = item.tokens[:count]
     if item.scores is not None and item.logits is not None:
         item.logits, item.scores = item.logits[:count], item.scores[:count]
-
-
-def _is_chat(prompt: Prompt) -> bool:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
