@@ -33,6 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("generate", "continue a prompt and stream the text"),
+    Command("show", "draw a text by its rounds, with their draft trees, as a page or a picture"),
     Command("bench", "compare autoregressive decoding, EAGLE-3 and RADAR on the same prompts"),
     Command("verify", "check on your prompts that the text is the target's own"),
     Command("doctor", "find out how a draft head's file is to be read, by measuring"),
