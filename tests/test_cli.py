@@ -74,30 +74,6 @@ def test_generate_chat_prints_the_answer_only(capsys):
     assert "What is" not in out
 
 
-def test_bench_prints_a_table_and_json(capsys, tmp_path):
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text('{"turns": ["Write a function to add two numbers."]}\n{"prompt": "import os\\n"}\n')
-    shared = ("bench", "--prompts", prompts, "--max-new-tokens", 16, "--no-progress", *CPU)
-    code, out, _ = run(capsys, *shared)
-    assert code == 0
-    for text in (
-        "autoregressive",
-        "EAGLE-3",
-        "RADAR",
-        "outputs identical: yes",
-        "draft calls per round, RADAR",
-        "Measured",
-    ):
-        assert text in out
-    code, out, _ = run(capsys, *shared, "--json", "--limit", 1, "--policy", 3)
-    record = json.loads(out)
-    assert code == 0
-    assert record["identical"] is True
-    assert [row["name"] for row in record["rows"]] == ["autoregressive", "EAGLE-3", "FixedDepth(3)"]
-    assert record["rows"][2]["metrics"]["draft_calls_per_round"] == 3
-    assert {"hardware", "torch", "transformers", "commit"} <= record["machine"].keys()
-
-
 def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
     prompts, rounds, policy = tmp_path / "p.jsonl", tmp_path / "r.jsonl", tmp_path / "policy"
     lines = [{"prompt": f"def function_{i}(a, b):"} for i in range(6)]
@@ -191,14 +167,6 @@ def test_numbers_of_things_are_one_or_more(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(capsys, *arguments)
     assert f"must be an integer of 1 or more, got '{arguments[-1]}'" in capsys.readouterr().err
-
-
-def test_bench_names_what_it_compares(capsys):
-    """Fewer calls than EAGLE-3 makes, a policy that is not RADAR's, and texts without a round."""
-    code, out, _ = run(capsys, "bench", "--limit", 1, "--max-new-tokens", 1, "--max-calls", 4, "--policy", 2, *CPU)
-    assert code == 0
-    assert "EAGLE-3 as FixedDepth(4), stop policy FixedDepth(2)" in out
-    assert "FixedDepth(2) runs at" in out
 
 
 def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):

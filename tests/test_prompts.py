@@ -67,7 +67,10 @@ class Tokenizer:
         if not self.chat_template:
             raise ValueError("no template")
         text = "".join(f"{message['role'][0]}:{message['content']};" for message in messages)
-        return text + "a:" if add_generation_prompt else text
+        return [*map(ord, text + "a:" if add_generation_prompt else text)]
+
+    def decode(self, ids):
+        raise NotImplementedError
 
 
 def test_later_turns_stand_behind_the_answers_before_them():
@@ -84,7 +87,7 @@ def test_later_turns_stand_behind_the_answers_before_them():
 def test_a_chat_without_a_template_is_refused():
     assert not has_chat_template(Tokenizer())
     assert has_chat_template(Tokenizer("a template"))
-    with pytest.raises(UsageError, match="this one has none"):
+    with pytest.raises(UsageError, match="a tokenizer with a chat template"):
         encode_prompt(PromptLine("x", True), Tokenizer())
 
 

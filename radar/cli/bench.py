@@ -12,11 +12,16 @@ from radar.cli.arguments import add_model_options, add_progress_option, add_prom
 
 __all__ = ["add_arguments", "run"]
 
+PLAIN = "autoregressive"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Runs the three decoders in turn on every prompt and prints tokens per second, acceptance, draft calls, a "
-        "histogram of stops and whether all outputs are identical. Exit status 1 if they are not."
+        "Runs the three decoders in turn on every prompt, without sampling, and prints tokens per second, acceptance, "
+        "draft calls, how often each stopped where, and whether all outputs are identical. Where texts part it shows "
+        "the token, the gap between the two candidates and whether rounding explains it. Later turns of a prompt are "
+        "decoded as a conversation, with the autoregressive decoder's answers. Exit status 1 if texts part where no "
+        "rounding explains it."
     )
     add_prompt_options(parser, max_new_tokens=128)
     parser.add_argument("--repeats", type=positive, default=1, metavar="N", help="passes over the prompts (default 1)")
@@ -28,69 +33,107 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from radar import FixedDepth, RadarPolicy
-    from radar.cli.decoders import default_prompts, encoded_prompts, make_decoder, plain_decoder
-    from radar.tools.compare import Contender, compare, render
-    from radar.tools.machine import describe_machine
+    from radar.cli.decoders import check_room, make_decoder, prompt_lines
+    from radar.tools.compare import compare
+    from radar.tools.differences import find_differences
+    from radar.tools.stock import StockModel
 
     decoder = make_decoder(args, fallback=False)  # what is compared drafts in every round
-    plain = plain_decoder(decoder, args)
-    radar, eagle = decoder.policy, FixedDepth(min(8, decoder.tree.max_calls))
-    ours = "RADAR" if isinstance(radar, RadarPolicy) else repr(radar)
+    lines = prompt_lines(args, decoder.tokenizer)
+    check_room(decoder, lines, args.max_new_tokens)
+    with tqdm(total=len(lines) * args.repeats, desc="prompts", disable=args.no_progress) as bar:
+        rows, texts = compare(
+            _contenders(decoder, args),
+            lines,
+            decoder.tokenizer,
+            max_new_tokens=args.max_new_tokens,
+            repeats=args.repeats,
+            advance=bar.update,
+        )
+    stock = StockModel(decoder.model, decoder.tokenizer)
+    differences = find_differences(texts, stock.scores, stock.dtype)
+    show = _print_json if args.json else _print
+    show(args, decoder, rows, texts, differences)
+    return 0 if all(difference.is_tie for difference in differences) else 1
+
+
+def _contenders(decoder: Any, args: argparse.Namespace) -> list[Any]:
+    from radar import RadarPolicy
+    from radar.cli.decoders import plain_decoder
+    from radar.tools.compare import Contender
 
     def use(policy: Any) -> Any:
         return lambda: setattr(decoder, "policy", policy)
 
-    contenders = [
-        Contender("autoregressive", plain),
-        Contender("EAGLE-3", decoder, use(eagle)),
-        Contender(ours, decoder, use(radar)),
+    policy = decoder.policy
+    ours = "RADAR" if isinstance(policy, RadarPolicy) else repr(policy)
+    return [
+        Contender(PLAIN, plain_decoder(decoder, args)),
+        Contender("EAGLE-3", decoder, use(_eagle(decoder))),
+        Contender(ours, decoder, use(policy)),
     ]
-    prompts = encoded_prompts(args, decoder.tokenizer)
-    with tqdm(total=len(prompts) * args.repeats, desc="prompts", disable=args.no_progress) as bar:
-        rows, identical = compare(
-            contenders, prompts, max_new_tokens=args.max_new_tokens, repeats=args.repeats, advance=bar.update
-        )
-    device = decoder.engine.target.device
-    settings = {
+
+
+def _eagle(decoder: Any) -> Any:
+    """EAGLE-3's eight draft calls, or as many as the tree allows."""
+    from radar import FixedDepth
+
+    return FixedDepth(min(8, decoder.tree.max_calls))
+
+
+def _settings(args: argparse.Namespace, decoder: Any, texts: Sequence[Any]) -> dict[str, Any]:
+    from radar.cli.decoders import default_prompts
+
+    prompts = 1 + max(text.prompt for text in texts)
+    return {
         "command": "radar " + " ".join(sys.argv[1:]),
-        "prompts": f"{len(prompts)} of {(args.prompts or default_prompts()).name}",
+        "prompts": f"{prompts} of {(args.prompts or default_prompts()).name}",
+        "texts": len(texts) // args.repeats,
         "max_new_tokens": args.max_new_tokens,
         "repeats": args.repeats,
-        "dtype": str(decoder.engine.target.dtype),
+        "dtype": str(decoder.model.dtype),
         "total_tokens": decoder.tree.total_tokens,
         "tree_top_k": decoder.tree.tree_top_k,
         "max_calls": decoder.tree.max_calls,
-        "policy": repr(radar),
+        "policy": repr(decoder.policy),
         "engine": decoder.engine_name,
     }
-    if args.json:
-        record = {"machine": describe_machine(device), "settings": settings, "identical": identical}
-        print(json.dumps(record | {"rows": [row.to_dict() for row in rows]}, indent=2))
-    else:
-        machine = describe_machine(device)
-        print(
-            f"{machine['hardware']}; {settings['dtype'].removeprefix('torch.')}; "
-            f"tree of {decoder.tree.total_tokens} nodes; EAGLE-3 as {eagle!r}, stop policy {radar!r}"
-        )
-        print(f"{settings['prompts']}, {args.max_new_tokens} new tokens at most, {args.repeats} repeats, interleaved\n")
-        print(render(rows, identical))
-        print(_where_time_goes(rows, on_gpu=device.type == "cuda"))
-    return 0 if identical else 1
 
 
-def _where_time_goes(rows: Sequence[Any], *, on_gpu: bool) -> str:
-    """One plain paragraph from the measured parts. On a GPU `radar profile` tells them, by the card's own clock."""
-    plain, _, radar = rows
-    ratio = radar.metrics.tokens_per_second / plain.metrics.tokens_per_second
-    verdict = "faster" if ratio > 1 else "slower"
-    measured = f"Measured here, {radar.name} runs at {ratio:.2f} times the autoregressive speed ({verdict})."
-    if on_gpu or "verify" not in radar.milliseconds_per_round:  # a text of one token has no rounds
-        return f"\n{measured} `radar profile` shows the parts of a round."
-    one = plain.milliseconds_per_round["verify"]
-    parts = radar.milliseconds_per_round
-    return (
-        f"\nA target pass takes {one:.2f} ms for one token and {parts['verify']:.2f} ms for the tree; "
-        f"{radar.metrics.draft_calls_per_round:.2f} draft calls add {parts['draft']:.2f} ms and their stop decisions "
-        f"{parts['policy']:.2f} ms.\n{measured}"
+def _print_json(
+    args: argparse.Namespace, decoder: Any, rows: Sequence[Any], texts: Sequence[Any], differences: Sequence[Any]
+) -> None:
+    from radar.tools.machine import describe_machine
+
+    record = {
+        "machine": describe_machine(decoder.model.device),
+        "settings": _settings(args, decoder, texts),
+        "identical": not differences,
+        "differences": [difference.to_dict() for difference in differences],
+        "rows": [row.to_dict() for row in rows],
+    }
+    print(json.dumps(record, indent=2))
+
+
+def _print(
+    args: argparse.Namespace, decoder: Any, rows: Sequence[Any], texts: Sequence[Any], differences: Sequence[Any]
+) -> None:
+    from radar.tools.compare import render
+    from radar.tools.differences import render_differences, summarize_differences
+    from radar.tools.machine import describe_machine
+
+    device, dtype, settings = decoder.model.device, decoder.model.dtype, _settings(args, decoder, texts)
+    print(
+        f"{describe_machine(device)['hardware']}; {str(dtype).removeprefix('torch.')}, {decoder.engine_name} engine, "
+        f"trees of {decoder.tree.total_tokens} nodes\n"
+        f"EAGLE-3 as {_eagle(decoder)!r}, stop policy {decoder.policy!r}\n"
+        f"prompts: {settings['prompts']}, {settings['texts']} texts, {args.max_new_tokens} new tokens at most, "
+        f"{args.repeats} repeats, interleaved\n"
     )
+    print(render(rows, with_parts=device.type == "cpu"))
+    if device.type != "cpu":
+        print("\n`radar profile` shows the parts of a round by the card's own clock")
+    found = summarize_differences(differences, len(texts) * (len(rows) - 1), dtype)
+    print(f"\noutputs identical: {'no' if differences else 'yes'}: {found}")
+    if differences:
+        print(f"\n{render_differences(differences, decoder.tokenizer, PLAIN)}")

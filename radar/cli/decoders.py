@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_prompts", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
+from radar.errors import UsageError
+
+__all__ = ["check_room", "default_prompts", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
 
 
 def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
@@ -79,6 +82,21 @@ def prompt_lines(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
         return lines
     _note(f"the tokenizer has no chat template: {chats} of {len(lines)} prompts are chats, and taken as plain text")
     return [PromptLine(line.text, chat=False) for line in lines]
+
+
+def check_room(decoder: Any, lines: Sequence[Any], max_new_tokens: int) -> None:
+    """Refuse prompts that the cache cannot hold with their answers, before the first of them is decoded."""
+    from radar.tools.prompts import encode_prompt
+
+    for number, line in enumerate(lines, start=1):
+        turns = len(line.turns)
+        room = len(encode_prompt(line, decoder.tokenizer, [""] * (turns - 1))) + turns * max_new_tokens
+        if room > decoder.max_length:
+            raise UsageError(
+                f"prompt {number} with its {turns} turns may need {room} tokens, and the cache holds "
+                f"{decoder.max_length}: take fewer --max-new-tokens, or --max-length {room} if the model has that many "
+                "positions"
+            )
 
 
 def encoded_prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:

@@ -8,12 +8,15 @@ from radar.cli.arguments import add_model_options, add_progress_option, add_prom
 
 __all__ = ["add_arguments", "run"]
 
+GENERATE = "generate"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Decodes every prompt with and without drafts. For each text that differs it shows the first differing token, "
-        "both candidates, the gap between their logits and whether rounding explains it. Exit status 1 if one is not "
-        "explained."
+        "Decodes every prompt with transformers' own generate, and here with and without drafts, all without sampling "
+        "and under the model's generation config. For each text that differs it shows the first differing token, both "
+        "candidates, the gap between them and whether rounding explains it. Later turns of a prompt are decoded as a "
+        "conversation, with generate's answers. Exit status 1 if a difference is not explained."
     )
     add_prompt_options(parser, max_new_tokens=128)
     add_model_options(parser)
@@ -23,21 +26,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from radar.cli.decoders import encoded_prompts, make_decoder, plain_decoder
-    from radar.tools.verify import compare_texts, plain_logits, render
+    from radar.cli.decoders import check_room, make_decoder, plain_decoder, prompt_lines
+    from radar.tools.differences import find_differences, render_differences, summarize_differences
+    from radar.tools.stock import StockModel
+    from radar.tools.texts import decode_texts
 
     # drafts in every round: plain steps would hide them, and a difference might come and go with the clock
     decoder = make_decoder(args, fallback=False)
-    plain = plain_decoder(decoder, args)
-    prompts = encoded_prompts(args, decoder.tokenizer)
-    with tqdm(total=len(prompts), desc="prompts", disable=args.no_progress) as bar:
-        comparison = compare_texts(
-            decoder,
-            plain,
-            plain_logits(decoder.model),
-            prompts,
-            max_new_tokens=args.max_new_tokens,
-            advance=bar.update,
-        )
-    print(render(comparison, decoder.tokenizer))
-    return 0 if comparison.is_lossless else 1
+    stock, plain = StockModel(decoder.model, decoder.tokenizer), plain_decoder(decoder, args)
+    length = args.max_new_tokens
+    decoders = {
+        GENERATE: lambda ids: stock.text(ids, max_new_tokens=length),
+        "without drafts": lambda ids: plain.generate(ids, max_new_tokens=length, do_sample=False).token_ids,
+        "with drafts": lambda ids: decoder.generate(ids, max_new_tokens=length, do_sample=False).token_ids,
+    }
+    lines = prompt_lines(args, decoder.tokenizer)
+    check_room(decoder, lines, args.max_new_tokens)
+    with tqdm(total=len(lines), desc="prompts", disable=args.no_progress) as bar:
+        texts = list(decode_texts(decoders, lines, decoder.tokenizer, bar.update))
+    differences = find_differences(texts, stock.scores, stock.dtype)
+    if differences:
+        print(f"{render_differences(differences, decoder.tokenizer, GENERATE)}\n")
+    tokens = sum(len(text.expected) for text in texts)
+    print(
+        f"{len(texts)} texts of {len(lines)} prompts, {tokens} tokens in {stock.dtype}, against transformers' generate"
+    )
+    for name in list(decoders)[1:]:
+        own = [difference for difference in differences if difference.decoder == name]
+        print(f"{name}: {summarize_differences(own, len(texts), stock.dtype)}")
+    return 0 if all(difference.is_tie for difference in differences) else 1

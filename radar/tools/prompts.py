@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radar.errors import UsageError
+from radar.generation.prompt import encode_prompt as encode
 
 __all__ = [
     "PromptLine",
@@ -21,6 +22,7 @@ __all__ = [
     "without_mark",
 ]
 
+ANY_VOCABULARY = 2**31  # the tokenizer is the target's own
 _FORMS = '{"prompt": "..."} or {"turns": ["...", ...]} with text in it'
 
 
@@ -117,11 +119,8 @@ def encode_prompt(prompt: PromptLine, tokenizer: Any, answers: Sequence[str] = (
         UsageError: for a chat and a tokenizer without a template.
     """
     if not prompt.chat:
-        return list(tokenizer(prompt.text)["input_ids"])
-    if not has_chat_template(tokenizer):
-        raise UsageError("a chat prompt needs a tokenizer with a chat template, and this one has none")
+        return encode(prompt.text, tokenizer, ANY_VOCABULARY).ids
     messages = [{"role": "user", "content": prompt.text}]
     for answer, turn in zip(answers, prompt.later, strict=False):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode(messages, tokenizer, ANY_VOCABULARY).ids
