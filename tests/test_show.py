@@ -139,6 +139,13 @@ def test_pieces_add_up_to_the_text(decoder, text):
     assert [p.is_special for p in found] == [token in tokenizer.all_special_ids for token in ids]
 
 
+def test_a_character_belongs_to_the_last_of_its_tokens(decoder):
+    ids = decoder.tokenizer("🙂", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 1
+    found = pieces(decoder.tokenizer, [*ids, *ids])
+    assert [p.text for p in found] == 2 * [*[""] * (len(ids) - 1), "🙂"]
+
+
 def test_a_tokens_own_text(decoder):
     tokenizer = decoder.tokenizer
     for text in (" return", "\n", "<|end|>", "x"):
@@ -242,7 +249,11 @@ def test_the_command_writes_a_page(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [(["--output", "page.pdf"], "must end in .html"), (["--engine", "graph"], "leave --engine out")],
+    [
+        (["--output", "page.pdf"], "must end in .html"),
+        (["--output", "nowhere/page.html"], "there is no folder 'nowhere'"),
+        (["--engine", "graph"], "leave --engine out"),
+    ],
 )
 def test_the_command_refuses_before_it_loads(wrong, says, capsys, monkeypatch):
     monkeypatch.setattr(RadarDecoder, "from_pretrained", None)

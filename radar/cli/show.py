@@ -39,6 +39,8 @@ def _drawing(text: str) -> Path:
     path = Path(text)
     if path.suffix not in (".html", ".svg"):
         raise argparse.ArgumentTypeError(f"must end in .html (a page) or .svg (a picture), got {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
     return path
 
 

@@ -22,14 +22,12 @@ def pieces(tokenizer: Any, token_ids: Sequence[int]) -> list[Piece]:
     """
     special = set(tokenizer.all_special_ids)
     text = tokenizer.decode(token_ids, skip_special_tokens=True)
-    last = max((end for end, token in enumerate(token_ids, start=1) if token not in special), default=0)
     found, certain = [], 0
     for end, token in enumerate(token_ids, start=1):
         if token in special:
             found.append(Piece(tokenizer.decode([token], skip_special_tokens=False), True))
             continue
-        before = text if end == last else tokenizer.decode(token_ids[:end], skip_special_tokens=True)
-        reached = max(certain, _common(before, text))
+        reached = max(certain, _common(tokenizer.decode(token_ids[:end], skip_special_tokens=True), text))
         found.append(Piece(text[certain:reached]))
         certain = reached
     return found

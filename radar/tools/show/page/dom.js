@@ -21,7 +21,7 @@ const stepOf = (count) => `var(--step-${Math.max(0, Math.min(count, 8) - 1)})`;
 function percent(p) {
   if (p > 0.9995) return "100";
   if (p >= 0.995) return (100 * p).toFixed(1);
-  if (p >= 0.1) return (100 * p).toFixed(0);
+  if (p >= 0.0995) return (100 * p).toFixed(0);
   return p >= 0.0005 ? (100 * p).toFixed(1) : "<0.1";
 }
 
