@@ -19,7 +19,7 @@ def positive(text: str) -> int:
     return value
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True, fallback: bool = False) -> None:
     """The models, and how their decoder is made: what `radar.cli.decoders.make_decoder` reads."""
     group = parser.add_argument_group("models")
     group.add_argument("--target", metavar="PATH", help="target model: folder or hub name (default: the embedded pair)")
@@ -34,6 +34,10 @@ def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True) -
         choices=("graph", "eager"),
         help="one CUDA graph a round, or steps from Python (default: graph on a GPU)",
     )
+    if fallback:
+        group.add_argument(
+            "--no-fallback", action="store_true", help="draft in every round, even where it does not pay"
+        )
     group.add_argument("--no-compile", action="store_true", help="start faster and run slower: no torch.compile")
     group.add_argument(
         "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -34,6 +35,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("generate", "continue a prompt and stream the text"),
     Command("show", "draw a text by its rounds, with their draft trees, as a page or a picture"),
+    Command("chat", "talk with the model in the terminal"),
     Command("bench", "compare autoregressive decoding, EAGLE-3 and RADAR on the same prompts"),
     Command("verify", "check on your prompts that the text is the target's own"),
     Command("doctor", "find out how a draft head's file is to be read, by measuring"),
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, and a reader of stdout that went away is 0.
     """
     args = argparse.Namespace(command="", debug=False)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")  # a question mark instead of an error for what it cannot show
     try:
         try:
             args = make_parser().parse_args(argv)
