@@ -68,10 +68,10 @@ def wall_per_round(decoder: Any, prompt: list[int], sampling: SamplingParams | N
 def gpu_per_round(engine: Any, repeats: int = 20) -> float:
     """Milliseconds of GPU time of the round's graph, launched back to back."""
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    engine.discard()  # a closed generation leaves one launched, in whose place `ahead` launches none
+    engine.discard()  # a closed generation leaves one launched, in whose place `launch_next` launches none
     before.record()
     for _ in range(repeats):
-        engine.ahead()
+        engine.launch_next()
         engine.discard()
     after.record()
     after.synchronize()

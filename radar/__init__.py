@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AutoregressiveDecoder": "autoregressive",
+    "AutoregressiveDecoder": "decoder",
     "DecodeMetrics": "metrics",
     "DraftConfig": "draft.config",
     "FixedDepth": "policy.base",
-    "GenerationOutput": "generation.base",
+    "GenerationOutput": "generation.sequence",
     "RadarDecoder": "decoder",
     "RadarGenerate": "custom_generate",
     "RadarGenerateOutput": "generation.hf",

@@ -1,12 +1,12 @@
-from radar.autoregressive import AutoregressiveDecoder as AutoregressiveDecoder
 from radar.config import SamplingParams as SamplingParams
 from radar.config import TreeConfig as TreeConfig
 from radar.custom_generate import RadarGenerate as RadarGenerate
 from radar.custom_generate import radar_generate as radar_generate
+from radar.decoder import AutoregressiveDecoder as AutoregressiveDecoder
 from radar.decoder import RadarDecoder as RadarDecoder
 from radar.draft.config import DraftConfig as DraftConfig
-from radar.generation.base import GenerationOutput as GenerationOutput
 from radar.generation.hf import RadarGenerateOutput as RadarGenerateOutput
+from radar.generation.sequence import GenerationOutput as GenerationOutput
 from radar.generation.text import TextStream as TextStream
 from radar.metrics import DecodeMetrics as DecodeMetrics
 from radar.metrics import Round as Round

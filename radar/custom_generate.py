@@ -10,6 +10,7 @@ from torch import Tensor
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
 from radar.generation.hf import CALL_ARGUMENTS, check_argument, run_prepared
+from radar.generation.streamers import ended
 
 __all__ = ["RadarGenerate", "radar_generate"]
 
@@ -33,9 +34,11 @@ class RadarGenerate:
         if self.decoder is None or self.decoder.model is not model:
             self.decoder = None  # its memory is free before the next one takes its own
             self.decoder = RadarDecoder(model, **self._options)
-        for name in ("assistant_model", "synced_gpus"):
-            check_argument(name, _argument_of_generate(name), CALL_ARGUMENTS[name])
-        return run_prepared(self.decoder, input_ids, prepared, streamer=_argument_of_generate("streamer"), seed=seed)
+        streamer = _argument_of_generate("streamer")
+        with ended(streamer):
+            for name in ("assistant_model", "synced_gpus"):
+                check_argument(name, _argument_of_generate(name), CALL_ARGUMENTS[name])
+            return run_prepared(self.decoder, input_ids, prepared, streamer=streamer, seed=seed)
 
 
 def radar_generate(**options: Any) -> RadarGenerate:

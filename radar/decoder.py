@@ -1,4 +1,4 @@
-"""RadarDecoder: lossless speculative decoding with a stop policy, for any supported target and EAGLE-3 head."""
+"""RadarDecoder and AutoregressiveDecoder: what a user constructs."""
 
 from __future__ import annotations
 
@@ -12,36 +12,30 @@ import torch
 
 from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
-from radar.draft.drafter import Drafter
 from radar.draft.eagle3 import Eagle3Draft
-from radar.draft.fit import TargetSizes, check_fit
-from radar.engine.choose import choose_engine
-from radar.engine.eager import EagerEngine
-from radar.engine.fallback import Fallback
-from radar.engine.graph import GraphEngine
-from radar.engine.prefill import chunk_sizes
-from radar.errors import UsageError
-from radar.generation.base import Decoder, end_token_ids
-from radar.generation.request import Request
-from radar.metrics import Round
+from radar.engine.base import RoundEngine
+from radar.engine.build import PlainRecipe, RoundRecipe
+from radar.engine.plain import PlainEngine
+from radar.errors import NotFoundError, UsageError
+from radar.generation.base import Decoder
 from radar.policy.base import StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
+from radar.target.families import default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
-from radar.target.model import TargetModel, default_max_length
 
-__all__ = ["RadarDecoder", "default_device", "default_tree"]
+__all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device", "default_tree"]
 
 StrPath = str | os.PathLike[str]
 
 
 def default_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device; None: a GPU if there is one. ValueError: there is no such device here."""
+    """The named device; None: a GPU if there is one. NotFoundError: there is no such device here."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name; a torch without CUDA
         here = ["cpu", *[f"cuda:{i}" for i in range(torch.cuda.device_count())]]
-        raise UsageError(f"no device {str(name)!r} here: take one of {', '.join(here)}") from error
+        raise NotFoundError(f"no device {str(name)!r} here: take one of {', '.join(here)}") from error
     return device
 
 
@@ -50,11 +44,12 @@ def default_tree(device: torch.device) -> TreeConfig:
     return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=32)
 
 
-class RadarDecoder(Decoder):
+class RadarDecoder(Decoder[RoundEngine]):
     """Decoding whose output is the target's own, token for token, in fewer target passes.
 
     Args:
-        model: a loaded transformers causal language model (Llama, Mistral, Qwen2, Qwen3), on one device.
+        model: a loaded transformers causal language model (Llama, Mistral, Qwen2, Qwen3), on one device; with PEFT
+            adapters, if they change weights.
         tokenizer: its tokenizer; None for token ids only.
         draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
@@ -73,9 +68,11 @@ class RadarDecoder(Decoder):
             round did then depends on the clock: pass False to compare policies or to repeat a run exactly. The text is
             the same, though in 16 bits, where passes of other rows round differently, a tie may fall the other way.
 
+    The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
+
     Raises:
-        ValueError: if the model's family is not supported, or the parts do not fit together.
-        FileNotFoundError: for a draft or policy that is not there.
+        UsageError: if the model's family is not supported, or the parts do not fit together.
+        NotFoundError: for a draft or policy that is not there.
     """
 
     def __init__(
@@ -93,54 +90,21 @@ class RadarDecoder(Decoder):
         profile: bool = False,
         fallback: bool = True,
     ) -> None:
-        graphs = choose_engine(engine, model.device) == "graph"
-        tree = tree or default_tree(model.device)
-        max_length = default_max_length(model) if max_length is None else max_length
+        model = stock_model(model)
+        self.tree = tree or default_tree(model.device)
+        owned = not isinstance(draft, Eagle3Draft)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
-        if tap_layers is None:
-            tap_layers = draft.config.eagle_aux_hidden_state_layer_ids
-        rows = max(chunk_sizes(model.device))
-        target = TargetModel(
-            model,
-            max_length=max_length,
-            max_rows=max(tree.total_tokens, rows),
-            tap_layers=tap_layers,
-            compile=graphs and compile,
-        )
-        check_fit(draft, _sizes(target), tree)
         if policy is None:
             policy = Threshold()
         elif isinstance(policy, str | os.PathLike):
             policy = RadarPolicy(policy)
-        drafter = Drafter(
-            draft,
-            target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
-            tree,
-            max_length=max_length,
-            max_rows=rows,
-            compile=graphs and compile,
+        max_length = default_max_length(model) if max_length is None else max_length
+        self._rounds = RoundRecipe(
+            draft, owned, policy, self.tree, max_length, tap_layers, engine, compile, profile, fallback
         )
-        self.engine: EagerEngine | GraphEngine
-        if graphs:
-            with torch.inference_mode():
-                self.engine = GraphEngine(target, drafter, policy, tree, fallback=Fallback() if fallback else None)
-        else:
-            self.engine = EagerEngine(
-                target, drafter, policy, tree, profile=profile, fallback=Fallback() if fallback else None
-            )
-        self._running: EagerEngine | GraphEngine = self.engine
-        self._host_engine: EagerEngine | None = None
-        self.engine_name = self.engine.name
-        self.tree = tree
-        super().__init__(
-            model,
-            tokenizer=tokenizer,
-            eos_token_ids=end_token_ids(model, tokenizer),
-            max_length=max_length,
-            vocab_size=target.vocab_size,
-        )
+        super().__init__(model, self._rounds, tokenizer=tokenizer, max_length=max_length)
 
     @classmethod
     def from_pretrained(
@@ -178,45 +142,41 @@ class RadarDecoder(Decoder):
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 
     @property
+    def draft(self) -> Eagle3Draft:
+        """The draft head."""
+        return self._rounds.draft
+
+    @property
     def policy(self) -> StopPolicy:
         """The stop policy; assign another one to compare on the same caches."""
-        return self.engine.policy
+        return self._rounds.policy
 
     @policy.setter
     def policy(self, policy: StopPolicy) -> None:
-        self.engine.set_policy(policy)
-
-    def _start(self, request: Request) -> Round:
-        ids = torch.tensor([request.input_ids], device=self.engine.target.device)
-        if request.processing is None:
-            self._running = self.engine
-            return self.engine.start(ids, request.sampling, reuse_prefix=request.reuse_prefix)
-        host = self._running = self._driven_by_host()
-        return host.start(ids, request.sampling, reuse_prefix=request.reuse_prefix, processing=request.processing)
-
-    def _driven_by_host(self) -> EagerEngine:
-        """The engine for processors on the host, on the caches of the other one."""
-        engine = self.engine
-        if isinstance(engine, EagerEngine):
-            return engine
-        engine.discard()
-        if self._host_engine is None:
-            self._host_engine = EagerEngine(engine.target, engine.drafter, engine.policy, self.tree)
-        self._host_engine.held = engine.held
-        self._host_engine.set_policy(engine.policy)
-        return self._host_engine
-
-    def _round(self) -> Round:
-        return self._running.round()
-
-    def _ahead(self) -> None:
-        self._running.ahead()
-
-    def _release(self) -> None:
-        if isinstance(self._running, EagerEngine):
-            self._running.release()
+        with self._turn:
+            self.engine.set_policy(policy)
+            self._rounds.policy = policy
 
 
-def _sizes(target: TargetModel) -> TargetSizes:
-    rows = len(target.embed_tokens.weight)  # type: ignore[arg-type]  # of an embedding it is a tensor
-    return TargetSizes(target.hidden_size, target.vocab_size, rows, target.tap_layers, target.device, target.dtype)
+class AutoregressiveDecoder(Decoder[PlainEngine]):
+    """The baseline: the target alone, one token a pass, through the same cache, attention and graphs as RadarDecoder.
+
+    Args:
+        model: a loaded transformers causal language model of a supported family.
+        tokenizer: its tokenizer; None for token ids only.
+        max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
+        engine, compile: as for RadarDecoder.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        max_length: int | None = None,
+        engine: str | None = None,
+        compile: bool = True,
+    ) -> None:
+        model = stock_model(model)
+        max_length = default_max_length(model) if max_length is None else max_length
+        super().__init__(model, PlainRecipe(max_length, engine, compile), tokenizer=tokenizer, max_length=max_length)

@@ -16,11 +16,11 @@ __all__ = ["TreeBuffers", "grow_tree"]
 @jit
 def grow_kernel(
     candidate_scores, candidate_tokens, level_scores, level_indices, hidden,
-    scores, tokens, parents, beam_scores, beam_tokens, beam_slots, beam_ancestors, calls, beam_hidden,
+    scores, tokens, parents, beam_scores, beam_tokens, beam_slots, beam_ancestors, calls, beam_hidden, alive,
     hidden_b, hidden_r,
     SLOTS: tl.constexpr, SLOTS_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, LEVEL: tl.constexpr,
     LEVEL_PAD: tl.constexpr, WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
-    FIRST: tl.constexpr, PDL: tl.constexpr,
+    FIRST: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program 0 writes the tree; each other one copies BLOCK columns of the hidden state of one beam node's parent."""
     part = tl.program_id(0)
@@ -28,6 +28,9 @@ def grow_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    if MASKED:  # noqa: SIM102  # a test at compile time, and one at run time
+        if tl.load(alive + batch) == 0:
+            return
     if part == 0:
         c = tl.arange(0, LEVEL_PAD)
         i = tl.arange(0, K_PAD)
@@ -80,7 +83,7 @@ def grow_kernel(
         tl.store(beam_hidden + (batch * K + node) * HIDDEN + h, state, mask=h < HIDDEN)
 
 
-def grow_plan(*, batch: int, k: int, slots: int, words: int, hidden: int, first: bool, arch: int) -> Plan:
+def grow_plan(*, batch: int, k: int, slots: int, words: int, hidden: int, first: bool, masked: bool, arch: int) -> Plan:
     level = k if first else k * k
     block = min(next_power_of_2(hidden), 1024)
     return Plan(
@@ -88,7 +91,7 @@ def grow_plan(*, batch: int, k: int, slots: int, words: int, hidden: int, first:
         constants={
             "SLOTS": slots, "SLOTS_PAD": next_power_of_2(slots), "K": k, "K_PAD": next_power_of_2(k),
             "LEVEL": level, "LEVEL_PAD": next_power_of_2(level), "WORDS": words, "WORDS_PAD": next_power_of_2(words),
-            "HIDDEN": hidden, "BLOCK": block, "FIRST": first, "PDL": arch >= 90,
+            "HIDDEN": hidden, "BLOCK": block, "FIRST": first, "MASKED": masked, "PDL": arch >= 90,
         },
         options={"num_warps": 4} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -104,16 +107,18 @@ def grow_plan(*, batch: int, k: int, slots: int, words: int, hidden: int, first:
 def _launch(
     candidate_scores: Tensor, candidate_tokens: Tensor, level_scores: Tensor, level_indices: Tensor, hidden: Tensor,
     scores: Tensor, tokens: Tensor, parents: Tensor, beam_scores: Tensor, beam_tokens: Tensor, beam_slots: Tensor,
-    beam_ancestors: Tensor, calls: Tensor, beam_hidden: Tensor, first: bool,
+    beam_ancestors: Tensor, calls: Tensor, beam_hidden: Tensor, alive: Tensor | None, first: bool,
 ) -> None:  # fmt: skip
     batch, k, words = beam_ancestors.shape
     plan = grow_plan(
         batch=batch, k=k, slots=scores.shape[1], words=words, hidden=hidden.shape[2], first=first,
+        masked=alive is not None,
         arch=architecture(scores.device),
     )  # fmt: skip
     plan.launch(
         grow_kernel, candidate_scores, candidate_tokens, level_scores, level_indices, hidden, scores, tokens, parents,
-        beam_scores, beam_tokens, beam_slots, beam_ancestors, calls, beam_hidden, *hidden.stride()[:2],
+        beam_scores, beam_tokens, beam_slots, beam_ancestors, calls, beam_hidden, calls if alive is None else alive,
+        *hidden.stride()[:2],
     )  # fmt: skip
 
 
@@ -121,12 +126,12 @@ def _launch(
 def _(
     candidate_scores: Tensor, candidate_tokens: Tensor, level_scores: Tensor, level_indices: Tensor, hidden: Tensor,
     scores: Tensor, tokens: Tensor, parents: Tensor, beam_scores: Tensor, beam_tokens: Tensor, beam_slots: Tensor,
-    beam_ancestors: Tensor, calls: Tensor, beam_hidden: Tensor, first: bool,
+    beam_ancestors: Tensor, calls: Tensor, beam_hidden: Tensor, alive: Tensor | None, first: bool,
 ) -> None:  # fmt: skip
     pass
 
 
-def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, first: bool) -> None:
+def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, alive: Tensor | None, first: bool) -> None:
     if tree.scores.dim() != 2 or tree.beam_ancestors.dim() != 3 or hidden.dim() != 3:
         raise ValueError(
             f"grow_tree: scores must be [B, C], beam_ancestors [B, k, W] and hidden [B, R, H], got "
@@ -152,6 +157,7 @@ def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, first: bool
         ("beam_ancestors", tree.beam_ancestors, int64, (batch, k, words)),
         ("calls", tree.calls, int64, (batch,)),
         ("beam_hidden", tree.beam_hidden, hidden.dtype, (batch, k, size)),
+        *(() if alive is None else (("alive", alive, torch.bool, (batch,)),)),
     )
     for name, tensor, dtype, shape in expected:
         if tensor.shape != shape or tensor.dtype != dtype:
@@ -161,7 +167,13 @@ def _check(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, first: bool
 
 
 def grow_tree(
-    level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool, backend: Backend | None = None
+    level: TopkConfidence,
+    hidden: Tensor,
+    tree: TreeBuffers,
+    *,
+    first: bool,
+    alive: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> None:
     """Add one draft level to a tree, in place.
 
@@ -174,6 +186,7 @@ def grow_tree(
         hidden: [B, R, H] the head's states that `level` was drafted from; not a part of `tree.beam_hidden`.
         tree: see `TreeBuffers`; contiguous for the kernel.
         first: start over: what the tree held is forgotten (`scores` is -inf in every other slot, `calls` is 1).
+        alive: [B] bool, the rows that grow; the trees of the others stay as they are. None: all grow.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Raises:
@@ -181,12 +194,13 @@ def grow_tree(
 
     Source: the expansion of EAGLE-2's dynamic tree (arXiv 2406.16858, section 4), kept by EAGLE-3 (2503.01840).
     """
-    _check(level, hidden, tree, first)
-    if choose_backend("grow_tree", backend, tree.scores, hidden, *level, *tree[1:]) == "torch":
-        return reference_tree.grow_tree(level, hidden, tree, first=first)
+    _check(level, hidden, tree, alive, first)
+    mask = () if alive is None else (alive,)
+    if choose_backend("grow_tree", backend, tree.scores, hidden, *level, *tree[1:], *mask) == "torch":
+        return reference_tree.grow_tree(level, hidden, tree, first=first, alive=alive)
     for name, tensor in zip(TreeBuffers._fields, tree, strict=True):
         if not tensor.is_contiguous():
             raise ValueError(f"grow_tree: {name} is written in place and must be contiguous, got {tensor.stride()}")
     if hidden.stride(-1) != 1:
         hidden = hidden.contiguous()
-    _launch(*(x.contiguous() for x in level), hidden, *tree, first)
+    _launch(*(x.contiguous() for x in level), hidden, *tree, alive, first)

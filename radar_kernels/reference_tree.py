@@ -74,8 +74,16 @@ def pack_bits(flags: Tensor) -> Tensor:
     )  # bit 63 is the sign: the sum wraps as it should
 
 
-def grow_tree(level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool) -> None:
+def grow_tree(
+    level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool, alive: Tensor | None = None
+) -> None:
     """Add one draft level; see `radar_kernels.grow_tree`."""
+    if alive is not None:
+        before = TreeBuffers(*(part.clone() for part in tree))
+        grow_tree(level, hidden, tree, first=first)
+        for part, old in zip(tree, before, strict=True):
+            part.copy_(torch.where(alive.view(-1, *[1] * (part.dim() - 1)), part, old))
+        return
     _, k, words = tree.beam_ancestors.shape
     node = torch.arange(k, device=hidden.device)
     if first:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from radar import RadarDecoder
-from radar.engine import graph
+from radar.engine import captured, graph
 from radar.engine.fallback import Fallback
 
 
@@ -26,32 +26,29 @@ class _Event:
 
 def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fallback: Fallback | None = None) -> Any:
     """Give a decoder on a CPU a `GraphEngine` whose graphs are Python; returns the decoder."""
-    engines: list[graph.GraphEngine] = []
 
     class Mailbox:
         def __init__(self, tensor: torch.Tensor) -> None:
-            self.sent: Any = None
+            self.source, self.sent = tensor, None
 
         def send(self) -> None:
-            self.sent = engines[0]._result.tolist()
+            self.sent = self.source.tolist()
 
         def read(self) -> Any:
             value, self.sent = self.sent, None
             return value
 
     def capture(work: Any, stream: object, *, generator: object = None) -> Any:
-        work()  # a capture would not compute, but names the result's tensor
         return SimpleNamespace(replay=work)
 
     for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(graph, "Mailbox", Mailbox)
-    monkeypatch.setattr(graph, "capture", capture)
-    monkeypatch.setattr(graph, "on_stream", lambda stream, work: work())
+    monkeypatch.setattr(captured, "Mailbox", Mailbox)
+    monkeypatch.setattr(captured, "capture", capture)
+    monkeypatch.setattr(captured, "on_stream", lambda stream, work: work())
     monkeypatch.setattr(graph, "capture_each", lambda work, values, stream: {n: partial(work, n) for n in values})
     old = decoder.engine
     with torch.inference_mode():
         engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)
-    engines.append(engine)
-    decoder.engine, decoder.engine_name = engine, engine.name
+    decoder._engine = engine
     return decoder

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from trees import accept
 
 from radar import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.engine.verify import accept
 from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
 from radar.train.drafted import Drafted
 from radar.train.text_rounds import TextRounds

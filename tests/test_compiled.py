@@ -5,7 +5,7 @@ import torch
 from fakes import DEVICE, FAMILIES, tiny_draft, tiny_target
 
 from radar import TreeConfig
-from radar.draft.drafter import Drafter
+from radar.draft.drafter import Eagle3Drafter
 from radar.target.attention import attend
 from radar.target.compiled import compiled
 from radar.target.model import TargetModel
@@ -52,7 +52,7 @@ def test_the_drafts_calls_are_whole_graphs():
     tree = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
     found = []
     for on in (False, True):
-        drafter = Drafter(tiny_draft(), target.embed_tokens, tree, max_length=64, max_rows=8, compile=on)
+        drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, tree, max_length=64, max_rows=8, compile=on)
         with torch.inference_mode():
             torch.manual_seed(1)
             taps = torch.randn(1, tree.max_accepted, 96, device=DEVICE)
@@ -77,14 +77,13 @@ def test_decoders_of_one_model_share_what_is_compiled():
     assert counts == [2, 0, 0]
 
 
-class Branching:
-    def forward(self, x):
-        return x + 1 if bool(x.sum() > 0) else x - 1
+def branching(x):
+    return x + 1 if bool(x.sum() > 0) else x - 1
 
 
 def test_a_graph_break_is_an_error():
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
-        compiled(Branching().forward)(torch.ones(2))
+        compiled(branching)(torch.ones(2))
 
 
 def test_attention_without_a_cache_is_an_error():

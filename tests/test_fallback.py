@@ -158,7 +158,7 @@ def test_the_drafts_are_those_of_a_decoder_that_never_stepped_plainly(pattern, m
                 assert item.tokens == accepted[length][: len(item.tokens)]
                 compared += 1
             length += len(item.tokens)
-        rows = len(ours.engine.held.ids) - 1 - ours.engine.held.pending
+        rows = len(ours.engine.admission.prefix.ids) - 1 - ours.engine.admission.prefix.pending
         assert rows > 50
         ours_keys, keys = (d.engine.drafter.cache.keys[:, :, :, :rows] for d in (ours, reference))
         torch.testing.assert_close(ours_keys, keys, rtol=1e-4, atol=1e-5)
@@ -178,7 +178,7 @@ def test_a_plain_step_without_its_pair_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(ours.engine.steps, "plain", forgets)
     ours.generate(PROMPT, max_new_tokens=100)
-    rows = len(ours.engine.held.ids) - 10
+    rows = len(ours.engine.admission.prefix.ids) - 10
     keys = [d.engine.drafter.cache.keys[:, :, :, :rows] for d in (ours, reference)]
     assert not torch.allclose(*keys, rtol=1e-3, atol=1e-3)
 

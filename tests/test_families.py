@@ -5,7 +5,7 @@ import transformers
 from fakes import DEVICE, FAMILIES, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.target.model import SUPPORTED_MODEL_TYPES
+from radar.target.families import SUPPORTED_MODEL_TYPES
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 TREE = TreeConfig(total_tokens=20, max_calls=4)

@@ -9,7 +9,7 @@ from fake_graphs import with_fake_graphs
 from fakes import FAMILIES, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
-from radar.engine.choose import choose_engine
+from radar.engine.base import choose_engine
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.graph import GraphEngine
 from radar.policy.baselines import Capped
@@ -104,7 +104,7 @@ def test_without_while_nodes_the_host_loops():
     whole = decoder(model)
     parts = decoder(model)
     with torch.inference_mode():
-        parts.engine = GraphEngine(parts.engine.target, parts.engine.drafter, Threshold(), TREE, conditional=False)
+        parts._engine = GraphEngine(parts.engine.target, parts.engine.drafter, Threshold(), TREE, conditional=False)
     assert parts.engine.name == "graphs, host loop"
     a, b = (d.generate(PROMPT, max_new_tokens=60) for d in (whole, parts))
     assert a.token_ids == b.token_ids
@@ -118,7 +118,7 @@ def test_a_policy_that_never_stops_ends_at_the_cap(conditional):
     ours = decoder(policy=Never())
     if not conditional:
         with torch.inference_mode():
-            ours.engine = GraphEngine(ours.engine.target, ours.engine.drafter, Never(), TREE, conditional=False)
+            ours._engine = GraphEngine(ours.engine.target, ours.engine.drafter, Never(), TREE, conditional=False)
     out = ours.generate(PROMPT, max_new_tokens=40)
     assert set(out.metrics.stop_histogram) == {TREE.max_calls}
 
@@ -142,7 +142,7 @@ def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
     ours = decoder(model, policy=policy)
     if not conditional:
         with torch.inference_mode():
-            ours.engine = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
+            ours._engine = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
     captured = ours.engine._current
     assert (captured.whole is not None) == conditional
     assert captured.policy is policy

@@ -7,7 +7,7 @@ import torch
 from fakes import tiny_draft, tiny_target
 
 from radar import TreeConfig
-from radar.draft.drafter import Drafter
+from radar.draft.drafter import Eagle3Drafter
 from radar.engine.prefill import Prefill, chunk_sizes, split
 from radar.target.model import TargetModel
 
@@ -37,7 +37,7 @@ def test_caches_and_results_are_those_of_one_pass(length, monkeypatch):
     def run(sizes):
         monkeypatch.setattr("radar.engine.prefill.chunk_sizes", lambda device: sizes)
         target = TargetModel(tiny_target(), max_length=160, max_rows=160)
-        drafter = Drafter(tiny_draft(), target.embed_tokens, TREE, max_length=160, max_rows=160)
+        drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, max_length=160, max_rows=160)
         prefill, seen = Prefill(target, drafter), []
         ids = torch.arange(length)[None].to(target.device) % 17
         with torch.inference_mode():

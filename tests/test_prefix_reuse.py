@@ -1,7 +1,5 @@
 """A prompt that goes on from an earlier text runs only what is new, and nothing else changes by it."""
 
-import threading
-
 import pytest
 import torch
 from fake_graphs import with_fake_graphs
@@ -9,7 +7,7 @@ from fakes import VOCAB, tiny_draft, tiny_target
 from test_fallback import Script
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.engine.held import HeldText
+from radar.engine.prefix_cache import PrefixCache
 from radar.tools.profile import profile_round
 
 TREE = TreeConfig(total_tokens=20, max_calls=4)
@@ -129,7 +127,7 @@ def test_an_interrupt_leaves_a_usable_decoder(make, at):
 def test_an_interrupt_in_the_prompts_pass(make, monkeypatch):
     decoder = make()
     generate(decoder, FIRST)
-    prefill = decoder._prefill if isinstance(decoder, AutoregressiveDecoder) else decoder.engine._prefill
+    prefill = decoder.engine.admission.prefill
     with monkeypatch.context() as patch:
 
         def interrupted(*args, **kwargs):
@@ -168,7 +166,7 @@ def test_another_policys_graphs_void_what_was_held(monkeypatch):
 
 def test_one_row_too_many_would_be_seen(make, monkeypatch):
     """The comparisons have teeth: a row that is kept wrongly changes text or drafts."""
-    begin = HeldText.begin
+    begin = PrefixCache.begin
 
     def one_more(self, prompt, cache, *, reuse):
         rows = begin(self, prompt, cache, reuse=reuse)
@@ -177,7 +175,7 @@ def test_one_row_too_many_would_be_seen(make, monkeypatch):
     decoder = make()
     generate(decoder, FIRST)
     prompt = [*FIRST[:60], 1 + FIRST[60] % 8, 2, 3]
-    monkeypatch.setattr(HeldText, "begin", one_more)
+    monkeypatch.setattr(PrefixCache, "begin", one_more)
     out, _ = generate(decoder, prompt, reuse_prefix=True)
     monkeypatch.undo()
     expected, _ = generate(eager(), prompt)
@@ -228,68 +226,6 @@ def test_a_closed_stream_says_so():
     assert 0 < len(stream.output.token_ids) < 50
     assert list(stream) == []
     assert decoder.metrics.num_generations == 1
-
-
-def in_thread(work):
-    """Run work in a thread of its own: what it returned or raised."""
-    result = []
-
-    def target():
-        try:
-            result.append(work())
-        except RuntimeError as error:
-            result.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join(60)
-    return result[0]
-
-
-def test_threads_are_kept_apart(make):
-    decoder, prompt = make(), FIRST[:20]
-    expected = generate(make(), prompt)[0].token_ids
-    rounds = decoder.rounds(prompt, max_new_tokens=40)
-    tokens = next(rounds).tokens
-    refusal = in_thread(lambda: generate(decoder, FIRST))
-    assert isinstance(refusal, RuntimeError)
-    assert "generation of another thread: end or close that one first" in str(refusal)
-    assert tokens + [t for item in rounds for t in item.tokens] == expected  # undisturbed
-    assert in_thread(lambda: generate(decoder, prompt)[0].token_ids) == expected  # it has ended
-    abandoned = decoder.rounds(prompt)
-    next(abandoned)
-    abandoned.close()
-    assert in_thread(lambda: generate(decoder, prompt)[0].token_ids) == expected  # it was closed
-    forgotten = decoder.rounds(prompt)
-    del forgotten
-    assert in_thread(lambda: generate(decoder, prompt)[0].token_ids) == expected  # nobody can go on with it
-    other = in_thread(lambda: decoder.rounds(prompt))
-    next_here = next(other).tokens  # a stream may move to another thread
-    assert next_here == tokens
-    assert generate(decoder, prompt)[0].token_ids == expected  # the same thread takes over
-
-
-def test_of_many_threads_at_once_every_text_is_right_or_refused(make):
-    decoder, prompt = make(), FIRST[:20]
-    expected = generate(make(), prompt)[0].token_ids
-    results = []
-
-    def work():
-        try:
-            results.append(generate(decoder, prompt)[0].token_ids)
-        except RuntimeError as error:
-            results.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    texts = [result for result in results if not isinstance(result, str)]
-    assert len(results) == 6
-    assert texts
-    assert all(text == expected for text in texts)
-    assert all("another thread" in result for result in results if isinstance(result, str))
 
 
 def test_sampling_history_is_the_whole_prompt(make):

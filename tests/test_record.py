@@ -156,12 +156,12 @@ def test_the_decoder_is_left_as_it_was(tmp_path):
     decoder = make()
     decoder.engine.fallback = fallback = Script("dpp")
     text = decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids
-    policy, told, held = decoder.policy, list(fallback.told), list(decoder.engine.held.ids)
+    policy, told, held = decoder.policy, list(fallback.told), list(decoder.engine.admission.prefix.ids)
     record(decoder, PROMPTS, mine, max_new_tokens=30, progress=False)
     assert mine.read_bytes() == whole.read_bytes()
     assert decoder.policy is policy
     assert fallback.told == told != []
-    assert decoder.engine.held.ids == held
+    assert decoder.engine.admission.prefix.ids == held
     assert decoder.generate(PROMPTS[0], max_new_tokens=20).token_ids == text
 
 

@@ -34,7 +34,7 @@ class Device:
             yield
             self.wait(done)
 
-    def ahead(self):
+    def launch_next(self):
         """As `GraphEngine` does it: a round that is launched already is not launched again."""
         if not self.launched:
             self.launched = True
@@ -74,7 +74,7 @@ def test_a_decoding_loop_takes_as_long_as_its_rounds(device):
 @pytest.mark.parametrize("left_over", [False, True])
 def test_what_a_closed_generation_left_launched_is_not_counted_as_a_round(device, left_over):
     if left_over:
-        device.ahead()
+        device.launch_next()
     before = device.launches
     assert gpu_per_round(device, repeats=20) == pytest.approx(MILLISECONDS)
     assert device.launches - before == 20

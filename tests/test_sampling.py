@@ -18,8 +18,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from radar.config import SamplingParams
-from radar.engine.sampler import MOST_BIAS, Sampler
+from radar.config import MOST_BIAS, SamplingParams
+from radar.engine.sampler import Sampler
 from radar.generation.processing import apply_processors
 from radar_kernels import reference_sampling
 from radar_kernels.reference_tree import pack_bits

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fakes import DEVICE, tiny_draft, tiny_target
 
-from radar import TreeConfig, fused_linears
+from radar import TreeConfig
 from radar.draft import eagle3
-from radar.draft.drafter import Drafter
+from radar.draft.drafter import Eagle3Drafter
 from radar.engine.capture import capture
 from radar.target.layers import fuse_projections
 from radar.target.model import TargetModel
@@ -22,9 +22,9 @@ TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
 def drafters(count):
     """Drafters of one head, whose projections are fused as they are on a GPU."""
     draft, embed = tiny_draft(), tiny_target().get_input_embeddings()
-    made = [Drafter(draft, embed, TREE, max_length=64, max_rows=8) for _ in range(count)]
-    for one in made:
-        one._fused = fuse_projections(draft, [draft.midlayer], draft.lm_head)
+    made = [Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8) for _ in range(count)]
+    made[0]._bound.groups = fuse_projections([draft.midlayer], draft.lm_head, made[0]._bound.owner)
+    assert all(one._bound is made[0]._bound for one in made)
     return made
 
 
@@ -72,35 +72,58 @@ def test_an_error_in_a_draft_call_does_not_keep_the_head(monkeypatch):
         assert torch.equal(pool.submit(drafted, other, 0).result(10)[1], drafted(one, 0)[1])
 
 
-def test_nobody_gets_half_of_a_models_projections(monkeypatch):
-    class Slow(fused_linears.FusedLinears):
-        def __init__(self, linears):
-            time.sleep(0.005)
-            super().__init__(linears)
-
-    monkeypatch.setattr(fused_linears, "FusedLinears", Slow)
-    model = tiny_target()
-
-    def groups(_):
-        found = fuse_projections(model, model.model.layers, model.lm_head)
-        return found, len(found)
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(groups, range(4)))
-    assert [count for _, count in results] == [4 * model.config.num_hidden_layers + 1] * 4
-    assert all(found is results[0][0] for found, _ in results)
-
-
 def test_a_decoder_is_not_made_while_another_thread_runs_the_model():
-    """Making one hangs hooks on the modules and moves their weights."""
+    """Making one looks at hooks and forwards of the modules, and moves their weights."""
     model = tiny_target(num_hidden_layers=6)
     first = TargetModel(model, max_length=64, max_rows=8)
     with ThreadPoolExecutor(1) as pool:
-        with first._run.running(first.cache):
+        with first.bound.running(first.cache):
             second = pool.submit(TargetModel, model, max_length=64, max_rows=8, tap_layers=(1, 2, 4))
             with pytest.raises(TimeoutError):
                 second.result(0.3)
         assert second.result(10).tap_layers == (1, 2, 4)
+
+
+def test_a_stock_forward_in_another_thread_is_the_models_own():
+    """With padding too: its masks follow its own attention, its layers are not ours and leave no taps."""
+    model = tiny_target()
+    target = TargetModel(model, max_length=64, max_rows=8)
+    target.bound._groups = fuse_projections(model.model.layers, model.lm_head, target.bound._owner)
+    ids = torch.tensor([[1, 5, 3, 2], [0, 0, 3, 2]], device=DEVICE)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=DEVICE)
+
+    @torch.inference_mode()
+    def stock():
+        return model(input_ids=ids, attention_mask=mask).logits
+
+    expected = stock()
+    with ThreadPoolExecutor(1) as pool, target.bound.running(target.cache, target.tap_layers):
+        for _ in range(3):
+            assert torch.equal(pool.submit(stock).result(20), expected)
+        assert pool.submit(lambda: model.config._attn_implementation).result(20) != "radar_tree"
+        assert model.config._attn_implementation == "radar_tree"
+        assert target.bound._tapped(target.tap_layers)._kept == {}
+    assert model.config._attn_implementation != "radar_tree"
+
+
+def test_threads_decode_and_call_the_model_at_once():
+    model = tiny_target()
+    target = TargetModel(model, max_length=64, max_rows=8)
+    ids = torch.tensor([[1, 5, 3, 2]], device=DEVICE)
+
+    @torch.inference_mode()
+    def ours(_):
+        return target.verify_chain(ids)[0]
+
+    @torch.inference_mode()
+    def stock(_):
+        return model(input_ids=ids).logits
+
+    expected = ours(0), stock(0)
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(pool.map(ours, range(40)), pool.map(stock, range(40)), strict=True):
+            assert torch.equal(a, expected[0])
+            assert torch.equal(b, expected[1])
 
 
 def test_one_capture_at_a_time(monkeypatch):

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from fakes import DEVICE, FAMILIES, hf_greedy, tiny_target
-from test_verify import random_tree
 from torch import nn
+from trees import random_tree
 
 from radar.target.model import TargetModel, default_tap_layers
 from radar_kernels.reference_tree import pack_bits
@@ -21,9 +21,9 @@ def tensor(values):
 
 
 def chain(target, tokens):
-    out = target.forward_chain(tensor([tokens]))
+    found = target.verify_chain(tensor([tokens]))
     target.advance(len(tokens))
-    return out
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,16 +33,15 @@ def test_every_path_equals_causal_decoding(family, rng):
     tokens, parents, depths, reach = random_tree(rng, 40, 12, 8)
     with torch.inference_mode():
         chain(target, PROMPT)
-        out = target.forward(tensor([tokens]), tensor([depths]), pack_bits(tensor([reach])))
-        logits = target.logits(out.hidden_states)[0]
+        logits, found = target.verify(tensor([tokens]), tensor([depths]), pack_bits(tensor([reach])))
         for node in range(40):
             path = [node]
             while path[0]:
                 path.insert(0, parents[path[0]])
             plain = model(tensor([PROMPT + [tokens[i] for i in path]]), output_hidden_states=True)
-            torch.testing.assert_close(logits[node], plain.logits[0, -1], atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(logits[0, node], plain.logits[0, -1], atol=2e-4, rtol=1e-4)
             taps = torch.cat([plain.hidden_states[i][0, -1] for i in default_tap_layers(5)])
-            torch.testing.assert_close(out.aux_hidden_states[0, node], taps, atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(found[0, node], taps, atol=2e-4, rtol=1e-4)
 
 
 def test_a_chain_has_the_words_of_its_rows():
@@ -62,8 +61,8 @@ def test_a_visible_sibling_would_be_seen(rng):
     target = TargetModel(tiny_target(), max_length=64, max_rows=16)
     ids, positions = tensor([[1, 2, 3]]), tensor([[0, 1, 1]])
     with torch.inference_mode():
-        right = target.forward(ids, positions, tensor([[[1], [3], [5]]])).hidden_states
-        wrong = target.forward(ids, positions, tensor([[[1], [3], [7]]])).hidden_states
+        right, _ = target.verify(ids, positions, tensor([[[1], [3], [5]]]))
+        wrong, _ = target.verify(ids, positions, tensor([[[1], [3], [7]]]))
     assert torch.equal(right[:, :2], wrong[:, :2])
     assert (right[:, 2] - wrong[:, 2]).abs().max() > 0.05
 
@@ -75,9 +74,9 @@ def test_committed_branch_continues_like_a_prompt():
         chain(target, PROMPT)
         # root 7 with children 8 and 9, grandchild 10 of 9: keep 7, 9, 10
         bits = tensor([[[0b0001], [0b0011], [0b0101], [0b1101]]])
-        target.forward(tensor([[7, 8, 9, 10]]), tensor([[0, 1, 1, 2]]), bits)
+        target.verify(tensor([[7, 8, 9, 10]]), tensor([[0, 1, 1, 2]]), bits)
         target.cache.commit(tensor([[0, 2, 3, 0]]), tensor([3]))
-        ours = target.logits(chain(target, [11]).hidden_states)[0, -1]
+        ours = chain(target, [11])[0][0, -1]
         plain = model(tensor([[*PROMPT, 7, 9, 10, 11]])).logits[0, -1]
     torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
 
@@ -106,37 +105,15 @@ def test_the_attention_setting_is_restored_after_an_error():
 
     target.cache.write = fail
     with pytest.raises(RuntimeError, match="no memory"):
-        target.forward_chain(tensor([[1]]))
+        target.verify_chain(tensor([[1]]))
     assert model.config._attn_implementation == attention
-
-
-def test_an_interrupt_at_the_attention_setting_heals(monkeypatch):
-    """transformers sets it by a property, so Ctrl-C may come between the setting and all that follows."""
-    model = tiny_target()
-    target, own = TargetModel(model, max_length=32, max_rows=8), model.config._attn_implementation
-    stock = type(model.config)._attn_implementation
-    left = [1]
-
-    def interrupted(config, value):
-        stock.fset(config, value)
-        if left and value != own:
-            left.clear()
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(model.config), "_attn_implementation", property(stock.fget, interrupted))
-    with pytest.raises(KeyboardInterrupt):
-        target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
-    assert model.config._attn_implementation == own
-    model.config._attn_implementation = "radar_tree"  # as an interrupt in the way out would leave it
-    target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
-    assert model.config._attn_implementation == own
 
 
 def test_weights_go_with_the_last_decoder():
     """By counting, without a collection: a cycle would hold a large model while the next one is loaded."""
     model = tiny_target()
     target = TargetModel(model, max_length=32, max_rows=8)
-    target.forward_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
+    target.verify_chain(torch.tensor([[1, 2, 3]], device=DEVICE))
     weight = weakref.ref(model.get_decoder().layers[0].self_attn.q_proj.weight)
     gc.collect()
     gc.disable()
@@ -165,9 +142,9 @@ def test_taps_can_be_overridden():
     model = tiny_target()
     target = TargetModel(model, max_length=64, max_rows=16, tap_layers=(0, 4))
     with torch.inference_mode():
-        out = chain(target, PROMPT)
+        _, taps = chain(target, PROMPT)
         states = model(tensor([PROMPT]), output_hidden_states=True).hidden_states
-    torch.testing.assert_close(out.aux_hidden_states, torch.cat((states[0], states[4]), -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(taps, torch.cat((states[0], states[4]), -1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [(2, 5), (-1,), (9,)])
@@ -210,14 +187,13 @@ def test_threads_with_a_decoder_each_take_turns_on_a_model():
 
     def run(target, text):
         with torch.inference_mode():
-            return target.forward_chain(text)
+            return target.verify_chain(text)
 
     expected = [run(target, text) for target, text in zip(targets, texts, strict=True)]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(20):
             for found, wanted in zip(pool.map(run, targets, texts), expected, strict=True):
-                assert torch.equal(found.hidden_states, wanted.hidden_states)
-                assert torch.equal(found.aux_hidden_states, wanted.aux_hidden_states)
+                assert all(map(torch.equal, found, wanted))
 
 
 def test_a_module_that_was_replaced_is_used():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from radar.autoregressive import AutoregressiveDecoder
+from radar.decoder import AutoregressiveDecoder
 from radar.draft.eagle3 import Eagle3Draft
 from radar.target.model import resolve_tap_layers
 

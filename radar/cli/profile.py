@@ -81,7 +81,7 @@ def _with_nodes(decoder: Any, nodes: int, args: argparse.Namespace) -> Any:
 
     return RadarDecoder(
         decoder.model,
-        draft=decoder.engine.drafter.draft,
+        draft=decoder.draft,
         policy=decoder.policy,
         tree=replace(decoder.tree, total_tokens=nodes),
         max_length=decoder.max_length,

@@ -1,11 +1,10 @@
-"""Draft calls on static buffers: one from the root's context, then one for each level of the tree."""
+"""EAGLE-3's draft calls on static buffers: one from the root's context, then one for each level of the tree."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +12,20 @@ from torch import Tensor, nn
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.tree import DraftTree
-from radar.target.attention import attend, attending, causal_ancestors
+from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
 from radar.target.compiled import compiled
+from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
+from radar.target.running import Owner, running
+from radar.target.shared import shared
 from radar_kernels import topk_confidence
 
-__all__ = ["Drafter"]
-
-_locks: WeakKeyDictionary[Eagle3Draft, threading.Lock] = WeakKeyDictionary()
+__all__ = ["Eagle3Drafter"]
 
 
-class Drafter:
-    """Grows the draft tree of one round.
+class Eagle3Drafter:
+    """Grows the draft tree of one round, as `radar.draft.base.Drafter` says.
 
     The draft's cache holds pairs (token t + 1, feature t) of the verified text; above them, as scratch, the beam nodes
     of the round: level d, beam node i in column (d - 1) k + i.
@@ -35,10 +35,11 @@ class Drafter:
 
     Args:
         draft: the head, on the target's device and dtype.
-        embed_tokens: the target's embedding, which the head shares.
+        embed_tokens: the target's embedding, which the head shares, or its own.
         config: the tree's shape.
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
+        batch_size: rows of the batch.
         compile: let torch.compile make the forward of `begin` and `step`.
     """
 
@@ -53,39 +54,42 @@ class Drafter:
         batch_size: int = 1,
         compile: bool = False,
     ) -> None:
-        weight = draft.fc.weight
+        weight, rows = draft.fc.weight, max(max_rows, config.max_accepted)
+        device = weight.device
         self.draft = draft
         self.embed_tokens = embed_tokens
         self.config = config
-        self.tree = DraftTree(batch_size, config, weight.device)
+        self.feature_size: int = draft.fc.in_features
+        self.num_scratch_rows = config.max_accepted + config.num_draft_columns
+        self.tree = DraftTree(batch_size, config, device)
         self.hidden = torch.zeros(
-            (batch_size, config.tree_top_k, draft.config.hidden_size), dtype=weight.dtype, device=weight.device
+            (batch_size, config.tree_top_k, draft.config.hidden_size), dtype=weight.dtype, device=device
         )
         self.cache = StaticKVCache(
             num_layers=1,
             batch_size=batch_size,
             num_kv_heads=draft.config.num_key_value_heads,
-            capacity=max_length + max(max_rows, config.max_accepted) + config.num_draft_columns,
+            capacity=max_length + rows + config.num_draft_columns,
             head_dim=draft.config.head_dim,
             dtype=weight.dtype,
-            device=weight.device,
+            device=device,
         )
-        rows = max(max_rows, config.max_accepted)
-        self._rows = torch.arange(rows, device=weight.device)
+        self._rows = torch.arange(rows, device=device)
         self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
-        self._root_scores = torch.zeros((batch_size, 1), device=weight.device)
+        self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
+        self._bound = shared(draft, _BoundHead)
+        self.refresh()
+        self._run_first = compiled(_first) if compile else _first
+        self._run_next = compiled(_next) if compile else _next
 
-        self._lock = _locks.setdefault(draft, threading.Lock())
-        self._fused: list[FusedLinears] = []
-        if weight.device.type == "cuda":
-            self._fused = fuse_projections(draft, [draft.midlayer], draft.lm_head)
-        self._run_first = compiled(self._first) if compile else self._first
-        self._run_next = compiled(self._next) if compile else self._next
+    def refresh(self) -> Fingerprint:
+        """Take the head as it is now; see `BoundModel.refresh`."""
+        return self._bound.refresh(self.draft)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with self._lock, attending(self.cache), fused(self._fused):
+        with self._bound.lock, fused(self._bound.groups), running(self._bound.owner, self.cache):
             yield
 
     def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> None:
@@ -96,63 +100,103 @@ class Drafter:
             aux_hidden_states: the target's taps [B, A, taps * hidden].
             count: how many of the A rows are real, [B] or a number; the rest is padding.
         """
+        rows = self._rows[: tokens.shape[1]]
         with self._running():
-            self._pairs(tokens, aux_hidden_states, self.cache.length, self._chain(tokens.shape[1]))
+            _pairs(self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows))
         self.cache.length += count
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
+        rows = self._rows[: tokens.shape[1]]
         with self._running():
-            ancestors = self._chain(tokens.shape[1])
-            hidden, logits = self._run_first(tokens, aux_hidden_states, self.cache.length, ancestors, count)
+            hidden, logits = self._run_first(
+                self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows),
+                count,
+            )  # fmt: skip
         self.cache.length += count
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
 
-    def step(self) -> None:
-        """One more draft call: expand the beam of the newest level."""
+    def step(self, alive: Tensor | None = None) -> None:
+        """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
             hidden, logits = self._run_next(
-                tree.beam_tokens, self.hidden, self.cache.length, tree.calls, tree.beam_ancestors
-            )
+                self.draft, self.embed_tokens, tree.beam_tokens, self.hidden, self.cache.length, tree.calls,
+                tree.beam_ancestors,
+            )  # fmt: skip
         level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
-        tree.grow(level, hidden, self.hidden)
+        tree.grow(level, hidden, self.hidden, alive)
 
     def reset(self) -> None:
         self.cache.reset()
 
-    def _first(
-        self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, ancestors: Tensor, count: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        hidden = self._pairs(tokens, aux_hidden_states, length, ancestors)
-        hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
-        return hidden, self.draft.logits(hidden)
+    def _chain(self, rows: Tensor) -> Tensor:
+        """Ancestor words of as many pairs, no more than they need: attention goes through all the words' columns."""
+        count, batch = len(rows), self._root_scores.shape[0]
+        if count not in self._causal:
+            self._causal[count] = causal_ancestors(count, rows.device).expand(batch, -1, -1).contiguous()
+        return self._causal[count]
 
-    def _next(
-        self, tokens: Tensor, hidden: Tensor, length: Tensor, calls: Tensor, ancestors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        depth = calls - 1  # of the beam below level 1
-        positions = (length + depth)[:, None].expand_as(tokens)
-        column = length + depth * self.config.tree_top_k
-        hidden = self._forward(tokens, hidden, positions, column, ancestors)
-        return hidden, self.draft.logits(hidden)
 
-    def _pairs(self, tokens: Tensor, aux_hidden_states: Tensor, length: Tensor, ancestors: Tensor) -> Tensor:
-        positions = length[:, None] + self._rows[: tokens.shape[1]]
-        return self._forward(tokens, self.draft.fuse(aux_hidden_states), positions, length, ancestors)
+class _BoundHead:
+    """What all drafters of a head share: the lock that they take turns by, and its fused layers."""
 
-    def _chain(self, rows: int) -> Tensor:
-        """Ancestor words of `rows` pairs, no more than they need: attention goes through all the words' columns."""
-        if rows not in self._causal:
-            self._causal[rows] = causal_ancestors(rows, self._rows.device)
-        return self._causal[rows]
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner = Owner()
+        self.groups: list[FusedLinears] = []
+        self._print: Fingerprint | None = None
 
-    def _forward(self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor) -> Tensor:
-        """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
-        scale = self.draft.config.head_dim**-0.5
+    def refresh(self, draft: Eagle3Draft) -> Fingerprint:
+        with self.lock:
+            now = fingerprint(draft)
+            moved = self._print is None or now.layout != self._print.layout
+            if moved and draft.fc.weight.device.type == "cuda":
+                self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
+                now = fingerprint(draft)
+            self._print = now
+            return now
 
-        def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return attend(query, key, value, start, ancestors, 0, scale)
 
-        return self.draft(self.embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]
+def _first(
+    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, aux_hidden_states: Tensor, rows: Tensor,
+    length: Tensor, ancestors: Tensor, count: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """State and logits of the last real pair [B, 1, ...]."""
+    hidden = _pairs(draft, embed_tokens, tokens, aux_hidden_states, rows, length, ancestors)
+    hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+    return hidden, draft.logits(hidden)
+
+
+def _next(
+    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, hidden: Tensor, length: Tensor, calls: Tensor,
+    ancestors: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """States and logits of the beam [B, k, ...]."""
+    depth = calls - 1  # of the beam below level 1
+    positions = (length + depth)[:, None].expand_as(tokens)
+    column = length + depth * tokens.shape[1]
+    hidden = _forward(draft, embed_tokens, tokens, hidden, positions, column, ancestors)
+    return hidden, draft.logits(hidden)
+
+
+def _pairs(
+    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, aux_hidden_states: Tensor, rows: Tensor,
+    length: Tensor, ancestors: Tensor,
+) -> Tensor:  # fmt: skip
+    hidden = draft.fuse(aux_hidden_states)
+    return _forward(draft, embed_tokens, tokens, hidden, length[:, None] + rows, length, ancestors)
+
+
+def _forward(
+    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor,
+    ancestors: Tensor,
+) -> Tensor:  # fmt: skip
+    """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
+    scale = draft.config.head_dim**-0.5
+
+    def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, start, ancestors, 0, scale)
+
+    return draft(embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]

@@ -33,10 +33,10 @@ class DraftTree:
         k, slots = config.tree_top_k, config.num_candidates
         words = max(1, math.ceil(config.num_draft_columns / 64))
         self.config = config
-        self.scores = torch.full((batch_size, slots), -torch.inf, device=device)
+        self.scores = torch.full((batch_size, slots), -torch.inf, dtype=torch.float32, device=device)
         self.tokens = torch.zeros((batch_size, slots), dtype=torch.int64, device=device)
         self.parents = torch.full((batch_size, slots), -1, dtype=torch.int64, device=device)
-        self.beam_scores = torch.zeros((batch_size, k), device=device)
+        self.beam_scores = torch.zeros((batch_size, k), dtype=torch.float32, device=device)
         self.beam_tokens = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
         self.beam_slots = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
         self.beam_ancestors = torch.zeros((batch_size, k, words), dtype=torch.int64, device=device)
@@ -59,9 +59,9 @@ class DraftTree:
         """
         grow_tree(level, hidden, self._buffers(beam_hidden), first=True)
 
-    def grow(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor) -> None:
-        """Add the children of the beam (R = k rows); arguments as in `start`."""
-        grow_tree(level, hidden, self._buffers(beam_hidden), first=False)
+    def grow(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor, alive: Tensor | None = None) -> None:
+        """Add the children of the beam (R = k rows) to the rows that are `alive` [B]; other arguments as in `start`."""
+        grow_tree(level, hidden, self._buffers(beam_hidden), first=False, alive=alive)
 
     def _buffers(self, beam_hidden: Tensor) -> TreeBuffers:
         return TreeBuffers(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from radar.draft.drafter import Drafter
+from radar.draft.base import Drafter
 from radar.target.model import TargetModel
 
 __all__ = ["Prefill", "chunk_sizes"]
@@ -35,7 +35,7 @@ def split(start: int, stop: int, sizes: Mapping[int, int]) -> Iterator[tuple[int
 
 
 class Prefill:
-    """Fills the caches with a prompt.
+    """Fills the caches with prompts.
 
     `chunk` works on static buffers and asks the host for nothing, so a graph can hold it.
 
@@ -44,7 +44,7 @@ class Prefill:
 
     Attributes:
         sizes: rows that `chunk` may be called for, and from how many tokens on.
-        logits: [B, vocabulary] of the last chunk's last token.
+        logits: [B, vocabulary] of each prompt's last token.
         taps: its features [B, 1, taps * hidden]: with the next token, the pair that the first `Drafter.begin` adds.
     """
 
@@ -60,14 +60,20 @@ class Prefill:
         self.taps = torch.zeros((batch, 1, width), dtype=target.dtype, device=device)
 
     def run(
-        self, input_ids: Tensor, chunks: Mapping[int, Callable[[], object]] | None = None, *, start: int = 0
+        self,
+        input_ids: Tensor,
+        chunks: Mapping[int, Callable[[], object]] | None = None,
+        *,
+        start: int = 0,
+        lengths: Tensor | None = None,
     ) -> None:
-        """Take a prompt [B, P] on the target's device, P >= 1.
+        """Take prompts [B, P] on the target's device, P >= 1.
 
         Args:
             chunks: what runs `self.chunk` for each of `sizes`; None: Python does.
             start: rows that both caches hold already, 0 <= start < P: the pair of a row looks one token ahead, so both
                 are to be of this prompt's tokens up to the one at `start`. What they hold beyond is dropped.
+            lengths: [B] of the prompts, where they differ: `input_ids` is padded on the right.
         """
         length, most = input_ids.shape[1], max(self.sizes)
         for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
@@ -76,9 +82,13 @@ class Prefill:
         padded = torch.nn.functional.pad(input_ids, (0, most))  # the pairs look one token ahead
         for first, count, rows in split(start, length, self.sizes):
             self.tokens[:, : rows + 1].copy_(padded[:, first : first + rows + 1])
-            self.count.fill_(count)
             # pairs (token t + 1, feature t); the last token's partner is not known yet
-            self.known.fill_(count - 1 if first + count == length else count)
+            if lengths is None:
+                self.count.fill_(count)
+                self.known.fill_(count - 1 if first + count == length else count)
+            else:
+                self.count.copy_((lengths - first).clamp(0, count))
+                self.known.copy_((lengths - 1 - first).clamp(0, count))
             if chunks is None:
                 self.chunk(rows)
             else:
@@ -86,11 +96,22 @@ class Prefill:
 
     def chunk(self, rows: int) -> None:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""
-        out = self.target.forward_chain(self.tokens[:, :rows])
+        batch = len(self.count)
+        last = self.count - 1
+        # of one prompt the last row alone goes through the output layer
+        logits, taps = self.target.verify_chain(self.tokens[:, :rows], keep=last if batch == 1 else None)
         self.target.advance(self.count)
         if self.drafter is not None:
-            self.drafter.extend(self.tokens[:, 1 : rows + 1], out.aux_hidden_states, self.known)
-        last = (self.count - 1)[:, None, None]
-        hidden = out.hidden_states.gather(1, last.expand(-1, 1, out.hidden_states.shape[-1]))
-        self.logits.copy_(self.target.logits(hidden)[:, 0])
-        self.taps.copy_(out.aux_hidden_states.gather(1, last.expand_as(self.taps)))
+            self.drafter.extend(self.tokens[:, 1 : rows + 1], taps, self.known)
+        if batch == 1:
+            self.logits.copy_(logits[:, 0])
+            self.taps.copy_(_rows(taps, last))
+            return
+        here = self.count > 0  # a prompt that ended in an earlier chunk keeps what that one left
+        self.logits.copy_(torch.where(here[:, None], _rows(logits, last.clamp(min=0))[:, 0], self.logits))
+        self.taps.copy_(torch.where(here[:, None, None], _rows(taps, last.clamp(min=0)), self.taps))
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """values[b, index[b]] for every b: [B, N, W] -> [B, 1, W]."""
+    return values.gather(1, index[:, None, None].expand(-1, 1, values.shape[-1]))

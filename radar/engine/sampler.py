@@ -47,7 +47,7 @@ class Sampler:
             min_p=full(0),
             repetition_penalty=full(1),
             biased=full(0, torch.bool),
-            logit_bias=torch.zeros(batch_size, vocab_size, device=device),
+            logit_bias=torch.zeros(batch_size, vocab_size, dtype=torch.float32, device=device),
             seen=torch.zeros(batch_size, math.ceil(vocab_size / 32), dtype=torch.int32, device=device),
         )
         self.set(GREEDY)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.draft.drafter import Drafter
+from radar.draft.base import Drafter
 from radar.engine.sampler import Sampler
-from radar.engine.verify import accept
 from radar.policy.base import RoundSignals, StopPolicy, attach_signals
 from radar.target.model import TargetModel
+from radar_kernels import accept_nodes
 
 __all__ = ["RoundSteps"]
 
@@ -27,6 +27,8 @@ class RoundSteps:
 
     Attributes:
         nodes: the tree that `select` made.
+        result: [B, 2 + A], see `commit`.
+        alive: [B] bool, the rows that still draft in this round.
     """
 
     def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
@@ -37,11 +39,11 @@ class RoundSteps:
         self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
         self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
-        self.taps = torch.zeros(
-            (batch, config.max_accepted, drafter.draft.fc.in_features), dtype=target.dtype, device=device
-        )
+        self.taps = torch.zeros((batch, config.max_accepted, drafter.feature_size), dtype=target.dtype, device=device)
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.result = torch.zeros((batch, 2 + config.max_accepted), dtype=torch.int64, device=device)
+        self.alive = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         self.set_policy(policy)
@@ -51,14 +53,9 @@ class RoundSteps:
         policy.bind(self.root.shape[0], self.config, self.target.device)
         self.policy = policy
 
-    def load(self, logits: Tensor, taps: Tensor, token: Tensor | None = None) -> None:
-        """Take the scores of the prompt's successor [B, V], and the taps of the prompt's last position [B, 1, taps].
-
-        `token` [B, 1] is the successor if it has been chosen already.
-        """
-        if token is None:
-            token = self.sampler.sample(logits[:, None], self.target.cache.length[:, None])
-        self.sampler.commit(token, self.count.fill_(1))
+    def load(self, token: Tensor, taps: Tensor) -> None:
+        """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]."""
+        self.count.fill_(1)
         self.root.copy_(token[:, 0])
         self.tokens[:, :1] = token
         self.taps[:, :1] = taps
@@ -69,15 +66,21 @@ class RoundSteps:
         if hasattr(self.policy, "attach"):
             torch.add(self.target.cache.length, 1, out=self.signals.context_length)
         self.policy.reset()
+        if len(self.alive) > 1:
+            self.alive.fill_(True)
         self.drafter.begin(self.tokens, self.taps, self.count)
 
     def stop(self) -> Tensor:
-        """Whether the newest level ends the drafting: flags [B]."""
-        return self.policy.stop(self.drafter.tree.beam_scores)
+        """Which rows have ended their drafting, with the newest level or before: flags [B]."""
+        stop = self.policy.stop(self.drafter.tree.beam_scores)
+        if len(stop) == 1:  # the loop ends with the one row
+            return stop
+        self.alive &= ~stop
+        return ~self.alive
 
     def step(self) -> None:
-        """One more draft call."""
-        self.drafter.step()
+        """One more draft call, for the rows that are alive; what the others have drafted stays as it is."""
+        self.drafter.step(self.alive if len(self.alive) > 1 else None)
 
     def select(self) -> None:
         """Choose the best nodes of all levels."""
@@ -97,7 +100,10 @@ class RoundSteps:
 
     def accept(self, target_tokens: Tensor) -> None:
         """Walk the tree along the target's tokens."""
-        self._accepted = accept(self.nodes, target_tokens, self.config.max_accepted)
+        nodes = self.nodes
+        self._accepted = accept_nodes(
+            nodes.draft_tokens, nodes.parents, nodes.valid, target_tokens, max_accepted=self.config.max_accepted
+        )
 
     def commit(self) -> Tensor:
         """Keep what was accepted, and leave the next round's input.
@@ -114,7 +120,8 @@ class RoundSteps:
         self.count.copy_(count)
         self.signals.accept_length.copy_(result.accept_length)
         self.root.copy_(result.next_token)
-        return torch.cat((self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens), dim=1)
+        parts = (self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens)
+        return torch.cat(parts, dim=1, out=self.result)
 
     def num_drafted(self, calls: int) -> int:
         """Draft tokens that a round of `calls` draft calls verifies: all candidates, or what the tree has room for."""
@@ -127,7 +134,7 @@ class RoundSteps:
         As many pairs as `begin` takes can wait; before one more, `catch_up`.
 
         Returns:
-            The token [B, 1].
+            The token [B, 1], which is `root` too.
         """
         logits, taps = self.target.verify(*self.target.chain(self.root[:, None]))
         self.target.advance(1)

@@ -1,102 +1,98 @@
-"""What every decoder offers on top of its rounds: `rounds` -> `stream` -> `generate`, text or ids in."""
+"""What every decoder offers on top of its engine: `rounds` -> `stream` -> `generate`, text or ids in."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
 import time
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 
-import torch
 from torch import Tensor
 
-from radar.errors import UsageError
+from radar.engine.ambient import ambient
+from radar.engine.base import Engine
+from radar.errors import BusyError, UsageError
 from radar.generation.hf import generate_ids
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
 from radar.generation.request import GenerateOptions, Request, make_request
-from radar.generation.stops import TextEnd
+from radar.generation.sequence import GenerationOutput, Sequence
+from radar.generation.streamers import ended, feed
 from radar.generation.text import TextStream
-from radar.metrics import DecodeMetrics, Round, Tally, summarize
+from radar.metrics import DecodeMetrics, Round, Tally
 
-__all__ = ["Decoder", "GenerationOutput", "Prompt", "TextStream", "end_token_ids"]
-
-
-@dataclass(frozen=True)
-class GenerationOutput:
-    """A finished generation.
-
-    Attributes:
-        token_ids: the new tokens, an end token included if one was reached.
-        text: their text without special tokens; None without a tokenizer.
-        metrics: what it took.
-        finish_reason: "stop" at an end token, stop string or criterion, "length" at the limit, "cancelled" if the
-            stream was closed before.
-    """
-
-    token_ids: list[int]
-    text: str | None
-    metrics: DecodeMetrics
-    finish_reason: str
+__all__ = ["Decoder", "Prompt", "end_token_ids"]
 
 
-class Decoder(ABC):
-    """Text and token limits around `_start` and `_round`; a subclass says how tokens come about.
+E = TypeVar("E", bound=Engine)
+E_co = TypeVar("E_co", bound=Engine, covariant=True)
 
-    One generation runs at a time: starting another one ends the stream of the one before with an error, and is refused
-    while that one belongs to another thread.
+
+class Recipe(Protocol[E_co]):
+    """What an engine is made of beside the model."""
+
+    def build(self, model: Any) -> E_co:
+        """An engine for the model as it is now."""
+
+
+class Decoder(Generic[E]):
+    """Requests in, texts out, one text at a time.
+
+    Any thread may ask for a text while another one is being made. `generate` waits for its turn; streams and rounds
+    take turns round by round, at the price of a prompt's pass at every change.
 
     Args:
         model: the transformers model that decodes.
         tokenizer: a transformers tokenizer, or None for ids only.
-        eos_token_ids: ids that end a generation.
         max_length: tokens that the cache holds, prompt and output together.
-        vocab_size: ids that the target knows.
+        recipe: makes the engine for the model as it is: at first, and when its modules or storages are others.
     """
 
-    engine_name = ""
-
-    def __init__(
-        self, model: Any, *, tokenizer: Any, eos_token_ids: Sequence[int], max_length: int, vocab_size: int
-    ) -> None:
+    def __init__(self, model: Any, recipe: Recipe[E], *, tokenizer: Any, max_length: int) -> None:
         check_tokenizer(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.eos_token_ids = frozenset(eos_token_ids)
         self.max_length = max_length
-        self.vocab_size = vocab_size
-        self._generation = 0
-        self._open: Callable[[], Generator[Round] | None] = lambda: None
-        self._thread = 0  # that took the last step of the open generation
-        self._opening = threading.Lock()
+        self._recipe = recipe
+        self._ends: frozenset[int] | None = None
+        self._turn = threading.RLock()
+        self._stepping: int | None = None  # thread that makes a round
+        self._held: object = None  # token of the sequence whose text the engine holds
         self._tally = Tally()
+        self._engine: E | None = None
+        self._engine = self.engine  # what does not fit is refused now
 
-    @abstractmethod
-    def _start(self, request: Request) -> Round:
-        """Take a prompt and return its first token."""
+    @property
+    def engine(self) -> E:
+        """What makes the rounds; made again once the model was moved, cast or given other modules."""
+        if self._engine is None:
+            with ambient(self.model.device):
+                self._engine = self._recipe.build(self.model)
+        return self._engine
 
-    @abstractmethod
-    def _round(self) -> Round:
-        """The next tokens."""
+    @property
+    def engine_name(self) -> str:
+        """Which runner makes the rounds."""
+        return self.engine.name
 
-    @abstractmethod
-    def _release(self) -> None:
-        """Let go of what belongs to the generation that ended: its processors and their scores."""
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the target knows."""
+        return self.engine.target.vocab_size
 
-    @abstractmethod
-    def _ahead(self) -> None:
-        """Start on the next round, if the decoder can work while the last one's tokens are dealt with."""
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end a text: assigned here, else of the model's generation config, else the tokenizer's."""
+        return frozenset(end_token_ids(self.model, self.tokenizer)) if self._ends is None else self._ends
+
+    @eos_token_ids.setter
+    def eos_token_ids(self, ids: frozenset[int]) -> None:
+        self._ends = frozenset(ids)
 
     @property
     def metrics(self) -> DecodeMetrics:
         """The running total over every generation of this decoder, those that were cancelled included."""
         return self._tally.summary(self.engine_name)
 
-    def rounds(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generator[Round]:
+    def rounds(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Sequence:
         """Generate round by round; for one seed every decoder, tree and policy gives one text.
 
         Args:
@@ -104,33 +100,34 @@ class Decoder(ABC):
                 which go through the tokenizer's chat template. A conversation goes on from what the caches hold of it.
             options: see `GenerateOptions`.
 
-        Yields:
-            First the prompt's pass with one token, then a `Round` each, cut at an end of the text or the limit.
+        Returns:
+            An iterator over `Round`s, the prompt's pass first; `close` ends it early, from any thread.
 
         Raises:
-            ValueError: before any work, if the prompt is empty, too long, or holds ids that the target does not know,
+            UsageError: before any work, if the prompt is empty, too long, or holds ids that the target does not know,
                 if the limit is not positive or does not fit, or an option is wrong.
-            RuntimeError: if a generation of another thread has not ended yet.
+            BusyError: from inside of a round of this decoder, in a processor or criterion.
         """
-        return self._open_generation(self._request(prompt, options))
+        return self._open(self._request(prompt, options))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """Generate and hand out text as it becomes certain; see `rounds` for the arguments and errors."""
         if self.tokenizer is None:
             raise UsageError("stream needs a tokenizer; pass tokenizer= to the decoder, or use rounds for token ids")
-        return TextStream(self.tokenizer, self.rounds(prompt, **options), self._output)
+        sequence = self.rounds(prompt, **options)
+        return TextStream(self.tokenizer, sequence, lambda: sequence.output(self.tokenizer, self.engine_name))
 
     def generate(self, prompt: Prompt, *, streamer: Any = None, **options: Unpack[GenerateOptions]) -> GenerationOutput:
         """Generate to the end; see `rounds` for the arguments and errors.
 
         Args:
             streamer: gets the prompt [1, P], then each token [1], by `put`, and `end` when there are no more, as
-                transformers' streamers do.
+                transformers' streamers do; `end` after an error too.
         """
-        request = self._request(prompt, options)
         started = time.perf_counter()
-        rounds = self._collect(request, streamer)
-        return self._output(rounds, time.perf_counter() - started)
+        with ended(streamer):
+            sequence = self.run(self._request(prompt, options), streamer)
+        return sequence.output(self.tokenizer, self.engine_name, time.perf_counter() - started)
 
     def generate_ids(self, inputs: Tensor | None = None, **arguments: Any) -> Any:
         """transformers' `model.generate`, decoded here: its arguments, defaults and results.
@@ -144,9 +141,20 @@ class Decoder(ABC):
             Prompt and output [1, P + N], or with `return_dict_in_generate=True` a `RadarGenerateOutput`.
 
         Raises:
-            ValueError: for an argument that cannot be honoured, by its name.
+            UsageError: for an argument that cannot be honoured, by its name.
         """
-        return generate_ids(self, inputs, arguments)
+        with ended(arguments.get("streamer")):
+            return generate_ids(self, inputs, arguments)
+
+    def run(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> Sequence:
+        """Decode a request to its end, before anybody else has a turn, and feed a streamer."""
+        with self._turn:
+            sequence = self._open(request)
+            try:
+                feed(sequence, streamer, put_prompt=put_prompt)
+            finally:
+                sequence.close()
+        return sequence
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
@@ -182,85 +190,69 @@ class Decoder(ABC):
             )
         return max_new_tokens
 
-    def _open_generation(self, request: Request) -> Generator[Round]:
-        with self._opening:
-            running, here = self._open(), threading.get_ident()
-            foreign = (
-                running is not None
-                and inspect.getgeneratorstate(running) != inspect.GEN_CLOSED
-                and self._thread != here
+    def _open(self, request: Request) -> Sequence:
+        if self._stepping == threading.get_ident():
+            raise BusyError(
+                "this decoder is in the middle of a round, whose processor or criterion asks it for another text: use "
+                "another decoder there"
             )
-            if foreign and any(thread.ident == self._thread for thread in threading.enumerate()):
-                raise RuntimeError(
-                    "this decoder is in the middle of a generation of another thread: end or close that one first, "
-                    "put a lock around the decoder, or make a decoder for each thread"
-                )
-            self._generation += 1
-            self._thread = here
-            generation = self._run(request, self._generation)
-            self._open = weakref.ref(generation)
-        return generation
+        return Sequence(request, self._step, self._release, self.model.device)
 
-    def _run(self, request: Request, generation: int) -> Generator[Round]:
-        text = list(request.input_ids)
-        end = TextEnd(text, request.limit, request.end_token_ids, request.criteria, self.model.device)
-        if request.processing is not None:
-            request = replace(request, processing=replace(request.processing, ends=end.ends))
-        step: Callable[[], Round] = functools.partial(self._start, request)
-        try:
-            while True:
-                if generation != self._generation:
-                    raise RuntimeError("this generation ended because another one was started on the same decoder")
-                self._thread = threading.get_ident()  # a stream may be read from one thread after the other
-                started = time.perf_counter()
-                with torch.inference_mode():
-                    item = step()
-                    _cut(item, end, text)
-                    if item.finish_reason is None:
-                        self._ahead()
-                self._tally.add(item)
-                self._tally.num_generations += item.is_prefill
+    def _step(self, sequence: Sequence) -> Round | None:
+        """Make the sequence's next round; None if it was closed meanwhile."""
+        if self._stepping == threading.get_ident():
+            raise BusyError("this decoder is in the middle of a round: read another text of it when that has ended")
+        with self._turn:
+            if sequence.has_ended:
+                return None
+            started = time.perf_counter()
+            self._stepping = threading.get_ident()
+            try:
+                with ambient(self.model.device):
+                    item = self._make(sequence)
+            except BaseException:
+                sequence.finish_reason = "error"
+                raise
+            finally:
+                self._stepping = None
+                if sequence.has_ended:
+                    self._let_go()
+                sequence.seconds += time.perf_counter() - started
                 self._tally.seconds += time.perf_counter() - started
-                yield item
-                if item.finish_reason is not None:
-                    return
-                step = self._round
-        finally:
-            if generation == self._generation:
-                self._release()
+        return item
 
-    def _collect(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> list[Round]:
-        """Run a generation to its end, and feed a streamer of transformers' kind."""
-        rounds = []
-        if streamer is not None and put_prompt:
-            streamer.put(torch.tensor([request.input_ids]))
-        try:
-            for item in self._open_generation(request):
-                rounds.append(item)
-                for token in item.tokens if streamer is not None else ():
-                    streamer.put(torch.tensor([token]))
-        finally:
-            if streamer is not None:
-                streamer.end()  # after an error too: a reader in another thread would wait for ever
-        return rounds
+    def _release(self, token: object) -> None:
+        """Let go of a sequence that was closed; where a round is under way, that is done behind it."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._held is token and self._stepping is None:
+                    self._let_go()
+            finally:
+                self._turn.release()
 
-    def _output(self, rounds: list[Round], seconds: float) -> GenerationOutput:
-        token_ids = [token for item in rounds for token in item.tokens]
-        text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        reason = rounds[-1].finish_reason if rounds else None
-        return GenerationOutput(token_ids, text, summarize(rounds, seconds, self.engine_name), reason or "cancelled")
+    def _let_go(self) -> None:
+        self._held = None
+        if self._engine is not None:
+            self._engine.release()
 
-
-def _cut(item: Round, end: TextEnd, text: list[int]) -> None:
-    """Keep a round's tokens up to the text's end, say in `finish_reason` why it ends, and add them to `text`."""
-    count = 0
-    while count < len(item.tokens) and item.finish_reason is None:
-        text.append(item.tokens[count])
-        item.finish_reason = end.reason(text, None if item.scores is None else item.scores[count])
-        count += 1
-    item.tokens = item.tokens[:count]
-    if item.scores is not None and item.logits is not None:
-        item.logits, item.scores = item.logits[:count], item.scores[:count]
+    def _make(self, sequence: Sequence) -> Round:
+        if self._held is sequence.token:
+            item = self.engine.round()
+        else:
+            if not self.engine.refresh():
+                self._engine = None  # its memory is free before the next one takes its own
+            self._held = None  # until the prompt is in, the engine holds nobody's text
+            item = self.engine.admit(sequence.resumed())
+            self._held = sequence.token
+            if sequence.rounds:  # it goes on, after another text had its turn
+                item.num_prompt_tokens = item.num_reused_tokens = 0
+            else:
+                self._tally.num_generations += 1
+        sequence.take(item)
+        self._tally.add(item)
+        if sequence.finish_reason is None:
+            self.engine.launch_next()
+        return item
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

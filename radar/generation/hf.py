@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,6 @@ from radar.generation.processing import HostProcessing
 from radar.generation.request import Request
 from radar.generation.stops import StopCriterion, StopStrings
 from radar.metrics import DecodeMetrics, summarize
-
-if TYPE_CHECKING:
-    from radar.generation.base import Decoder
 
 __all__ = [
     "ARGUMENTS",
@@ -157,7 +154,7 @@ class RadarGenerateOutput(GenerateDecoderOnlyOutput):
     metrics: DecodeMetrics | None = None
 
 
-def generate_ids(decoder: Decoder, inputs: Tensor | None, arguments: Mapping[str, Any]) -> Any:
+def generate_ids(decoder: Any, inputs: Tensor | None, arguments: Mapping[str, Any]) -> Any:
     """See `Decoder.generate_ids`."""
     arguments = dict(arguments)
     if inputs is not None:
@@ -184,7 +181,7 @@ def generate_ids(decoder: Decoder, inputs: Tensor | None, arguments: Mapping[str
 
 
 def run_prepared(
-    decoder: Decoder,
+    decoder: Any,
     input_ids: Tensor,
     prepared: Mapping[str, Any],
     *,
@@ -236,9 +233,9 @@ def run_prepared(
         processing = HostProcessing(tuple(processors))
         sampling = SamplingParams(temperature=1.0 if config.do_sample else 0.0, seed=seed)
     request = Request(ids, limit, sampling, frozenset(ends), tuple(others), processing)
-    rounds = decoder._collect(request, streamer, put_prompt=put_prompt)
-    new = [token for item in rounds for token in item.tokens]
-    sequences = torch.cat((input_ids, input_ids.new_tensor([new])), dim=1)
+    sequence = decoder.run(request, streamer, put_prompt=put_prompt)
+    rounds = sequence.rounds
+    sequences = torch.cat((input_ids, input_ids.new_tensor([sequence.token_ids])), dim=1)
     if not config.return_dict_in_generate:
         return sequences
     output: Any = RadarGenerateOutput  # its annotations say LongTensor, and tuples of one

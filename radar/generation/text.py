@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from radar.metrics import Round
-
-if TYPE_CHECKING:
-    from radar.generation.base import GenerationOutput
+from radar.generation.sequence import GenerationOutput, Sequence
 
 __all__ = ["TextStream"]
 
@@ -22,24 +18,22 @@ class TextStream(Iterator[str]):
 
     Args:
         tokenizer: decodes ids.
-        rounds: of the generation.
-        finish: (rounds, seconds) -> the finished generation.
+        sequence: the generation.
+        finish: makes the finished generation.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        rounds: Generator[Round],
-        finish: Callable[[list[Round], float], GenerationOutput],
+        sequence: Sequence,
+        finish: Callable[[], GenerationOutput],
     ) -> None:
         self._decode = tokenizer.decode
-        self._source = rounds
+        self._source = sequence
         self._finish = finish
-        self._rounds: list[Round] = []
         self._ids: list[int] = []
         self._shown = 0  # tokens whose text is out
         self._anchor = 0  # decode from here, so that a piece keeps the spacing that its context gives it
-        self._seconds = 0.0
         self._ended = False
 
     def __iter__(self) -> TextStream:
@@ -58,13 +52,10 @@ class TextStream(Iterator[str]):
 
     def __next__(self) -> str:
         while not self._ended:
-            started = time.perf_counter()
             item = next(self._source, None)
-            self._seconds += time.perf_counter() - started
             if item is None:
                 self._ended = True
             else:
-                self._rounds.append(item)
                 self._ids.extend(item.tokens)
             piece = self._advance()
             if piece:
@@ -84,4 +75,4 @@ class TextStream(Iterator[str]):
         """The finished generation. Raises RuntimeError while text is still to come."""
         if not self._ended:
             raise RuntimeError("the stream has not ended yet: iterate over it first")
-        return self._finish(self._rounds, self._seconds)
+        return self._finish()

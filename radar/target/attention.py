@@ -1,42 +1,20 @@
 """Attention of new rows over a static cache, as one step that torch.compile sees as an opaque op.
 
-The cache is no argument of the op: whoever runs a forward names it once (`attending`). So the compiled code knows no
-cache and serves every decoder of the same shapes, a later process included, and functionalisation never has to copy a
-cache that is written in place. What orders the writes is what orders the layers: each op's output feeds the next.
+The cache is no argument of the op: whoever runs a forward names it (`radar.target.running`). So the compiled code knows
+no cache and serves every decoder of the same shapes, a later process included, and functionalisation never has to copy
+a cache that is written in place. What orders the writes is what orders the layers: each op's output feeds the next.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
-from radar.target.cache import StaticKVCache
+from radar.target.running import current_cache
 from radar_kernels import tree_attention
 from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["attend", "attending", "causal_ancestors"]
-
-
-class _Current(threading.local):
-    cache: StaticKVCache | None = None
-
-
-_current = _Current()
-
-
-@contextmanager
-def attending(cache: StaticKVCache) -> Iterator[None]:
-    """The cache that `attend` reads and writes."""
-    previous = _current.cache
-    try:
-        _current.cache = cache
-        yield
-    finally:
-        _current.cache = previous
+__all__ = ["attend", "causal_ancestors"]
 
 
 def attend(
@@ -62,9 +40,7 @@ def attend(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, start: Tensor, ancestors: Tensor, layer: int, scale: float
 ) -> Tensor:
-    cache = _current.cache
-    if cache is None:
-        raise RuntimeError("attend: no cache is in use; run the forward inside `attending`")
+    cache = current_cache()
     keys, values = cache.write(layer, key, value, start)
     return tree_attention(query, keys, values, cache.length, ancestors, scale=scale)
 

@@ -11,22 +11,21 @@ import torch
 __all__ = ["compiled"]
 
 
-def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled form of a bound method; what the compiler makes is cached on disk by PyTorch for the next process.
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled form of a function; what the compiler makes is cached on disk by PyTorch for the next process.
 
     Every call gets a code object of its own: the compiler counts recompilations per code object and gives up after
-    eight, which the second or third decoder of a process would reach.
+    eight, which the second or third decoder of a process would reach. What is compiled goes with the code object.
     """
-    function: Any = method.__func__  # type: ignore[attr-defined]
+    source: Any = function
     own = types.FunctionType(
-        function.__code__.replace(co_name=function.__name__),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
+        source.__code__.replace(co_name=source.__name__),
+        source.__globals__,
+        source.__name__,
+        source.__defaults__,
+        source.__closure__,
     )
-    bound = types.MethodType(own, method.__self__)  # type: ignore[attr-defined]
-    return torch.compile(bound, fullgraph=True, dynamic=False, options=_options())
+    return torch.compile(own, fullgraph=True, dynamic=False, options=_options())
 
 
 def _options() -> dict[str, Any] | None:

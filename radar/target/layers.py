@@ -1,19 +1,21 @@
-"""A model's linear layers as a GPU reads them best: those of one input in one product, each by `skinny_linear`.
+"""Linear layers as a GPU reads them best: those of one input in one product, each by `skinny_linear`.
 
 A grouped-query model projects keys and values by matrices of a few megabytes, too short to reach the card's bandwidth.
 """
 
 from __future__ import annotations
 
-import threading
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from radar.target.running import Owner, is_running
 from radar_kernels import skinny_linear
 
 __all__ = ["FusedLinears", "fuse_projections", "fused"]
@@ -26,88 +28,107 @@ _GROUPS = (
 )
 
 
-class FusedLinears:
-    """One product for `linears`, whose parameters become views of one storage and keep their values.
+@dataclass
+class _Product:
+    """The product under way: it holds weights and parts inside of a forward alone."""
 
-    Inside `fused` the first layer's forward computes all of them and the others hand out their part, so they have to
-    be called in this order with the same input, as every supported family does. Outside they are ordinary layers.
-    One thread at a time may be inside: layers hand each other parts of a product, whoever called them.
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    parts: Sequence[Tensor] = ()
+    sizes: list[int] = field(default_factory=list)
+
+
+class FusedLinears:
+    """One product for `linears`, whose parameters become parts of one storage and keep their values.
+
+    Nothing of the weights is held here: inside `fused` the product reads what the layers hold then, and parameters that
+    were moved, cast or given other values since are joined again. The first layer's forward computes all of them and
+    the others hand out their part, so they have to be called in this order with the same input, as every supported
+    family does. Outside, and in threads that do not run `owner`, they are ordinary layers.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], owner: Owner) -> None:
         self._linears = tuple(linears)
-        self._sizes = [linear.out_features for linear in linears]
-        self._parts: Sequence[Tensor] = ()
-        self._forwards = [self._forward_of(index) for index in range(len(linears))]
-        self._share()
+        self._product = _Product(sizes=[linear.out_features for linear in linears])
+        last = len(linears) - 1
+        self._forwards = [
+            _forward(self._product, index, index == last, partial(nn.Linear.forward, linear), owner)
+            for index, linear in enumerate(linears)
+        ]
 
-    def _share(self) -> None:
-        if len(self._linears) == 1:
-            self._weight: Tensor = self._linears[0].weight.data
-            self._bias: Tensor | None = self._linears[0].bias
-            return
-        self._weight = torch.cat([linear.weight.data for linear in self._linears])
-        biases = [linear.bias.data for linear in self._linears if linear.bias is not None]
-        self._bias = torch.cat(biases) if biases else None
-        start = 0
-        for linear, size in zip(self._linears, self._sizes, strict=True):
-            linear.weight.data = self._weight[start : start + size]
-            if self._bias is not None:
-                linear.bias.data = self._bias[start : start + size]
-            start += size
-
-    def _forward_of(self, index: int) -> Callable[[Tensor], Tensor]:
-        last = index == len(self._linears) - 1
-
-        def forward(x: Tensor) -> Tensor:
-            if index == 0:
-                self._parts = skinny_linear(x, self._weight, self._bias).split(self._sizes, dim=-1)
-            part = self._parts[index]
-            if last:
-                self._parts = ()  # nothing of a forward outlives it
-            return part
-
-        return forward
+    def join(self) -> None:
+        """Make the parameters neighbours in one storage, unless they are."""
+        for name in ("weight", "bias"):
+            tensors = [getattr(linear, name) for linear in self._linears]
+            if tensors[0] is None or _are_neighbours(tensors):
+                continue
+            # a parameter made in inference mode could never be trained again
+            with torch.inference_mode(tensors[0].is_inference()), torch.no_grad():
+                whole = torch.cat([tensor.data for tensor in tensors])
+                for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
+                    tensor.data = part
 
     def enter(self) -> None:
-        views = self._weight.split(self._sizes)
-        if any(linear.weight.data_ptr() != view.data_ptr() for linear, view in zip(self._linears, views, strict=True)):
-            self._share()  # the model was moved, cast or given other weights since
+        self.join()
+        first = self._linears[0]
+        rows = sum(self._product.sizes)
+        self._product.weight = first.weight.data.as_strided((rows, first.in_features), (first.in_features, 1))
+        self._product.bias = None if first.bias is None else first.bias.data.as_strided((rows,), (1,))
         for linear, forward in zip(self._linears, self._forwards, strict=True):
             linear.__dict__["forward"] = forward
 
     def leave(self) -> None:
         for linear in self._linears:
             linear.__dict__.pop("forward", None)
+        self._product.weight = self._product.bias = None
+        self._product.parts = ()
 
 
-_known: WeakKeyDictionary[nn.Module, list[FusedLinears]] = WeakKeyDictionary()
-_making = threading.Lock()
+def _forward(
+    product: _Product, index: int, is_last: bool, plain: Callable[[Tensor], Tensor], owner: Owner
+) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        if not is_running(owner):
+            return plain(x)
+        if index == 0:
+            assert product.weight is not None
+            product.parts = skinny_linear(x, product.weight, product.bias).split(product.sizes, dim=-1)
+        part = product.parts[index]
+        if is_last:
+            product.parts = ()  # nothing of a forward outlives it
+        return part
+
+    return forward
 
 
-def fuse_projections(model: nn.Module, layers: Iterable[Any], head: nn.Module) -> list[FusedLinears]:
-    """The projections of a model's decoder layers, and its output layer; made once for each model.
+def fuse_projections(layers: Iterable[Any], head: nn.Module, owner: Owner) -> list[FusedLinears]:
+    """The projections of decoder layers, and an output layer.
 
-    What is not a plain `nn.Linear` (an adapter, a quantised layer, one with hooks) is left alone.
+    What is not a plain `nn.Linear` with plain weights (an adapter, a quantised layer, one with hooks or a forward of
+    its own) is left alone.
+
+    Args:
+        layers: of a model or a draft head.
+        head: its output layer.
+        owner: in the threads that run it (`radar.target.running`) the layers compute together.
     """
-    with _making:  # whoever comes meanwhile waits: half a list would leave weights that are about to move
-        if model not in _known:
-            groups = []
-            for layer in layers:
-                for owner, names in _GROUPS:
-                    module = getattr(layer, owner, None)
-                    linears = [getattr(module, name, None) for name in names]
-                    if all(_is_plain(linear) for linear in linears) and _are_alike(linears):
-                        groups.append(FusedLinears(linears))  # type: ignore[arg-type]
-            if _is_plain(head):
-                groups.append(FusedLinears([head]))  # type: ignore[list-item]
-            _known[model] = groups
-        return _known[model]
+    groups = []
+    for layer in layers:
+        for place, names in _GROUPS:
+            module = getattr(layer, place, None)
+            linears = [getattr(module, name, None) for name in names]
+            if all(map(_is_plain, linears)) and _are_alike(linears):
+                groups.append(FusedLinears(linears, owner))  # type: ignore[arg-type]
+    if _is_plain(head):
+        groups.append(FusedLinears([head], owner))  # type: ignore[list-item]
+    for group in groups:
+        group.join()
+    return groups
 
 
 @contextmanager
 def fused(groups: Sequence[FusedLinears]) -> Iterator[None]:
-    """Let the groups' layers compute together. The caller holds a lock of their model: see `FusedLinears`."""
+    """Let the groups' layers compute together. One thread at a time: the caller holds a lock of their owner."""
     try:
         for group in groups:
             group.enter()
@@ -123,9 +144,27 @@ def _is_plain(linear: Any) -> bool:
         and "forward" not in linear.__dict__
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
+        and all(map(_is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
+    )
+
+
+def _is_plain_tensor(tensor: Tensor) -> bool:
+    """Whether it is what it says: not the wrapper of a quantised or distributed tensor."""
+    return (
+        type(tensor) in (nn.Parameter, Tensor)
+        and type(tensor.data) is Tensor
+        and tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and tensor.is_contiguous()
     )
 
 
 def _are_alike(linears: Sequence[Any]) -> bool:
     kinds = {(x.in_features, x.weight.dtype, x.weight.device, x.bias is None) for x in linears}
-    return len(kinds) == 1
+    return len(kinds) == 1 and len({id(x.weight) for x in linears}) == len(linears)
+
+
+def _are_neighbours(tensors: Sequence[Tensor]) -> bool:
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    ends = [tensor.data_ptr() + tensor.numel() * tensor.element_size() for tensor in tensors]
+    starts = [tensor.data_ptr() for tensor in tensors]
+    return len(storages) == 1 and all(map(operator.eq, ends[:-1], starts[1:]))

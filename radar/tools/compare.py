@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from radar.generation.base import Decoder, GenerationOutput
+from radar.generation.base import Decoder
+from radar.generation.sequence import GenerationOutput
 from radar.metrics import DecodeMetrics, merge
 from radar.tools.prompts import PromptLine, encode_prompt
 from radar.tools.table import table
@@ -22,7 +23,7 @@ class Contender:
     """A decoder under a name. `prepare` runs before each generation: it sets the policy on a shared decoder."""
 
     name: str
-    decoder: Decoder
+    decoder: Decoder[Any]
     prepare: Callable[[], None] = lambda: None
 
     def run(self, prompt: Sequence[int], max_new_tokens: int) -> GenerationOutput:

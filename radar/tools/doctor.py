@@ -130,7 +130,7 @@ def plausible_readings(
 def diagnose(
     as_loaded: DraftConfig,
     readings: Sequence[DraftConfig],
-    make: Callable[[DraftConfig], Decoder],
+    make: Callable[[DraftConfig], Decoder[Any]],
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,

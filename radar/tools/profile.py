@@ -141,9 +141,9 @@ def _graph_gaps(
         for part in parts[:count]:
             part()
 
-    on_stream(engine.stream, lambda: first(len(parts)))
+    on_stream(engine.streams.round, lambda: first(len(parts)))
     stages = [functools.partial(first, count) for count in range(len(parts) + 1)]
-    graphs = [capture(stage, engine.stream, generator=engine.generator) for stage in stages]
+    graphs = [capture(stage, engine.streams.round, generator=engine.generator) for stage in stages]
     return [after - before for before, after in pairwise(time_graphs(graphs, repeats))]
 
 

@@ -22,7 +22,7 @@ from radar.draft.checkpoint import save_draft
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
-from radar.target.forward import Taps
+from radar.target.bound import Taps
 from radar.target.model import resolve_tap_layers
 from radar.train.draft_options import TrainingOptions
 from radar.train.interrupts import held_interrupts

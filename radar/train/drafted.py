@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radar.config import SamplingParams
 from radar.decoder import RadarDecoder
-from radar.draft.drafter import Drafter
+from radar.draft.drafter import Eagle3Drafter
 from radar.engine.capture import capture, capture_each, on_stream
 from radar.engine.prefill import Prefill
 from radar.errors import UsageError
@@ -51,7 +51,7 @@ class FullRounds:
     """
 
     def __init__(self, decoder: RadarDecoder, temperature: float, *, every_token: bool = False) -> None:
-        source, tree = decoder.engine, decoder.tree
+        source, tree, draft = decoder.engine, decoder.tree, decoder.draft
         self.decoder, self.temperature, self.every_token = decoder, temperature, every_token
         prompt_rows = source.target.max_rows
         self.target = TargetModel(
@@ -60,9 +60,9 @@ class FullRounds:
             max_rows=max(FullRound.num_rows(tree), prompt_rows),
             tap_layers=source.target.tap_layers,
         )
-        self.drafter = Drafter(
-            source.drafter.draft,
-            source.drafter.embed_tokens,
+        self.drafter = Eagle3Drafter(
+            draft,
+            self.target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
             tree,
             max_length=decoder.max_length,
             max_rows=prompt_rows,
@@ -116,7 +116,9 @@ class FullRounds:
             steps.sampler.set(SamplingParams(temperature=self.temperature, seed=seed))
             steps.sampler.start(input_ids)
             self._prefill.run(input_ids, self._chunks)
-            steps.load(self._prefill.logits, self._prefill.taps)
+            token = steps.sampler.sample(self._prefill.logits[:, None], self.target.cache.length[:, None])
+            steps.sampler.commit(token, torch.ones_like(token[:, 0]))
+            steps.load(token, self._prefill.taps)
             return Drafted([int(steps.root)], None, float(entropy(self._prefill.logits)))
 
     @torch.inference_mode()

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.draft.drafter import Drafter
+from radar.draft.base import Drafter
 from radar.draft.tree import VerifyTree
 from radar.engine.steps import RoundSteps
-from radar.engine.verify import Acceptance
 from radar.policy.base import FixedDepth
 from radar.target.model import TargetModel
+from radar_kernels import Acceptance
 
 __all__ = ["FullRound", "entropy"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from radar.target.cache import StaticKVCache
 
-__all__ = ["HeldText"]
+__all__ = ["PrefixCache"]
 
 
 @dataclass
-class HeldText:
+class PrefixCache:
     """Kept by an engine. The target's cache has a row for every token but the last, which the next round reads.
 
     Rows below what is said here never change while a round runs, so a round that was interrupted, or launched and not

@@ -1,0 +1,97 @@
+"""Recipes: what an engine is made of beside the model, so that it can be made again for a model that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from radar.config import TreeConfig
+from radar.draft.drafter import Eagle3Drafter
+from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.fit import TargetSizes, check_fit
+from radar.engine.base import RoundEngine, choose_engine
+from radar.engine.eager import EagerEngine
+from radar.engine.fallback import Fallback
+from radar.engine.graph import GraphEngine
+from radar.engine.plain import PlainEngine
+from radar.engine.prefill import chunk_sizes
+from radar.policy.base import StopPolicy
+from radar.target.model import TargetModel
+
+__all__ = ["PlainRecipe", "RoundRecipe"]
+
+
+@dataclass(frozen=True)
+class PlainRecipe:
+    """Of plain decoding; fields as `AutoregressiveDecoder` takes them."""
+
+    max_length: int
+    engine: str | None
+    compile: bool
+
+    def build(self, model: Any) -> PlainEngine:
+        """An engine for the model as it is now."""
+        graphs = choose_engine(self.engine, model.device) == "graph"
+        target = TargetModel(
+            model,
+            max_length=self.max_length,
+            max_rows=max(chunk_sizes(model.device)),
+            tap_layers=(),
+            compile=graphs and self.compile,
+        )
+        return PlainEngine(target, graphs=graphs)
+
+
+@dataclass
+class RoundRecipe:
+    """Of rounds; fields as `RadarDecoder` takes them.
+
+    Attributes:
+        owns_draft: nobody else uses the head, so that it may follow the model to another device or type.
+        policy: in use; it may change.
+    """
+
+    draft: Eagle3Draft
+    owns_draft: bool
+    policy: StopPolicy
+    tree: TreeConfig
+    max_length: int
+    tap_layers: Sequence[int] | None
+    engine: str | None
+    compile: bool
+    profile: bool
+    fallback: bool
+
+    def build(self, model: Any) -> RoundEngine:
+        """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
+        graphs = choose_engine(self.engine, model.device) == "graph"
+        rows, draft, tree = max(chunk_sizes(model.device)), self.draft, self.tree
+        taps = draft.config.eagle_aux_hidden_state_layer_ids if self.tap_layers is None else self.tap_layers
+        target = TargetModel(
+            model,
+            max_length=self.max_length,
+            max_rows=max(tree.total_tokens, rows),
+            tap_layers=taps,
+            compile=graphs and self.compile,
+        )
+        if self.owns_draft:
+            draft.to(target.device, target.dtype)
+        check_fit(draft, _sizes(target), tree)
+        drafter = Eagle3Drafter(
+            draft,
+            target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
+            tree,
+            max_length=self.max_length,
+            max_rows=rows,
+            compile=graphs and self.compile,
+        )
+        fallback = Fallback() if self.fallback else None
+        if graphs:
+            return GraphEngine(target, drafter, self.policy, tree, fallback=fallback)
+        return EagerEngine(target, drafter, self.policy, tree, profile=self.profile, fallback=fallback)
+
+
+def _sizes(target: TargetModel) -> TargetSizes:
+    rows = len(target.embed_tokens.weight)  # type: ignore[arg-type]  # of an embedding it is a tensor
+    return TargetSizes(target.hidden_size, target.vocab_size, rows, target.tap_layers, target.device, target.dtype)

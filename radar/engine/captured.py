@@ -1,0 +1,129 @@
+"""A round as CUDA graphs: one whose draft loop is a WHILE node, or three around a loop of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.conditional import WhileLoop
+from radar.engine.steps import RoundSteps
+from radar.policy.base import StopPolicy
+from radar_kernels.graph_condition import load_graph_condition, set_graph_condition
+
+__all__ = ["CapturedPlain", "CapturedRound", "Streams", "capture_plain", "capture_round"]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What captures: the round's stream and that of its loop's body."""
+
+    round: torch.cuda.Stream
+    body: torch.cuda.Stream
+
+
+@dataclass(frozen=True)
+class CapturedRound:
+    """The graphs of one policy.
+
+    Attributes:
+        policy: the caller's.
+        bound: our copy of it, whose tensors the graphs use.
+        replay: enqueues a round.
+        result: brings what `RoundSteps.commit` returns to the host.
+        keeps: what lives as long as the graphs.
+    """
+
+    policy: StopPolicy
+    bound: StopPolicy
+    replay: Callable[[], None]
+    result: Mailbox
+    keeps: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class CapturedPlain:
+    """The graphs of a plain step, and of what keeps the draft's cache up with many of them."""
+
+    step: torch.cuda.CUDAGraph
+    catch_up: torch.cuda.CUDAGraph
+    result: Mailbox
+
+
+def capture_round(
+    steps: RoundSteps, policy: StopPolicy, bound: StopPolicy, streams: Streams, *, conditional: bool
+) -> CapturedRound:
+    """Warm up on the streams that will capture, then capture.
+
+    Args:
+        steps: decides by `bound`.
+        policy, bound: see `CapturedRound`.
+        conditional: as one graph with a WHILE node; else three graphs, and the host reads the stop flags.
+    """
+
+    def first() -> Tensor:
+        steps.begin()
+        return steps.stop()
+
+    def following() -> Tensor:
+        steps.step()
+        return steps.stop()
+
+    on_stream(streams.round, first)
+    stop = on_stream(streams.body, following)
+    on_stream(streams.round, steps.finish)
+    generator: torch.Generator | None = getattr(bound, "generator", None)
+    if not conditional:
+        return _three_graphs(steps, policy, bound, streams, first, following, generator)
+    device, calls, limit = steps.target.device, steps.drafter.tree.calls, steps.config.max_calls
+    loop = WhileLoop(device, streams.body)
+    load_graph_condition(stop, calls, loop.handle, max_calls=limit)
+
+    def body() -> None:
+        set_graph_condition(following(), calls, loop.handle, max_calls=limit)
+
+    def whole() -> None:
+        loop.open()
+        set_graph_condition(first(), calls, loop.handle, max_calls=limit)
+        loop.capture(body)
+        steps.finish()
+
+    graph = capture(whole, streams.round, generator=generator)
+    loop.arm()
+    return CapturedRound(policy, bound, graph.replay, Mailbox(steps.result), (graph, loop))
+
+
+def _three_graphs(
+    steps: RoundSteps,
+    policy: StopPolicy,
+    bound: StopPolicy,
+    streams: Streams,
+    first: Callable[[], Tensor],
+    following: Callable[[], Tensor],
+    generator: torch.Generator | None,
+) -> CapturedRound:
+    stop = torch.zeros(steps.root.shape[0], dtype=torch.bool, device=steps.target.device)
+    begin = capture(lambda: stop.copy_(first()), streams.round, generator=generator)
+    step = capture(lambda: stop.copy_(following()), streams.body, generator=generator)
+    finish = capture(steps.finish, streams.round)
+
+    def replay() -> None:
+        begin.replay()
+        for _ in range(steps.config.max_calls - 1):
+            if bool(stop.all()):  # the host asks: one flag per draft call
+                break
+            step.replay()
+        finish.replay()
+
+    return CapturedRound(policy, bound, replay, Mailbox(steps.result), (begin, step, finish))
+
+
+def capture_plain(steps: RoundSteps, streams: Streams) -> CapturedPlain:
+    """Warm up, then capture."""
+    on_stream(streams.round, steps.plain)
+    on_stream(streams.round, steps.catch_up)
+    step, catch_up = (capture(work, streams.round) for work in (steps.plain, steps.catch_up))
+    return CapturedPlain(step, catch_up, Mailbox(steps.root[:, None]))

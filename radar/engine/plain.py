@@ -1,0 +1,104 @@
+"""The baseline's runner: the target alone, one token a pass, driven by the host or as one graph a token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from radar.engine.admission import Admission
+from radar.engine.base import EngineRequest, Processing
+from radar.engine.capture import Mailbox, capture, capture_each, on_stream
+from radar.engine.sampler import Sampler
+from radar.metrics import Round, Stopwatch
+from radar.target.model import TargetModel
+
+__all__ = ["PlainEngine"]
+
+
+class PlainEngine:
+    """Plain decoding through the same cache, attention, sampler and graphs as rounds have.
+
+    Args:
+        target: without taps.
+        graphs: make a pass one CUDA graph.
+
+    Attributes:
+        name: "graph" or "eager".
+        admission: takes prompts; its `prefix` is the text in the cache.
+    """
+
+    def __init__(self, target: TargetModel, *, graphs: bool) -> None:
+        self.name = "graph" if graphs else "eager"
+        self.target = target
+        self.sampler = Sampler(1, target.vocab_size, target.device)
+        self.admission = Admission(target, None, self.sampler)
+        self._token = torch.zeros((1, 1), dtype=torch.int64, device=target.device)
+        self._one = torch.ones(1, dtype=torch.int64, device=target.device)
+        self._processing: Processing | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._launched = False
+        if graphs:
+            prefill, stream = self.admission.prefill, torch.cuda.Stream(target.device)
+            self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream)
+            on_stream(stream, self._step)
+            self._graph = capture(self._step, stream)
+            self._mailbox = Mailbox(self._token)
+
+    def refresh(self) -> bool:
+        """See `Engine`."""
+        return self.admission.refresh()
+
+    def admit(self, request: EngineRequest) -> Round:
+        """See `Engine`."""
+        self._launched = False
+        self._processing = request.processing
+        result = self.admission.admit(request)
+        self._token.copy_(self.admission.token)
+        return result
+
+    def release(self) -> None:
+        """See `Engine`."""
+        self._processing = None
+
+    def launch_next(self) -> None:
+        """See `Engine`."""
+        if self._graph is not None and not self._launched and self._processing is None:
+            self._launched = True
+            self._graph.replay()
+            self._mailbox.send()
+
+    def round(self) -> Round:
+        """One token."""
+        watch, result, prefix = Stopwatch(), Round([]), self.admission.prefix
+        if self._processing is not None:
+            self.target.cache.set_window(len(prefix.ids))
+            chosen, scores = self._processing.choose(self.sampler, (logits := self._logits())[0, 0], prefix.ids)
+            self._keep(torch.tensor([[chosen]], device=self.target.device))
+            result.logits, result.scores = logits[0].float(), scores[None]
+            result.tokens = [chosen]
+        elif self._graph is not None:
+            self.launch_next()
+            result.tokens = self._mailbox.read()[0]
+            self._launched = False
+        else:
+            self.target.cache.set_window(len(prefix.ids))
+            self._step()
+            result.tokens = self._token[0].tolist()
+        prefix.add(result.tokens, pending=0)
+        watch.lap("verify")
+        result.seconds = watch.seconds
+        return result
+
+    def _step(self) -> None:
+        """One token: capture-ready."""
+        self._keep(self.sampler.sample(self._logits(), self.target.cache.length[:, None]))
+
+    def _logits(self) -> Tensor:
+        """Of the token behind the last one [1, 1, V], which is committed."""
+        logits, _ = self.target.verify(*self.target.chain(self._token))
+        self.target.advance(1)
+        return logits
+
+    def _keep(self, token: Tensor) -> None:
+        self._token.copy_(token)
+        self.sampler.commit(self._token, self._one)

@@ -1,0 +1,145 @@
+"""Sequence: one request, from its prompt to its last token."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from radar.errors import NumericalError
+from radar.generation.request import Request
+from radar.generation.stops import TextEnd
+from radar.metrics import DecodeMetrics, Round, summarize
+
+__all__ = ["GenerationOutput", "Sequence"]
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """A finished generation.
+
+    Attributes:
+        token_ids: the new tokens, an end token included if one was reached.
+        text: their text without special tokens; None without a tokenizer.
+        metrics: what it took.
+        finish_reason: "stop" at an end token, stop string or criterion, "length" at the limit, "cancelled" if it was
+            closed before, "error" if a processor, a criterion or the model failed.
+    """
+
+    token_ids: list[int]
+    text: str | None
+    metrics: DecodeMetrics
+    finish_reason: str
+
+
+class Sequence(Iterator[Round]):
+    """The rounds of one text, made as they are asked for: first the prompt's pass with one token, then a `Round` each,
+    cut at an end of the text or the limit.
+
+    It may be read from one thread after the other, and closed from any thread at any time, also while a round is under
+    way elsewhere: that one ends first, and is the last.
+
+    Args:
+        request: what to decode.
+        step: makes the sequence's next round and hands it to `take`; None: it was closed meanwhile.
+        release: told that the sequence has been closed.
+        device: of the model.
+
+    Attributes:
+        request: the request.
+        token: names the sequence, where the engine keeps whose text it holds.
+        ids: prompt and output so far.
+        rounds: those made so far.
+        finish_reason: why the text has ended; None: it has not.
+        seconds: spent in rounds.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        step: Callable[[Sequence], Round | None],
+        release: Callable[[object], None],
+        device: torch.device,
+    ) -> None:
+        self._cancelled = threading.Event()
+        self._step, self._release = step, release
+        self.token = object()
+        self.ids = list(request.input_ids)
+        self._end = TextEnd(self.ids, request.limit, request.end_token_ids, request.criteria, device)
+        if request.processing is not None:
+            request = replace(request, processing=replace(request.processing, ends=self._end.ends))
+        self.request = request
+        self.rounds: list[Round] = []
+        self.finish_reason: str | None = None
+        self.seconds = 0.0
+
+    def __iter__(self) -> Sequence:
+        return self
+
+    def __next__(self) -> Round:
+        item = None if self.has_ended else self._step(self)
+        if item is None:
+            raise StopIteration
+        return item
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "token"):
+            self.close()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no round is to come."""
+        return self.finish_reason is not None or self._cancelled.is_set()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The output so far."""
+        return self.ids[len(self.request.input_ids) :]
+
+    def close(self) -> None:
+        """End here; what has come so far stays."""
+        if not self._cancelled.is_set():
+            self._cancelled.set()
+            self._release(self.token)
+
+    def resumed(self) -> Request:
+        """The rest of the request, for an engine that holds another text by now."""
+        return replace(self.request, input_ids=list(self.ids)) if self.rounds else self.request
+
+    def take(self, item: Round) -> None:
+        """Add a round: keep its tokens up to the text's end, and say in its `finish_reason` why it ends.
+
+        Raises NumericalError if the target's scores were no numbers.
+        """
+        if any(token < 0 for token in item.tokens):
+            raise NumericalError(
+                f"the target's scores behind token {len(self.ids)} hold NaN or no finite number, so there is no next "
+                "token: look for a weight that is no number, or load the model in a wider type (dtype=torch.bfloat16 "
+                "or float32)"
+            )
+        count = 0
+        while count < len(item.tokens) and item.finish_reason is None:
+            self.ids.append(item.tokens[count])
+            item.finish_reason = self._end.reason(self.ids, None if item.scores is None else item.scores[count])
+            count += 1
+        item.tokens = item.tokens[:count]
+        if item.scores is not None and item.logits is not None:
+            item.logits, item.scores = item.logits[:count], item.scores[:count]
+        self.rounds.append(item)
+        self.finish_reason = item.finish_reason
+
+    def output(self, tokenizer: Any, engine: str, seconds: float | None = None) -> GenerationOutput:
+        """What has come, its text by `tokenizer`; `seconds` of wall time, None: those spent in rounds."""
+        ids = self.token_ids
+        text = None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
+        metrics = summarize(self.rounds, self.seconds if seconds is None else seconds, engine)
+        return GenerationOutput(ids, text, metrics, self.finish_reason or "cancelled")

@@ -1,0 +1,239 @@
+"""BoundModel: one stock transformers model as decoders run it, entered through its attention interface.
+
+The model runs without a cache of its own: a registered attention function stores the new keys and values in the
+`StaticKVCache` that is named for the time (`radar.target.running`) and calls `tree_attention`, so one forward serves
+prompts, single tokens and trees. What a family, a hook on the model or a subclass does to its scores is done here too,
+since the whole model is called. On a GPU projections of one input are fused, and the forward may go through
+torch.compile. Nothing of this is seen by other threads, and nothing is left on the model behind a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from radar.target.attention import attend
+from radar.target.cache import StaticKVCache
+from radar.target.compiled import compiled
+from radar.target.fingerprint import Fingerprint, fingerprint
+from radar.target.layers import FusedLinears, fuse_projections, fused
+from radar.target.running import Owner, is_attending, is_running, running
+from radar.target.shared import shared
+
+__all__ = ["BoundModel", "Taps"]
+
+_ATTENTION = "radar_tree"
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: new rows in, [B, N, H, D] out."""
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
+    return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+
+
+class BoundModel:
+    """What all decoders of a model share: the lock that they take turns by, taps, fused and compiled forwards.
+
+    It knows no cache and no number of rows. `of` finds the one of a model; it goes with the last decoder that holds it.
+
+    Args:
+        model: of a supported family.
+
+    Attributes:
+        model: the model.
+        decoder: the model without its output layer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.decoder: Any = model.get_decoder()
+        self._lock = threading.Lock()
+        self._owner = Owner()
+        self._print: Fingerprint | None = None
+        self._groups: list[FusedLinears] = []
+        self._taps: dict[tuple[int, ...], Taps] = {}
+        self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+
+    @classmethod
+    def of(cls, model: Any) -> BoundModel:
+        """The model's."""
+        return shared(model, lambda: cls(model))
+
+    def refresh(self) -> Fingerprint:
+        """Take the model as it is now: modules that were replaced, weights that were moved. Call it before a text."""
+        with self._lock:  # a thread that runs the model has hooks and forwards of ours on it
+            now = fingerprint(self.model)
+            if self._print is None or now.layout != self._print.layout:
+                self._compiled.clear()
+                self._taps.clear()
+                self.decoder = self.model.get_decoder()
+                self._owner.configs = _attention_configs(self.model)
+                if self.model.device.type == "cuda":
+                    head = self.model.get_output_embeddings()
+                    self._groups = fuse_projections(self.decoder.layers, head, self._owner)
+                    now = fingerprint(self.model)
+            self._print = now
+            return now
+
+    @contextmanager
+    def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
+        """Where `scores` may be called; rows go to this cache and see it."""
+        with self._lock, self._tapped(tap_layers).listening(), fused(self._groups), running(self._owner, cache):
+            try:
+                # if Ctrl-C leaves a class behind, it reads as the stock one outside of a run
+                for config in self._owner.configs:
+                    stock: Any = type(config)
+                    config.__class__ = _with_our_attention(stock)
+                yield
+            finally:
+                for config in self._owner.configs:
+                    config.__class__ = _without_our_attention(type(config))
+
+    def scores(
+        self,
+        tap_layers: tuple[int, ...],
+        input_ids: Tensor,
+        depths: Tensor,
+        ancestors: Tensor,
+        length: Tensor,
+        *,
+        keep: Tensor | None = None,
+        compile: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, N, vocabulary] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens.
+
+        Args:
+            tap_layers: as in `running`.
+            input_ids: [B, N].
+            depths: [B, N] positions behind the committed text.
+            ancestors: [B, N, W] words.
+            length: [B] committed tokens.
+            keep: [M] indices of the rows whose logits are made; None: all.
+            compile: by torch.compile, made at the first call of every layout, for all decoders of the model.
+        """
+        taps = self._tapped(tap_layers)
+        if not compile or _is_patched(self.model):
+            return _scores(self.model, taps, input_ids, depths, ancestors, length, keep)
+        inputs = (input_ids, depths, ancestors, length)
+        layout = (tap_layers, *((tensor.shape, tensor.stride()) for tensor in inputs))
+        if layout not in self._compiled:  # the compiler would tell layouts apart too
+            self._compiled[layout] = compiled(_scores)
+        return self._compiled[layout](self.model, taps, *inputs, None)
+
+    def _tapped(self, layers: tuple[int, ...]) -> Taps:
+        if layers not in self._taps:
+            self._taps[layers] = Taps(self.decoder, layers, self._owner)
+        return self._taps[layers]
+
+
+def _scores(
+    model: Any, taps: Taps, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    out = model(
+        input_ids=input_ids,
+        position_ids=length[:, None] + depths,
+        use_cache=False,
+        return_dict=True,
+        logits_to_keep=0 if keep is None else keep,
+        radar_start=length,
+        radar_ancestors=ancestors,
+    )
+    logits: Tensor = out.logits
+    found = taps.collect()
+    return logits, logits[..., :0] if found is None else found
+
+
+def _attention_configs(model: Any) -> list[Any]:
+    """The configs that say how modules attend: one, unless a layer came from another model."""
+    found = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    return [config for config in found.values() if hasattr(type(config), "_attn_implementation")]
+
+
+def _is_patched(model: Any) -> bool:
+    """Whether calls of the model itself go through hooks or a forward set on it, which the compiler may not follow."""
+    state = model.__dict__
+    return "forward" in state or bool(state["_forward_hooks"] or state["_forward_pre_hooks"])
+
+
+@functools.cache
+def _with_our_attention(stock: Any) -> type:
+    """A config class whose attention is ours in threads that run its model, and the model's own in all others."""
+    if hasattr(stock, "radar_stock"):
+        return stock  # type: ignore[no-any-return]
+    own: Any = stock._attn_implementation
+
+    def implementation(config: Any) -> Any:
+        return _ATTENTION if is_attending(config) else own.fget(config)
+
+    members = {
+        "_attn_implementation": property(implementation, own.fset),
+        "radar_stock": stock,
+        "__module__": stock.__module__,
+        "__qualname__": stock.__qualname__,
+    }
+    return type(stock.__name__, (stock,), members)
+
+
+def _without_our_attention(kind: type) -> type:
+    stock: type = getattr(kind, "radar_stock", kind)
+    return stock
+
+
+class Taps:
+    """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
+
+    They hang on the model inside `listening` alone, under fixed keys: torch.compile takes a new key for a new model.
+
+    Args:
+        decoder: the model without its head.
+        layers: `hidden_states` indices.
+        owner: keep what threads that run it do (`radar.target.running`); None: what any thread does.
+    """
+
+    def __init__(self, decoder: Any, layers: Sequence[int], owner: Owner | None = None) -> None:
+        self._kept: dict[int, Tensor] = {}
+        self._layers = tuple(layers)
+        self._hooks: list[tuple[nn.Module, int, Any]] = []
+        for index in sorted(set(layers)):
+            module = decoder.layers[index - 1] if index else decoder.embed_tokens
+            handle = module.register_forward_hook(hook := _keep(self._kept, index, owner))
+            handle.remove()
+            self._hooks.append((module, handle.id, hook))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what passes through the layers."""
+        try:
+            for module, key, hook in self._hooks:
+                module._forward_hooks[key] = hook
+            yield
+        finally:
+            for module, key, _ in self._hooks:
+                module._forward_hooks.pop(key, None)
+
+    def collect(self) -> Tensor | None:
+        """The last forward's taps side by side [B, N, taps * hidden]; None without taps."""
+        kept = [self._kept[index] for index in self._layers]
+        self._kept.clear()
+        return torch.cat(kept, dim=-1) if kept else None
+
+
+def _keep(kept: dict[int, Tensor], index: int, owner: Owner | None) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        if owner is None or is_running(owner):
+            kept[index] = output[0] if isinstance(output, tuple) else output
+
+    return keep

@@ -1,0 +1,51 @@
+"""Whether a model is still the one that it was: its modules, its storages, and the values in them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a PEFT layer
+
+
+class Fingerprint(NamedTuple):
+    """Equal while nothing has changed.
+
+    Attributes:
+        layout: modules, hooks, forwards set on instances, active adapters, and where weights lie: what a captured
+            graph and a fused product stand on.
+        values: counts of what was written into each weight in place, which `.data` hides from everybody.
+    """
+
+    layout: tuple[Any, ...]
+    values: tuple[int, ...]
+
+
+def fingerprint(*modules: nn.Module) -> Fingerprint:
+    """Of modules that nobody runs at the moment; reads no weight."""
+    layout: list[Any] = []
+    values: list[int] = []
+    for module in (part for whole in modules for part in whole.modules()):
+        state = module.__dict__
+        layout.append(id(module))
+        if "forward" in state:
+            layout.append(id(state["forward"]))
+        for hooks in (state["_forward_pre_hooks"], state["_forward_hooks"]):
+            layout.extend(map(id, hooks.values()))
+        for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
+            if tensor is not None:
+                layout += (id(tensor), _place(tensor))
+                values.append(0 if tensor.is_inference() else tensor._version)
+        if "merged_adapters" in state:
+            layout.append(repr([state.get(name) for name in _ADAPTER_STATE]))
+    return Fingerprint(tuple(layout), tuple(values))
+
+
+def _place(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a wrapper without a storage of its own: its identity has to do
+        return 0
