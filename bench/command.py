@@ -16,4 +16,4 @@ def command_line(module: str, argv: Sequence[str]) -> str:
 def _without_folders(word: str) -> str:
     """NAME=/a/b/c becomes NAME=c."""
     name, mark, path = word.rpartition("=")
-    return name + mark + Path(path).name if "/" in path else word
+    return name + mark + Path(path).name if path.startswith("/") else word

@@ -1,5 +1,6 @@
 """How a kernel is timed, and the tolerances that gate every figure."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,13 +9,40 @@ from typing import Any
 import pytest
 import torch
 
+from bench.command import command_line
+from radar.tools.machine import describe_machine
+
 sys.path.append(
     str(Path(__file__).parents[1] / "tests" / "kernels")
 )  # tolerances.py: one table for tests and benchmarks
 
 ON_GPU = torch.cuda.is_available()
+IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
 LAUNCHES = 200  # in one graph: what a replay costs the host then disappears
 ROUNDS = 15
+
+
+FOUND: dict[str, dict[str, Any]] = {}  # figures by benchmark
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kernels-out", type=Path, help="write every benchmark's figures to this file")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if out := session.config.getoption("--kernels-out"):
+        device = torch.device("cuda" if ON_GPU else "cpu")
+        command = command_line("pytest", session.config.invocation_params.args)
+        note = "Each was checked against the reference before it was timed; inputs rotate beyond the L2 cache."
+        report = {"command": command, "machine": describe_machine(device), "note": note, "rows": FOUND}
+        out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def implementation_of(name: str, op: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours, plain PyTorch, or that compiled."""
+    if name == "compile":
+        return torch.compile(plain, dynamic=False)
+    return op if name == "triton" else plain
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +57,7 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def bench_kernel(benchmark: Any) -> Callable[..., None]:
+def bench_kernel(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
     """bench_kernel(call, inputs, bytes_moved=...) times call(*inputs[i]) over rotating inputs.
 
     On a GPU one round is one replay of a CUDA graph with LAUNCHES calls and one synchronisation; pass more inputs than
@@ -66,8 +94,8 @@ def bench_kernel(benchmark: Any) -> Callable[..., None]:
             "us": round(median * 1e6, 2),
             "us_min": round(benchmark.stats.stats.min / launches * 1e6, 2),
             "GB/s": round(bytes_moved / median / 1e9, 1),
-            "device": torch.cuda.get_device_name() if ON_GPU else "cpu",
         }
+        FOUND[request.node.name.removeprefix("test_")] = benchmark.extra_info
 
     return run
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.lab.speed import geometric_mean
+from bench.intervals import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"mt_bench": "MT-bench", "gsm8k": "GSM8K", "alpaca": "Alpaca", "mbpp": "MBPP"}
@@ -19,6 +19,7 @@ METHODS = {
     "published": "RADAR as published",
     "radar": "RADAR",
 }
+NODES = 60  # of EAGLE-3's tree and the published policy's
 Record = dict[str, Any]
 
 
@@ -31,17 +32,6 @@ def load(name: str, results: Path = RESULTS) -> Record:
     return record
 
 
-def embedded(results: Path) -> dict[str, Record]:
-    """Metrics by task and decoder. ValueError if outputs were not identical."""
-    found = {}
-    for task in TASKS:
-        record = load(f"embedded_{task}.json", results)
-        if not record["identical"]:
-            raise ValueError(f"embedded_{task}.json: the outputs were not identical, nothing to show")
-        found[task] = {row["name"]: row["metrics"] for row in record["rows"]}
-    return found
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -52,64 +42,63 @@ def interval(found: Mapping[str, float]) -> str:
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
+def nodes_of(full: Record, cell: Record, method: str) -> int:
+    """Nodes that a method verifies in a cell: what was chosen for it."""
+    chosen = full["pairs"][cell["pair"]]["choices"][f"T{cell['temperature']:g}"]
+    if method == "best_fixed":
+        return int(chosen["fixed"][cell["task"]][1])
+    return int(chosen["nodes"].get(method, NODES))
+
+
 def speeds(full: Record) -> str:
     """Speed over autoregressive decoding by cell, and what RADAR gains over the others."""
     rows = []
+    drafting = list(METHODS)[1:]
     for name, cell in full["cells"].items():
         ratios = cell["over_autoregressive"]
-        figures = [f"{ratios[method]['value']:.2f}" if method in ratios else "" for method in list(METHODS)[1:]]
-        plain = f"{cell['methods']['autoregressive']['tokens_per_second']:.0f}"
-        same = f"{cell['texts_identical']} of {cell['texts']}"
-        rows.append([name, str(cell["prompts"]), plain, *figures, interval(cell["radar_over"]["eagle3"]), same])
-    head = ["cell", "prompts", "tokens/s, autoregressive", *[f"{METHODS[m]}" for m in list(METHODS)[1:]]]
-    text = table([*head, "RADAR over EAGLE-3", "texts identical"], rows)
-    for temperature, overall in full["overall"].items():
-        same = overall["radar_over_in_equal_texts"]
-        gains = [
-            [METHODS[name], interval(found), f"{interval(same[name])}, {same[name]['texts']}" if name in same else ""]
-            for name, found in overall["radar_over"].items()
+        figures = [
+            f"{ratios[method]['value']:.2f} ({nodes_of(full, cell, method)})" if method in ratios else ""
+            for method in drafting
         ]
-        text += (
-            f"\nTemperature {temperature}, geometric mean of {overall['cells']} cells, 95 % intervals by prompt:\n\n"
-        )
-        text += table(["RADAR over", "ratio", "where both wrote the same text, and of how many"], gains)
-        text += (
-            f"\nDraft calls {overall['draft_calls_change']:+.1%}, acceptance length "
-            f"{overall['acceptance_change']:+.1%} against EAGLE-3 with 8 calls.\n"
-        )
-        if "radar_over_generate" in overall:
-            text += (
-                f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' greedy `generate` with its "
-                f"faster kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
-            )
-    return text + replayed(full)
+        plain = f"{cell['methods']['autoregressive']['tokens_per_second']:.0f}"
+        same = f"{cell['texts_identical']} of {cell['prompts']}"
+        rows.append([name, str(cell["prompts"]), plain, *figures, interval(cell["radar_over"]["eagle3"]), same])
+    head = ["cell", "prompts", "tokens/s, autoregressive", *[METHODS[method] for method in drafting]]
+    text = "Times the speed of autoregressive decoding, in parentheses the nodes that are verified.\n\n"
+    text += table([*head, "RADAR over EAGLE-3", "texts identical"], rows)
+    for temperature, overall in full["overall"].items():
+        text += gained(full, temperature, overall)
+    return text
 
 
-def replayed(full: Record) -> str:
-    """What replay of the tasks' recorded rounds says, of every pair and temperature that was recorded."""
-    by_temperature: dict[str, list[Record]] = {}
-    for found in full.get("replay", {}).values():
-        for temperature, tasks in found.items():
-            by_temperature.setdefault(temperature, []).extend(tasks.values())
-    rows = []
-    for temperature, cells in sorted(by_temperature.items()):
-        speeds = [cell["tokens_per_second"] for cell in cells]
-        others = [name for name in METHODS if name in speeds[0] and name != "radar"]
-        gains = [geometric_mean([one["radar"] / one[name] for one in speeds]) for name in others]
-        of_these = [cell["radar"]["tokens_per_second"] / cell["best_fixed_of_these_rounds"] for cell in cells]
-        possible = [cell["attainable"] / cell["best_fixed_of_these_rounds"] for cell in cells]
-        gains += [geometric_mean(of_these), geometric_mean(possible)]
-        rows.append([temperature, str(len(cells)), *[f"{gain:.3f}" for gain in gains]])
-    if not rows:
-        return ""
-    head = ["temperature", "cells", *[METHODS[name] for name in others]]
-    title = "\nRADAR over the others by replay of the tasks' recorded rounds, geometric mean:\n\n"
-    return title + table([*head, "best depth of these very rounds", "(the oracle of the scores over that)"], rows)
+def gained(full: Record, temperature: str, overall: Record) -> str:
+    """RADAR over the others at one temperature: all texts, then the sensitivity check."""
+    same = overall.get("radar_over_in_equal_texts", {})
+    cells = [cell for cell in full["cells"].values() if f"{cell['temperature']:g}" == temperature]
+    rows = [
+        [METHODS[name], interval(found), f"{interval(same[name])}, {same[name]['texts']}" if name in same else ""]
+        for name, found in overall["radar_over"].items()
+    ]
+    how = full.get("intervals", "95 %, each cell's prompts drawn by themselves: too narrow where pairs share prompts")
+    text = f"\nTemperature {temperature}, geometric mean of {overall['cells']} cells, intervals of {how}:\n\n"
+    text += table(["RADAR over", "all texts", "sensitivity: only texts that both wrote alike, and of how many"], rows)
+    counts = {name: {nodes_of(full, cell, name) for cell in cells} for name in ("radar", "threshold", "eagle3")}
+    verified = [f"{METHODS[name]} {' or '.join(map(str, sorted(found)))}" for name, found in counts.items()]
+    text += (
+        f"\nDraft calls {overall['draft_calls_change']:+.1%}, acceptance length {overall['acceptance_change']:+.1%} "
+        f"against EAGLE-3 with 8 calls. Nodes verified: {'; '.join(verified)}.\n"
+    )
+    if "radar_over_generate" in overall:
+        text += (
+            f"\n{overall['radar_over_generate']:.2f} times the speed of transformers' greedy `generate` with its "
+            f"faster kind of cache, in the {overall['radar_over_generate_cells']} cells where that was measured.\n"
+        )
+    return text
 
 
 def compared(results: Path) -> list[Record]:
     """The cells of every end-to-end comparison that is there, whatever its pairs and heads."""
-    files = sorted(results.glob("end_to_end*_full.json"))
+    files = sorted((results / "end_to_end").glob("end_to_end*.json"))
     return [cell for file in files for cell in json.loads(file.read_text(encoding="utf8"))["cells"].values()]
 
 
@@ -126,78 +115,52 @@ def gains(cells: Sequence[Record]) -> str:
     return table(["acceptance length of EAGLE-3", "cells", *[METHODS[name] for name in names]], rows)
 
 
-def alphas(record: Record) -> str:
-    """The reward's alpha against the throughput objective."""
-    rows = [
-        [
-            calls,
-            one["objective"],
-            f"{one['over_eagle3']:.3f} ({one['interval'][0]:.3f} to {one['interval'][1]:.3f})",
-            f"{one['draft_calls']:.2f}",
-            f"{one['mean_acceptance_length']:.2f}",
-            one["collapsed"] or "",
-        ]
-        for calls, curve in record["curves"].items()
-        for one in curve
-    ]
-    return table(["calls at most", "alpha", "speed over EAGLE-3", "draft calls", "acceptance", "collapsed"], rows)
-
-
-def gaps(record: Record) -> str:
-    """Share of the way from the best fixed depth to the oracle that the scores allow, by set and policy."""
-    names = ("beam-mass threshold", "RADAR as published", "LSTM, throughput objective")
-    rows = []
-    for title, found in record["sets"].items():
-        by_name = {row["name"]: row for row in found["policies"]}
-        shares = [by_name[name]["gap_closed"] for name in names]
-        rows.append([title, *["" if share is None else f"{share:.0%}" for share in shares]])
-    return table(["set", *names], rows)
-
-
 def rules(record: Record) -> str:
-    """Every policy over EAGLE-3 in the geometric mean of the cells, by temperature, the fastest first."""
+    """Every policy over EAGLE-3 in the geometric mean of the cells, by what was asked, the fastest first."""
     text = ""
-    for temperature, found in record["overall"].items():
+    for label, found in record["overall"].items():
         cells = max(one["cells"] for one in found.values())
         rows = [
-            [name, f"{one['over_eagle3']:.3f}", f"{one['draft_calls']:.2f}", f"{one['mean_acceptance_length']:.2f}"]
+            [SHOWN.get(name, name), f"{one['over_eagle3']:.3f}"]
+            + [f"{one[key]:.2f}" for key in ("draft_calls", "mean_acceptance_length")]
             for name, one in sorted(found.items(), key=lambda item: -item[1]["over_eagle3"])
         ]
         text += "\n" if text else ""
-        text += f"Temperature {temperature}, {cells} cells of {', '.join(record['pairs'])}:\n\n"
+        text += f"Temperature {label}, {cells} cells of {', '.join(record['pairs'])}, trees of {NODES} nodes:\n\n"
         text += table(["policy", "over EAGLE-3", "draft calls", "acceptance length"], rows)
     return text
 
 
-def round_parts(record: Record) -> dict[str, dict[str, float]]:
+# what the oracles of `radar.train.evaluate` are, and are not
+SHOWN = {
+    "attainable oracle": "backward induction on the scores, fitted to training rounds (no bound)",
+    "hindsight oracle": "hindsight (a bound that needs the future)",
+    "best fixed depth of these rounds": "best fixed depth, chosen on these very rounds",
+}
+
+
+def round_parts(record: Record) -> str:
     """Milliseconds by part for every prefix."""
-    return {
-        f"{one['prefix']:,} tokens": {
+    rows = []
+    for one in record["parts"]:
+        calls = one["draft_calls"]
+        parts = {
             "verify": one["verify"],
-            "first draft call": one["draft_calls"][0],
-            f"{len(one['draft_calls']) - 1} more draft calls": sum(one["draft_calls"][1:]),
-            "decisions": len(one["draft_calls"]) * one["decision"],
+            "first draft call": calls[0],
+            f"{len(calls) - 1} more draft calls": sum(calls[1:]),
+            "decisions": len(calls) * one["decision"],
             "select, accept, commit": one["select"] + one["accept"] + one["commit"],
         }
-        for one in record["parts"]
-    }
-
-
-def costs(record: Record) -> str:
-    rows = [
-        [prefix, name, f"{value:.3f}", f"{value / sum(parts.values()):.1%}"]
-        for prefix, parts in round_parts(record).items()
-        for name, value in parts.items()
-    ]
+        whole = sum(parts.values())
+        rows += [[f"{one['prefix']:,} tokens", name, f"{ms:.3f}", f"{ms / whole:.1%}"] for name, ms in parts.items()]
     return table(["prefix", "part", "ms", "share"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
-    "End to end, wide pairs": ("end_to_end_full.json", speeds),
-    "Rules of the literature, by replay": ("contenders.json", rules),
-    "The published reward's alpha": ("alpha_ablation.json", alphas),
-    "Share of the gap to the oracle": ("replay_policies.json", gaps),
-    "A round by parts": ("round_h200.json", costs),
+    "End to end, laboratory pairs": ("end_to_end/end_to_end_h200.json", speeds),
+    "End to end, the embedded pair at large shapes": ("end_to_end/end_to_end_embedded_h200.json", speeds),
+    "Rules of the literature, by replay": ("replay/contenders.json", rules),
+    "A round by parts": ("round/round_h200.json", round_parts),
 }
 
 

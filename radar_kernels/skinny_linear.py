@@ -66,7 +66,7 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(*, n: int) -> Blocks:
-    """The fastest on an H200 of those in bench/results/tune_skinny_linear_h200.json."""
+    """The fastest on an H200 of those in bench/results/kernels/tune_skinny_linear_h200.json."""
     if n >= 24576:
         return Blocks(128, 64, 4, 110_000)  # two programs a multiprocessor
     return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight

@@ -29,7 +29,7 @@ class Blocks(NamedTuple):
 def choose_blocks(*, rows: int, capacity: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
     """For `rows` node-head pairs of one key-value head, such that nothing spills (tests/kernels/test_compile.py).
 
-    Those for 16-bit types on Hopper are measured: bench/results/tune_tree_attention_h200.txt.
+    Those for 16-bit types on Hopper are measured: bench/results/kernels/tune_tree_attention_h200.txt.
     """
     rows, dim = max(next_power_of_2(rows), 16), next_power_of_2(dim)
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler

@@ -1,19 +1,13 @@
-"""Runs of two cells as `bench.end_to_end` writes them, and the keys of the flat summary."""
+"""Runs of two cells as `bench.end_to_end` keeps them."""
 
-from bench.lab.speed import AUTOREGRESSIVE
-
-ISSUE_KEYS = [
-    "radar_over_ar_min", "radar_over_ar_max", "radar_over_generate_geomean", "radar_over_eagle3_geomean",
-    "radar_over_best_fixed_geomean", "radar_over_published_geomean", "radar_over_threshold_geomean",
-    "draft_calls_change", "acceptance_change", "oracle_gap_closed", "replay_error", "commit", "command",
-]  # fmt: skip
+from bench.runs import AUTOREGRESSIVE
 
 
-def run(method, prompt, tokens, seconds, *, task="gsm8k", repeat=0, temperature=0.0, pair="a", calls=8, rounds=4):
+def run(method, prompt, tokens, seconds, *, task="gsm8k", temperature=0.0, pair="a", calls=8, rounds=4, text="same"):
     return {
-        "pair": pair, "task": task, "temperature": temperature, "method": method, "prompt": prompt, "repeat": repeat,
-        "tokens": tokens, "seconds": seconds, "rounds": rounds, "calls": calls, "accepted": tokens - rounds,
-        "stops": {"2": rounds}, "text": "same", "prefill_seconds": 0.5,
+        "pair": pair, "task": task, "temperature": temperature, "method": method, "prompt": prompt, "tokens": tokens,
+        "seconds": seconds, "rounds": rounds, "calls": calls, "accepted": tokens - rounds, "stops": {"2": rounds},
+        "text": text, "prefill_seconds": 0.5, "nodes": 100 if method == "radar" else 60,
     }  # fmt: skip
 
 
@@ -30,9 +24,11 @@ def full_runs():
 
 
 def predictions():
-    speeds = {"radar": 126.0, "eagle3": 100.0, "best_fixed": 104.0}
-    one = {
-        "tokens_per_second": speeds, "best_fixed_of_these_rounds": 105.0, "attainable": 131.25,
-        "radar": {"tokens_per_second": 125.0},  # with the tree of the oracle
-    }  # fmt: skip
+    one = {"tokens_per_second": {"radar": 126.0, "eagle3": 100.0, "best_fixed": 104.0}}
     return {"a": {"0": {"gsm8k": one, "mbpp": one}}}
+
+
+def choices():
+    """What `bench.end_to_end` says of the pair."""
+    fixed = {task: [9, 100] for task in ("gsm8k", "mbpp")}
+    return {"a": {"choices": {"T0": {"fixed": fixed, "nodes": {"threshold": 32, "radar": 100}}}}}

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from bench.lab import policies
+from bench.lab import fit
 from bench.lab.policies import RADAR, THRESHOLD, choose_policies
-from bench.lab.record_pair import files_of
+from bench.lab.sets import files_of
 from radar.config import TreeConfig
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
@@ -95,19 +95,11 @@ def by_hand(verify, bound, decision):
         pytest.param((1.0, 1.01, 14.0), AT_CLIFF, 60, 60, (60, 32, 60), 0.02, id="flat, then steep"),
         pytest.param((1.0, 1.5, 2.0), AT_CLIFF, 32, 60, (32, 32, 60), 0.02, id="methods differ"),
         pytest.param((1.0, 1.15, 1.3), AT_ONCE, 100, 32, (100, 32, 100), 0.02, id="a network that stops at once"),
-        pytest.param(
-            (1.0, 1.5, 2.0),
-            AT_CLIFF,
-            100,
-            100,
-            (32, 32, 60),
-            0.5,
-            id="dear decisions",
-        ),
+        pytest.param((1.0, 1.5, 2.0), AT_CLIFF, 100, 100, (32, 32, 60), 0.5, id="dear decisions"),
     ],
 )
 def test_nodes_follow_the_costs(rounds, tmp_path, monkeypatch, verify, bound, threshold, radar, fixed, decision):
-    monkeypatch.setattr(policies, "_train", lambda _, out, *__: network(out, bound if out.name == RADAR else AT_ONCE))
+    monkeypatch.setattr(fit, "_train", lambda _, __, out, *___: network(out, bound if out.name == RADAR else AT_ONCE))
     costs = CostTable(
         draft_call_seconds=(CALL,) * CALLS, nodes=NODES, contexts=(0,), verify_seconds=tuple((one,) for one in verify),
         decision_seconds=decision, rest_seconds=REST, device="any", pair="any",

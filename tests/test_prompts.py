@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from bench.lab.record_pair import TASKS, prompt_sets
 from radar.errors import UsageError
 from radar.tools.prompts import PromptLine, encode_prompt, has_chat_template, load_prompts, read_text
 
@@ -89,18 +88,6 @@ def test_a_chat_without_a_template_is_refused():
     assert has_chat_template(Tokenizer("a template"))
     with pytest.raises(UsageError, match="a tokenizer with a chat template"):
         encode_prompt(PromptLine("x", True), Tokenizer())
-
-
-def test_sources_stand_beside_their_prompts(tmp_path):
-    """What the laboratory reads of a line besides its prompt."""
-    held_out = [{"prompt": f"{kind}\u2028", "source": kind} for kind in ("gsm8k", "mbpp", "gsm8k", "mbpp")]
-    lines = [json.dumps(line, ensure_ascii=False) for line in held_out]
-    (tmp_path / "heldout_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for task in TASKS:
-        (tmp_path / f"q_{task}.jsonl").write_text('{"prompt": "measured"}\n')
-    sets = prompt_sets(tmp_path, tmp_path, train=9, develop=9, limit=9)
-    assert [line.text for line in sets["train"]] == ["gsm8k\u2028", "mbpp\u2028", "gsm8k\u2028"]
-    assert [line.text for line in sets["develop-mbpp"]] == ["mbpp\u2028"]
 
 
 def test_empty_and_missing_files(tmp_path):

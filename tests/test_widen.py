@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import DEVICE, VOCAB, tiny_draft, tiny_target
+from widened import check
 
 import radar
-from bench.lab.check import check
 from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig

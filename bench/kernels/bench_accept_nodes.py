@@ -6,11 +6,10 @@ pytest bench/kernels/bench_accept_nodes.py --benchmark-only
 import pytest
 import torch
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from radar_kernels import accept_nodes, reference_tree
 
 MAX_ACCEPTED = 17
-IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
 CASES = [(60, 3), (60, 16), (256, 16)] if ON_GPU else [(60, 3)]  # nodes, accepted
 
 
@@ -26,11 +25,7 @@ def make(nodes: int, accepted: int, device: torch.device) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("nodes", "accepted"), CASES, ids=[f"{n}-{a}" for n, a in CASES])
 def test_accept_nodes(nodes, accepted, implementation, device, bench_kernel):
-    op = {
-        "torch": reference_tree.accept_nodes,
-        "compile": torch.compile(reference_tree.accept_nodes, dynamic=False),
-        "triton": accept_nodes,
-    }[implementation]
+    op = implementation_of(implementation, accept_nodes, reference_tree.accept_nodes)
 
     def call(*inputs: torch.Tensor) -> reference_tree.Acceptance:
         return op(*inputs, max_accepted=MAX_ACCEPTED)

@@ -6,25 +6,21 @@ pytest bench/kernels/bench_cache_rows.py --benchmark-only
 import pytest
 import torch
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, Geometry
 from radar_kernels import keep_rows, reference, store_rows
 
 ACCEPTED = [0, 1, 11, 25]  # of 60 nodes: the root and three more
 if ON_GPU:
-    DTYPE, CAPACITY, IMPLEMENTATIONS = torch.bfloat16, 4096, ["torch", "compile", "triton"]
+    DTYPE, CAPACITY = torch.bfloat16, 4096
     CASES = [(LLAMA_8B, 60), (LLAMA_8B, 10), (LLAMA_8B, 1), (QWEN3_8B, 60)]
 else:
-    DTYPE, CAPACITY, IMPLEMENTATIONS = torch.float32, 512, ["torch"]
+    DTYPE, CAPACITY = torch.float32, 512
     CASES = [(TINY, 60)]
 
 
 def cache(geometry: Geometry, layers: int, device: torch.device) -> torch.Tensor:
     return torch.randn(2, layers, 1, geometry.kv_heads, CAPACITY, geometry.head_dim, device=device, dtype=DTYPE)
-
-
-def implementation_of(name, op, plain):
-    return {"torch": plain, "compile": torch.compile(plain, dynamic=False), "triton": op}[name]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -6,12 +6,11 @@ pytest bench/kernels/bench_grow_tree.py --benchmark-only
 import pytest
 import torch
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from bench.shapes import LLAMA_8B, TINY
 from radar_kernels import TopkConfidence, TreeBuffers, grow_tree, reference_tree
 
 K, CALLS, LEVELS = 10, 16, 6
-IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
 HIDDEN = (LLAMA_8B if ON_GPU else TINY).hidden_size
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
@@ -38,11 +37,7 @@ def make(device: torch.device) -> tuple[TreeBuffers, list[tuple[TopkConfidence, 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_grow_tree(implementation, device, bench_kernel):
-    op = {
-        "torch": reference_tree.grow_tree,
-        "compile": torch.compile(reference_tree.grow_tree, dynamic=False),
-        "triton": grow_tree,
-    }[implementation]
+    op = implementation_of(implementation, grow_tree, reference_tree.grow_tree)
 
     def call(tree: TreeBuffers, levels: list[tuple[TopkConfidence, torch.Tensor]]) -> None:
         for i, (level, hidden) in enumerate(levels):

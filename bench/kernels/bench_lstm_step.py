@@ -10,11 +10,10 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from radar_kernels import LstmStep, PolicyWeights, lstm_step, reference
 
 INPUTS, MIDDLE = 10, 128
-IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch", "reference"]
 CASES = [(1, 64), (1, 128), (1, 512), (16, 128)] if ON_GPU else [(1, 128)]
 COPIES = 300 if ON_GPU else 2
 
@@ -45,16 +44,11 @@ def test_lstm_step(batch, hidden, implementation, device, bench_kernel):
     policies = [Policy(hidden).to(device) for _ in range(COPIES)]
     state = torch.randn(batch, INPUTS, device=device), *torch.randn(2, batch, hidden, device=device)
     weights = [policy.weights() for policy in policies]
-    if implementation in ("torch", "compile"):
+    if implementation == "torch":
         call, inputs = module_step, [(policy, *state) for policy in policies]
-        if implementation == "compile":  # of the formulas; torch.compile leaves nn.LSTM to cuDNN
-            compiled = torch.compile(reference.lstm_step, dynamic=False)
-            call, inputs = compiled, [(*state, w) for w in weights]
-    else:
-        call, inputs = (
-            (lstm_step if implementation == "triton" else reference.lstm_step),
-            [(*state, w) for w in weights],
-        )
+    else:  # the formulas are compiled: torch.compile leaves nn.LSTM to cuDNN
+        call = implementation_of(implementation, lstm_step, reference.lstm_step)
+        inputs = [(*state, w) for w in weights]
     expected = reference.lstm_step(*state, weights[0])
     tolerance = "lstm_step cuDNN" if implementation == "torch" else "lstm_step"
     for name in ("hidden", "cell", "logits"):

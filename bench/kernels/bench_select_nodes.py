@@ -6,10 +6,9 @@ pytest bench/kernels/bench_select_nodes.py --benchmark-only
 import pytest
 import torch
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from radar_kernels import reference_tree, select_nodes
 
-IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
 CASES = [(10, 16, 60), (10, 8, 60), (16, 16, 256)] if ON_GPU else [(10, 16, 60)]  # k, calls, nodes
 
 
@@ -31,11 +30,7 @@ def make(k: int, calls: int, device: torch.device) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("k", "calls", "nodes"), CASES, ids=[f"{k}x{calls}-{nodes}" for k, calls, nodes in CASES])
 def test_select_nodes(k, calls, nodes, implementation, device, bench_kernel):
-    op = {
-        "torch": reference_tree.select_nodes,
-        "compile": torch.compile(reference_tree.select_nodes, dynamic=False),
-        "triton": select_nodes,
-    }[implementation]
+    op = implementation_of(implementation, select_nodes, reference_tree.select_nodes)
 
     def call(*inputs: torch.Tensor) -> reference_tree.VerifyTree:
         return op(*inputs, total_tokens=nodes, tree_top_k=k)

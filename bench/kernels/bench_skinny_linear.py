@@ -10,7 +10,7 @@ import torch
 from tolerances import relative_error
 from torch.nn import functional as F
 
-from bench.conftest import ON_GPU, rotation
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of, rotation
 from bench.shapes import LLAMA_8B, TINY, Geometry
 from radar_kernels import skinny_linear
 
@@ -29,7 +29,6 @@ def shapes(g: Geometry) -> dict[str, tuple[int, int]]:
 
 
 DTYPE, GEOMETRY = (torch.bfloat16, LLAMA_8B) if ON_GPU else (torch.float32, TINY)
-IMPLEMENTATIONS = ["torch", "compile", "triton"] if ON_GPU else ["torch"]
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -46,11 +45,7 @@ def test_skinny_linear(name, rows, implementation, device, bench_kernel):
     weights = [torch.randn(n, k, device=device, dtype=DTYPE) for _ in range(copies)]
     x = torch.randn(1, rows, k, device=device, dtype=DTYPE)
     torch.compiler.reset()  # of one function with many shapes, Dynamo soon compiles no more
-    call = {
-        "torch": linear,
-        "compile": torch.compile(linear, dynamic=False, fullgraph=True),
-        "triton": skinny_linear,
-    }[implementation]
+    call = implementation_of(implementation, skinny_linear, linear)
     expected = F.linear(x.float(), weights[0].float())
     assert relative_error(call(x, weights[0]), expected) < LIMIT
     bench_kernel(call, [(x, weight) for weight in weights], bytes_moved=n * k * DTYPE.itemsize)

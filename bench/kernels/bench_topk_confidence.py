@@ -7,19 +7,17 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from bench.conftest import ON_GPU
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY
 from radar_kernels import TopkConfidence, reference, topk_confidence
 
 K = 10
 if ON_GPU:
     DTYPE = torch.bfloat16
-    IMPLEMENTATIONS = ["torch", "compile", "triton"]
     CASES = [(rows, v) for v in (LLAMA_8B.draft_vocabulary, LLAMA_8B.vocabulary) for rows in (1, K)]
     CASES += [(K, QWEN3_8B.vocabulary)]
 else:
     DTYPE = torch.float32
-    IMPLEMENTATIONS = ["torch", "reference"]
     CASES = [(K, TINY.vocabulary), (K, LLAMA_8B.draft_vocabulary)]
 
 
@@ -38,16 +36,11 @@ def test_topk_confidence(rows, vocabulary, implementation, device, bench_kernel)
         logits = (3 * torch.randn(1, rows, vocabulary, device=device)).to(DTYPE)
         return logits, -torch.rand(1, rows, device=device), K, torch.zeros(vocabulary, dtype=torch.int64, device=device)
 
-    def ours(op):
-        return lambda logits, parents, k, d2t: op(logits, parents, k, d2t=d2t)
+    def ours(logits, parents, k, d2t):
+        return topk_confidence(logits, parents, k, d2t=d2t)
 
     inputs = [make() for _ in range(4)]  # the logits were just written: they are in the cache
-    call = {
-        "torch": chain,
-        "compile": torch.compile(chain, dynamic=False),
-        "triton": ours(topk_confidence),
-        "reference": ours(reference.topk_confidence),
-    }[implementation]
+    call = implementation_of(implementation, ours, chain)
     got, expected = call(*inputs[0]), reference.topk_confidence(*inputs[0][:3], d2t=inputs[0][3])
     assert_close(got.candidate_scores, expected.candidate_scores, "topk_confidence", torch.float32)
     assert_close(got.scores, expected.scores, "topk_confidence", torch.float32)

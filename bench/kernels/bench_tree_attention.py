@@ -7,19 +7,17 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from bench.conftest import ON_GPU, rotation
+from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of, rotation
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, VICUNA_13B, Geometry
 from radar_kernels import reference, tree_attention
 
 if ON_GPU:
     DTYPE = torch.bfloat16
-    IMPLEMENTATIONS = ["torch", "compile", "triton"]
     CASES = [(LLAMA_8B, 64, prefix) for prefix in (128, 1024, 4096, 16384, 32768)]
     CASES += [(LLAMA_8B, 16, 4096), (LLAMA_8B, 16, 32768), (LLAMA_8B, 10, 1024), (LLAMA_8B, 1, 4096)]
     CASES += [(QWEN3_8B, 60, 4096), (VICUNA_13B, 60, 2048)]
 else:
     DTYPE = torch.float32
-    IMPLEMENTATIONS = ["torch", "reference"]
     CASES = [(TINY, 60, 256), (TINY, 10, 1024)]
 
 
@@ -52,14 +50,11 @@ def test_tree_attention(geometry, nodes, prefix, implementation, device, bench_k
     g = geometry
     bytes_moved = 2 * g.kv_heads * (prefix + nodes) * g.head_dim * DTYPE.itemsize
     inputs = [make(geometry, nodes, prefix, device) for _ in range(rotation(bytes_moved))]
-    if implementation in ("torch", "compile"):
-        call = sdpa if implementation == "torch" else torch.compile(sdpa, dynamic=False)
+    call, calls = implementation_of(implementation, tree_attention, sdpa), inputs
+    if implementation != "triton":
         visible = reference.visible_keys(*inputs[0][3:], prefix + nodes)[:, None]
         bias = torch.zeros(visible.shape, device=device, dtype=DTYPE).masked_fill(~visible, -torch.inf)
         calls = [(*arguments[:3], bias) for arguments in inputs]
-    else:
-        call = tree_attention if implementation == "triton" else reference.tree_attention
-        calls = inputs
     exact = reference.tree_attention(*(x.double() if x.is_floating_point() else x for x in inputs[0]))
     assert_close(call(*calls[0]), exact, "tree_attention", DTYPE)
     bench_kernel(call, calls, bytes_moved=bytes_moved)

@@ -1,51 +1,40 @@
-"""Build the corpus and the tokenizer of the embedded default pair, and of the laboratory's.
+"""Build the corpus of the pairs that are trained here: `python -m bench.lab.data --data FOLDER --prompts FOLDER`.
 
-`python -m bench.lab.data --data FOLDER --out .lab/data`. FOLDER holds `gsm8k_train.jsonl` (MIT), `mbpp.jsonl`
-(CC BY 4.0; task ids 511 to 600 are a benchmark and stay out) and `codegen.json`, `roleplay.json`, `toolformer.json`
-(MIT). Python text comes from the interpreter: its standard library (PSF), sympy, networkx, numpy and torch (BSD-3).
-Laboratory models, which are not given away, may read more packages: `--packages torch transformers scipy ...`.
+The first folder holds `gsm8k_train.jsonl` (MIT), `mbpp.jsonl` (CC BY 4.0; task ids 511 to 600 are a benchmark and stay
+out) and `codegen.json`, `roleplay.json`, `toolformer.json` (MIT); the second the prompts that measure, `q_TASK.jsonl`,
+whose near-twins stay out as well. Python text comes from the interpreter: its standard library (PSF), sympy, networkx,
+numpy and torch (BSD-3). Laboratory models, which are not given away, may read more packages: `--packages transformers`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.util
 import json
 import random
-import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
-BOS, USER, ASSISTANT, END = SPECIALS = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>")
-PACKAGES = ("sympy", "networkx", "numpy", "torch")
-SKIPPED_FOLDERS = {"site-packages", "_vendor", "third_party", "_antlr", "encodings", "__pycache__"}
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>\\n' + message['content'] + '<|end|>' }}{% else %}"
-    "{{ '<|user|>\\n' + message['content'] + '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
+from bench.lab.python_text import PACKAGES, python_files
+from bench.lab.sets import measuring
+from bench.lab.tokenizer import chat, encode, plain, save_tokenizer, train_tokenizer
+from bench.lab.twins import near_twins
+
 Pair = tuple[str, str, str]  # source, question, answer
-
-
-def chat(question: str, answer: str) -> str:
-    return f"{BOS}{USER}\n{question}\n{ASSISTANT}\n{answer}{END}"
-
-
-def plain(text: str) -> str:
-    return f"{BOS}{text}{END}"
 
 
 def _clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ").strip()
 
 
-def read_pairs(folder: Path, tool_use: int) -> list[Pair]:
-    """Questions and answers of every source; of the tool-use set only `tool_use` pairs, without their long preamble."""
+def read_pairs(folder: Path, prompts: Path, tool_use: int) -> list[Pair]:
+    """Questions and answers of every source, but for near-twins of what measures.
+
+    Of the tool-use set only `tool_use` pairs, without their long preamble.
+    """
     pairs: list[Pair] = []
     for line in (folder / "gsm8k_train.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -63,7 +52,10 @@ def read_pairs(folder: Path, tool_use: int) -> list[Pair]:
             question = row["instruction"].strip().splitlines()[-1] if name == "toolformer" else row["instruction"]
             pairs.append((name, question + ("\n" + row["input"] if row.get("input") else ""), row["response"]))
     cleaned = [(source, _clean(question), _clean(answer)) for source, question, answer in pairs]
-    return [pair for pair in cleaned if pair[1] and pair[2]]
+    cleaned = [pair for pair in cleaned if pair[1] and pair[2]]
+    twins = near_twins([question for _, question, _ in cleaned], measuring(prompts))
+    print(f"{len(twins)} of {len(cleaned)} questions are near-twins of prompts that measure: left out", flush=True)
+    return [pair for number, pair in enumerate(cleaned) if number not in twins]
 
 
 def documents(pairs: Iterable[Pair], seed: int) -> list[str]:
@@ -81,85 +73,13 @@ def documents(pairs: Iterable[Pair], seed: int) -> list[str]:
     return out
 
 
-def python_files(seed: int, packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
-    """(source, text) of readable modules: the standard library first, then the packages in random order."""
-    rng, groups = random.Random(seed), []
-    roots = {"stdlib": Path(sysconfig.get_path("stdlib"))}
-    for name in packages:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            roots[name] = Path(spec.origin).parent
-    for name, root in roots.items():
-        files = [path for path in sorted(root.rglob("*.py")) if not SKIPPED_FOLDERS & set(path.relative_to(root).parts)]
-        groups.append([(name, text) for path in files if (text := _read_module(path)) is not None])
-    library, packages = groups[0], [file for group in groups[1:] for file in group]
-    rng.shuffle(library)
-    rng.shuffle(packages)
-    return library + packages
-
-
-def _read_module(path: Path) -> str | None:
-    if not 400 < path.stat().st_size < 200_000:
-        return None
-    try:
-        text = path.read_text(encoding="utf8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    tables = sum(character.isdigit() for character in text) > 0.12 * len(text)  # generated numbers teach nothing
-    return None if tables or not text.isascii() else text.strip() + "\n"
-
-
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": END,
-        "pad_token": END,
-        "additional_special_tokens": [USER, ASSISTANT],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 4096,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def encode(tokenizer: Tokenizer, texts: list[str], cap: int | None = None) -> tuple[np.ndarray, int]:
-    """Concatenated ids (uint16) of the first documents that fit into `cap` tokens, and how many documents they are."""
-    parts, total, count = [], 0, 0
-    for start in range(0, len(texts), 256):
-        for encoding in tokenizer.encode_batch(texts[start : start + 256], add_special_tokens=False):
-            if cap is not None and total >= cap:
-                break
-            parts.append(np.array(encoding.ids, dtype=np.uint16))
-            total, count = total + len(encoding.ids), count + 1
-    return np.concatenate(parts), count
-
-
 def heldout_prompts(
     held: list[Pair], train: list[Pair], modules: list[str], tokenizer: Tokenizer
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
+    """What policies may learn from: held-out questions, some that the target has read, beginnings of modules."""
     rng = random.Random(5)
     pairs = held + rng.sample(train, min(len(train), 450))
-    rows: list[dict[str, object]] = [{"prompt": pair[1], "chat": True, "source": pair[0]} for pair in pairs]
+    rows: list[dict[str, Any]] = [{"prompt": pair[1], "chat": True, "source": pair[0]} for pair in pairs]
     for text in modules[:300]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids[: rng.randint(40, 120)]
         rows.append({"prompt": tokenizer.decode(ids), "chat": False, "source": "python"})
@@ -170,61 +90,36 @@ def heldout_prompts(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of the instruction files")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of the prompts that measure")
     parser.add_argument("--out", type=Path, default=Path(".lab/data"))
     parser.add_argument("--python-tokens", type=int, default=17_000_000)
-    parser.add_argument(
-        "--packages", nargs="+", default=list(PACKAGES), help="those that are not installed are left out"
-    )
+    parser.add_argument("--packages", nargs="+", default=list(PACKAGES), help="what is not installed is left out")
     parser.add_argument("--tool-use", type=int, default=800)
     parser.add_argument("--vocab", type=int, default=4096, help="size of the tokenizer; at most 65536")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
 
-    pairs = read_pairs(args.data, args.tool_use)
+    pairs = read_pairs(args.data, args.prompts, args.tool_use)
     random.Random(1).shuffle(pairs)
     held, train = pairs[: len(pairs) // 20], pairs[len(pairs) // 20 :]
     files = python_files(3, args.packages)
-    held_files = files[:: len(files) // 320][:320]
-    held_set = set(map(id, held_files))
-    files = [file for file in files if id(file) not in held_set]
+    held_files = set(range(0, len(files), max(1, len(files) // 320)))
+    modules = [text for number, text in enumerate(files) if number in held_files]
+    files = [text for number, text in enumerate(files) if number not in held_files]
     instruct = documents(train, 4)
-    sample = [text for _, text in random.Random(6).sample(files, min(len(files), 1500))]
-    tokenizer = train_tokenizer(iter([*sample, *instruct]), args.vocab)
+    tokenizer = train_tokenizer(iter([*random.Random(6).sample(files, min(len(files), 1500)), *instruct]), args.vocab)
+    args.out.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, args.out / "tokenizer")
-
-    streams, used = {}, {}
-    streams["instruct"], used["instruct"] = encode(tokenizer, instruct)
-    streams["instruct_val"], used["instruct_val"] = encode(tokenizer, [chat(pair[1], pair[2]) for pair in held])
-    streams["python"], count = encode(tokenizer, [plain(text) for _, text in files], args.python_tokens)
-    used["python"] = count
-    streams["python_val"], used["python_val"] = encode(tokenizer, [plain(text) for _, text in held_files], 400_000)
+    streams = {
+        "instruct": encode(tokenizer, instruct),
+        "instruct_val": encode(tokenizer, [chat(pair[1], pair[2]) for pair in held]),
+        "python": encode(tokenizer, [plain(text) for text in files], args.python_tokens),
+        "python_val": encode(tokenizer, [plain(text) for text in modules], 400_000),
+    }
     for name, stream in streams.items():
         np.save(args.out / f"{name}.npy", stream)
-    prompts = heldout_prompts(held, train, [text for _, text in held_files], tokenizer)
-    (args.out / "heldout_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-
-    manifest = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "tokens": {name: len(stream) for name, stream in streams.items()},
-        "documents": used,
-        "heldout_prompts": len(prompts),
-        "pairs": {s: sum(pair[0] == s for pair in pairs) for s in sorted({pair[0] for pair in pairs})},
-        "python_files": {s: sum(file[0] == s for file in files[:count]) for s in ("stdlib", *args.packages)},
-        "licences": {
-            "stdlib": "PSF-2.0",
-            "packages": "BSD-3-Clause" if set(args.packages) <= set(PACKAGES) else "each its own",
-            "gsm8k": "MIT",
-            "mbpp": "CC-BY-4.0",
-            "GPTeacher": "MIT",
-        },
-        "sha256": {
-            str(path.relative_to(args.out)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(args.out.rglob("*"))
-            if path.is_file() and path.name != "manifest.json"
-        },
-    }
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in manifest.items() if key != "sha256"}))
+    rows = heldout_prompts(held, train, modules, tokenizer)
+    (args.out / "heldout_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(json.dumps({name: len(stream) for name, stream in streams.items()} | {"heldout_prompts": len(rows)}))
 
 
 if __name__ == "__main__":

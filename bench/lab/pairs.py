@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +24,7 @@ from radar.train.costs import CostTable
 __all__ = ["SmallPair", "Wide", "load_pair", "measure_costs"]
 
 
-@dataclass(frozen=True)
-class SmallPair:
+class SmallPair(NamedTuple):
     """A trained pair as it is on disk."""
 
     model: Any
@@ -43,42 +41,31 @@ def load_pair(folder: Path, device: torch.device, dtype: torch.dtype) -> SmallPa
 
 
 class Wide:
-    """The widened pair and its decoders, each made once.
-
-    Args:
-        folder: of the small pair.
-        geometry: to widen to.
-        max_length: tokens that the decoders' caches hold.
-    """
+    """The pair of a folder, widened, and its decoders, each made once; their caches hold `max_length` tokens."""
 
     def __init__(self, folder: Path, geometry: Geometry, *, device: torch.device, max_length: int) -> None:
-        self.device, self.max_length = device, max_length
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.device = device
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         small = load_pair(folder, torch.device("cpu"), torch.float32)
-        self.tokenizer = small.tokenizer
-        self.pair: WidePair = widen(small.model, small.draft, geometry, device=device, dtype=self.dtype)
+        self.pair: WidePair = widen(small.model, small.draft, geometry, device=device, dtype=dtype)
+        self._options: dict[str, Any] = {"tokenizer": small.tokenizer, "max_length": max_length}
         self._decoders: dict[tuple[TreeConfig, str], RadarDecoder] = {}
 
     @cached_property
     def autoregressive(self) -> AutoregressiveDecoder:
-        return AutoregressiveDecoder(self.pair.model, tokenizer=self.tokenizer, max_length=self.max_length)
+        return AutoregressiveDecoder(self.pair.model, **self._options)
 
     def decoder(self, tree: TreeConfig, policy: StopPolicy, *, role: str = "") -> RadarDecoder:
-        """The decoder of a tree's shape; it keeps the policy that it was made with until it is given another.
+        """The decoder of a tree's shape, with this policy.
 
         A decoder keeps the graphs of four policies: `role` tells decoders of one shape apart, so that none is captured
         again and again.
         """
         if (tree, role) not in self._decoders:
             self._decoders[tree, role] = RadarDecoder(
-                self.pair.model,
-                draft=self.pair.draft,
-                tokenizer=self.tokenizer,
-                policy=policy,
-                tree=tree,
-                max_length=self.max_length,
-                fallback=False,
+                self.pair.model, draft=self.pair.draft, policy=policy, tree=tree, fallback=False, **self._options
             )
+        self._decoders[tree, role].policy = policy
         return self._decoders[tree, role]
 
 
@@ -93,26 +80,21 @@ def measure_costs(
         name: of the pair, goes into the table.
     """
     network = RadarPolicy(PolicyNetwork())
-    deepest = max(trees, key=lambda tree: tree.max_calls)
-    verify, rest, calls, decision = [], 0.0, (0.0,), 0.0
-    for tree in trees:
-        engine = wide.decoder(tree, network).engine
-        engine.set_policy(network)
-        profiles = [
-            profile_round(engine, prefix=context, calls=tree.max_calls, repeats=repeats) for context in contexts
+    profiles = {
+        tree: [
+            profile_round(wide.decoder(tree, network).engine, prefix=context, calls=tree.max_calls, repeats=repeats)
+            for context in contexts
         ]
-        verify.append(tuple(_seconds(profile.verify) for profile in profiles))
-        if tree == deepest:
-            first = profiles[0]
-            calls = tuple(_seconds(value) for value in first.draft_calls)
-            decision, rest = _seconds(first.decision), _seconds(first.select + first.accept + first.commit)
+        for tree in trees
+    }
+    deep = profiles[max(trees, key=lambda tree: tree.max_calls)][0]
     return CostTable(
-        draft_call_seconds=calls,
+        draft_call_seconds=tuple(map(_seconds, deep.draft_calls)),
         nodes=tuple(tree.total_tokens for tree in trees),
         contexts=tuple(contexts),
-        verify_seconds=tuple(verify),
-        decision_seconds=decision,
-        rest_seconds=rest,
+        verify_seconds=tuple(tuple(_seconds(one.verify) for one in profiles[tree]) for tree in trees),
+        decision_seconds=_seconds(deep.decision),
+        rest_seconds=_seconds(deep.select + deep.accept + deep.commit),
         device=device_name(wide.device),
         pair=name,
     )

@@ -1,13 +1,14 @@
-"""The three laboratory pairs that stand for three models: what differs in their training, and what they are widened to.
+"""The pairs that are trained here: what differs in their training, and what they are widened to.
 
-Each has its large model's ratio of query to key-value heads, its own mixture of text and its own seed.
+`embedded` is the one that ships; the other three stand for three large models, each with that model's ratio of query to
+key-value heads, its own mixture of text and its own seed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from bench.shapes import LLAMA_8B, VICUNA_13B, Geometry
+from bench.shapes import DEEPSEEK_8B, LLAMA_8B, VICUNA_13B, Geometry
 
 __all__ = ["RECIPES", "SIZES", "Recipe", "Size"]
 
@@ -36,10 +37,11 @@ class Size:
     """Sizes of a small pair and its training.
 
     Attributes:
-        heads: query heads; a whole multiple of every recipe's group.
+        heads: query heads; a whole multiple of the recipe's group.
         draft_vocabulary, draft_intermediate: of the head.
-        batch, length: of the target's training; draft_batch, draft_length: of the head's; write_batch: rows written
-            at once.
+        taps: hidden states that the head reads; None: EAGLE-3's rule.
+        batch, length: of the target's training; draft_batch, draft_length: of the head's.
+        write_batch, write_tokens: rows and tokens that the target writes at once.
         learning_rate, draft_learning_rate: peaks.
     """
 
@@ -50,42 +52,39 @@ class Size:
     head_dim: int
     draft_vocabulary: int
     draft_intermediate: int
+    taps: tuple[int, ...] | None = None
     batch: int
     length: int
     draft_batch: int
     draft_length: int
     write_batch: int
+    write_tokens: int = 224
     learning_rate: float
     draft_learning_rate: float
 
 
 RECIPES = {
+    "embedded": Recipe(geometry=LLAMA_8B, group=2, instruct_share=(0.25, 0.35), greedy_share=0.6, seed=0),
     "llama": Recipe(geometry=LLAMA_8B, group=4, instruct_share=(0.15, 0.35), greedy_share=0.6, seed=0),
     "vicuna": Recipe(geometry=VICUNA_13B, group=1, instruct_share=(0.2, 0.45), greedy_share=0.4, seed=1),
-    "deepseek": Recipe(
-        geometry=replace(LLAMA_8B, name="DeepSeek-R1-Distill-Llama-8B"),
-        group=4,
-        instruct_share=(0.1, 0.3),
-        greedy_share=0.8,
-        seed=2,
-    ),
+    "deepseek": Recipe(geometry=DEEPSEEK_8B, group=4, instruct_share=(0.1, 0.3), greedy_share=0.8, seed=2),
 }
 
 SIZES = {
+    # EAGLE-3's rule, made for deep models, would hide the last three of seven layers
+    "embedded": Size(
+        hidden=256, intermediate=640, layers=7, heads=4, head_dim=64, draft_vocabulary=2048, draft_intermediate=640,
+        taps=(2, 4, 6), batch=128, length=1024, draft_batch=32, draft_length=512, write_batch=2048, learning_rate=2e-3,
+        draft_learning_rate=2e-3,
+    ),
     "lab": Size(
         hidden=768, intermediate=2048, layers=12, heads=8, head_dim=128, draft_vocabulary=16384,
         draft_intermediate=2048, batch=64, length=1024, draft_batch=24, draft_length=512, write_batch=1024,
         learning_rate=1.5e-3, draft_learning_rate=8e-4,
     ),
-    # a fifth of it: what 17 million tokens of text can feed, and 50 MB on disk
-    "small": Size(
-        hidden=384, intermediate=1024, layers=8, heads=4, head_dim=128, draft_vocabulary=4096, draft_intermediate=1024,
-        batch=96, length=1024, draft_batch=32, draft_length=512, write_batch=2048, learning_rate=2e-3,
-        draft_learning_rate=1.5e-3,
-    ),
     "smoke": Size(
         hidden=64, intermediate=128, layers=4, heads=4, head_dim=16, draft_vocabulary=1024, draft_intermediate=96,
-        batch=4, length=128, draft_batch=4, draft_length=64, write_batch=8, learning_rate=2e-3,
-        draft_learning_rate=2e-3,
+        taps=(1, 2, 3), batch=4, length=128, draft_batch=4, draft_length=64, write_batch=8, write_tokens=24,
+        learning_rate=2e-3, draft_learning_rate=2e-3,
     ),
 }  # fmt: skip

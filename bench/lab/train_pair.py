@@ -1,9 +1,10 @@
-"""Train one laboratory pair within a budget: target, its own text, head, and what the head gets accepted.
+"""Train a small pair within a budget: target, its own text, head, and what the head gets accepted.
 
-`python -m bench.lab.train_pair llama --out .lab/pairs/llama` takes about eight minutes on a GPU. Writes
-OUT/target, OUT/draft and OUT/pair.json. The stages are processes of their own, and what an earlier call finished is
-kept: the same command goes on where the last one stopped. `--data` is what `bench.lab.data` made (for pairs of size
-"lab" with `--vocab 16384 --python-tokens 99000000`, where there is that much Python).
+`python -m bench.lab.train_pair llama --out .lab/pairs/llama` takes about eight minutes on a GPU; `embedded --size
+embedded --target-seconds 115 --text-seconds 35 --head-seconds 175` made the pair that ships. Writes OUT/target,
+OUT/draft and OUT/pair.json. What an earlier call finished is kept: the same command goes on where the last one stopped.
+`--data` is what `bench.lab.data` made (for pairs of size "lab" with `--vocab 16384 --python-tokens 99000000`, where
+there is that much Python).
 """
 
 from __future__ import annotations
@@ -11,48 +12,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
-from bench.lab.make_default import log, stage
 from bench.lab.recipes import RECIPES, SIZES, Recipe, Size
-from bench.lab.record_pair import fitting
+from bench.lab.sets import fitting
+from bench.lab.target import log, train_target
+from bench.lab.text import write_text
 from radar import FixedDepth, RadarDecoder, TreeConfig
+from radar.draft.config import DraftConfig
 from radar.metrics import merge
 from radar.tools.machine import describe_machine
 from radar.tools.prompts import load_prompts
+from radar.train.draft import TrainingOptions, train_draft
+from radar.train.tokens import TokenMixture
 
-__all__ = ["accepted"]
-
-COMPILING = 60.0  # seconds that a stage may take for it, before its budget starts
-
-
-def target_arguments(recipe: Recipe, size: Size) -> list[str]:
-    shares = [str(share) for share in recipe.instruct_share]
-    numbers = {
-        "hidden": size.hidden, "intermediate": size.intermediate, "layers": size.layers, "heads": size.heads,
-        "kv-heads": size.heads // recipe.group, "head-dim": size.head_dim, "batch": size.batch, "length": size.length,
-        "seed": recipe.seed, "lr": size.learning_rate,
-    }  # fmt: skip
-    return [*_options(numbers), "--instruct-share", *shares]
+SHARES = {"on_policy": 0.7, "instruct": 0.2, "python": 0.1}  # of the head's text
 
 
-def text_arguments(recipe: Recipe, size: Size) -> list[str]:
-    numbers = {"batch": size.write_batch, "greedy-share": recipe.greedy_share, "seed": recipe.seed}
-    return _options(numbers)
-
-
-def head_arguments(recipe: Recipe, size: Size, vocabulary: int) -> list[str]:
-    numbers = {
-        "batch": size.draft_batch, "length": size.draft_length, "intermediate": size.draft_intermediate,
-        "draft-vocab": min(size.draft_vocabulary, vocabulary), "seed": recipe.seed, "lr": size.draft_learning_rate,
-        "checkpoint-every": 30,
-    }  # fmt: skip
-    taps = [] if size.layers >= 6 else ["--taps", "1,2,3"]  # EAGLE-3's default needs the layers
-    return [*_options(numbers), *taps]
+def train_head(
+    data: Path, target: Path, text: Path, out: Path, recipe: Recipe, size: Size, *, seconds: float
+) -> dict[str, Any]:
+    """An EAGLE-3 head by `radar.train.draft`, on the target's own text and on its corpus."""
+    torch.set_float32_matmul_precision("high")
+    cuda = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16 if cuda else torch.float32)
+    model = model.to("cuda" if cuda else "cpu").requires_grad_(False)
+    files = {"on_policy": text, **{name: data / f"{name}.npy" for name in ("instruct", "python")}}
+    mixture = TokenMixture([np.load(path) for path in files.values()], [SHARES[name] for name in files])
+    shape = model.config
+    config = DraftConfig(
+        hidden_size=shape.hidden_size, intermediate_size=size.draft_intermediate,
+        num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim, vocab_size=shape.vocab_size, target_hidden_size=shape.hidden_size,
+        draft_vocab_size=min(size.draft_vocabulary, shape.vocab_size),
+    )  # fmt: skip
+    options = TrainingOptions(
+        seconds=seconds, batch_size=size.draft_batch, length=size.draft_length, lr=size.draft_learning_rate,
+        max_grad_norm=1.0, seed=recipe.seed, checkpoint_every=30.0, log_every=15.0, progress=False,
+    )  # fmt: skip
+    return dict(train_draft(model, mixture, out, config=config, options=options, tap_layers=size.taps))
 
 
 def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[str, Any]:
@@ -72,10 +76,6 @@ def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[
     }
 
 
-def _options(values: dict[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipe", choices=sorted(RECIPES))
@@ -87,41 +87,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--head-seconds", type=float, default=110.0)
     parser.add_argument("--limit", type=int, default=40, help="held-out prompts that the head is judged on")
     args = parser.parse_args(argv)
-    recipe, size = RECIPES[args.recipe], SIZES[args.size]
-    args.out.mkdir(parents=True, exist_ok=True)
-    target, text, draft = args.out / "target", args.out / "text.npy", args.out / "draft"
-    data = ["--data", str(args.data)]
-    smoke = args.size == "smoke"
-    begun = time.monotonic()
-    with (args.out / "log.txt").open("a", encoding="utf8") as sink:
-        if not target.with_suffix(".json").is_file():
-            words = [*data, "--out", str(target), "--seconds", str(args.target_seconds)]
-            if not stage(sink, "train_target", words + target_arguments(recipe, size), args.target_seconds + COMPILING):
-                return 1
-        vocabulary = int(json.loads((target / "config.json").read_text())["vocab_size"])
-        if not text.is_file():
-            words = [*data, "--target", str(target), "--out", str(text), "--seconds", str(args.text_seconds)]
-            words += ["--new-tokens", "24"] if smoke else []
-            if not stage(sink, "on_policy", words + text_arguments(recipe, size), args.text_seconds):
-                return 1
-        if not draft.with_suffix(".json").is_file():
-            words = [*data, "--target", str(target), "--on-policy", str(text), "--out", str(draft)]
-            words += ["--seconds", str(args.head_seconds), *head_arguments(recipe, size, vocabulary)]
-            if not stage(sink, "train_head", words, args.head_seconds + COMPILING):
-                return 1
-        held_out = args.data / "heldout_prompts.jsonl"
-        found = accepted(args.out, held_out, limit=args.limit, new_tokens=32 if smoke else 128)
-        record = {
-            "recipe": args.recipe,
-            "size": args.size,
-            "machine": describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            "target": json.loads(target.with_suffix(".json").read_text()),
-            "draft": json.loads(draft.with_suffix(".json").read_text()),
-            "held_out_fixed_8": found,
-            "seconds_of_this_call": round(time.monotonic() - begun, 1),
-        }
-        (args.out / "pair.json").write_text(json.dumps(record, indent=1) + "\n")
-        log(sink, json.dumps(found))
+    recipe, size, data, out = RECIPES[args.recipe], SIZES[args.size], args.data, args.out
+    out.mkdir(parents=True, exist_ok=True)
+    target, text, draft = out / "target", out / "text.npy", out / "draft"
+
+    def once(name: str, make: Callable[..., dict[str, Any]], *arguments: Any, seconds: float) -> Any:
+        """What `make` returned, in this call or in an earlier one."""
+        file = out / f"{name}.json"
+        if not file.is_file():
+            file.write_text(json.dumps(make(*arguments, recipe, size, seconds=seconds)) + "\n")
+        return json.loads(file.read_text())
+
+    made = {"target": once("target", train_target, data, target, seconds=args.target_seconds)}
+    once("text", write_text, data, target, text, seconds=args.text_seconds)
+    made["draft"] = once("draft", train_head, data, target, text, draft, seconds=args.head_seconds)
+    found = accepted(out, data / "heldout_prompts.jsonl", limit=args.limit, new_tokens=min(128, size.write_tokens))
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    record = {"recipe": args.recipe, "size": args.size, "machine": machine, **made, "held_out_fixed_8": found}
+    (out / "pair.json").write_text(json.dumps(record, indent=1) + "\n")
+    log(json.dumps(found))
     return 0
 
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.models import empty_draft, empty_target
 from bench.shapes import Geometry
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.target.model import resolve_tap_layers
 
@@ -84,8 +86,7 @@ def widen(
     if problems:
         raise ValueError(f"cannot widen this pair to {g.name}: " + "; ".join(problems))
     generator = torch.Generator(device).manual_seed(seed)
-    with device:
-        wide = _empty_target(config, g, dtype)
+    wide = empty_target(_wide_target(config, g), dtype, device)
     wide.generation_config = copy.deepcopy(model.generation_config)
     # the live layers are spread over the depth, as the features that the head reads are
     layers = tuple((2 * i + 1) * g.layers // (2 * config.num_hidden_layers) for i in range(config.num_hidden_layers))
@@ -93,8 +94,7 @@ def widen(
 
     taps = resolve_tap_layers(config.num_hidden_layers, draft.config.eagle_aux_hidden_state_layer_ids)
     taps = tuple(layers[tap - 1] + 1 if tap else 0 for tap in taps)  # right behind the layer that made the feature
-    with device:
-        head = _empty_draft(draft, g, taps, dtype)
+    head = empty_draft(_wide_draft(draft.config, g, taps), dtype, device)
     _fill_draft(head, draft, generator)
     return WidePair(wide, head, layers)
 
@@ -136,39 +136,22 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def _empty_target(small: Any, g: Geometry, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A Llama of these shapes, made in its final type."""
+def _wide_target(small: Any, g: Geometry) -> LlamaConfig:
     config = copy.deepcopy(small)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = (
-        g.hidden_size, g.intermediate_size, g.layers,
-    )  # fmt: skip
+    config.hidden_size, config.intermediate_size = g.hidden_size, g.intermediate_size
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = g.heads, g.kv_heads, g.head_dim
-    config.vocab_size, config.tie_word_embeddings = g.vocabulary, False
+    config.num_hidden_layers, config.vocab_size, config.tie_word_embeddings = g.layers, g.vocabulary, False
     config.rms_norm_eps = small.rms_norm_eps * small.hidden_size / g.hidden_size
-    config.dtype = dtype
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(default)
+    return config
 
 
-def _empty_draft(small: Eagle3Draft, g: Geometry, taps: tuple[int, ...], dtype: torch.dtype) -> Eagle3Draft:
-    config = replace(
-        small.config,
-        hidden_size=g.hidden_size,
-        intermediate_size=g.intermediate_size,
-        num_attention_heads=g.heads,
-        num_key_value_heads=g.kv_heads,
-        head_dim=g.head_dim,
-        vocab_size=g.vocabulary,
-        draft_vocab_size=g.draft_vocabulary,
-        target_hidden_size=g.hidden_size,
-        eagle_aux_hidden_state_layer_ids=taps,
-        rms_norm_eps=small.config.rms_norm_eps * small.config.hidden_size / g.hidden_size,
-    )
-    return Eagle3Draft(config).to(dtype).eval().requires_grad_(False)
+def _wide_draft(small: DraftConfig, g: Geometry, taps: tuple[int, ...]) -> DraftConfig:
+    return replace(
+        small, hidden_size=g.hidden_size, intermediate_size=g.intermediate_size, num_attention_heads=g.heads,
+        num_key_value_heads=g.kv_heads, head_dim=g.head_dim, vocab_size=g.vocabulary,
+        draft_vocab_size=g.draft_vocabulary, target_hidden_size=g.hidden_size, eagle_aux_hidden_state_layer_ids=taps,
+        rms_norm_eps=small.rms_norm_eps * small.hidden_size / g.hidden_size,
+    )  # fmt: skip
 
 
 def _fill_target(wide: LlamaForCausalLM, small: Any, layers: tuple[int, ...], generator: torch.Generator) -> None:

@@ -15,8 +15,8 @@ __all__ = ["Prefill", "chunk_sizes"]
 
 SIZES = {"cuda": {64: 1, 256: 65}, "cpu": {16: 1, 64: 33}}
 """By device, the rows of a chunk, ascending, and from how many tokens on it is the quickest. On an H200 the chunks of
-Llama-3.1-8B take 9 and 12 ms (bench/results/prefill_h200.json): few rows wait for the weights. 1,024 rows would take
-35, but their results have not been compared with anything on a card yet."""
+Llama-3.1-8B take 9 and 12 ms (bench/results/round/prefill_h200.json): few rows wait for the weights. 1,024 rows would
+take 35, but their results have not been compared with anything on a card yet."""
 
 
 def chunk_sizes(device: torch.device) -> dict[int, int]:
