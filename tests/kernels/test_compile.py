@@ -101,7 +101,8 @@ def record_launches(arch: int) -> list[tuple]:
         )  # fmt: skip
         for rows, first in ((1, True), (k, False)):
             level = radar_kernels.TopkConfidence(floats(1, rows, k), integers(1, rows, k), floats(1, k), integers(1, k))
-            radar_kernels.grow_tree(level, tree.beam_hidden[:, :rows], tree, first=first, backend="triton")
+            alive = torch.ones(1, dtype=torch.bool) if slots % 2 else None
+            radar_kernels.grow_tree(level, tree.beam_hidden[:, :rows], tree, first=first, alive=alive, backend="triton")
         options = {"total_tokens": total, "tree_top_k": k, "backend": "triton"}
         nodes = radar_kernels.select_nodes(*tree[:3], tree.calls, **options)
         radar_kernels.accept_nodes(

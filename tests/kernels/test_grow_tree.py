@@ -71,6 +71,22 @@ def test_kernel_equals_reference(shape, kernel_dtype, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_are_not_alive_stay_as_they_are(backend, device):
+    shape = {"batch": 3, "k": 4, "calls": 3, "hidden": 70}
+    tree = make_tree(**shape, device=device)
+    for call in range(3):
+        level, hidden = make_level(tree, first=call == 0, device=device)
+        before, all_grown = clone(tree), clone(tree)
+        alive = torch.tensor([True, call == 0, call < 2], device=device)
+        reference_tree.grow_tree(level, hidden, all_grown, first=call == 0)
+        grow_tree(level, hidden, tree, first=call == 0, alive=None if call == 0 else alive, backend=backend)
+        for row, grows in enumerate([True, True, True] if call == 0 else alive.tolist()):
+            expected = all_grown if grows else before
+            assert_same([part[row] for part in tree], [part[row] for part in expected])
+    assert tree.calls.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_two_levels_by_hand(backend, device):
     def tensor(*values):
         return torch.tensor([values], device=device)
@@ -144,7 +160,7 @@ def test_the_operator_is_registered_correctly(device):
     tree = make_tree(device=device)
     grow_tree(*make_level(tree, first=True, device=device), tree, first=True)
     level, hidden = make_level(tree, first=False, device=device)
-    torch.library.opcheck(torch.ops.radar_kernels.grow_tree.default, (*level, hidden, *tree, False))
+    torch.library.opcheck(torch.ops.radar_kernels.grow_tree.default, (*level, hidden, *tree, None, False))
 
 
 BAD = {
