@@ -1,10 +1,8 @@
-"""On a machine with a GPU: the demo, and whether its float32 texts are the CPU's, of every decoder.
+"""On a machine with a GPU: are the demo's float32 texts the CPU's, of every decoder?
 
 `python -m bench.gpu_check` prints and writes `bench/results/checks/gpu_check.json`. Needs nothing but the repository.
 """
 
-import contextlib
-import io
 import json
 import sys
 from importlib.resources import files
@@ -13,17 +11,11 @@ from pathlib import Path
 import torch
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
-from radar.cli.main import main as radar
 from radar.tools.machine import describe_machine
 from radar.tools.prompts import encode_prompt, load_prompts
 
 OUT = Path(__file__).parent / "results" / "checks" / "gpu_check.json"
 MAX_NEW_TOKENS = 96
-DEMO = (
-    ["generate", "def fibonacci(n):", "--max-new-tokens", "64"],
-    ["generate", "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?", "--chat"],
-    ["bench", "--max-new-tokens", str(MAX_NEW_TOKENS), "--repeats", "3", "--no-progress"],
-)
 
 
 def texts(device: str) -> dict[str, list[list[int]]]:
@@ -46,10 +38,6 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
         return 2
-    shown, statuses = io.StringIO(), []
-    for words in DEMO:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            statuses.append(radar([*words, "--no-compile", "--device", "cuda", "--dtype", "float32"]))
     gpu, cpu = texts("cuda"), texts("cpu")
     report = {
         "command": "python -m bench.gpu_check",
@@ -57,12 +45,10 @@ def main() -> int:
         "prompts": len(gpu["RADAR"]),
         "texts_equal_to_the_cpu": {n: sum(a == b for a, b in zip(gpu[n], cpu[n], strict=True)) for n in gpu},
         "decoders_equal_on_the_gpu": gpu["autoregressive"] == gpu["EAGLE-3"] == gpu["RADAR"],
-        "demo_exit_statuses": statuses,
-        "demo": shown.getvalue().splitlines(),
     }
     OUT.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
-    return 0 if gpu == cpu and report["decoders_equal_on_the_gpu"] and not any(statuses) else 1
+    return 0 if gpu == cpu and report["decoders_equal_on_the_gpu"] else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pytest
 from measured_runs import choices, full_runs, predictions
 
-from bench import plots, tables
+from bench import report, tables
 from bench.summary import summarise
 
 MACHINE = {"hardware": "a card", "commit": "abc"}
@@ -70,13 +70,22 @@ def test_oracles_are_named_as_what_they_are(results):
     ]
 
 
-def test_figures_are_drawn_and_what_is_not_there_is_named(results):
+def test_the_figure_is_of_equal_texts_alone(results):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    assert plots.write_plots(results, pyplot) == ["embedded.png: no end_to_end/embedded_tasks_cpu.json"]
-    assert {path.stem for path in results.glob("*.png")} == set(plots.PLOTS) - {"embedded"}
+    file = results / "end_to_end" / "embedded_tasks_cpu.json"
+    metrics = {"stop_histogram": {"2": 3, "9": 1}, "draft_calls_per_round": 3.75, "mean_acceptance_length": 2.0}
+    rows = [{"name": name, "metrics": metrics} for name in ("EAGLE-3", "RADAR")]
+    file.write_text(json.dumps({task: {"identical": True, "rows": rows} for task in tables.TASKS}))
+    left, _ = report.plot_embedded(results, pyplot).axes
+    assert [line.get_ydata()[1] for line in left.lines[: len(tables.TASKS)]] == 4 * [75.0]
+    record = json.loads(file.read_text())
+    record["mbpp"]["identical"] = False
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="mbpp were not identical"):
+        report.plot_embedded(results, pyplot)
 
 
 def test_the_repositorys_report_is_that_of_its_files(tmp_path):

@@ -25,14 +25,14 @@ def folder(tmp_path):
 
 def test_sets_keep_to_their_sources(folder):
     file, path = folder
-    sources = ("gsm8k", "mbpp", "codegen", "python")
-    file([{"prompt": f"lesson {n} of many", "chat": n % 4 < 3, "source": sources[n % 4]} for n in range(48)])
+    sources = ("gsm8k", "mbpp", "codegen", "roleplay")
+    file([{"prompt": f"lesson {n} of many", "chat": True, "source": sources[n % 4]} for n in range(48)])
     sets = prompt_sets(path, path, train=100, develop=100, limit=2)
-    assert len(sets["train"]) == 27  # a quarter of the first 36 is raw text of modules
-    assert len(sets["gsm8k"]) == 2
-    assert len(sets["develop-gsm8k"]) == len(sets["develop-mbpp"]) == len(sets["develop-chat"]) == 3
-    texts = [{line.text for line in lines} for name, lines in sets.items() if name in ("train", "develop-gsm8k")]
-    assert not texts[0] & texts[1]
+    assert {name: len(lines) for name, lines in sets.items()} == {
+        "train": 36, "develop-chat": 6, "develop-gsm8k": 3, "develop-mbpp": 3, **dict.fromkeys(TASKS, 2)
+    }  # fmt: skip
+    texts = [{line.text for line in lines} for lines in sets.values()]
+    assert sum(map(len, texts)) == len(set().union(*texts))  # no prompt is in two sets
 
 
 def test_near_twins_of_what_measures_are_in_no_other_set(folder):

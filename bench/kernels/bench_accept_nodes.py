@@ -1,7 +1,4 @@
-"""The accepted branch of a verified tree against gathers, a closure over parents and a scatter.
-
-pytest bench/kernels/bench_accept_nodes.py --benchmark-only
-"""
+"""The accepted branch of a verified tree against gathers, a closure over parents and a scatter."""
 
 import pytest
 import torch

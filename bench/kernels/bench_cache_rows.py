@@ -1,7 +1,4 @@
-"""New rows stored into one layer's cache, and the accepted rows of all layers moved together, against scatter.
-
-pytest bench/kernels/bench_cache_rows.py --benchmark-only
-"""
+"""New rows stored into one layer's cache, and the accepted rows of all layers moved together, against scatter."""
 
 import pytest
 import torch

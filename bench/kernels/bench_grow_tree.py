@@ -1,7 +1,4 @@
-"""Six levels of a draft tree, hidden states of the beam included, against scatters and gathers.
-
-pytest bench/kernels/bench_grow_tree.py --benchmark-only
-"""
+"""Six levels of a draft tree, hidden states of the beam included, against scatters and gathers."""
 
 import pytest
 import torch

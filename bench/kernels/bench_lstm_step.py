@@ -1,9 +1,6 @@
 """One step of the stop policy against torch.nn.LSTM (cuDNN on a GPU) and torch.nn.Sequential.
 
-Weights rotate, as the draft model's own weights pass through the cache between two steps.
-
-pytest bench/kernels/bench_lstm_step.py --benchmark-only
-"""
+Weights rotate, as the draft model's own weights pass through the cache between two steps."""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""Sampling the tokens of a whole tree against softmax, sort and multinomial.
-
-pytest bench/kernels/bench_sample_tokens.py --benchmark-only
-"""
+"""Sampling the tokens of a whole tree against softmax, sort and multinomial."""
 
 import pytest
 import torch

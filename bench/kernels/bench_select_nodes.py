@@ -1,7 +1,4 @@
-"""The selection of the nodes to verify against a sort, gathers and a transitive closure.
-
-pytest bench/kernels/bench_select_nodes.py --benchmark-only
-"""
+"""The selection of the nodes to verify against a sort, gathers and a transitive closure."""
 
 import pytest
 import torch

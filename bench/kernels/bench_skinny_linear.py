@@ -1,9 +1,6 @@
 """One linear layer of a few rows, cold weights, against cuBLAS.
 
-Alone in its chain: what it gains by starting before its input is ready, tune_skinny_linear.py shows.
-
-pytest bench/kernels/bench_skinny_linear.py --benchmark-only
-"""
+Alone in its chain: what it gains by starting before its input is ready, tune_skinny_linear.py shows."""
 
 import pytest
 import torch

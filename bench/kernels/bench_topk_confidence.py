@@ -1,7 +1,4 @@
-"""One draft level's confidences against log_softmax, topk, add, topk, gathers.
-
-pytest bench/kernels/bench_topk_confidence.py --benchmark-only
-"""
+"""One draft level's confidences against log_softmax, topk, add, topk, gathers."""
 
 import pytest
 import torch

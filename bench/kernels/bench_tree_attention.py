@@ -1,7 +1,4 @@
-"""Tree attention of one layer against SDPA with a dense mask, cold keys and values.
-
-pytest bench/kernels/bench_tree_attention.py --benchmark-only
-"""
+"""Tree attention of one layer against SDPA with a dense mask, cold keys and values."""
 
 import pytest
 import torch

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bench.lab.python_text import PACKAGES, python_files
 from bench.lab.sets import measuring
@@ -73,16 +72,11 @@ def documents(pairs: Iterable[Pair], seed: int) -> list[str]:
     return out
 
 
-def heldout_prompts(
-    held: list[Pair], train: list[Pair], modules: list[str], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    """What policies may learn from: held-out questions, some that the target has read, beginnings of modules."""
+def heldout_prompts(held: list[Pair], train: list[Pair]) -> list[dict[str, Any]]:
+    """What policies may learn from: held-out questions, and some that the target has read."""
     rng = random.Random(5)
     pairs = held + rng.sample(train, min(len(train), 450))
     rows: list[dict[str, Any]] = [{"prompt": pair[1], "chat": True, "source": pair[0]} for pair in pairs]
-    for text in modules[:300]:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids[: rng.randint(40, 120)]
-        rows.append({"prompt": tokenizer.decode(ids), "chat": False, "source": "python"})
     rng.shuffle(rows)
     return rows
 
@@ -117,7 +111,7 @@ def main() -> None:
     }
     for name, stream in streams.items():
         np.save(args.out / f"{name}.npy", stream)
-    rows = heldout_prompts(held, train, modules, tokenizer)
+    rows = heldout_prompts(held, train)
     (args.out / "heldout_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(json.dumps({name: len(stream) for name, stream in streams.items()} | {"heldout_prompts": len(rows)}))
 

@@ -44,14 +44,9 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     twins = near_twins([line.text for line in lines], measuring(prompts))
     found = [(line, source) for i, (line, source) in enumerate(zip(lines, sources, strict=True)) if i not in twins]
     cut = len(found) - max(1, len(found) // 4)
-
-    def of(names: Sequence[str], part: Sequence[tuple[PromptLine, str | None]]) -> list[PromptLine]:
-        """Raw text of modules, which is held out too, is no kind of prompt: nobody asks for its continuation."""
-        return [line for line, source in part if source in (None, *names)]
-
-    sets = {TRAIN: of([name for names in SOURCES.values() for name in names], found[:cut])[:train]}
+    sets = {TRAIN: [line for line, _ in found[:cut]][:train]}
     for kind, names in SOURCES.items():
-        sets[f"develop-{kind}"] = of(names, found[cut:])[:develop]
+        sets[f"develop-{kind}"] = [line for line, source in found[cut:] if source in names][:develop]
     for task in TASKS:
         sets[task] = load_prompts(prompts / f"q_{task}.jsonl", limit=limit)
     return sets

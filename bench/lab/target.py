@@ -152,8 +152,7 @@ def _train(model: LlamaForCausalLM, data: Path, recipe: Recipe, size: Size, seco
                 raise RuntimeError(f"loss is {value} at step {step}: lower the learning rate ({size.learning_rate:g})")
             if spent >= next_log:
                 next_log += LOG_EVERY
-                val = _validate(plain_loss, held, size.batch, size.length)
-                log(f"step {step} ({step / spent:.1f}/s) train {value:.3f} val {val}")
+                log(f"step {step} ({step / spent:.1f}/s) train {value:.3f}")
     val = _validate(plain_loss, held, 4 * size.batch, size.length)
     log(f"target done: {step} steps, val {val}")
     return {"steps": step, "tokens": step * size.batch * size.length, "held_out_loss": val}
