@@ -5,6 +5,9 @@ tokens that may be kept are listed, and the answer is looked for in the list. Wi
 the best token of all is kept if what is better than it in score weighs less than p of the whole. If not, neither it nor
 any token behind it in score is kept, and the best of those ahead is tried. It is a random one of them: the mass ahead
 shrinks as the product of uniform numbers does, and 1 + log(1 / p) tries are expected. Nothing is sorted.
+
+Scores that are not numbers are found by the scan's own maximum, which counts NaN as +inf: a row whose best score is not
+finite has no token.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -13,7 +16,17 @@ from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
 from radar_kernels.nucleus import best_of_parts, select_weighed, weigh_row
 from radar_kernels.ranking import list_ranked, select_ranked
-from radar_kernels.scores import NOWHERE, finite, is_ranked, is_weighed, score_source, score_tokens
+from radar_kernels.scores import (
+    NO_TOKEN,
+    NOWHERE,
+    best_score,
+    finite,
+    has_token,
+    is_ranked,
+    is_weighed,
+    score_source,
+    score_tokens,
+)
 
 __all__ = ["narrow_kernel", "scan_kernel", "select_kernel"]
 
@@ -42,11 +55,11 @@ def scan_kernel(
     x = score_tokens(start + tl.arange(0, BLOCK), source, vocabulary, NODES)
     if is_ranked(t, tl.load(top_k + batch), vocabulary):
         segment = row * SEGMENTS + block * (BLOCK // SEGMENT) + tl.arange(0, BLOCK // SEGMENT)
-        tl.store(part_max + segment, tl.max(x.reshape([BLOCK // SEGMENT, SEGMENT]), 1))
+        tl.store(part_max + segment, best_score(x.reshape([BLOCK // SEGMENT, SEGMENT]), 1))
     else:
         PARTS: tl.constexpr = BLOCK // PART
         part = x.reshape([PARTS, PART])
-        peaks = tl.max(part, 1)
+        peaks = best_score(part, 1)
         value = part - finite(peaks)[:, None]
         if t > 0.0:
             u = uniforms(tl.load(seed + batch), tl.load(positions + row), start, BLOCK)
@@ -104,7 +117,7 @@ def select_kernel(
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, ROOM: tl.constexpr,
     SHARE: tl.constexpr, SHARES: tl.constexpr, TILE: tl.constexpr, NODES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The token of each row, one program a row."""
+    """The token of each row, or NO_TOKEN; one program a row."""
     row = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -133,6 +146,9 @@ def select_kernel(
         )  # fmt: skip
     else:
         PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
-        _, values, best, _ = best_of_parts(row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART)
+        _, values, best, peak = best_of_parts(
+            row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
+        )
         at = tl.min(tl.where(values == tl.max(values), best, NOWHERE))
-    tl.store(tokens + row, tl.minimum(at, vocabulary - 1).to(tl.int64))  # if NaN was found, stay in bounds
+        at = tl.where(has_token(peak), at, NO_TOKEN)
+    tl.store(tokens + row, at.to(tl.int64))

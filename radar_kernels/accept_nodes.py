@@ -120,7 +120,8 @@ def accept_nodes(
         draft_tokens: [B, N] int64, N <= 256; node 0 is the root, whose token does not matter.
         parents: [B, N] int64, node index.
         valid: [B, N] bool, false for padding, which is never accepted.
-        target_tokens: [B, N] int64, the token that the target chooses after each node's path.
+        target_tokens: [B, N] int64, the token that the target chooses after each node's path; at a node with NO_TOKEN
+            (-1) the branch ends, since no draft token equals it.
         max_accepted: A, 2 to 32, nodes of the longest possible branch, the root included.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 

@@ -29,7 +29,10 @@ def _set_condition(handle, value, _semantic=None):
 def condition_kernel(
     stop, calls, handle, batch, MAX_CALLS: tl.constexpr, BATCH_PAD: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
-    """go = any_b(not stop[b] and calls[b] < MAX_CALLS): the cap holds whatever a policy says, so the loop ends."""
+    """go = any_b(not stop[b] and calls[b] < MAX_CALLS): the cap holds whatever a policy says, so the loop ends.
+
+    `handle` is read before the wait: it is older than the graph, and no node of the graph writes it.
+    """
     b = tl.arange(0, BATCH_PAD)
     address = tl.load(handle)
     if PDL:

@@ -27,8 +27,8 @@ def cell_kernel(
 ):  # fmt: skip
     """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh;  c' = s(f) c + s(i) tanh(g);  h' = s(o) tanh(c')  for UNITS units.
 
-    The weights are read before the wait for the kernel that makes x and h: it does not write them, and reading them is
-    most of the work. With UPDATE new_cell is cell, of which a program touches its own units only; h' never goes to h,
+    The weights too are read behind the wait: what was launched in front may be the copy that makes them. With UPDATE
+    new_cell is cell, of which a program touches its own units only; h' never goes to h,
     which every program reads.
     """
     batch = tl.program_id(1)
@@ -38,14 +38,14 @@ def cell_kernel(
     real = ((gate * 0)[:, None] + unit[None, :]).reshape([4 * UNITS]) < HIDDEN
     h = tl.arange(0, HIDDEN_PAD)
     i = tl.arange(0, INPUTS_PAD)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     hh = tl.load(weight_hh + row[:, None] * HIDDEN + h[None, :], mask=real[:, None] & (h < HIDDEN)[None, :], other=0.0)
     ih = tl.load(weight_ih + row[:, None] * INPUTS + i[None, :], mask=real[:, None] & (i < INPUTS)[None, :], other=0.0)
     bias = tl.load(bias_ih + row, mask=real, other=0.0).to(tl.float32) + tl.load(
         bias_hh + row, mask=real, other=0.0
     ).to(tl.float32)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     state = tl.load(hidden + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0).to(tl.float32)
     x = tl.load(scores + batch * INPUTS + i, mask=i < INPUTS, other=0.0).to(tl.float32)
     x = tl.where(x < floor, floor, x)  # NaN stays NaN
@@ -69,7 +69,11 @@ def head_kernel(
     INPUTS: tl.constexpr, INPUTS_PAD: tl.constexpr, HIDDEN: tl.constexpr, MIDDLE: tl.constexpr,
     MIDDLE_PAD: tl.constexpr, CHUNK: tl.constexpr, THRESHOLD: tl.constexpr, UPDATE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """l = W3 relu(W0 [h', x] + b0) + b3;  stop = softmax(l)[0] > threshold.  With UPDATE h' becomes h."""
+    """l = W3 relu(W0 [h', x] + b0) + b3;  stop = softmax(l)[0] > threshold.  With UPDATE h' becomes h.
+
+    The weights are read before the wait: the launch in front is `cell_kernel`, which does not write them, and which
+    releases this one when all launches before it have ended.
+    """
     batch = tl.program_id(0)
     m = tl.arange(0, MIDDLE_PAD)
     h = tl.arange(0, CHUNK)

@@ -13,14 +13,15 @@ __all__ = ["mark_seen"]
 
 @jit
 def mark_kernel(tokens, count, seen, length, words, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """seen[t >> 5] |= 1 << (t & 31) for the first `count` tokens t of a row."""
+    """seen[t >> 5] |= 1 << (t & 31) for the first `count` tokens t of a row that are tokens."""
     batch = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    valid = i < tl.minimum(tl.load(count + batch), length)
-    token = tl.load(tokens + batch * length + i, mask=valid, other=0).to(tl.int32)
+    counted = i < tl.minimum(tl.load(count + batch), length)
+    token = tl.load(tokens + batch * length + i, mask=counted, other=-1).to(tl.int32)
+    valid = token >= 0
     bit = tl.full([BLOCK], 1, tl.int32) << (token & 31)
     tl.atomic_or(seen + batch * words + (token >> 5), bit, mask=valid)
 
@@ -51,7 +52,7 @@ def mark_seen(seen: Tensor, tokens: Tensor, count: Tensor, *, backend: Backend |
 
     Args:
         seen: [B, W] int32, contiguous, changed in place; bit c of word w is token 32 w + c.
-        tokens: [B, A] int64, from 0 to 32 W - 1 where they count, anything behind.
+        tokens: [B, A] int64, up to 32 W - 1 where they count, anything behind; negative ones (NO_TOKEN) are skipped.
         count: [B] int64, from 0 to A.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 

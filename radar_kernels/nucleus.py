@@ -4,7 +4,7 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
-from radar_kernels.scores import NOWHERE, finite, is_ahead, score_tokens
+from radar_kernels.scores import LEAST_MASS, NO_TOKEN, NOWHERE, finite, has_token, is_ahead, score_tokens
 
 __all__ = ["best_of_parts", "select_weighed", "weigh_row"]
 
@@ -14,14 +14,14 @@ def best_of_parts(
     row, t, vocabulary, part_max, part_value, part_token,
     SEGMENTS: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """What the scan has found: m and v of the parts, their noisy scores less the row's best score, and that, `base`."""
+    """What the scan has found: m of the parts, their noisy scores less the row's best score, v, and that best score."""
     part = tl.arange(0, PARTS)
     inside = part * PART < vocabulary
     peaks = tl.load(part_max + row * SEGMENTS + part, mask=inside, other=-float("inf"))
     values = tl.load(part_value + row * SEGMENTS + part, mask=inside, other=-float("inf"))
     tokens = tl.load(part_token + row * SEGMENTS + part, mask=inside, other=NOWHERE)
-    base = finite(tl.max(peaks))
-    return peaks, values + (peaks - base) * (1.0 / tl.where(t > 0.0, t, 1.0)), tokens, base
+    peak = tl.max(peaks)
+    return peaks, values + (peaks - finite(peak)) * (1.0 / tl.where(t > 0.0, t, 1.0)), tokens, peak
 
 
 @jit
@@ -88,28 +88,29 @@ def weigh_row(
 ):  # fmt: skip
     """Find the row's first two candidates, and weigh what is ahead of them in this program's shares of the row."""
     PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
-    peaks, values, tokens, base = best_of_parts(
+    peaks, values, tokens, peak = best_of_parts(
         row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
     )
-    noise = (key, position, base, t)
-    score_1, at_1 = best_candidate(values, tokens, source, vocabulary, NODES)
-    score_2, at_2, _, _ = next_candidate(
-        score_1, at_1, values, tokens, peaks, noise, source, vocabulary, PARTS, PART, NODES
-    )
-    if tl.program_id(0) == 0:
-        tl.store(tried_score + row * 2, score_1)
-        tl.store(tried_score + row * 2 + 1, score_2)
-        tl.store(tried_token + row * 2, at_1)
-        tl.store(tried_token + row * 2 + 1, at_2)
-    for share in range(tl.program_id(0), (vocabulary + SHARE - 1) // SHARE, tl.num_programs(0)):
-        ahead_1, ahead_2, whole = weigh(
-            share * SHARE, tl.minimum((share + 1) * SHARE, vocabulary), (score_1, at_1), (score_2, at_2), base,
-            1.4426950408889634 / t, source, vocabulary, TILE, NODES,
-        )  # fmt: skip
-        out = weights + row * (3 * SHARES) + share
-        tl.store(out, ahead_1)
-        tl.store(out + SHARES, ahead_2)
-        tl.store(out + 2 * SHARES, whole)
+    if has_token(peak):
+        noise = (key, position, peak, t)
+        score_1, at_1 = best_candidate(values, tokens, source, vocabulary, NODES)
+        score_2, at_2, _, _ = next_candidate(
+            score_1, at_1, values, tokens, peaks, noise, source, vocabulary, PARTS, PART, NODES
+        )
+        if tl.program_id(0) == 0:
+            tl.store(tried_score + row * 2, score_1)
+            tl.store(tried_score + row * 2 + 1, score_2)
+            tl.store(tried_token + row * 2, at_1)
+            tl.store(tried_token + row * 2 + 1, at_2)
+        for share in range(tl.program_id(0), (vocabulary + SHARE - 1) // SHARE, tl.num_programs(0)):
+            ahead_1, ahead_2, whole = weigh(
+                share * SHARE, tl.minimum((share + 1) * SHARE, vocabulary), (score_1, at_1), (score_2, at_2), peak,
+                1.4426950408889634 / t, source, vocabulary, TILE, NODES,
+            )  # fmt: skip
+            out = weights + row * (3 * SHARES) + share
+            tl.store(out, ahead_1)
+            tl.store(out + SHARES, ahead_2)
+            tl.store(out + 2 * SHARES, whole)
 
 
 @jit
@@ -119,7 +120,8 @@ def select_weighed(
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, PART: tl.constexpr, SHARE: tl.constexpr, SHARES: tl.constexpr,
     TILE: tl.constexpr, NODES: tl.constexpr,
 ):  # fmt: skip
-    """The first candidate that top-p and min-p keep: nearly always one of the two that the row was weighed for."""
+    """The first candidate that top-p and min-p keep, or NO_TOKEN: nearly always one of the two that the row was weighed
+    for."""
     PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
     scale = 1.4426950408889634 / t
     share = tl.arange(0, SHARES)
@@ -128,13 +130,15 @@ def select_weighed(
     ahead_1 = tl.sum(tl.load(of_row, mask=weighed, other=0.0))
     ahead_2 = tl.sum(tl.load(of_row + SHARES, mask=weighed, other=0.0))
     whole = tl.sum(tl.load(of_row + 2 * SHARES, mask=weighed, other=0.0))
-    enough = tl.where(p < 1.0, p * whole, float("inf"))
-    peaks, values, tokens, base = best_of_parts(
+    enough = tl.where(p < 1.0, tl.maximum(p * whole, LEAST_MASS), float("inf"))
+    peaks, values, tokens, peak = best_of_parts(
         row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
     )
+    base = finite(peak)
     score = tl.load(tried_score + row * 2)
     at = tl.load(tried_token + row * 2)
     kept = (ahead_1 < enough) & (tl.math.exp2((score - base) * scale) >= least_mass)
+    kept = kept | (has_token(peak) == 0)  # nothing was weighed
     if kept == 0:
         score = tl.load(tried_score + row * 2 + 1)
         at = tl.load(tried_token + row * 2 + 1)
@@ -147,4 +151,4 @@ def select_weighed(
         if kept & (p < 1.0):
             ahead, _, _ = weigh(0, vocabulary, (score, at), (score, at), base, scale, source, vocabulary, TILE, NODES)
             kept = ahead < enough
-    return at
+    return tl.where(has_token(peak), at, NO_TOKEN)

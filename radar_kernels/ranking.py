@@ -4,7 +4,17 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms, uniforms_of
-from radar_kernels.scores import NOWHERE, finite, float_key, float_of_key, is_ahead, score_tokens
+from radar_kernels.scores import (
+    LEAST_MASS,
+    NO_TOKEN,
+    NOWHERE,
+    finite,
+    float_key,
+    float_of_key,
+    has_token,
+    is_ahead,
+    score_tokens,
+)
 
 __all__ = ["list_ranked", "select_ranked"]
 
@@ -94,7 +104,7 @@ def select_ranked(
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
     NODES: tl.constexpr,
 ):  # fmt: skip
-    """argmax of x[v] / T + g[v] over what top-k keeps, then top-p of the mass of that, then min-p."""
+    """argmax of x[v] / T + g[v] over what top-k keeps, then top-p of the mass of that, then min-p; or NO_TOKEN."""
     BLOCKS: tl.constexpr = SEGMENTS * SEGMENT // BLOCK
     offset = row.to(tl.int64) * (BLOCKS * ROOM)
     lists = (list_score + offset, list_noisy + offset, list_token + offset)
@@ -128,7 +138,7 @@ def select_ranked(
                 reached_mass += tl.sum(tl.where(x >= float_of_key(middle), mass, 0.0))
             if reached >= k:
                 low = middle
-                enough = p * reached_mass
+                enough = tl.maximum(p * reached_mass, LEAST_MASS)
             else:
                 high = middle
     score = -float("inf")  # of the candidate; at first there is none
@@ -158,4 +168,4 @@ def select_ranked(
         if trying:
             at = tl.min(tl.where(best == top, best_token, NOWHERE))
             score = tl.max(tl.where(best_token == at, best_score, -float("inf")))
-    return at
+    return tl.where(has_token(peak), at, NO_TOKEN)

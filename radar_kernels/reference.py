@@ -92,10 +92,12 @@ def _sort_keys(scores: Tensor) -> Tensor:
 def topk_confidence(logits: Tensor, parent_scores: Tensor, k: int, *, d2t: Tensor | None = None) -> TopkConfidence:
     """Candidates and beam of one draft level; see `radar_kernels.topk_confidence`."""
     logits, parents = logits.float(), parent_scores.float()[..., None]
+    logits = torch.where(logits < torch.inf, logits, -torch.inf)  # NaN and +inf
     tokens = _sort_keys(logits).topk(k, -1).indices
-    log_probs = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
-    # a dead row (parent -inf) may hold anything, NaN included
-    candidate_scores = torch.where(parents == -torch.inf, -torch.inf, log_probs + parents)
+    best = logits.gather(-1, tokens)
+    log_probs = best - logits.logsumexp(-1, keepdim=True)
+    # of a dead row, and of a row without numbers, whose sum is -inf too
+    candidate_scores = torch.where((parents == -torch.inf) | (best == -torch.inf), -torch.inf, log_probs + parents)
     flat = candidate_scores.flatten(1)
     indices = _sort_keys(flat).topk(k, -1).indices
     candidate_tokens = tokens if d2t is None else tokens + d2t[tokens]

@@ -8,7 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["SamplingState", "filter_logits", "gumbel_noise", "mark_seen", "philox", "sample_tokens", "uniforms"]
+__all__ = [
+    "NO_TOKEN",
+    "SamplingState",
+    "filter_logits",
+    "greedy_tokens",
+    "gumbel_noise",
+    "mark_seen",
+    "philox",
+    "sample_tokens",
+    "uniforms",
+]
+
+NO_TOKEN = -1
+"""In place of a token where the scores hold NaN or +inf, or nothing but -inf: nothing can be chosen from them."""
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -89,7 +102,10 @@ def filter_logits(
     logits: Tensor, state: SamplingState, draft_tokens: Tensor | None = None, ancestors: Tensor | None = None
 ) -> Tensor:
     """Scores [B, N, V] after bias, penalty, temperature (if not 0) and filters; -inf where a token is filtered out."""
-    scores = _scores(logits, state, draft_tokens, ancestors)
+    return _filter(_scores(logits, state, draft_tokens, ancestors), state)
+
+
+def _filter(scores: Tensor, state: SamplingState) -> Tensor:
     vocabulary = scores.shape[-1]
     temperature = torch.where(state.temperature > 0, state.temperature, 1)[:, None, None]
     top_p, min_p = state.top_p[:, None, None], state.min_p[:, None, None]
@@ -117,13 +133,21 @@ def sample_tokens(
     ancestors: Tensor | None = None,
 ) -> Tensor:
     """The token after each node; see `radar_kernels.sample_tokens`."""
-    scores = filter_logits(logits, state, draft_tokens, ancestors)
+    scores = _scores(logits, state, draft_tokens, ancestors)
+    peak = scores.amax(-1)  # NaN if one of them is
+    scores = _filter(scores, state)
     scores = scores - scores.amax(-1, keepdim=True)  # near 0 the noise is not rounded away, whatever the temperature
     noisy = scores + gumbel_noise(state.seed, positions, scores.shape[-1])
     scores = torch.where(state.temperature[:, None, None] > 0, noisy, scores)
     token = torch.arange(scores.shape[-1], device=scores.device)
     first = torch.where(scores == scores.amax(-1, keepdim=True), token, scores.shape[-1] - 1)
-    return first.amin(-1)
+    return torch.where(peak.isfinite(), first.amin(-1), NO_TOKEN)
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """What `sample_tokens` does at temperature 0 without bias and penalty: logits [..., V] -> tokens [...], int64."""
+    peak, token = logits.max(dim=-1)  # of equal ones the first
+    return torch.where(peak.isfinite(), token, NO_TOKEN)
 
 
 def mark_seen(seen: Tensor, tokens: Tensor, count: Tensor) -> None:

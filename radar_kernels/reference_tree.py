@@ -54,7 +54,8 @@ class Acceptance(NamedTuple):
         tokens: [B, A] the target's token after each of them: the accepted drafts, then the next token at index
             `accept_length`; entries past it are meaningless.
         accept_length: [B] accepted draft tokens, the next token excluded.
-        next_token: [B] the target's token after the accepted branch: the root of the next round.
+        next_token: [B] the target's token after the accepted branch: the root of the next round. NO_TOKEN (-1), here
+            and at index `accept_length`, if the target's scores there were not numbers.
     """
 
     path: Tensor

@@ -6,9 +6,9 @@ from torch import Tensor
 from radar_kernels import reference_sampling
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
 from radar_kernels._sampling_kernels import narrow_kernel, scan_kernel, select_kernel
-from radar_kernels.reference_sampling import SamplingState
+from radar_kernels.reference_sampling import NO_TOKEN, SamplingState, greedy_tokens
 
-__all__ = ["SamplingState", "sample_tokens"]
+__all__ = ["NO_TOKEN", "SamplingState", "greedy_tokens", "sample_tokens"]
 
 SEGMENT = 128  # tokens whose best score is kept, for top-k
 BLOCK = 2048  # tokens a program reads at once
@@ -143,7 +143,7 @@ def sample_tokens(
     lower token. Nothing is asked of the host and no parameter is a constant of a kernel: a captured graph sees changes.
 
     Args:
-        logits: [B, N, V], float16, bfloat16 or float32; -inf is allowed, not a whole row of it.
+        logits: [B, N, V], float16, bfloat16 or float32; -inf bans a token.
         positions: [B, N] int64, the index in the text that the sampled token will have.
         state: the sequences' parameters and history, contiguous; see `SamplingState`.
         draft_tokens: [B, N] int64, the nodes' own tokens, or None: no tree, the history is `state.seen`.
@@ -151,7 +151,7 @@ def sample_tokens(
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
-        [B, N] int64.
+        [B, N] int64; NO_TOKEN (-1) where a score, bias and penalty included, is NaN or +inf, or all are -inf.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.

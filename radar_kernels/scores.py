@@ -5,11 +5,25 @@
 from radar_kernels._launch import jit, tl
 
 __all__ = [
-    "NOWHERE", "finite", "float_key", "float_of_key", "is_ahead", "is_ranked", "is_weighed", "score_source",
-    "score_tokens",
+    "LEAST_MASS", "NOWHERE", "NO_TOKEN", "best_score", "finite", "float_key", "float_of_key", "has_token", "is_ahead",
+    "is_ranked", "is_weighed", "score_source", "score_tokens",
 ]  # fmt: skip
 
-NOWHERE = tl.constexpr(0x7FFFFFFF)  # no token
+NOWHERE = tl.constexpr(0x7FFFFFFF)  # behind all tokens
+LEAST_MASS = tl.constexpr(1e-37)  # above 0, so that the best token is kept even where top_p is 0 in float32
+NO_TOKEN = tl.constexpr(-1)  # of a row whose scores are not numbers
+
+
+@jit
+def best_score(x, axis: tl.constexpr):
+    """The best along an axis; +inf if one is NaN, which a maximum would pass over."""
+    return tl.max(tl.where(x == x, x, float("inf")), axis)
+
+
+@jit
+def has_token(peak):
+    """Whether a row with this best score is one to choose from: no score is NaN or +inf, and not all are -inf."""
+    return (peak > -float("inf")) & (peak < float("inf"))
 
 
 @jit

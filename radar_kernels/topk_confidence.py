@@ -72,6 +72,7 @@ def scan_kernel(
     token = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
     start = (row // rows).to(tl.int64) * logits_b + (row % rows).to(tl.int64) * logits_r
     x = tl.load(logits + start + token, mask=token < vocabulary, other=-float("inf")).to(tl.float32)
+    x = tl.where(x < float("inf"), x, -float("inf"))  # NaN and +inf
     peak = tl.max(x, 1)
     base = tl.where(peak == -float("inf"), 0.0, peak)  # -inf - -inf = NaN
     total = tl.sum(tl.exp(x - base[:, None]), 1)
@@ -118,12 +119,13 @@ def select_kernel(
     token = chosen[:, None] * SEGMENT + offset
     start = batch * logits_b + (row % rows).to(tl.int64) * logits_r
     x = tl.load(logits + start + token, mask=token < vocabulary, other=-float("inf"))
+    x = tl.where(x < float("inf"), x, -float("inf")).to(x.dtype)
     values, positions = _select(x, token < vocabulary, slot[:, None] * SEGMENT + offset, K, K_PAD)
     segment = tl.sum(tl.where((positions // SEGMENT)[:, None] == slot[None, :], chosen[None, :], 0), 1)
-    tokens = tl.minimum(segment * SEGMENT + positions % SEGMENT, vocabulary - 1)  # if NaN was found, stay in bounds
+    tokens = (segment * SEGMENT + positions % SEGMENT).to(tl.int64)
     candidate = values - log_total + parent
-    candidate = tl.where(parent == -float("inf"), parent, candidate)  # a dead row may hold anything, NaN included
-    tokens = tokens.to(tl.int64)
+    candidate = tl.where(values == -float("inf"), values, candidate)  # also where log_total is -inf
+    candidate = tl.where(parent == -float("inf"), parent, candidate)
     tl.store(candidate_scores + row * K + slot, candidate, mask=slot < K)
     if D2T:
         tokens += tl.load(d2t + tokens, mask=slot < K, other=0)
@@ -229,11 +231,12 @@ def topk_confidence(
     """Score the children of one draft level and keep its best k, log-probabilities in float32.
 
     candidate[b, r, i] = log_softmax(logits[b, r])[token] + parent_scores[b, r] for the k best tokens of each row; the
-    beam is the best k of the R * k candidates. Equal scores: lower index first. A dead row has parent score -inf; its
-    candidates are -inf, whatever its logits hold, and come last.
+    beam is the best k of the R * k candidates. Equal scores: lower index first, which is the draft's own token id,
+    whatever `d2t` makes of it. Logits that are NaN or +inf count as -inf, so that one bad row does not spoil the beam.
+    A dead row has parent score -inf; its candidates are -inf, like those of a row without numbers, and come last.
 
     Args:
-        logits: [B, R, V], float16, bfloat16 or float32, R <= 256; -inf is allowed, not a whole row of it.
+        logits: [B, R, V], float16, bfloat16 or float32, R <= 256.
         parent_scores: [B, R] float32, cumulative log-probabilities of the rows.
         k: 1 to 16, at most V.
         d2t: [V] int64, target token id = draft token id + d2t[draft token id]; None if the vocabularies are one.

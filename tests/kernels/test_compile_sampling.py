@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -48,7 +49,9 @@ def record_launches(arch: int) -> list[tuple]:
 def main(arch: int) -> None:
     for label, kernel, plan, arguments in record_launches(arch):
         result = compile_launch(kernel, plan, arguments, arch)
-        result["pdl"] = "griddepcontrol.wait" in result.pop("ptx")
+        ptx = result.pop("ptx")
+        result["pdl"] = "griddepcontrol.wait" in ptx
+        result["early loads"] = len(re.findall(r"\bld\.global", ptx.split("griddepcontrol.wait")[0])) * result["pdl"]
         print(
             json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
             flush=True,
@@ -64,6 +67,7 @@ def test_the_sampling_kernels_fit(arch, tmp_path):
         # against 40.5 us for top-p (bench/results/by_kernel_h200.txt)
         assert_fits(result, arch, spilled=48 if result["kernel"] == "narrow_kernel" else 0)
         assert result["pdl"] == (arch >= 90)
+        assert result["early loads"] == 0, f"a load before the wait for what writes it: {result}"
 
 
 if __name__ == "__main__":
