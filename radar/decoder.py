@@ -13,13 +13,14 @@ import torch
 from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.fit import resolve_tree
 from radar.engine.base import RoundEngine
 from radar.engine.build import PlainRecipe, RoundRecipe
 from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder
-from radar.policy.base import StopPolicy, Threshold
-from radar.policy.lstm import RadarPolicy
+from radar.policy.base import StopPolicy
+from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
 
@@ -91,18 +92,14 @@ class RadarDecoder(Decoder[RoundEngine]):
         fallback: bool = True,
     ) -> None:
         model = stock_model(model)
-        self.tree = tree or default_tree(model.device)
+        self.tree = resolve_tree(tree, default_tree(model.device))
         owned = not isinstance(draft, Eagle3Draft)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
-        if policy is None:
-            policy = Threshold()
-        elif isinstance(policy, str | os.PathLike):
-            policy = RadarPolicy(policy)
         max_length = default_max_length(model) if max_length is None else max_length
         self._rounds = RoundRecipe(
-            draft, owned, policy, self.tree, max_length, tap_layers, engine, compile, profile, fallback
+            draft, owned, resolve_policy(policy), self.tree, max_length, tap_layers, engine, compile, profile, fallback
         )
         super().__init__(model, self._rounds, tokenizer=tokenizer, max_length=max_length)
 
@@ -148,11 +145,12 @@ class RadarDecoder(Decoder[RoundEngine]):
 
     @property
     def policy(self) -> StopPolicy:
-        """The stop policy; assign another one to compare on the same caches."""
+        """The stop policy; assign another one, in any of the constructor's forms, to compare on the same caches."""
         return self._rounds.policy
 
     @policy.setter
-    def policy(self, policy: StopPolicy) -> None:
+    def policy(self, value: StopPolicy | StrPath | None) -> None:
+        policy = resolve_policy(value)
         with self._turn:
             self.engine.set_policy(policy)
             self._rounds.policy = policy

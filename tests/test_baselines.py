@@ -114,7 +114,7 @@ def test_a_cap_shows_what_its_policy_draws_from():
     for one in (first, second):
         one.bind(1, TREE, CPU)
     assert isinstance(first.generator, torch.Generator)
-    assert first.generator is first.policy.generator
+    assert first.generator is first._bound.generator
     assert first.generator is not second.generator
 
 

@@ -146,7 +146,7 @@ def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
     captured = ours.engine._current
     assert (captured.whole is not None) == conditional
     assert captured.policy is policy
-    assert ours.engine.generator is captured.bound.policy.generator is not None
+    assert ours.engine.generator is captured.bound._bound.generator is not None
     stops, draws = ([], []), set()
     for generation in stops:
         tokens = []

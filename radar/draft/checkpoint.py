@@ -89,7 +89,14 @@ def load_draft_with_report(
         FileNotFoundError: names the file that is not there.
         ValueError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(
+            f"draft must be the folder of an EAGLE-3 head, or an Eagle3Draft, got {folder!r}"
+            + (": to decode without one, take AutoregressiveDecoder" if folder is None else "")
+        )
     path = Path(folder)
+    if path.is_file():
+        raise UsageError(f"draft must be the folder of an EAGLE-3 head, got the file {path}: give {path.parent}")
     if not (path / "config.json").is_file():
         raise NotFoundError(f"no draft head in {path}: config.json is missing")
     values = read_json(path / "config.json")

@@ -10,7 +10,7 @@ from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
 
-__all__ = ["TargetSizes", "check_fit"]
+__all__ = ["TargetSizes", "check_fit", "resolve_tree"]
 
 
 class TargetSizes(NamedTuple):
@@ -63,3 +63,13 @@ def check_fit(draft: Eagle3Draft, target: TargetSizes, tree: TreeConfig) -> None
         problems.append(f"it is {weight.dtype} on {weight.device}, the target {target.dtype} on {target.device}")
     if problems:
         raise UsageError("this draft head does not fit this target: " + "; ".join(problems))
+
+
+def resolve_tree(value: object, default: TreeConfig) -> TreeConfig:
+    """`value`, or `default` for None. Raises UsageError for anything that is no `TreeConfig`."""
+    if value is None:
+        return default
+    if isinstance(value, TreeConfig):
+        return value
+    meant = ": did you mean TreeConfig(**...)?" if isinstance(value, dict) else ""
+    raise UsageError(f"tree must be a TreeConfig, such as TreeConfig(total_tokens=60), or None, got {value!r}{meant}")

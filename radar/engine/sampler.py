@@ -15,7 +15,7 @@ from torch import Tensor
 
 from radar.config import GREEDY, SamplingParams
 from radar.errors import UsageError
-from radar_kernels import SamplingState, mark_seen, sample_tokens
+from radar_kernels import SamplingState, greedy_tokens, mark_seen, sample_tokens
 
 __all__ = ["Sampler"]
 
@@ -54,7 +54,7 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether `logits.argmax(-1)` is the whole of sampling; known on the host, so a caller may skip `sample`."""
+        """Whether `greedy_tokens` is the whole of sampling; known on the host, so a caller may skip `sample`."""
         params = self.params
         return params.temperature == 0 and params.repetition_penalty == 1 and not params.logit_bias
 
@@ -91,10 +91,10 @@ class Sampler:
             draft_tokens, ancestors: [B, N] and [B, N, W] of a `VerifyTree`; None: the text is what `commit` was given.
 
         Returns:
-            [B, N] int64.
+            [B, N] int64; NO_TOKEN (-1) where the scores are not numbers.
         """
         if self.is_greedy and logits.device.type == "cpu":
-            return logits.argmax(dim=-1)  # a graph on a GPU serves all parameters, here they may choose the code
+            return greedy_tokens(logits)  # a graph on a GPU serves all parameters, here they may choose the code
         return sample_tokens(logits, positions, self.state, draft_tokens=draft_tokens, ancestors=ancestors)
 
     def commit(self, tokens: Tensor, count: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.errors import UsageError
 
-__all__ = ["FixedDepth", "RoundSignals", "SignalPolicy", "StopPolicy", "Threshold", "attach_signals"]
+__all__ = ["FixedDepth", "RoundSignals", "Settled", "SignalPolicy", "StopPolicy", "Threshold", "attach_signals"]
 
 
 class StopPolicy(Protocol):
@@ -19,8 +19,9 @@ class StopPolicy(Protocol):
     A policy lives on the device: `stop` reads and writes tensors whose shapes `bind` has fixed, and never asks the
     host, so that a round with its decisions can be one CUDA graph. The engine ends the round at `TreeConfig.max_calls`.
 
-    An engine binds a shallow copy. A policy that draws shows its `generator`, which a graph has to know; one that holds
-    another policy shows that one's, and copies it in `bind`.
+    An engine binds a shallow copy, and what `bind` and `stop` have read is part of a captured graph: settings are not
+    changed afterwards, another policy is assigned (the policies here are `Settled`). A policy that draws shows its
+    `generator`, which a graph has to know; one that holds another policy shows that one's, and copies it in `bind`.
     """
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
@@ -59,7 +60,23 @@ def attach_signals(policy: StopPolicy, signals: RoundSignals) -> None:
         attach(signals)
 
 
-class FixedDepth:
+class Settled:
+    """Public attributes are set once: a graph would go on with what they were, so a change is an error that says so.
+
+    Names of what changes from call to call begin with an underscore.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name[0] != "_" and name in self.__dict__:
+            kind = type(self).__name__
+            raise UsageError(
+                f"{kind}.{name} is fixed once the policy is made; assign another policy instead, as in "
+                f"decoder.policy = {kind}(...)"
+            )
+        object.__setattr__(self, name, value)
+
+
+class FixedDepth(Settled):
     """Always `calls` draft calls: EAGLE-3 is `FixedDepth(8)` (its depth 7, plus the call from the root)."""
 
     def __init__(self, calls: int = 8) -> None:
@@ -83,7 +100,7 @@ class FixedDepth:
         return self._count >= self.calls
 
 
-class Threshold:
+class Threshold(Settled):
     """Stop when the beam's summed probability falls below `mass` (DDD, arXiv 2409.00142, checked at every level)."""
 
     def __init__(self, mass: float = 0.2) -> None:

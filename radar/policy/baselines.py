@@ -16,12 +16,12 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
-from radar.policy.base import RoundSignals, StopPolicy, attach_signals
+from radar.policy.base import RoundSignals, Settled, StopPolicy, attach_signals
 
 __all__ = ["DDD", "Capped", "ExpectedGain", "OptTree", "Talon"]
 
 
-class Capped:
+class Capped(Settled):
     """Another policy with fewer calls: RADAR as published is `Capped(RadarPolicy(network, sample=True), 8)`.
 
     (arXiv 2512.14069: the action is drawn, and EAGLE-3's depth 7 bounds it.)
@@ -31,6 +31,7 @@ class Capped:
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
             raise UsageError(f"Capped: calls must be a positive integer, got {calls!r}")
         self.policy, self.calls = policy, calls
+        self._bound = policy
         self._signals: RoundSignals | None = None
 
     def __repr__(self) -> str:
@@ -39,7 +40,7 @@ class Capped:
     @property
     def generator(self) -> torch.Generator | None:
         """What the policy draws from: a captured graph has to know."""
-        generator: torch.Generator | None = getattr(self.policy, "generator", None)
+        generator: torch.Generator | None = getattr(self._bound, "generator", None)
         return generator
 
     @property
@@ -53,22 +54,22 @@ class Capped:
         self._signals = signals
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
-        self.policy = copy.copy(self.policy)  # a copy of ours, as engines make them, must not share its state
+        self._bound = copy.copy(self.policy)  # a copy of ours, as engines make them, must not share its state
         if self._signals is not None:
-            attach_signals(self.policy, self._signals)
-        self.policy.bind(batch_size, tree, device)
+            attach_signals(self._bound, self._signals)
+        self._bound.bind(batch_size, tree, device)
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        self.policy.reset()
+        self._bound.reset()
         self._count.zero_()
 
     def stop(self, scores: Tensor) -> Tensor:
         self._count += 1
-        return self.policy.stop(scores) | (self._count >= self.calls)
+        return self._bound.stop(scores) | (self._count >= self.calls)
 
 
-class ExpectedGain:
+class ExpectedGain(Settled):
     """Stop when one more call is expected to add fewer tokens than it costs: continue iff E[A(n+1) - A(n) | x] > price.
 
     The one-step rule of optimal stopping; the price is (tokens per second) * (seconds of a call). The expectation is
@@ -102,7 +103,7 @@ class ExpectedGain:
         return scores.exp().sum(dim=-1) < bound
 
 
-class DDD:
+class DDD(Settled):
     """Dynamic Depth Decoding (arXiv 2409.00142): stop if log-sum-exp of the beam's scores is below a bound, asked after
     few calls only.
 
@@ -134,7 +135,7 @@ class DDD:
         return ((scores.logsumexp(dim=-1) < self.bound) & asked) | ends
 
 
-class Talon:
+class Talon(Settled):
     """TALON (arXiv 2601.07353): every level keeps the nodes within `share` of its best one; stop when the tree is full.
 
     Published: level 1 keeps the k best, `share` 0.03, and drafting ends at `total_tokens` nodes. Here kept nodes are
@@ -163,7 +164,7 @@ class Talon:
         return self._nodes >= self._budget
 
 
-class OptTree:
+class OptTree(Settled):
     """OPT-Tree (arXiv 2406.17276): stop when a level adds less than `gain` to the expected accepted length.
 
     The expected length is the sum of the probabilities of the nodes that would be verified. Published: `gain` 0.5, over

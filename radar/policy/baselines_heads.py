@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
-from radar.policy.base import RoundSignals
+from radar.policy.base import RoundSignals, Settled
 from radar.policy.lstm import SCORE_FLOOR
 
 __all__ = ["AcceptanceHead", "LevelNetwork", "LevelPolicy"]
@@ -35,7 +35,7 @@ class LevelNetwork(nn.Module):
         return logits[..., 0]
 
 
-class _LevelRule:
+class _LevelRule(Settled):
     """What both rules share: the network on the device, and the number of the call."""
 
     def __init__(self, network: LevelNetwork) -> None:
@@ -50,7 +50,7 @@ class _LevelRule:
             )
         if self.network.context and self._signals is None:
             raise UsageError(f"{type(self).__name__} reads the context length, which this runner does not offer")
-        self.network = copy.deepcopy(self.network).to(device)  # the engine's copy of a policy must not move ours
+        self._network = copy.deepcopy(self.network).to(device)  # the engine's copy of a policy must not move ours
         self._call = torch.zeros(batch_size, device=device)
         self._context = torch.zeros(batch_size, device=device)
 
@@ -61,7 +61,7 @@ class _LevelRule:
 
     def logits(self, scores: Tensor) -> Tensor:
         self._call += 1
-        logits: Tensor = self.network(scores, self._call, self._context)
+        logits: Tensor = self._network(scores, self._call, self._context)
         return logits
 
 

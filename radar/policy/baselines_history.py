@@ -7,12 +7,12 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
-from radar.policy.base import RoundSignals
+from radar.policy.base import RoundSignals, Settled
 
 __all__ = ["GammaTune"]
 
 
-class GammaTune:
+class GammaTune(Settled):
     """GammaTune (arXiv 2504.00030): the number of calls follows what the rounds before had accepted.
 
     All accepted: `step` calls more. Otherwise the moving average of accepted lengths, rounded up, within [low, high].

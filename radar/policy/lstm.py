@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from radar.config import TreeConfig
-from radar.errors import NotFoundError, UsageError
+from radar.errors import FormatError, NotFoundError, UsageError
+from radar.policy.base import Settled
 from radar_kernels import PolicyWeights, lstm_step
 
 __all__ = ["SCORE_FLOOR", "PolicyNetwork", "RadarPolicy", "load_policy", "save_policy"]
@@ -80,18 +81,19 @@ _NAMES = (
 )
 
 
-class RadarPolicy:
+class RadarPolicy(Settled):
     """Serves a trained network: one `lstm_step` a draft call on static state, nothing asked of the host.
 
     Args:
-        network: the network, or the path of one (see `load_policy`).
+        network: the network, or the path of one (see `load_policy`). Its weights are copied by `bind`: after more
+            training, make another policy.
         sample: False stops where P(stop) > 1/2. True draws the action, as the paper's code does: the uniform numbers of
             a round are drawn together at `reset`, so that the body of a device-side loop holds no random op. Inside a
             captured graph `generator` has to be registered (`graph.register_generator_state`).
         seed: of the draws. `bind` seeds anew, so two equal runs make equal decisions.
     """
 
-    generator: torch.Generator | None = None
+    _generator: torch.Generator | None = None
 
     def __init__(self, network: PolicyNetwork | str | os.PathLike[str], *, sample: bool = False, seed: int = 0) -> None:
         self.network = network if isinstance(network, PolicyNetwork) else load_policy(network)
@@ -101,6 +103,11 @@ class RadarPolicy:
         net = self.network
         drawn = f", sample=True, seed={self.seed}" if self.sample else ""
         return f"RadarPolicy(input_size={net.input_size}, hidden_size={net.hidden_size}{drawn})"
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """What `sample` draws from, once bound."""
+        return self._generator
 
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         width = self.network.input_size
@@ -113,7 +120,7 @@ class RadarPolicy:
         self._hidden = torch.zeros(batch_size, self.network.hidden_size, device=device)
         self._cell = torch.zeros_like(self._hidden)
         if self.sample:
-            self.generator = torch.Generator(device).manual_seed(self.seed)
+            self._generator = torch.Generator(device).manual_seed(self.seed)
             self._draws = torch.zeros(tree.max_calls, batch_size, device=device)
             self._call = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -121,7 +128,7 @@ class RadarPolicy:
         self._hidden.zero_()
         self._cell.zero_()
         if self.sample:
-            self._draws.uniform_(generator=self.generator)
+            self._draws.uniform_(generator=self._generator)
             self._call.zero_()
 
     def stop(self, scores: Tensor) -> Tensor:
@@ -142,8 +149,8 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
         the network in float32 on the CPU, in evaluation mode. Its sizes are those of the tensors.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is something else or torn; tensors are missing, unknown, ill-shaped or not finite (all listed).
+        NotFoundError: nothing is there.
+        FormatError: it is something else or torn; tensors are missing, unknown, ill-shaped or not finite (all listed).
     """
     path = Path(path)
     config: Any = {}
@@ -153,7 +160,9 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
         if (path / CONFIG_FILE).exists():
             config = _read_config(path / CONFIG_FILE)
     if not file.exists():
-        raise NotFoundError(f"no stop policy at {file}")
+        raise NotFoundError(f"no stop policy at {file}{_found_instead(path)}")
+    if file.suffix == ".json":
+        raise FormatError(f"{file} is no stop policy, but may describe one: give its folder, {file.parent}")
     data = file.read_bytes()  # here, because torch reports some torn files as OSError
     try:
         if file.suffix == ".safetensors":
@@ -162,9 +171,11 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for foreign and torn files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{file} is not a stop policy, or is cut off: {reason}") from error
+        raise FormatError(f"{file} is not a stop policy, or is cut off: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{file} is not a stop policy: expected a state dict of tensors, found {type(state).__name__}")
+        raise FormatError(
+            f"{file} is not a stop policy: expected a state dict of tensors, found {type(state).__name__}"
+        )
     input_size, hidden_size, mlp_size = _sizes(state)
     problems = _problems(state, input_size, hidden_size, mlp_size)
     found = {"input_size": input_size, "hidden_size": hidden_size}
@@ -172,7 +183,7 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
         f"{CONFIG_FILE} says {k}={config[k]!r}, the tensors {v}" for k, v in found.items() if config.get(k, v) != v
     ]
     if problems:
-        raise UsageError(f"{file} is not a usable stop policy:\n  " + "\n  ".join(problems))
+        raise FormatError(f"{file} is not a usable stop policy:\n  " + "\n  ".join(problems))
     network = PolicyNetwork(input_size, hidden_size, mlp_size=mlp_size)
     network.load_state_dict({name: state[name].float() for name in _NAMES})
     return network.eval()
@@ -202,15 +213,23 @@ def save_policy(
     os.replace(temporary, folder / CONFIG_FILE)
 
 
+def _found_instead(path: Path) -> str:
+    """What a folder without a policy holds."""
+    names = sorted(file.name for file in path.iterdir())[:4] if path.is_dir() else []
+    if not names:
+        return ": expected a folder or file that `radar train-policy` has written"
+    return f": expected a folder that `radar train-policy` has written, this one holds {', '.join(names)}"
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{file} is not JSON: {error}") from error
+        raise FormatError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UsageError(f"{file} does not describe a stop policy: it lacks format={FORMAT!r}")
+        raise FormatError(f"{file} does not describe a stop policy: it lacks format={FORMAT!r}")
     if config.get("version") != FORMAT_VERSION:
-        raise UsageError(f"{file}: version {config.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
+        raise FormatError(f"{file}: version {config.get('version')!r} is unknown, this code reads {FORMAT_VERSION}")
     return config
 
 
