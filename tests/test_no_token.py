@@ -1,11 +1,15 @@
 """Scores that are not numbers, at the sampler: the shortcut of greedy decoding and sampling follow one rule."""
 
+from functools import partial
+
 import pytest
 import torch
-from fakes import DEVICE
+from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
 
+from radar import AutoregressiveDecoder, RadarDecoder
 from radar.config import SamplingParams
 from radar.engine.sampler import Sampler
+from radar.errors import NumericalError
 from radar_kernels import NO_TOKEN
 
 INF = float("inf")
@@ -24,3 +28,41 @@ def test_rows_without_a_token_are_told_from_rows_with_one(params):
     before = sampler.state.seen.clone()
     sampler.commit(tokens[:, :3], torch.tensor([3], device=DEVICE))
     assert torch.equal(sampler.state.seen, before)
+
+
+def spoiled(token):
+    """A model for whose texts the scores hold NaN once `token` has been written."""
+    model = tiny_target()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize("sampling", [None, SamplingParams(temperature=1.0, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("plain", [False, True], ids=["drafts", "plain"])
+def test_a_text_that_meets_such_scores_is_an_error_and_the_next_one_is_not(plain, sampling):
+    text = hf_greedy(tiny_target(), [1, 2, 3], 20)
+    token = next(token for token in text[4:] if token not in (1, 2, 3, *text[:2]))
+    model = spoiled(token)
+    make = AutoregressiveDecoder if plain else partial(RadarDecoder, draft=tiny_draft(), fallback=False)
+    decoder = make(model, max_length=128)
+    with pytest.raises(NumericalError, match="NaN or no finite number"):
+        decoder.generate([1, 2, token], max_new_tokens=20, sampling=sampling)
+    if sampling is None:
+        with pytest.raises(NumericalError):
+            decoder.generate([1, 2, 3], max_new_tokens=20)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = tiny_target().get_input_embeddings().weight[token]
+    found = decoder.generate([1, 2, 3], max_new_tokens=20)
+    assert found.token_ids == text
+
+
+def test_a_forward_takes_what_is_no_token():
+    """The next round may have been launched on it before the host raises: it must not end in a device's assertion."""
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64)
+    steps = decoder.engine.steps
+    with torch.inference_mode():
+        steps.load(torch.full((1, 1), NO_TOKEN, device=DEVICE), torch.zeros_like(steps.taps[:, :1]))
+        steps.begin()
+        steps.finish()
+        steps.plain()

@@ -199,4 +199,5 @@ def _forward(
     def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, start, ancestors, 0, scale)
 
-    return draft(embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]
+    # a round may have been launched on NO_TOKEN before the host has seen it
+    return draft(embed_tokens(tokens.clamp(min=0)), hidden, positions, attend_cached)  # type: ignore[no-any-return]

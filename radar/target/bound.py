@@ -143,7 +143,7 @@ def _scores(
     model: Any, taps: Taps, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     out = model(
-        input_ids=input_ids,
+        input_ids=input_ids.clamp(min=0),  # NO_TOKEN may come before the host has seen it
         position_ids=length[:, None] + depths,
         use_cache=False,
         return_dict=True,
