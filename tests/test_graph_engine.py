@@ -144,7 +144,7 @@ def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
         with torch.inference_mode():
             ours._engine = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
     captured = ours.engine._current
-    assert (captured.whole is not None) == conditional
+    assert (ours.engine.why_not_conditional is None) == conditional
     assert captured.policy is policy
     assert ours.engine.generator is captured.bound._bound.generator is not None
     stops, draws = ([], []), set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,12 +18,22 @@ from radar_kernels.graph_condition import load_graph_condition, set_graph_condit
 __all__ = ["CapturedPlain", "CapturedRound", "Streams", "capture_plain", "capture_round"]
 
 
-@dataclass(frozen=True)
-class Streams:
-    """What captures: the round's stream and that of its loop's body."""
+_idle: dict[torch.device, list[tuple[torch.cuda.Stream, torch.cuda.Stream]]] = {}
 
-    round: torch.cuda.Stream
-    body: torch.cuda.Stream
+
+class Streams:
+    """What captures, taken from what earlier engines left: a stream keeps a workspace of cuBLAS for good.
+
+    Attributes:
+        round: of the round.
+        body: of its loop's body.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        idle = _idle.setdefault(device, [])
+        pair = idle.pop() if idle else (torch.cuda.Stream(device), torch.cuda.Stream(device))
+        self.round, self.body = pair
+        weakref.finalize(self, idle.append, pair)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class GraphEngine:
         self._by_host = EagerEngine(target, drafter, policy, config)
         self.steps: RoundSteps = self._by_host.steps
         self.admission: Admission = self._by_host.admission
-        self.streams = Streams(torch.cuda.Stream(target.device), torch.cuda.Stream(target.device))
+        self.streams = Streams(target.device)
         self._captured: dict[int, CapturedRound] = {}
         self._plain: CapturedPlain | None = None
         self._hosted = False  # the request in hand is driven by the host

@@ -8,6 +8,7 @@ from torch import Tensor
 from radar.engine.admission import Admission
 from radar.engine.base import EngineRequest, Processing
 from radar.engine.capture import Mailbox, capture, capture_each, on_stream
+from radar.engine.captured import Streams
 from radar.engine.sampler import Sampler
 from radar.metrics import Round, Stopwatch
 from radar.target.model import TargetModel
@@ -38,8 +39,8 @@ class PlainEngine:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._launched = False
         if graphs:
-            prefill, stream = self.admission.prefill, torch.cuda.Stream(target.device)
-            self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream)
+            prefill, self._streams = self.admission.prefill, Streams(target.device)
+            self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream := self._streams.round)
             on_stream(stream, self._step)
             self._graph = capture(self._step, stream)
             self._mailbox = Mailbox(self._token)
