@@ -5,7 +5,7 @@ from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
-from radar_kernels.sample_tokens import NO_TOKEN, SamplingState, greedy_tokens, sample_tokens
+from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.skinny_linear import skinny_linear
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
@@ -14,7 +14,6 @@ from radar_kernels.tree_attention import tree_attention
 __all__ = [
     "Acceptance",
     "LstmStep",
-    "NO_TOKEN",
     "PolicyWeights",
     "SamplingState",
     "TopkConfidence",

@@ -10,7 +10,7 @@ from radar import AutoregressiveDecoder, RadarDecoder
 from radar.config import SamplingParams
 from radar.engine.sampler import Sampler
 from radar.errors import NumericalError
-from radar_kernels import NO_TOKEN
+from radar_kernels.sample_tokens import NO_TOKEN
 
 INF = float("inf")
 

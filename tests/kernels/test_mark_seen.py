@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from radar_kernels import NO_TOKEN, mark_seen
+from radar_kernels import mark_seen
+from radar_kernels.sample_tokens import NO_TOKEN
 
 
 def marked(seen):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from sampling_cases import INF, SETTINGS, make, make_state, make_tree
 
-from radar_kernels import NO_TOKEN, accept_nodes, greedy_tokens, sample_tokens, topk_confidence
+from radar_kernels import accept_nodes, greedy_tokens, sample_tokens, topk_confidence
+from radar_kernels.sample_tokens import NO_TOKEN
 
 op = importlib.import_module("radar_kernels.sample_tokens")
 NAN = float("nan")
