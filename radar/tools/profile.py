@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radar.engine.ambient import ambient
 from radar.engine.capture import capture, on_stream
 from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
@@ -68,7 +69,6 @@ class RoundProfile:
         return asdict(self) | {"draft_step": self.draft_step}
 
 
-@torch.inference_mode()
 def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int, repeats: int = 20) -> RoundProfile:
     """Time the parts of a round of `calls` draft calls behind `prefix` committed tokens.
 
@@ -89,6 +89,11 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         raise UsageError(f"prefix must be from 1 to max_length={engine.target.max_length}, got {prefix}")
     if repeats < 1:
         raise UsageError(f"repeats must be 1 or more, got {repeats}")
+    with ambient(engine.target.device):
+        return _profile(engine, prefix, calls, repeats)
+
+
+def _profile(engine: GraphEngine | EagerEngine, prefix: int, calls: int, repeats: int) -> RoundProfile:
     steps, target, drafter = engine.steps, engine.target, engine.drafter
     for cache in (target.cache, drafter.cache):
         cache.set_window(cache.capacity if prefix + 256 > cache.capacity else prefix + 256)
