@@ -12,7 +12,6 @@ from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
 __all__ = [
-    "NO_TOKEN",
     "Acceptance",
     "LstmStep",
     "PolicyWeights",
