@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--shapes", choices=sorted(shapes), default="Llama-3.1-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=[60, 250, 1024, 4096, 16384, 32768])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
@@ -78,8 +78,7 @@ def main() -> int:
         report["lengths"][length]["ours"] = measure(partial(ours, decoder, prompt), args.repeats, weights)
         print(length, json.dumps(report["lengths"][length]), flush=True)
         del decoder
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

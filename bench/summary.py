@@ -134,20 +134,15 @@ def _replayed(replayed: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any
 
 def _overall(kept: Sequence[Sequence[Run]], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = [name for name in entries[0]["radar_over"] if all(name in entry["radar_over"] for entry in entries)]
-    speedups = [entry["radar_over"][AUTOREGRESSIVE]["value"] for entry in entries]
     out: dict[str, Any] = {
         "cells": len(entries),
         "radar_over": {name: over(kept, RADAR, name)._asdict() for name in names},
         "radar_over_in_equal_texts": _in_equal_texts(kept),
-        "radar_over_autoregressive_min": min(speedups),
-        "radar_over_autoregressive_max": max(speedups),
         "texts": sum(entry["prompts"] for entry in entries),
         "texts_identical": sum(entry["texts_identical"] for entry in entries),
     }
-    for change, field in (
-        ("draft_calls_change", "draft_calls_per_round"),
-        ("acceptance_change", "mean_acceptance_length"),
-    ):
+    changes = {"draft_calls_change": "draft_calls_per_round", "acceptance_change": "mean_acceptance_length"}
+    for change, field in changes.items():
         ours, theirs = (sum(entry["methods"][name][field] for entry in entries) for name in (RADAR, "eagle3"))
         out[change] = ours / theirs - 1
     if generated := [entry["radar_over_generate"] for entry in entries if "radar_over_generate" in entry]:

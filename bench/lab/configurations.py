@@ -41,10 +41,6 @@ class Pair:
     def chosen(self) -> Path:
         return self.folder / f"T{self.temperature:g}"
 
-    @property
-    def network(self) -> RadarPolicy:
-        return RadarPolicy(self.chosen / RADAR)
-
     def dearer(self, times: float) -> Pair:
         """The same where a draft call costs so many times as much."""
         calls = tuple(times * one for one in self.costs.draft_call_seconds)
@@ -75,15 +71,10 @@ class Asked:
 
 def load_pair(folder: Path, temperature: float) -> Pair:
     """What `bench.end_to_end` left in a pair's folder. FileNotFoundError: a stage is missing."""
-    rounds = folder / "rounds"
-    return Pair(
-        folder,
-        temperature,
-        rounds_of(rounds, TRAIN, temperature),
-        {task: rounds_of(rounds, task, temperature) for task in TASKS},
-        CostTable.load(folder / "costs.json", device=None),
-        Choice.load(folder / f"T{temperature:g}" / "choice.json"),
-    )
+    train = rounds_of(folder / "rounds", TRAIN, temperature)
+    tasks = {task: rounds_of(folder / "rounds", task, temperature) for task in TASKS}
+    costs = CostTable.load(folder / "costs.json", device=None)
+    return Pair(folder, temperature, train, tasks, costs, Choice.load(folder / f"T{temperature:g}" / "choice.json"))
 
 
 def rules(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterator[Asked]:
@@ -92,7 +83,7 @@ def rules(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterato
     policies: Policies = {name: one.policy for name, one in tuned.items()}
     policies["RADAR as published"] = setting(pair.choice, pair.chosen, PUBLISHED, TASKS[0])[1]
     values = {name: one.value for name, one in tuned.items() if one.value is not None}
-    yield Asked("", pair, policies | {"RADAR": pair.network}, values)
+    yield Asked("", pair, policies | {"RADAR": RadarPolicy(pair.chosen / RADAR)}, values)
 
 
 def alphas(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterator[Asked]:
@@ -101,14 +92,14 @@ def alphas(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterat
         wanted = {f"alpha {alpha:g}": published_options(alpha, epochs, max_calls=None) for alpha in (0.0, *ALPHAS)}
         wanted["ratio objective"] = radar_options(epochs)
         fit(part.train, part.costs, work / f"calls-{calls}", wanted)
-        yield Asked(
-            f", at most {calls} calls", part, {name: RadarPolicy(work / f"calls-{calls}" / name) for name in wanted}
-        )
+        policies: Policies = {name: RadarPolicy(work / f"calls-{calls}" / name) for name in wanted}
+        yield Asked(f", at most {calls} calls", part, policies)
 
 
 def transfer(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterator[Asked]:
     for source in pairs:
-        policies: Policies = {"RADAR": source.network, "beam-mass threshold": Threshold(source.choice.threshold)}
+        policies: Policies = {"RADAR": RadarPolicy(source.chosen / RADAR)}
+        policies["beam-mass threshold"] = Threshold(source.choice.threshold)
         yield Asked(f", policies of {source.folder.name}", pair, policies)
 
 
@@ -117,7 +108,7 @@ def prices(pair: Pair, pairs: Sequence[Pair], work: Path, epochs: int) -> Iterat
         part = pair.dearer(price)
         fit(part.train, part.costs, work, {f"price-{price}": radar_options(epochs)})
         trained = RadarPolicy(work / f"price-{price}")
-        policies: Policies = {"RADAR as trained": pair.network, "RADAR trained for it": trained}
+        policies: Policies = {"RADAR as trained": RadarPolicy(pair.chosen / RADAR), "RADAR trained for it": trained}
         yield Asked(
             f", draft calls {price} times as dear", part, policies | {"threshold": Threshold(pair.choice.threshold)}
         )

@@ -36,6 +36,8 @@ from radar.train.replay import replay
 
 __all__ = ["judge", "overall", "predict"]
 
+MEANS = ("draft_calls", "mean_acceptance_length")
+
 
 def judge(asked: Asked) -> dict[str, list[dict[str, Any]]]:
     """By task, all policies over EAGLE-3 and the oracles, as in `radar.train.evaluate.Evaluation`."""
@@ -55,9 +57,7 @@ def overall(cells: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, dict[str,
     for name in [row["name"] for row in cells[0]]:
         rows = [next(row for row in cell if row["name"] == name) for cell in cells]
         found[name] = {"cells": len(rows), "over_eagle3": geometric_mean([row["ratio"] for row in rows])}
-        found[name] |= {
-            key: sum(row[key] for row in rows) / len(rows) for key in ("draft_calls", "mean_acceptance_length")
-        }
+        found[name] |= {key: sum(row[key] for row in rows) / len(rows) for key in MEANS}
     return found
 
 

@@ -22,10 +22,6 @@ from radar.train.dataset import RoundDataset
 from radar.train.replay import replay
 from radar.train.tune import tune_fixed_depth
 
-__all__ = [
-    "EAGLE3", "FIXED", "METHODS", "PUBLISHED", "RADAR", "THRESHOLD", "Choice", "choose_policies", "setting"
-]  # fmt: skip
-
 EAGLE3, FIXED, THRESHOLD, PUBLISHED, RADAR = METHODS = ("eagle3", "best_fixed", "threshold", "published", "radar")
 THRESHOLDS = [i / 50 for i in range(1, 50)]
 EAGLE3_TREE = TreeConfig(max_calls=PUBLISHED_CALLS)

@@ -12,11 +12,6 @@ from radar import TreeConfig
 from radar.tools.prompts import PromptLine, encode_prompt, load_prompts, read_lines
 from radar.train.dataset import RoundDataset, read_rounds
 
-__all__ = [
-    "NEAREST", "NODES", "SOURCES", "TASKS", "TRAIN", "TREE", "files_of", "fitting", "measuring", "prompt_sets",
-    "rounds_of", "stem",
-]  # fmt: skip
-
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task
 SOURCES = {"chat": ("codegen", "roleplay", "toolformer"), "gsm8k": ("gsm8k",), "mbpp": ("mbpp",)}

@@ -118,16 +118,14 @@ class Comparison:
     def policies(self) -> None:
         for temperature in self.args.temperatures:
             self.check_time()
-            choice = choose_policies(
-                self.rounds, self.table, self.chosen(temperature), temperature=temperature, epochs=self.args.epochs,
-                workers=self.args.workers,
-            )  # fmt: skip
+            out, options = self.work / f"T{temperature:g}", {"epochs": self.args.epochs, "workers": self.args.workers}
+            choice = choose_policies(self.rounds, self.table, out, temperature=temperature, **options)
             print(f"{self.name} T={temperature:g}: {choice}", flush=True)
 
     def replay(self) -> None:
         for temperature in self.args.temperatures:
             self.check_time()
-            folder = self.chosen(temperature)
+            folder = self.work / f"T{temperature:g}"
             choice = Choice.load(folder / "choice.json")
             predicted = predict(self.rounds, self.table, folder, choice, temperature=temperature)
             (folder / "replay.json").write_text(json.dumps(predicted, indent=1) + "\n")
@@ -148,10 +146,6 @@ class Comparison:
         texts = [prompt for task in TASKS for prompt in self.prompts(task)[: self.args.generate_prompts]]
         found = measure_generate(self.wide, texts, new_tokens=self.args.new_tokens, check_time=self.check_time)
         file.write_text(json.dumps(found, indent=1) + "\n")
-
-    def chosen(self, temperature: float) -> Path:
-        """Folder of the policies that measure at a temperature."""
-        return self.work / f"T{temperature:g}"
 
     def prompts(self, task: str) -> list[list[int]]:
         """Token ids of a task's prompts that leave room for the text."""
