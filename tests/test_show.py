@@ -177,14 +177,13 @@ def test_the_page_holds_the_trace(traced):
         assert all(str(token) in data["names"] for token in [*nodes["token"], item.target_token])
 
 
-def test_a_page_is_small(decoder):
+def test_a_page_is_small():
     """256 rounds with trees as large as a GPU's stay below 2 MB."""
-    large = RadarDecoder(
-        decoder.model, draft=decoder.engine.drafter.draft, tokenizer=decoder.tokenizer, policy=decoder.policy,
-        tree=TreeConfig(), max_length=256, engine="eager", fallback=False,
-    )  # fmt: skip
+    large = RadarDecoder.from_pretrained(
+        device="cpu", tree=TreeConfig(), engine="eager", fallback=False, max_length=256
+    )
     seen = trace(large, "import os\n", max_new_tokens=32)
-    size = len(page(seen, decoder.tokenizer, about={}).encode())
+    size = len(page(seen, large.tokenizer, about={}).encode())
     assert size / len(seen.rounds) * 256 < 2e6
 
 
@@ -240,10 +239,13 @@ def test_the_readmes_picture_is_what_its_command_makes(capsys, monkeypatch, tmp_
 def test_the_command_writes_a_page(capsys, tmp_path):
     file = tmp_path / "page.html"
     options = ["--policy", "3", "--max-new-tokens", "8", "--device", "cpu", "--output", str(file)]
+    options += ["--temperature", "0.5", "--seed", "7", "--system", "Be short."]
     assert main(["show", "def add(a, b):", *options]) == 0
     data = json.loads(embedded_data(file.read_text(encoding="utf-8")))
     assert data["about"]["policy"] == "FixedDepth(3)"
+    assert data["about"]["tokens"] == "sampled, seed 7, temperature 0.5"
     assert data["figures"]["draft_calls_per_round"] == 3
+    assert "Be short." in "".join(text for text, _ in data["prompt"])
     assert "tokens in" in capsys.readouterr().out
 
 
