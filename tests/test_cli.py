@@ -1,6 +1,7 @@
 """The commands together: what each makes of models and files, and a whole training pipeline on the embedded pair."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,18 @@ def test_mistakes_end_with_one_line(arguments, message, capsys):
     line = err.strip().splitlines()[-1]
     assert line.startswith(f"radar {arguments[0]}: ")
     assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_target_that_cannot_be_read_is_named(broken, capsys, tmp_path):
+    """Cut off in the middle, as by a full disk or a copy that was interrupted."""
+    target = tmp_path / "target"
+    shutil.copytree(ASSETS / "target", target)
+    (target / broken).write_bytes((target / broken).read_bytes()[: (target / broken).stat().st_size // 2])
+    code, _, err = run(capsys, "generate", "x", "--target", target, "--draft", ASSETS / "draft", *CPU)
+    assert code == 2
+    assert str(target) in err
     assert "Traceback" not in err
 
 

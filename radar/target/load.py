@@ -21,8 +21,10 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, pr
         bars.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-    except (OSError, RuntimeError) as error:  # no such model; another kind of file
-        raise UsageError(f"no transformers model at {path!r}: give a folder or a hub name ({error})") from error
+    except Exception as error:  # no such model, another kind of file, one that is cut off: each library has its own
+        raise UsageError(
+            f"no transformers model at {path!r} that can be loaded: give a folder or a hub name ({error})"
+        ) from error
     finally:
         if shown:
             bars.enable_progress_bar()
@@ -31,4 +33,7 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, pr
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer stored beside a model."""
-    return AutoTokenizer.from_pretrained(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise UsageError(f"no tokenizer at {path!r}: its files belong beside the model's ({error})") from error
