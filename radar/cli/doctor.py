@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from radar.draft.eagle3 import Eagle3Draft
     from radar.policy.base import FixedDepth
     from radar.target.load import load_model, load_tokenizer
-    from radar.tools.doctor import CHAIN, diagnose, plausible_readings, render, target_rope, with_taps
+    from radar.tools.doctor import CHAIN, diagnose, render
+    from radar.tools.readings import plausible_readings, target_rope, with_taps
 
     model = load_model(
         args.target, device=default_device(args.device), dtype=getattr(torch, args.dtype) if args.dtype else None

@@ -5,29 +5,27 @@ A head that is read wrongly still runs, and its text is still the target's own; 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from radar.config import TreeConfig
-from radar.draft.config import DraftConfig, RopeScaling
-from radar.errors import UsageError
+from radar.draft.config import DraftConfig
 from radar.generation.base import Decoder
-from radar.metrics import merge
-from radar.target.model import default_tap_layers
+from radar.metrics import Round
+from radar.tools.readings import FLAGS
+from radar.tools.table import table
 
-__all__ = ["CHAIN", "Diagnosis", "Measurement", "diagnose", "plausible_readings", "render", "target_rope", "with_taps"]
+__all__ = ["CHAIN", "Diagnosis", "Measurement", "diagnose", "render"]
 
 CHAIN = TreeConfig(total_tokens=9, tree_top_k=1, max_calls=8)
 """What to measure with: a tree forgives a poor reading by its breadth, a chain of eight drafts does not."""
 
-Rope = tuple[float, RopeScaling | None]
-_FLAGS = ("norm_before_residual", "norm_output")  # tensors tell all others
-_USELESS = 1.2  # tokens per target pass, of which the target's own is 1
+STRETCH = 16  # tokens: texts are compared in pieces of this length, which is a few rounds
+WEAK = 1.2  # tokens per target pass, of which the target's own is 1
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,14 @@ class Measurement:
 
     Attributes:
         config: the reading, its taps named.
-        per_prompt: mean acceptance length of each prompt, the target's own token included.
-        mean_acceptance_length: over all rounds of all prompts.
+        mean_acceptance_length: over all rounds of all prompts, the target's own token included.
+        passes: target passes of each stretch of `STRETCH` tokens, of every text. The text is the target's own whatever
+            the reading, so the same stretches are there under all of them.
     """
 
     config: DraftConfig
-    per_prompt: tuple[float, ...]
     mean_acceptance_length: float
+    passes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,67 +63,19 @@ class Diagnosis:
         """The reading that clearly beats all others, if there is one."""
         return self.rivals[0].config if len(self.rivals) == 1 else None
 
-    def settings(self, config: DraftConfig) -> dict[str, Any]:
-        """The keys at the top of `config.json` that turn the file's reading into `config`."""
-        keys = ("eagle_aux_hidden_state_layer_ids", "rope_theta", "rope_scaling", *_FLAGS)
-        changed = [key for key in keys if getattr(config, key) != getattr(self.as_loaded, key)]
-        written = dict.fromkeys(_FLAGS, False) | config.to_dict()  # which leaves out flags that are not set
+    def settings(self) -> dict[str, Any]:
+        """The keys at the top of `config.json` that turn the file's reading into what all rivals agree on."""
+        best = self.rivals[0].config
+        changed = [key for key in KEYS if getattr(best, key) != getattr(self.as_loaded, key) and key not in self.open()]
+        written = dict.fromkeys(FLAGS, False) | best.to_dict()  # which leaves out flags that are not set
         return {key: written.get(key) for key in changed}
 
-
-def target_rope(config: Any) -> Rope | None:
-    """Base and scaling of a transformers config; None if they are of a kind that heads cannot have."""
-    values = getattr(config, "rope_parameters", None)
-    if not isinstance(values, Mapping) or not isinstance(values.get("rope_theta"), int | float):
-        return None
-    try:
-        scaling = RopeScaling.from_dict(values, getattr(config, "max_position_embeddings", None))
-    except ValueError:
-        return None
-    return float(values["rope_theta"]), scaling
+    def open(self) -> list[str]:
+        """The keys in which the rivals differ."""
+        return [key for key in KEYS if len({getattr(rival.config, key) for rival in self.rivals}) > 1]
 
 
-def with_taps(config: DraftConfig, num_layers: int) -> DraftConfig:
-    """The config with its taps named: its own, or those of EAGLE-3's rule for a target of `num_layers`."""
-    taps = config.eagle_aux_hidden_state_layer_ids or default_tap_layers(num_layers)
-    return replace(config, eagle_aux_hidden_state_layer_ids=taps)
-
-
-def plausible_readings(
-    config: DraftConfig, *, num_layers: int, rope: Rope | None, doubtful: Collection[str] = ()
-) -> list[DraftConfig]:
-    """Readings worth measuring, each with its taps named; the file's own is the first, if the target has its taps.
-
-    Taps: the file's, EAGLE-3's rule, and the file's moved by one either way, for trainers that count from elsewhere.
-    Rotary embedding: the file's, the target's (`rope`), and EAGLE-3's 10,000 without scaling; files misstate it.
-    Norms: both values of the flags that are `doubtful` (`LoadReport.doubtful`).
-
-    Raises:
-        ValueError: if no reading of the taps exists in a target of `num_layers`.
-    """
-    rule = default_tap_layers(num_layers)
-    own = with_taps(config, num_layers).eagle_aux_hidden_state_layer_ids or rule
-    taps = [own, *([rule] if len(own) == 3 else []), *(tuple(tap + by for tap in own) for by in (-1, 1))]
-    taps = [item for item in dict.fromkeys(taps) if all(0 <= tap < num_layers for tap in item)]
-    if not taps:
-        raise UsageError(
-            f"the head's taps {list(own)} and their neighbours do not exist in a target of {num_layers} layers: "
-            "it belongs to another target"
-        )
-    own_rope: Rope = (config.rope_theta, config.rope_scaling)
-    ropes = dict.fromkeys(item for item in (own_rope, rope, (10000.0, None)) if item is not None)
-    flags = [name for name in _FLAGS if name in doubtful]
-    values = [(getattr(config, name), not getattr(config, name)) for name in flags]
-    return [
-        replace(
-            config,
-            eagle_aux_hidden_state_layer_ids=item,
-            rope_theta=theta,
-            rope_scaling=scaling,
-            **dict(zip(flags, chosen, strict=True)),
-        )
-        for item, (theta, scaling), chosen in itertools.product(taps, ropes, itertools.product(*values))
-    ]
+KEYS = ("eagle_aux_hidden_state_layer_ids", "rope_theta", "rope_scaling", *FLAGS)
 
 
 def diagnose(
@@ -138,8 +89,8 @@ def diagnose(
 ) -> Diagnosis:
     """Decode the prompts under every reading.
 
-    One reading beats another if its advantage, averaged over prompts, is more than twice its standard error; a single
-    prompt decides nothing.
+    One reading beats another if it needs fewer passes for the same stretches of text, by more than twice the standard
+    error of that difference, and more yet where there are few stretches.
 
     Args:
         as_loaded: the loader's reading, its taps named (`with_taps`).
@@ -152,9 +103,11 @@ def diagnose(
     measurements = []
     for config in readings:
         decoder = make(config)
-        runs = [decoder.generate(prompt, max_new_tokens=max_new_tokens).metrics for prompt in prompts]
-        per_prompt = tuple(run.mean_acceptance_length for run in runs)
-        measurements.append(Measurement(config, per_prompt, merge(runs).mean_acceptance_length))
+        texts = [list(decoder.rounds(prompt, max_new_tokens=max_new_tokens, do_sample=False)) for prompt in prompts]
+        rounds = [item for text in texts for item in text if not item.is_prefill]
+        accepted = sum(item.accept_length for item in rounds)
+        passes = tuple(count for text in texts for count in _passes(text))
+        measurements.append(Measurement(config, 1 + accepted / len(rounds) if rounds else 1.0, passes))
         advance()
     measurements.sort(key=lambda item: -item.mean_acceptance_length)
     best = measurements[0]
@@ -162,43 +115,74 @@ def diagnose(
     return Diagnosis(tuple(measurements), as_loaded, tuple(rivals))
 
 
+def _passes(rounds: Sequence[Round]) -> list[int]:
+    """Target passes that begin in each stretch of a text."""
+    counts = [0] * -(-sum(len(item.tokens) for item in rounds) // STRETCH)
+    position = 0
+    for item in rounds:
+        counts[position // STRETCH] += 1
+        position += len(item.tokens)
+    return counts
+
+
 def _beats(one: Measurement, other: Measurement) -> bool:
-    gains = [a - b for a, b in zip(one.per_prompt, other.per_prompt, strict=True)]
-    return len(gains) > 1 and fmean(gains) > 2 * stdev(gains) / math.sqrt(len(gains))
+    saved = [b - a for a, b in zip(one.passes, other.passes, strict=False)]  # in 16 bits a tie may shorten a text
+    if len(saved) < 2:
+        return False
+    return fmean(saved) > (2 + 4 / (len(saved) - 1)) * stdev(saved) / math.sqrt(len(saved))
 
 
 def render(diagnosis: Diagnosis) -> str:
     """The table and the verdict that `radar doctor` prints."""
-    names = [_describe(item.config, diagnosis) for item in diagnosis.measurements]
-    width = max(map(len, names)) + 2
-    lines = [f"  {'reading':{width}}{'tokens per target pass':>22}"]
-    for index, (name, item) in enumerate(zip(names, diagnosis.measurements, strict=True)):
-        note = "   as the file is read" if item.config == diagnosis.as_loaded else ""
-        lines.append(f"{'*' if index == 0 else ' '} {name:{width}}{item.mean_acceptance_length:>22.2f}{note}")
-    return "\n".join([*lines, "", *_verdict(diagnosis)])
+    best = diagnosis.measurements[0].mean_acceptance_length
+    rows = []
+    for item in diagnosis.measurements:
+        standing = (
+            "worse" if item not in diagnosis.rivals else "best" if len(diagnosis.rivals) == 1 else "among the best"
+        )
+        share, note = item.mean_acceptance_length / best, "yes" if item.config == diagnosis.as_loaded else ""
+        figures = [f"{item.mean_acceptance_length:.2f}", f"{share:.0%}"]
+        standing = standing if item in diagnosis.rivals else "worse"
+        rows.append([_describe(item.config, diagnosis), *figures, standing, note])
+    headers = ["reading", "tokens per target pass", "of the best", "standing", "the file's"]
+    return "\n".join([table(headers, rows), "", *_verdict(diagnosis)])
 
 
 def _describe(config: DraftConfig, diagnosis: Diagnosis) -> str:
     parts = [f"taps {' '.join(map(str, config.eagle_aux_hidden_state_layer_ids or ()))}"]
     scaling = "" if config.rope_scaling is None else f" {config.rope_scaling.rope_type}"
     parts.append(f"rope {config.rope_theta:g}{scaling}")
-    open_flags = [name for name in _FLAGS if len({getattr(m.config, name) for m in diagnosis.measurements}) > 1]
+    open_flags = [name for name in FLAGS if len({getattr(m.config, name) for m in diagnosis.measurements}) > 1]
     parts += [f"{name} {str(getattr(config, name)).lower()}" for name in open_flags]
     return ", ".join(parts)
 
 
 def _verdict(diagnosis: Diagnosis) -> list[str]:
-    best, winner = diagnosis.measurements[0], diagnosis.winner
-    if best.mean_acceptance_length < _USELESS:
-        return ["No reading drafts well: the head may belong to another target, or be of another kind."]
-    if winner is None:
-        names = [f"  {_describe(item.config, diagnosis)}" for item in diagnosis.rivals]
-        return ["No clear winner between these, on so few prompts; more prompts may tell:", *names]
-    settings = diagnosis.settings(winner)
-    if not settings:
-        return ["The file is read rightly as it is."]
-    lines = ["The best reading is clear. Set at the top of the draft's config.json, and nowhere below:"]
-    lines += [f'  "{key}": {json.dumps(value)}' for key, value in settings.items()]
-    if "eagle_aux_hidden_state_layer_ids" in settings:
-        lines.append(f"or pass the taps: RadarDecoder(..., tap_layers={winner.eagle_aux_hidden_state_layer_ids})")
-    return lines
+    weak = diagnosis.measurements[0].mean_acceptance_length < WEAK
+    lines = _weakness(diagnosis) if weak else []
+    if diagnosis.winner is None and len(diagnosis.rivals) == len(diagnosis.measurements):
+        return [*lines, "No reading is clearly better than another on so few prompts; more prompts may tell."]
+    settings, open_keys = diagnosis.settings(), diagnosis.open()
+    if settings:
+        lines.append("Clearly better, so set at the top of the draft's config.json, and nowhere below:")
+        lines += [f'  "{key}": {json.dumps(value)}' for key, value in settings.items()]
+        if taps := settings.get("eagle_aux_hidden_state_layer_ids"):
+            lines.append(f"or pass the taps: RadarDecoder(..., tap_layers={tuple(taps)})")
+    if not open_keys:
+        return lines if settings else [*lines, "The file is read rightly as it is."]
+    if settings:
+        advice = "any of the best will do, and more prompts may tell"
+    elif any(item.config == diagnosis.as_loaded for item in diagnosis.rivals):
+        advice = "the file's own reading is among the best and can stay"
+    else:
+        advice = "the file's own reading is worse than any of the best: take one of those"
+    return [*lines, f"Not clear on so few prompts: {', '.join(open_keys)}; {advice}."]
+
+
+def _weakness(diagnosis: Diagnosis) -> list[str]:
+    best = f"{diagnosis.measurements[0].mean_acceptance_length:.2f} tokens per target pass, of which 1 is the target's"
+    if len(diagnosis.rivals) < len(diagnosis.measurements):
+        why = "Readings differ, which speaks for a weak head of this target: little training, or on other text."
+    else:
+        why = "That may be little training, another target, or a kind of head that is read wrongly altogether."
+    return [f"The head drafts little however it is read: {best}.", why]
