@@ -64,11 +64,28 @@ def speeds(full: Record) -> str:
         same = f"{cell['texts_identical']} of {cell['prompts']}"
         rows.append([name, str(cell["prompts"]), plain, *figures, interval(cell["radar_over"]["eagle3"]), same])
     head = ["cell", "prompts", "tokens/s, autoregressive", *[METHODS[method] for method in drafting]]
-    text = "Times the speed of autoregressive decoding, in parentheses the nodes that are verified.\n\n"
+    text = f"Tokens per second, all tasks of a pair together.\n\n{by_pair(full)}\n"
+    text += "Times the speed of autoregressive decoding, in parentheses the nodes that are verified.\n\n"
     text += table([*head, "RADAR over EAGLE-3", "texts identical"], rows)
     for temperature, overall in full["overall"].items():
         text += gained(full, temperature, overall)
     return text
+
+
+def by_pair(full: Record) -> str:
+    """Tokens per second of every method, and of transformers' greedy `generate` where it was measured."""
+    sums: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for cell in full["cells"].values():
+        for method, one in cell["methods"].items():
+            here = sums.setdefault((cell["pair"], cell["temperature"]), {}).setdefault(method, [0.0, 0.0])
+            here[0] += one["tokens"]
+            here[1] += one["seconds"]
+    rows = []
+    for (pair, temperature), found in sums.items():
+        figures = [f"{found[name][0] / found[name][1]:.0f}" if name in found else "" for name in METHODS]
+        generate = full.get("generate", {}).get(pair, {}).get("static", {}).get("tokens_per_second")
+        rows.append([pair, f"{temperature:g}", "" if generate is None else f"{generate:.0f}", *figures])
+    return table(["pair", "temperature", "generate, static cache, greedy", *METHODS.values()], rows)
 
 
 def gained(full: Record, temperature: str, overall: Record) -> str:

@@ -19,7 +19,11 @@ def results(tmp_path):
     row = {"cells": 4, "draft_calls": 8.0, "mean_acceptance_length": 3.0}
     policies = {"EAGLE-3 (8 calls)": row | {"over_eagle3": 1.0}, "hindsight oracle": row | {"over_eagle3": 1.5}}
     files = {
-        "end_to_end/end_to_end_h200": {**summarise(full_runs(), {}, predictions()), "pairs": choices()},
+        "end_to_end/end_to_end_h200": {
+            **summarise(full_runs(), {}, predictions()),
+            "pairs": choices(),
+            "generate": {"a": {"static": {"tokens_per_second": 3.0}}},
+        },
         "replay/contenders": {"overall": {"0": policies, "1": policies}, "pairs": {"a": {}}},
         "round/round_h200": {"parts": [part]},
     }
@@ -37,6 +41,7 @@ def test_the_report_shows_what_is_there(results):
         "Rules of the literature, by replay: no replay/contenders.json",
     ]
     text = (results / "report.md").read_text()
+    assert "| a | 0 | 3 | 5 | 12 | 13 | 15 | 14 | 17 |" in text  # two tasks together: 360 tokens in 24 or 21 seconds
     figures = "2.40 (60) | 2.50 (100) | 2.93 (32) | 2.73 (60) | 3.00 (100)"
     assert f"| a gsm8k T=0 | 3 | 5 | {figures} | 1.250 (1.250 to 1.250) | 3 of 3 |" in text
     assert "| EAGLE-3, 8 calls | 1.443 (1.443 to 1.443) | 1.443 (1.443 to 1.443), 6 |" in text
