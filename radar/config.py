@@ -10,7 +10,7 @@ from radar.errors import UsageError
 
 __all__ = ["GREEDY", "SamplingParams", "TreeConfig", "check_int"]
 
-MOST_BIAS = 1e30  # by the largest penalty, over the smallest temperature, still a float32
+MOST_BIAS = 1e30  # by the largest penalty still a float32
 
 
 def check_int(owner: str, name: str, value: object, low: int, high: int) -> None:
@@ -59,12 +59,12 @@ class SamplingParams:
     """How to choose a token from its logits; the names and meanings are those of transformers.
 
     Attributes:
-        temperature: divides the logits, 1e-4 to 1e4; 0 takes the most likely token (greedy).
-        top_p: keep the most likely tokens until their probabilities reach this, above 0 to 1; 1 keeps all.
+        temperature: divides the logits, 1e-37 to 1e37 (normal float32); 0 takes the most likely token (greedy).
+        top_p: keep the most likely tokens until their probabilities reach this, 0 (the best one) to 1 (all).
         top_k: keep this many of the most likely tokens, and what ties with the last of them; 0 keeps all.
         min_p: keep tokens at least this likely relative to the most likely one, 0 to 1.
         repetition_penalty: divides the positive and multiplies the negative logits of tokens that the text holds
-            already, prompt included; 1e-2 to 1e2, 1 does nothing.
+            already, prompt included; 1e-8 to 1e8, 1 does nothing.
         logit_bias: token id -> what is added to its logit, 1e30 at most either way; -inf bans the token.
         seed: of the noise, 0 to 2**63 - 1; None draws one, see `Sampler.seed`.
 
@@ -88,14 +88,14 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 fail(name, "a number")
-        if self.temperature != 0 and not 1e-4 <= self.temperature <= 1e4:
-            fail("temperature", "0 (greedy) or from 1e-4 to 1e4")
-        if not 0 < self.top_p <= 1:
-            fail("top_p", "above 0 and at most 1 (off)")
+        if self.temperature != 0 and not 1e-37 <= self.temperature <= 1e37:
+            fail("temperature", "0 (greedy) or from 1e-37 to 1e37")
+        if not 0 <= self.top_p <= 1:
+            fail("top_p", "from 0 to 1 (off)")
         if not 0 <= self.min_p <= 1:
             fail("min_p", "from 0 (off) to 1")
-        if not 1e-2 <= self.repetition_penalty <= 1e2:
-            fail("repetition_penalty", "from 0.01 to 100 (1: off)")
+        if not 1e-8 <= self.repetition_penalty <= 1e8:
+            fail("repetition_penalty", "from 1e-8 to 1e8 (1: off)")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             fail("top_k", "an integer from 0 (off) to 2**31 - 1")
         if self.seed is not None and (

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
-from radar.generation.hf import CALL_ARGUMENTS, check_argument, run_prepared
+from radar.generation.arguments import CALL_ARGUMENTS, check_argument
+from radar.generation.hf import call_of_prepared
 from radar.generation.streamers import ended
 
 __all__ = ["RadarGenerate", "radar_generate"]
@@ -26,47 +27,64 @@ class RadarGenerate:
         self._options = options
         self.decoder: RadarDecoder | None = None
 
-    def __call__(self, model: Any, input_ids: Tensor, seed: int | None = None, **prepared: Any) -> Any:
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """What `inspect.signature` finds.
+
+        transformers reads the call's `tokenizer`, which stop strings need, and then keeps of the call only what the
+        function's signature names: the tokenizer is gone by then. It asks for the signature in between, so that is
+        where the tokenizer goes back among the arguments.
+        """
+        caller = _caller("_extract_generation_mode_kwargs", "generation_mode_kwargs")
+        if caller is not None:
+            found = caller["generation_mode_kwargs"].get("tokenizer")
+            if found is not None:
+                caller["kwargs"].setdefault("tokenizer", found)
+        return inspect.signature(self.__call__)
+
+    def __call__(
+        self, model: Any, input_ids: Tensor, seed: int | None = None, tokenizer: Any = None, **prepared: Any
+    ) -> Any:
         """What `model.generate` calls instead of its loop; returns what that would.
 
-        Raises ValueError, by name, for what cannot be honoured.
+        Raises UsageError, by name, for what cannot be honoured.
         """
         if self.decoder is None or self.decoder.model is not model:
             self.decoder = None  # its memory is free before the next one takes its own
             self.decoder = RadarDecoder(model, **self._options)
-        streamer = _argument_of_generate("streamer")
-        with ended(streamer):
+        asked = _caller("generate", "custom_generate") or {}
+        with ended(streamer := asked.get("streamer")):
             for name in ("assistant_model", "synced_gpus"):
-                check_argument(name, _argument_of_generate(name), CALL_ARGUMENTS[name])
-            return run_prepared(self.decoder, input_ids, prepared, streamer=streamer, seed=seed)
+                check_argument(name, asked.get(name), CALL_ARGUMENTS[name])
+            call = call_of_prepared(input_ids, prepared, self.decoder.context(), seed=seed)
+            sequence = self.decoder.run(call.request, streamer, put_prompt=False)
+        return call.result(sequence.rounds, self.decoder.engine_name)
 
 
 def radar_generate(**options: Any) -> RadarGenerate:
     """RADAR as `custom_generate` of a transformers model.
 
     `model.generate(input_ids, custom_generate=radar_generate(draft="path/to/head"), max_new_tokens=200)` takes every
-    argument that `Decoder.generate_ids` takes, but stop strings: transformers keeps its tokenizer to itself, so pass
-    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]` instead. Keep the object for the next call: it holds the
-    decoder.
+    argument that `Decoder.generate_ids` takes. Keep the object for the next call: it holds the decoder.
 
     Args:
         options: `draft` and everything else that `RadarDecoder` takes beside the model.
 
     Raises:
-        ValueError: without a draft head.
+        UsageError: without a draft head.
     """
     if "draft" not in options:
         raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for the model")
     return RadarGenerate(options)
 
 
-def _argument_of_generate(name: str) -> Any:
-    """An argument of the `generate` call that we are in.
+def _caller(function: str, variable: str) -> dict[str, Any] | None:
+    """The variables of the nearest function of that name and with that variable that we are in.
 
-    transformers takes `streamer` and `assistant_model` for custom functions but does not hand them on. Ignoring them
-    would be worse than looking them up where they are.
+    transformers takes `streamer`, `assistant_model` and `tokenizer` for custom functions but does not hand them on.
+    Ignoring them would be worse than looking them up where they are.
     """
     frame: Any = inspect.currentframe()
-    while frame is not None and not (frame.f_code.co_name == "generate" and "custom_generate" in frame.f_locals):
+    while frame is not None and not (frame.f_code.co_name == function and variable in frame.f_locals):
         frame = frame.f_back
-    return None if frame is None else frame.f_locals.get(name)
+    return None if frame is None else frame.f_locals

@@ -28,7 +28,8 @@ class Round:
         num_draft_tokens: draft tokens that the target verified.
         is_fallback: a plain step, taken because drafting does not pay or to measure whether it does.
         num_prompt_tokens, num_reused_tokens: of the prompt's pass: its length, and how much the caches held already.
-        logits, scores: [n, V] float32 of every token before and after processors, where the host processes them.
+        is_host_processed: its scores went through processors on the host.
+        logits, scores: [n, V] float32 of every token before and after those processors, where they were asked for.
         finish_reason: of the last round: "stop" or "length".
     """
 
@@ -41,6 +42,7 @@ class Round:
     is_fallback: bool = False
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
+    is_host_processed: bool = False
     logits: Tensor | None = None
     scores: Tensor | None = None
     finish_reason: str | None = None
@@ -126,7 +128,7 @@ class Tally:
         self._counts["reused"] += item.num_reused_tokens
         self._counts["drafted"] += item.num_draft_tokens
         self._counts["fallback"] += len(item.tokens) if item.is_fallback else 0
-        self._counts["processed"] += len(item.tokens) if item.scores is not None else 0
+        self._counts["processed"] += len(item.tokens) if item.is_host_processed else 0
         if not item.is_prefill and not item.is_fallback:
             self._rounds[item.num_draft_calls, item.accept_length] += 1
 

@@ -122,7 +122,7 @@ def test_end_tokens_and_criteria_of_one_call():
     free = hf_greedy(tiny_target(), PROMPT, 60)
     end = free[7]
     for decoder in both():
-        out = decoder.generate(PROMPT, max_new_tokens=60, eos_token_id=[end, 999])
+        out = decoder.generate(PROMPT, max_new_tokens=60, eos_token_id=[end, end])
         assert (out.token_ids, out.finish_reason) == (free[: free.index(end) + 1], "stop")
         assert decoder.generate(PROMPT, max_new_tokens=60).token_ids == free
         for length in (1, 2, 7, 31):
@@ -149,8 +149,8 @@ def test_stop_strings_end_a_stream_where_they_first_appear():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temprature": 1.0}, "unknown argument 'temprature'; known: .*temperature"),
-        ({"num_beams": 4}, "unknown argument 'num_beams'.*generate_ids"),
+        ({"temprature": 1.0}, "unknown argument 'temprature': did you mean 'temperature'"),
+        ({"num_beams": 4}, "cannot honour num_beams=4: beam search is not supported"),
         ({"sampling": SamplingParams(), "top_p": 0.5}, "sampling= or top_p=, not both"),
         ({"sampling": SamplingParams(), "do_sample": True}, "sampling= or do_sample=, not both"),
         ({"sampling": {"temperature": 1}}, "sampling must be SamplingParams"),
@@ -164,7 +164,7 @@ def test_stop_strings_end_a_stream_where_they_first_appear():
         ({"max_length": 4}, "above the prompt's 4 tokens, got 4"),
         ({"max_length": True}, "max_length must be an integer"),
         ({"max_length": 129}, "at most 124 fit"),
-        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or several, got '<'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or several.*got '<'"),
         ({"eos_token_id": [3, -1]}, "got -1"),
         ({"stop_strings": [""]}, "none empty"),
         ({"stop_strings": []}, "none empty"),

@@ -1,28 +1,20 @@
 """`generate_ids` and `custom_generate` take what transformers' `generate` takes, or refuse it by name."""
 
-import inspect
-from importlib.resources import files
-from pathlib import Path
-
 import pytest
 import torch
 from fakes import DEVICE, VOCAB, tiny_draft, tiny_target
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
-    TextStreamer,
     WatermarkingConfig,
 )
-from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarGenerateOutput, TreeConfig, radar_generate
-from radar.generation.hf import ARGUMENTS, CALL_ARGUMENTS
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarGenerateOutput, TreeConfig
 
 PROMPT = torch.tensor([[5, 3, 2, 8, 1, 4]], device=DEVICE)
 TREE = TreeConfig(total_tokens=20, max_calls=6)
@@ -34,11 +26,6 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(str(Path(str(files("radar"))) / "assets" / "target"))
-
-
-@pytest.fixture(scope="module")
 def ours(model):
     return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
 
@@ -46,23 +33,6 @@ def ours(model):
 @pytest.fixture(scope="module")
 def plain(model):
     return AutoregressiveDecoder(model, max_length=200, compile=False)
-
-
-class Recorder:
-    """A streamer that keeps what it gets."""
-
-    def __init__(self):
-        self.prompt, self.tokens, self.ended = None, [], 0
-
-    def put(self, value):
-        if self.prompt is None:
-            self.prompt = value.tolist()
-        else:
-            assert value.shape == (1,)
-            self.tokens.append(int(value))
-
-    def end(self):
-        self.ended += 1
 
 
 class NoRepeat(LogitsProcessor):
@@ -256,136 +226,3 @@ def test_without_a_seed_torchs_counts(ours):
     assert text() != first
     torch.manual_seed(1)
     assert text() == first
-
-
-def test_a_streamer_gets_the_prompt_the_tokens_and_the_end(ours, model):
-    theirs, mine, other = Recorder(), Recorder(), Recorder()
-    model.generate(PROMPT, streamer=theirs, max_new_tokens=20)
-    ours.generate_ids(PROMPT, streamer=mine, max_new_tokens=20)
-    ours.generate(PROMPT, streamer=other, max_new_tokens=20)
-    for found in (mine, other):
-        assert (found.prompt, found.tokens, found.ended) == (theirs.prompt, theirs.tokens, 1)
-
-
-def test_a_streamer_ends_after_an_error_too(ours):
-    def broken(ids, scores):
-        raise KeyError("broken")
-
-    streamer = Recorder()
-    with pytest.raises(KeyError, match="broken"):
-        ours.generate(PROMPT, streamer=streamer, logits_processor=[broken])
-    assert streamer.ended == 1
-
-
-def test_custom_generate(model):
-    radar = radar_generate(draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
-    theirs, mine = Recorder(), Recorder()
-    expected = model.generate(PROMPT, max_new_tokens=40, repetition_penalty=1.1, streamer=theirs)
-    found = model.generate(PROMPT, max_new_tokens=40, repetition_penalty=1.1, streamer=mine, custom_generate=radar)
-    assert found.tolist() == expected.tolist()
-    assert (mine.prompt, mine.tokens, mine.ended) == (theirs.prompt, theirs.tokens, 1)
-    assert radar.decoder.metrics.num_draft_calls > 0
-    decoder = radar.decoder
-    sampled = [
-        model.generate(PROMPT, do_sample=True, seed=s, max_new_tokens=30, custom_generate=radar).tolist()
-        for s in (1, 1, 2)
-    ]
-    assert sampled[0] == sampled[1] != sampled[2]
-    assert radar.decoder is decoder
-    other = tiny_target(seed=3)
-    assert other.generate(PROMPT, max_new_tokens=20, custom_generate=radar).tolist() == (
-        other.generate(PROMPT, max_new_tokens=20).tolist()
-    )
-    with pytest.raises(ValueError, match="num_beams=3: beam search is not supported"):
-        model.generate(PROMPT, num_beams=3, custom_generate=radar)
-    with pytest.raises(ValueError, match="assistant_model"):
-        model.generate(PROMPT, assistant_model=other, custom_generate=radar)
-    with pytest.raises(ValueError, match="pass draft="):
-        radar_generate(policy=FixedDepth(2))
-
-
-def test_stop_strings_end_where_transformers_ends(tokenizer):
-    """On the embedded pair, whose tokens are real ones."""
-    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256)
-    text = "def fibonacci(n):"
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    free = tokenizer.decode(decoder.generate_ids(ids, max_new_tokens=60)[0, ids.shape[1] :])
-    stops = {free[i : i + n] for i in range(2, len(free) - 6, 9) for n in (1, 2, 5)} | {"never to be seen"}
-    lengths = set()
-    for stop in sorted(stops):
-        options = {"stop_strings": [stop, "another"], "tokenizer": tokenizer, "max_new_tokens": 60}
-        expected = decoder.model.generate(ids, **options)
-        assert decoder.generate_ids(ids, **options).tolist() == expected.tolist(), stop
-        found = decoder.generate(text, stop_strings=stop, max_new_tokens=60)
-        assert found.token_ids == expected[0, ids.shape[1] :].tolist()
-        lengths.add(expected.shape[1])
-    assert len(lengths) > 4
-    config = GenerationConfig(stop_strings=["\n"], max_new_tokens=60)
-    criteria = [StopStringCriteria(tokenizer, ["\n"])]
-    assert decoder.generate_ids(ids, generation_config=config).tolist() == (
-        decoder.generate_ids(ids, stopping_criteria=criteria, max_new_tokens=60).tolist()
-    )
-    assert config.stop_strings == ["\n"]  # the caller's config is left alone
-
-
-def test_text_streamer_prints_the_text(tokenizer, capsys):
-    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=256)
-    out = decoder.generate("Once upon a time", streamer=TextStreamer(tokenizer, skip_prompt=True), max_new_tokens=20)
-    assert capsys.readouterr().out.strip() == out.text.strip()
-
-
-REFUSED = {
-    "num_beams": 4, "num_beam_groups": 2, "num_return_sequences": 3, "guidance_scale": 1.5, "penalty_alpha": 0.6,
-    "dola_layers": "high", "constraints": [1], "force_words_ids": [[1]], "prompt_lookup_num_tokens": 3,
-    "output_attentions": True, "output_hidden_states": True, "use_cache": False, "cache_implementation": "offloaded",
-    "low_memory": True, "length_penalty": 2.0, "early_stopping": True, "assistant_early_exit": 2,
-    "decoder_start_token_id": 3, "prefill_chunk_size": 4, "num_assistant_tokens": 3, "diversity_penalty": 0.5,
-    "is_assistant": True, "max_cache_len": 5, "use_mtp": True, "cache_config": {"a": 1},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_honoured_is_refused_by_name(name, ours):
-    options = {name: REFUSED[name]} | ({"do_sample": True} if name == "num_return_sequences" else {})
-    with pytest.raises(ValueError, match=f"RADAR cannot honour {name}="):
-        ours.generate_ids(PROMPT, max_new_tokens=5, **options)
-    with pytest.raises(ValueError, match=f"unknown argument '{name}'.*generate_ids"):
-        ours.generate(PROMPT, max_new_tokens=5, **{name: REFUSED[name]})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"inputs": PROMPT.repeat(2, 1)}, r"one prompt at a time.*\[2, 6\]"),
-        ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])}, "attention_mask with zeros"),
-        ({"position_ids": torch.arange(3, 9)[None]}, "positions count from 0"),
-        ({"inputs_embeds": torch.zeros(1, 3, 32)}, "pass input_ids"),
-        ({"assistant_model": "small"}, "assistant_model='small'"),
-        ({"custom_generate": "some/repo"}, "custom_generate='some/repo'"),
-        ({"negative_prompt_ids": PROMPT}, "negative_prompt_ids"),
-        ({"temprature": 0.5}, "does not know the argument temprature"),
-        ({"max_new_tokens": 1000}, "at most 194 fit"),
-        ({"stop_strings": "x"}, "needs a tokenizer"),
-    ],
-)
-def test_bad_calls_are_refused(options, message, ours):
-    with pytest.raises(ValueError, match=message):
-        ours.generate_ids(**{"inputs": PROMPT} | options)
-
-
-def test_every_argument_of_this_transformers_is_in_the_table():
-    """Fails where a release brings an argument that nobody has decided on."""
-    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert known - set(ARGUMENTS) == set()
-    calls = {name for name in inspect.signature(GenerationMixin.generate).parameters if name not in ("self", "kwargs")}
-    assert calls - set(CALL_ARGUMENTS) == set()
-    defaults = {k: v for k, v in vars(GenerationConfig()).items() if k in ARGUMENTS}
-    defaults |= getattr(GenerationConfig, "_get_default_generation_params", dict)()
-    refused = [k for k, v in defaults.items() if ARGUMENTS[k].values is not None and v not in ARGUMENTS[k].values]
-    assert refused == []
-
-
-def test_an_argument_that_is_not_in_the_table_is_refused(ours, monkeypatch):
-    monkeypatch.delitem(ARGUMENTS, "typical_p")
-    with pytest.raises(ValueError, match="does not know the argument typical_p"):
-        ours.generate_ids(PROMPT, max_new_tokens=5, typical_p=0.9)

@@ -24,7 +24,7 @@ LAYERS = [
 ]
 ONLY_IN = {
     "triton": ("radar_kernels",),
-    "transformers": ("radar.target", "radar.generation.hf", "radar.generation.request", "radar.tools"),
+    "transformers": ("radar.target", "radar.generation", "radar.tools"),
     "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.train"),
 }
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from radar.engine.ambient import ambient
 from radar.engine.base import Engine
 from radar.errors import BusyError, UsageError
-from radar.generation.hf import generate_ids
+from radar.generation.call import make_request
+from radar.generation.hf import call_of_ids
+from radar.generation.options import GenerateOptions
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
-from radar.generation.request import GenerateOptions, Request, make_request
+from radar.generation.request import Context, Request
 from radar.generation.sequence import GenerationOutput, Sequence
 from radar.generation.streamers import ended, feed
 from radar.generation.text import TextStream
@@ -134,8 +136,8 @@ class Decoder(Generic[E]):
 
         Args:
             inputs: token ids [1, P].
-            arguments: of transformers' `generate`, and `seed`; `radar.generation.hf.ARGUMENTS` lists what is supported.
-                Without a seed the noise follows `torch.manual_seed`.
+            arguments: of transformers' `generate`, and `seed`; README.md beside this file lists them. Without a seed
+                the noise follows `torch.manual_seed`.
 
         Returns:
             Prompt and output [1, P + N], or with `return_dict_in_generate=True` a `RadarGenerateOutput`.
@@ -144,7 +146,9 @@ class Decoder(Generic[E]):
             UsageError: for an argument that cannot be honoured, by its name.
         """
         with ended(arguments.get("streamer")):
-            return generate_ids(self, inputs, arguments)
+            call = call_of_ids(inputs, arguments, self.context())
+            sequence = self.run(call.request, arguments.get("streamer"))
+        return call.result(sequence.rounds, self.engine_name)
 
     def run(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> Sequence:
         """Decode a request to its end, before anybody else has a turn, and feed a streamer."""
@@ -160,35 +164,19 @@ class Decoder(Generic[E]):
         """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
         return encode_prompt(prompt, self.tokenizer, self.vocab_size).ids
 
-    def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
-        encoded = encode_prompt(prompt, self.tokenizer, self.vocab_size)
-        return make_request(
-            encoded.ids,
-            options,
-            tokenizer=self.tokenizer,
-            end_token_ids=self.eos_token_ids,
-            limit_of=self._limit,
-            vocab_size=self.vocab_size,
-            is_chat=encoded.is_chat,
-        )
+    def context(self) -> Context:
+        """What a request depends on, as it is now."""
+        return Context(self.model, self.tokenizer, self.max_length, self.vocab_size, self.eos_token_ids)
 
-    def _limit(self, prompt_length: int, max_new_tokens: int | None) -> int:
-        room = self.max_length - prompt_length
-        if room < 1:
-            raise UsageError(
-                f"the prompt has {prompt_length} tokens and the cache holds max_length={self.max_length}, prompt and "
-                "output together: shorten the prompt or make the decoder with a larger max_length"
-            )
-        if max_new_tokens is None:
-            return room
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}")
-        if max_new_tokens > room:
-            raise UsageError(
-                f"max_new_tokens={max_new_tokens} after {prompt_length} prompt tokens does not fit into "
-                f"max_length={self.max_length}: at most {room} fit"
-            )
-        return max_new_tokens
+    def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
+        encoded = encode_prompt(
+            prompt,
+            self.tokenizer,
+            self.vocab_size,
+            tools=options.get("tools"),
+            chat_template_kwargs=options.get("chat_template_kwargs"),
+        )
+        return make_request(encoded, options, self.context())
 
     def _open(self, request: Request) -> Sequence:
         if self._stepping == threading.get_ident():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from radar.draft.tree import VerifyTree
 from radar.engine.sampler import Sampler
+from radar.errors import UsageError
 
 __all__ = ["HostProcessing", "LogitsProcessor", "apply_processors"]
 
@@ -25,12 +26,14 @@ class HostProcessing:
 
     Attributes:
         processors: called in order as f(input_ids [1, L], scores [1, V]) -> scores [1, V]; empty: scores are kept only.
-        ends: whether the text ends with its last token, whose processed scores [V] come with it. Nothing is asked
-            behind that. None: it never ends; a generation gives its own.
+        keep: whether logits and processed scores stay with the tokens, and criteria get them: 8 bytes x V a token.
+        ends: whether the text ends with its last token, whose processed scores [V] come with it if they are kept.
+            Nothing is asked behind that. None: it never ends; a generation gives its own.
     """
 
     processors: tuple[LogitsProcessor, ...]
-    ends: Callable[[Sequence[int], Tensor], bool] | None = None
+    keep: bool = False
+    ends: Callable[[Sequence[int], Tensor | None], bool] | None = None
 
     def choose(self, sampler: Sampler, logits: Tensor, text: Sequence[int]) -> tuple[int, Tensor]:
         """The token after `text`, from its logits [V], and the processed scores [V] float32."""
@@ -67,7 +70,7 @@ class HostProcessing:
             kept.append(scores)
             text.append(token)
             node = children.get((node, token))
-            ended = self.ends is not None and self.ends(text, scores)
+            ended = self.ends is not None and self.ends(text, scores if self.keep else None)
             while node is not None and ended:  # nodes behind the end need some token, and nothing is asked
                 chosen[node] = token
                 node = children.get((node, token))
@@ -95,6 +98,9 @@ def apply_processors(
 
     Returns:
         [B, N, V] float32.
+
+    Raises:
+        UsageError: if a processor returns something else than scores.
     """
     processed = logits.float().clone()
     for batch, (text, tokens, above) in enumerate(
@@ -106,6 +112,14 @@ def apply_processors(
             input_ids = torch.tensor([paths[node]], dtype=torch.int64, device=logits.device)
             scores = processed[batch, node][None]
             for processor in processors:
-                scores = processor(input_ids, scores)
+                scores = _checked(processor, processor(input_ids, scores), scores.shape)
             processed[batch, node] = scores[0]
     return processed
+
+
+def _checked(processor: LogitsProcessor, found: object, shape: torch.Size) -> Tensor:
+    if isinstance(found, Tensor) and found.shape == shape and found.is_floating_point():
+        return found
+    name = getattr(processor, "__name__", type(processor).__name__)
+    what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise UsageError(f"the logits processor {name} must return a float tensor {list(shape)}; it returned {what}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from radar.errors import NumericalError
+from radar.generation.detokenize import text_of
 from radar.generation.request import Request
 from radar.generation.stops import TextEnd
 from radar.metrics import DecodeMetrics, Round, summarize
@@ -126,6 +127,9 @@ class Sequence(Iterator[Round]):
                 "token: look for a weight that is no number, or load the model in a wider type (dtype=torch.bfloat16 "
                 "or float32)"
             )
+        item.is_host_processed = item.scores is not None
+        if self.request.processing is None or not self.request.processing.keep:
+            item.logits = item.scores = None
         count = 0
         while count < len(item.tokens) and item.finish_reason is None:
             self.ids.append(item.tokens[count])
@@ -140,6 +144,6 @@ class Sequence(Iterator[Round]):
     def output(self, tokenizer: Any, engine: str, seconds: float | None = None) -> GenerationOutput:
         """What has come, its text by `tokenizer`; `seconds` of wall time, None: those spent in rounds."""
         ids = self.token_ids
-        text = None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
+        text = None if tokenizer is None else text_of(ids, tokenizer)
         metrics = summarize(self.rounds, self.seconds if seconds is None else seconds, engine)
         return GenerationOutput(ids, text, metrics, self.finish_reason or "cancelled")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from radar.errors import UsageError
+from radar.generation.detokenize import decode_as_is
 
 __all__ = ["StopCriterion", "StopStrings", "TextEnd"]
 
@@ -33,7 +35,7 @@ class StopStrings:
         wrong = [text for text in self.strings if not isinstance(text, str) or not text]
         if wrong or not self.strings:
             raise UsageError(f"stop_strings must be a string or several, none empty, got {strings!r}")
-        self._decode = tokenizer.decode
+        self._decode = decode_as_is(tokenizer)
         # tokens that hold a whole string, the ends of a token and of a character on its left included
         self._reach = max(len(text.encode()) for text in self.strings) + 8
 
@@ -86,10 +88,18 @@ class TextEnd:
             if self._criteria:
                 self._ids[0, len(text) - 1] = text[-1]
                 ids, known = self._ids[:, : len(text)], tuple(self._scores) or None
-                stops |= any(bool(torch.as_tensor(item(ids, known)).any()) for item in self._criteria)
+                stops |= any(_is_met(item, item(ids, known)) for item in self._criteria)
             self._reasons.append("stop" if stops else "length" if place == self._limit else None)
         return self._reasons[place - 1]
 
-    def ends(self, text: Sequence[int], scores: Tensor) -> bool:
+    def ends(self, text: Sequence[int], scores: Tensor | None) -> bool:
         """`reason`, for `HostProcessing`."""
         return self.reason(text, scores) is not None
+
+
+def _is_met(criterion: StopCriterion, found: object) -> bool:
+    if isinstance(found, bool | int | np.bool_) or (isinstance(found, Tensor) and found.numel() == 1):
+        return bool(found)
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
+    raise UsageError(f"the stopping criterion {name} must return a bool or a bool tensor [1]; it returned {what}")

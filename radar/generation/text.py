@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from radar.generation.detokenize import Detokenizer
 from radar.generation.sequence import GenerationOutput, Sequence
 
 __all__ = ["TextStream"]
@@ -13,8 +14,8 @@ __all__ = ["TextStream"]
 class TextStream(Iterator[str]):
     """Pieces of text; their concatenation is the output's text. `output` is there once the stream has ended.
 
-    Characters that span several tokens are held back until they are whole. A stream that is left early ends by `close`,
-    or by `with`; the decoder is free for the next generation then.
+    What a later token could change is held back until it is certain, see `Detokenizer`. A stream that is left early
+    ends by `close`, or by `with`; the decoder is free for the next generation then.
 
     Args:
         tokenizer: decodes ids.
@@ -28,12 +29,9 @@ class TextStream(Iterator[str]):
         sequence: Sequence,
         finish: Callable[[], GenerationOutput],
     ) -> None:
-        self._decode = tokenizer.decode
+        self._text = Detokenizer(tokenizer)
         self._source = sequence
         self._finish = finish
-        self._ids: list[int] = []
-        self._shown = 0  # tokens whose text is out
-        self._anchor = 0  # decode from here, so that a piece keeps the spacing that its context gives it
         self._ended = False
 
     def __iter__(self) -> TextStream:
@@ -55,20 +53,10 @@ class TextStream(Iterator[str]):
             item = next(self._source, None)
             if item is None:
                 self._ended = True
-            else:
-                self._ids.extend(item.tokens)
-            piece = self._advance()
+            piece = self._text.finish() if item is None else self._text.push(item.tokens)
             if piece:
                 return piece
         raise StopIteration
-
-    def _advance(self) -> str:
-        before: str = self._decode(self._ids[self._anchor : self._shown], skip_special_tokens=True)
-        after: str = self._decode(self._ids[self._anchor :], skip_special_tokens=True)
-        if len(after) <= len(before) or (after.endswith("\ufffd") and not self._ended):
-            return ""
-        self._anchor, self._shown = self._shown, len(self._ids)
-        return after[len(before) :]
 
     @property
     def output(self) -> GenerationOutput:

@@ -1,0 +1,156 @@
+"""A call with its arguments as a request: the one way that text and ids take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MaxLengthCriteria
+
+from radar.config import check_int
+from radar.errors import UsageError
+from radar.generation.arguments import ARGUMENTS
+from radar.generation.options import check_options, configured, with_config, with_sampling
+from radar.generation.prepare import Prepared, prepare
+from radar.generation.prompt import EncodedPrompt
+from radar.generation.request import Context, Request, request_of, room_for
+from radar.generation.stops import StopStrings
+
+__all__ = ["check_end_tokens", "make_request", "prepare_request"]
+
+_LIMITS = ("max_new_tokens", "max_length")
+_NO_RESULT = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Context) -> Request:
+    """The request of `generate`, `stream` and `rounds`.
+
+    Args:
+        prompt: encoded; `tools` and `chat_template_kwargs` are in it already.
+        options: `GenerateOptions`.
+        context: of the decoder.
+
+    Raises:
+        UsageError: for an option that is unknown, contradicts another, is out of its range or cannot be honoured.
+    """
+    arguments = with_config(with_sampling(check_options(options), context.model))
+    arguments |= dict.fromkeys(_NO_RESULT, False)
+    for name in ("tools", "chat_template_kwargs"):
+        arguments.pop(name, None)
+    reuse = arguments.pop("reuse_prefix", prompt.is_chat)
+    length = len(prompt.ids)
+    room = room_for(length, context)
+    if "max_length" in arguments:
+        arguments["max_new_tokens"] = None  # an argument comes before the config
+    elif "max_new_tokens" in arguments:
+        arguments["max_length"] = None
+    elif all(configured(context.model, name) is None for name in _LIMITS):
+        arguments["max_new_tokens"] = room
+    check_end_tokens(arguments.get("eos_token_id"), context.vocab_size)
+    if "eos_token_id" not in arguments:
+        arguments["eos_token_id"] = sorted(context.end_token_ids)
+    if arguments.get("eos_token_id") in ([], (), frozenset(), set()):
+        arguments["eos_token_id"] = None
+    ids = torch.tensor([prompt.ids], device=context.model.device)
+    arguments["attention_mask"] = torch.ones_like(ids)  # a prompt has no padding, whatever its ids are
+    _, request = prepare_request(ids, arguments, context, reuse_prefix=reuse)
+    return request
+
+
+def prepare_request(
+    input_ids: Tensor | None, arguments: Mapping[str, Any], context: Context, *, reuse_prefix: bool = False
+) -> tuple[Prepared, Request]:
+    """The request of a call of transformers' `generate`.
+
+    Args:
+        input_ids: [1, P]; None: `generate` starts from the config's bos_token_id.
+        arguments: of `generate`, and `seed` and `logit_bias`.
+        context: of the decoder.
+        reuse_prefix: go on from what the caches hold.
+
+    Raises:
+        UsageError: for what transformers refuses, or what cannot be honoured, by its name.
+    """
+    if not isinstance(reuse_prefix, bool):
+        raise UsageError(f"reuse_prefix must be True or False, got {reuse_prefix!r:.80}")
+    given = {name: _number(name, value) for name, value in arguments.items()}
+    seed = given.pop("seed", None)
+    if seed is not None:
+        check_int("generate", "seed", seed, 0, 2**63 - 1)
+    length = 1 if input_ids is None else input_ids.shape[1]
+    asked = _asks_for_limit(given, length)
+    room = room_for(length, context)
+    if not asked:
+        _fit(given, context.model, length, room)
+    _add_bias(given, context.model)
+    tokenizer = given.pop("tokenizer", None)
+    strings = given.get("stop_strings")
+    strings = configured(context.model, "stop_strings") if strings is None else strings
+    criteria: tuple[StopStrings, ...] = ()
+    if strings is not None:  # transformers does not hand its tokenizer on
+        criteria = (StopStrings(context.tokenizer if tokenizer is None else tokenizer, strings),)
+        given["stop_strings"] = None
+    for name, known in ARGUMENTS.items():  # how a model's own config would run it is not how it is run here
+        if known.is_free and known.values and name not in given and configured(context.model, name) is not None:
+            given[name] = known.values[-1]
+    prepared = prepare(context.model, input_ids, given)
+    request = request_of(prepared, context, seed=seed, criteria=criteria, clip=not asked, reuse_prefix=reuse_prefix)
+    return prepared, request
+
+
+def _number(name: str, value: Any) -> Any:
+    """transformers wants floats that are floats; elsewhere an integer or a number of NumPy's is as good."""
+    if name in ("temperature", "repetition_penalty") and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _asks_for_limit(given: Mapping[str, Any], length: int) -> bool:
+    """Whether the caller set a limit, which then has to fit; checked."""
+    for name in _LIMITS:
+        value = given.get(name)
+        if value is not None:
+            least = 1 if name == "max_new_tokens" else length + 1
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+                expected = "positive integer" if least == 1 else f"integer above the prompt's {length} tokens"
+                raise UsageError(f"{name} must be a{'n' * (least > 1)} {expected}, got {value!r:.80}")
+    criteria = given.get("stopping_criteria") or ()
+    return any(given.get(name) is not None for name in _LIMITS) or any(
+        type(item) is MaxLengthCriteria for item in criteria
+    )
+
+
+def _fit(given: dict[str, Any], model: Any, length: int, room: int) -> None:
+    """A limit of the model's config that the cache does not hold becomes what it holds, and processors know of it."""
+    most, total = (configured(model, name) for name in _LIMITS)
+    if most is None:
+        most = 20 if total is None else total - length
+    if most > room:
+        given["max_new_tokens"], given["max_length"] = room, None
+
+
+def check_end_tokens(ids: Any, vocab_size: int) -> None:
+    """Raise UsageError for end tokens that are none; None is none."""
+    if ids is None:
+        return
+    for token in ids.flatten().tolist() if isinstance(ids, Tensor) else ids if isinstance(ids, Iterable) else (ids,):
+        if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= int(token) < vocab_size:
+            raise UsageError(f"eos_token_id must be a token id or several, 0 to {vocab_size - 1}, got {token!r:.80}")
+
+
+def _add_bias(given: dict[str, Any], model: Any) -> None:
+    """`logit_bias` is transformers' `sequence_bias` of single tokens."""
+    bias = given.pop("logit_bias", None)
+    if not bias:
+        return
+    sequences = given.get("sequence_bias")
+    sequences = configured(model, "sequence_bias") if sequences is None else sequences
+    if isinstance(sequences, list):
+        sequences = {tuple(ids): value for ids, value in sequences}
+    merged = dict(sequences or {})
+    for token, value in bias.items():
+        merged[(token,)] = merged.get((token,), 0.0) + float(value)
+    given["sequence_bias"] = merged
