@@ -102,10 +102,12 @@ def filter_logits(
     logits: Tensor, state: SamplingState, draft_tokens: Tensor | None = None, ancestors: Tensor | None = None
 ) -> Tensor:
     """Scores [B, N, V] after bias, penalty, temperature (if not 0) and filters; -inf where a token is filtered out."""
-    return _filter(_scores(logits, state, draft_tokens, ancestors), state)
+    temperature = torch.where(state.temperature > 0, state.temperature, 1)[:, None, None]
+    return _filter(_scores(logits, state, draft_tokens, ancestors), state) / temperature
 
 
 def _filter(scores: Tensor, state: SamplingState) -> Tensor:
+    """Scores [B, N, V], not divided by the temperature yet; -inf where a token is filtered out."""
     vocabulary = scores.shape[-1]
     temperature = torch.where(state.temperature > 0, state.temperature, 1)[:, None, None]
     top_p, min_p = state.top_p[:, None, None], state.min_p[:, None, None]
@@ -121,7 +123,7 @@ def _filter(scores: Tensor, state: SamplingState) -> Tensor:
     kept[..., 0] = True
     kept |= (state.temperature == 0)[:, None, None]
     kept = torch.zeros_like(kept).scatter(-1, token, kept)
-    return torch.where(kept, scores / temperature, -torch.inf)
+    return torch.where(kept, scores, -torch.inf)
 
 
 def sample_tokens(
@@ -136,9 +138,11 @@ def sample_tokens(
     scores = _scores(logits, state, draft_tokens, ancestors)
     peak = scores.amax(-1)  # NaN if one of them is
     scores = _filter(scores, state)
-    scores = scores - scores.amax(-1, keepdim=True)  # near 0 the noise is not rounded away, whatever the temperature
-    noisy = scores + gumbel_noise(state.seed, positions, scores.shape[-1])
-    scores = torch.where(state.temperature[:, None, None] > 0, noisy, scores)
+    scores = scores - scores.amax(-1, keepdim=True)  # near 0 neither is noise rounded away nor does a division overflow
+    temperature = state.temperature[:, None, None]
+    noisy = scores / torch.where(temperature > 0, temperature, 1)
+    noisy = noisy + gumbel_noise(state.seed, positions, scores.shape[-1])
+    scores = torch.where(temperature > 0, noisy, scores)
     token = torch.arange(scores.shape[-1], device=scores.device)
     first = torch.where(scores == scores.amax(-1, keepdim=True), token, scores.shape[-1] - 1)
     return torch.where(peak.isfinite(), first.amin(-1), NO_TOKEN)
