@@ -198,7 +198,9 @@ def test_threads_with_a_decoder_each_take_turns_on_a_model():
 
 def test_a_module_that_was_replaced_is_used():
     model = tiny_target(num_hidden_layers=6)
-    TargetModel(model, max_length=64, max_rows=8)
+    before = TargetModel(model, max_length=64, max_rows=8)
+    with torch.inference_mode():
+        before.verify_chain(tensor([PROMPT]))
     model.set_output_embeddings(nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False).to(DEVICE))
     model.model.layers[1] = type(model.model.layers[1])(model.config, 1).eval().to(DEVICE)  # behind it is the first tap
     ids = tensor([PROMPT])

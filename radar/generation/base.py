@@ -108,7 +108,7 @@ class Decoder(Generic[E]):
         Raises:
             UsageError: before any work, if the prompt is empty, too long, or holds ids that the target does not know,
                 if the limit is not positive or does not fit, or an option is wrong.
-            BusyError: from inside of a round of this decoder, in a processor or criterion.
+            BusyError: when it is read from inside of a round of this decoder, in a processor or criterion.
         """
         return self._open(self._request(prompt, options))
 
@@ -179,17 +179,15 @@ class Decoder(Generic[E]):
         return make_request(encoded, options, self.context())
 
     def _open(self, request: Request) -> Sequence:
-        if self._stepping == threading.get_ident():
-            raise BusyError(
-                "this decoder is in the middle of a round, whose processor or criterion asks it for another text: use "
-                "another decoder there"
-            )
         return Sequence(request, self._step, self._release, self.model.device)
 
     def _step(self, sequence: Sequence) -> Round | None:
         """Make the sequence's next round; None if it was closed meanwhile."""
         if self._stepping == threading.get_ident():
-            raise BusyError("this decoder is in the middle of a round: read another text of it when that has ended")
+            raise BusyError(
+                "this decoder is in the middle of a round, whose processor or criterion asks it for another text: use "
+                "another decoder there, or ask when the round has ended"
+            )
         with self._turn:
             if sequence.has_ended:
                 return None
