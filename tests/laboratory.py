@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from fakes import tiny_draft, tiny_target
+from rounds_files import store
 
 from bench.lab.sets import NODES, SOURCES, TASKS, TREE, files_of
 from bench.lab.tokenizer import save_tokenizer, train_tokenizer
@@ -13,7 +14,6 @@ from radar.draft.checkpoint import save_draft
 from radar.tools.machine import device_name
 from radar.train.costs import CostTable
 from radar.train.dataset import RoundDataset, RoundsHeader
-from radar.train.round_writer import RoundWriter
 
 VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
 SHAPES = {
@@ -69,10 +69,7 @@ def random_rounds(prompts, *, nodes=60, seed=0, each=5):
 
 
 def write_rounds(file, data):
-    with RoundWriter(file, data.header) as writer:
-        for prompt in data.prompt.unique().tolist():
-            part = data.select(data.prompt == prompt)
-            writer.write_prompt(prompt, part.position, part.scores, part.accept_lengths)
+    store(file, data, range(int(data.prompt.max()) + 1))
 
 
 def fill_work(folder, temperature=0.0):

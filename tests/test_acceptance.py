@@ -10,6 +10,7 @@ from radar import TreeConfig
 from radar.draft.tree import DraftTree
 from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
 from radar.train.drafted import Drafted
+from radar.train.rounds import RoundsHeader
 from radar.train.text_rounds import TextRounds
 
 
@@ -156,6 +157,7 @@ def test_an_end_token_is_nobodys_draft():
         text = TextRounds(rounds, 3, 4, ends=ends, every_token=False)
         inside = shares.clone()
         inside[torch.isin(tree.tokens[0], torch.tensor(sorted(ends), dtype=torch.int64))] = 0.0
-        found = text.rounds(tree.config).distribution[0].double()
+        header = RoundsHeader(tree.config, 1.0)
+        found = text.rounds(0, header, torch.zeros(1)).distribution[0].double()
         for calls in range(1, 5):
             torch.testing.assert_close(found[calls - 1], walk_all(tree, inside, calls), atol=1e-6, rtol=1e-5)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from rounds_files import store
 
 from bench.lab import fit
 from bench.lab.policies import RADAR, THRESHOLD, choose_policies
@@ -11,8 +12,7 @@ from bench.lab.sets import files_of
 from radar.config import TreeConfig
 from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundsHeader
-from radar.train.round_writer import RoundWriter
+from radar.train.dataset import RoundDataset, RoundsHeader
 
 NODES, CALLS, CALL, REST = (32, 60, 100), 8, 0.2, 0.5
 DEPTHS = {"chat": [3, 8, 4, 7, 3, 8], "gsm8k": [1, 5, 2, 8], "mbpp": [6, 7, 8]}  # by kind: where each round's path dies
@@ -38,10 +38,11 @@ def rounds(tmp_path_factory):
     for name, nodes, file in files:
         kind = "chat" if name == "train" else name.removeprefix("develop-")
         header = RoundsHeader(TreeConfig(tree_top_k=2, max_calls=CALLS, total_tokens=nodes), 1.0)
-        with RoundWriter(file, header) as writer:
-            for prompt, depth in enumerate(DEPTHS[kind]):
-                lengths = [accepted(kind, depth, nodes, calls) for calls in range(1, CALLS + 1)]
-                writer.write_prompt(prompt, *map(torch.tensor, ([9], [scores_of(depth)], [lengths])))
+        depths = DEPTHS[kind]
+        lengths = torch.tensor([[accepted(kind, d, nodes, calls) for calls in range(1, CALLS + 1)] for d in depths])
+        numbers = torch.arange(len(depths))
+        scores = torch.tensor([scores_of(depth) for depth in depths])
+        store(file, RoundDataset(scores, lengths, numbers, torch.full_like(numbers, 9), header), range(len(depths)))
     return folder
 
 

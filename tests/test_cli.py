@@ -30,7 +30,7 @@ PROMPTS = ["--prompts", ASSETS / "prompts.jsonl"]
     [
         (["generate", "def add(a, b):", "--max-new-tokens", 2, *CPU], True),
         (["bench", *SHORT], False),
-        (["record", *PROMPTS, "--out", "rounds.jsonl", *SHORT], False),
+        (["record", *PROMPTS, "--out", "rounds", *SHORT], False),
         (["profile", "--prefix", 9, "--nodes", 8, 12, "--total-tokens", 12, "--calls", 1, "--repeats", 1, *CPU], False),
         (["verify", *SHORT], False),
         (["doctor", ASSETS / "target", ASSETS / "draft", *SHORT], False),
@@ -54,28 +54,36 @@ def test_what_measures_or_records_drafts_in_every_round(command, may_fall_back, 
 
 
 def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
-    prompts, rounds, policy = tmp_path / "p.jsonl", tmp_path / "r.jsonl", tmp_path / "policy"
-    lines = [{"prompt": f"def function_{i}(a, b):"} for i in range(6)]
-    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts, rounds, policy, every = (tmp_path / name for name in ("p.jsonl", "rounds", "policy", "every"))
+    words = ("file", "list", "word", "sum", "key", "date")
+    prompts.write_text("".join(json.dumps({"prompt": f"def {w}(a): # the {w} of {w} is\n"}) + "\n" for w in words))
     record = ("record", "--prompts", prompts, "--out", rounds, "--max-new-tokens", 40, "--no-progress", *CPU)
-    code, out, _ = run(capsys, *record)
+    code, out, err = run(capsys, *record)
+    assert code == 0, err
+    assert out.splitlines()[4].split()[:3] == ["prompts", "6", "6"]
+    code, out, _ = run(capsys, *record, "--json")  # once more: nothing left to do
+    found = json.loads(out)
+    assert (found["prompts"], found["new_prompts"], found["new_rounds"]) == (6, 0, 0)
+    assert found["rounds"] > 6
+    costs = ("--costs", "paper-3090")
+    train = ("train-policy", "--rounds", rounds, "--out", policy, "--epochs", 2, "--no-progress", "--force", *costs)
+    code, out, _ = run(capsys, *train)
     assert code == 0
-    assert json.loads(out.splitlines()[-1])["prompts_done"] == 6
-    code, out, _ = run(capsys, *record)  # once more: nothing left to do
-    assert json.loads(out.splitlines()[-1])["new_rounds"] == 0
-    code, out, _ = run(capsys, "train-policy", "--rounds", rounds, "--out", policy, "--epochs", 2, "--no-progress")
-    result = json.loads(out.splitlines()[-1])
-    assert code == 0
-    assert {"calls_change", "acceptance_change", "stop_histogram"} <= result.keys()
+    assert "draft calls [per round]" in out
     code, _, _ = run(capsys, "generate", "def add(a, b):", "--policy", policy, "--max-new-tokens", 8, *CPU)
     assert code == 0
-    every = tmp_path / "every.jsonl"
-    code, out, _ = run(capsys, *record[:4], every, *record[5:], "--every-token", "--limit", 2)
-    assert code == 0
-    assert 2 * 20 <= json.loads(out.splitlines()[-1])["new_rounds"] <= 2 * 39
-    code, out, err = run(capsys, "evaluate", "--rounds", every, "--tune-on", rounds, "--policy", f"mine={policy}")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "import os\\n\\n\\ndef find(path):"}\n{"prompt": "class Node:\\n    def __init__"}\n')
+    code, out, err = run(capsys, "record", "--prompts", other, "--out", every, *record[5:], "--every-token", "--json")
+    assert code == 0, err
+    assert 2 * 20 <= json.loads(out)["new_rounds"] <= 2 * 39
+    judge = ("evaluate", "--rounds", every, "--tune-on", rounds, *costs)
+    code, out, err = run(capsys, *judge, "--policy", f"mine={policy}")
     assert code == 0, err
     assert "mine" in out
+    code, _, err = run(capsys, *judge[:3], *costs, "--policy", f"mine={policy}", "--rounds", rounds)
+    assert code == 2
+    assert "6 in the training of mine" in err
 
 
 def test_train_a_draft_head_and_use_it(capsys, tmp_path):
@@ -88,7 +96,7 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
         "--length", 32, "--intermediate-size", 64, "--draft-vocab-size", 512, "--no-progress", *CPU,
     )  # fmt: skip
     assert code == 0
-    assert json.loads(out.splitlines()[-1])["steps"] == 3
+    assert f"{head}: 3 steps in" in out
     code, _, _ = run(
         capsys,
         "generate",
@@ -121,7 +129,16 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
         (["bench", "--prompts", "/"], "directory"),
         (["generate", "x", "--device", "cuda:99"], "no device 'cuda:99' here: take one of cpu"),
         (["generate", "x", "--device", "foo"], "no device 'foo' here"),
-        (["train-policy", "--rounds", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl"),
+        (
+            ["train-policy", "--rounds", "nowhere", "--out", "o"],
+            "--costs is needed: measure a table",
+        ),
+        (
+            ["train-policy", "--rounds", "nowhere", "--out", "o", "--costs", "paper-3090"],
+            "no recorded rounds in",
+        ),
+        (["evaluate", "--rounds", "old.jsonl", "--costs", "paper-3090"], "old.jsonl: recorded rounds are a folder"),
+        (["evaluate", "--rounds", "r"], "or name the paper's cards with --costs paper-3090"),
         (["train-policy", "--rounds", "r", "--out", "o", "--call-time", "1"], "--decision-time"),
         (["train-draft", "--target", "t", "--text", "nowhere.txt", "--out", "o"], "nowhere.txt"),
     ],

@@ -25,7 +25,7 @@ LAYERS = [
 ONLY_IN = {
     "triton": ("radar_kernels",),
     "transformers": ("radar.target", "radar.generation", "radar.tools"),
-    "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.train"),
+    "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.train"),
 }
 
 

@@ -2,26 +2,29 @@
 
 import dataclasses
 import json
-import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from cliff_rounds import CALLS, FREE, WIDTH, make_rounds
+from rounds_files import store
+from torch import Tensor
 
-from radar.config import TreeConfig
-from radar.policy.base import FixedDepth, Threshold
+from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy
+from radar.tools.twins import fingerprint, load_prompts_seen
 from radar.train import policy as training
+from radar.train import policy_run
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset, RoundsHeader
-from radar.train.policy import train_policy
-from radar.train.replay import replay, replay_stops, stops_of_network, stops_of_policy
-from radar.train.round_writer import RoundWriter
+from radar.train.policy import too_few, train_policy
+from radar.train.replay import replay, replay_stops, stops_of_network
+from radar.train.rounds import RoundDataset
 
-CALLS, WIDTH = 8, 4
-COSTS = CostTable.constant(call=0.3, decision=0.0, rest=3.0)
+pytestmark = pytest.mark.filterwarnings("ignore:train_policy. .*too few:UserWarning")
+
+COSTS = FREE
 FAST: dict[str, Any] = {
     "progress": False,
     "costs": COSTS,
@@ -30,77 +33,35 @@ FAST: dict[str, Any] = {
     "learning_rate": 0.01,
     "hidden_size": 16,
     "dropout": 0.0,
+    "entropy": 0.0,
 }
-
-
-def make_rounds(rounds: int = 600, *, visible: bool = True, seed: int = 0) -> RoundDataset:
-    """Rounds whose path dies after a random level; the scores fall off a cliff there, unless they are shuffled."""
-    generator = torch.Generator().manual_seed(seed)
-    depth = torch.randint(0, CALLS + 1, (rounds,), generator=generator)
-    level = torch.arange(1, CALLS + 1)
-    scores = torch.where(level <= depth[:, None], -0.1 * level, -4.0 - 0.1 * level)
-    scores = scores[..., None] - torch.rand(rounds, CALLS, WIDTH, generator=generator).cumsum(-1) * 0.5
-    if not visible:
-        scores = scores[torch.randperm(rounds, generator=generator)]
-    accept = torch.minimum(depth[:, None], level)
-    prompt = torch.arange(rounds) // 10
-    header = RoundsHeader(TreeConfig(tree_top_k=WIDTH, max_calls=CALLS))
-    return RoundDataset(scores, accept, prompt, torch.zeros(rounds, dtype=torch.int64), header)
+PAPER = {"objective": "paper", "beta": 3.0}
 
 
 def best_fixed(data: RoundDataset) -> float:
     return max(replay(FixedDepth(n), data, COSTS).tokens_per_time for n in range(1, CALLS + 1))
 
 
-def test_replay_by_hand() -> None:
-    data = make_rounds(3)
-    data = data.select(torch.arange(3))
-    data.accept_lengths[:] = torch.tensor([[0] * 8, [1, 2, 2, 2, 2, 2, 2, 2], [1, 2, 3, 4, 5, 6, 7, 8]])
-    costs = CostTable.constant(call=1.0, decision=0.5, rest=10.0)
-    result = replay_stops(torch.tensor([1, 3, 8]), data, costs)
-    assert result.draft_calls == 4
-    assert result.mean_acceptance_length == pytest.approx((1 + 3 + 9) / 3)
-    assert result.tokens_per_time == pytest.approx(
-        13 / (11.5 + 14.5 + 21.5)
-    )  # the last call is followed by no decision
-    assert result.stop_histogram == (1, 0, 1, 0, 0, 0, 0, 1)
-
-
-def test_replay_runs_any_policy() -> None:
-    data = make_rounds(50)
-    assert stops_of_policy(FixedDepth(3), data).tolist() == [3] * 50
-    depth = data.accept_lengths[:, -1]
-    assert torch.equal(stops_of_policy(Threshold(0.3), data), (depth + 1).clamp(max=CALLS))
-    torch.manual_seed(1)
-    network = PolicyNetwork(WIDTH, 16)
-    nn.init.normal_(network.mlp[3].weight, std=3.0)
-    stops = stops_of_network(network, data)
-    assert network.training
-    assert stops.unique().numel() > 1
-    assert torch.equal(stops, stops_of_policy(RadarPolicy(network.eval()), data))
-    assert torch.equal(stops_of_network(network, data, batch_size=7), stops)
-    assert stops_of_network(network, data.truncate(1)).tolist() == [1] * 50
-
-
 @pytest.mark.parametrize(
     "options",
     [
+        {**PAPER, "alpha": 0.1},
+        {**PAPER, "alpha": 0.1, "estimator": "exact"},
+        {},
         {"estimator": "reinforce"},
-        {"estimator": "exact"},
-        {"objective": "ratio", "estimator": "exact"},
-        {"objective": "ratio"},
     ],
     ids=str,
 )
 def test_training_finds_the_visible_stop(tmp_path: Path, options: dict[str, Any]) -> None:
-    data, other = make_rounds(), make_rounds(seed=1)
-    paper = {"beta": 3.0, "alpha": 0.1} if "objective" not in options else {}
-    result = train_policy(data, tmp_path, **(FAST | options | paper))
+    data, other = make_rounds(600), make_rounds(600, seed=1)
+    result = train_policy(data, tmp_path, **(FAST | options))
     oracle = replay_stops((other.accept_lengths[:, -1] + 1).clamp(max=CALLS), other, COSTS).tokens_per_time
     got = replay(load_policy(result["policy"]), other, COSTS).tokens_per_time
     assert got > best_fixed(other) + 0.8 * (oracle - best_fixed(other))
     assert result["collapsed"] is None
     assert result["calls_change"] < -0.2
+    held_out = data.split_by_prompt(0.2, 0)[1]
+    assert result["best_fixed_change"] == pytest.approx(result["tokens_per_time"] / best_fixed(held_out) - 1)
     kept = replay(load_policy(tmp_path), data.split_by_prompt(0.2, 0)[1], COSTS)
     assert (kept.tokens_per_time, kept.draft_calls) == (result["tokens_per_time"], result["draft_calls"])
     assert result["tokens_per_time"] == max(result["history"]) == result["history"][result["best_epoch"] - 1]
@@ -109,8 +70,8 @@ def test_training_finds_the_visible_stop(tmp_path: Path, options: dict[str, Any]
 
 def test_nothing_is_found_where_nothing_is_shown(tmp_path: Path) -> None:
     """The test above can fail: with shuffled scores the same training does not beat the best fixed depth."""
-    result = train_policy(make_rounds(visible=False), tmp_path, **FAST, objective="ratio", estimator="exact")
-    other = make_rounds(visible=False, seed=1)
+    result = train_policy(make_rounds(600, noise=100.0), tmp_path, **FAST)
+    other = make_rounds(600, noise=100.0, seed=1)
     assert replay(load_policy(result["policy"]), other, COSTS).tokens_per_time < best_fixed(other) * 1.02
 
 
@@ -118,7 +79,7 @@ def test_nothing_is_found_where_nothing_is_shown(tmp_path: Path) -> None:
 def test_held_out_speed_rises_over_training(tmp_path: Path, estimator: str) -> None:
     """Learning, not luck: the last epochs beat the first ones on prompts that training does not see."""
     options = FAST | {"epochs": 20, "batch_size": 512, "learning_rate": 0.002}
-    history = train_policy(make_rounds(), tmp_path, **options, objective="ratio", estimator=estimator)["history"]
+    history = train_policy(make_rounds(600), tmp_path, **options, estimator=estimator)["history"]
     assert min(history[-3:]) > 1.1 * max(history[:2]), history
 
 
@@ -126,14 +87,14 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return load_policy(folder).state_dict()
 
 
-@pytest.mark.parametrize("options", [{}, {"objective": "ratio", "dropout": 0.2}], ids=str)
+@pytest.mark.parametrize("options", [PAPER, {"dropout": 0.2}], ids=str)
 @pytest.mark.parametrize("where", ["train_epoch", "evaluate", "save"])
 def test_a_resumed_run_is_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: dict[str, Any]
 ) -> None:
     data, options = make_rounds(200), FAST | {"epochs": 5} | options
     whole = train_policy(data, tmp_path / "whole", **options)
-    original, calls = getattr(training._Run, where), []
+    original, calls = getattr(policy_run.PolicyRun, where), []
 
     def interrupted(self: Any) -> Any:
         calls.append(None)
@@ -142,7 +103,7 @@ def test_a_resumed_run_is_the_same_run(
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, where, interrupted)
+        patch.setattr(policy_run.PolicyRun, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_policy(data, tmp_path / "cut", **options)
     load_policy(tmp_path / "cut")  # usable as it is
@@ -166,8 +127,8 @@ def test_the_fastest_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         seen.append({name: value.clone() for name, value in policy.state_dict().items()})
         return dataclasses.replace(result, tokens_per_time=next(speeds))
 
-    monkeypatch.setattr(training, "replay", fake_replay)
-    result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 3}))
+    monkeypatch.setattr(policy_run, "replay", fake_replay)
+    result = train_policy(make_rounds(200), tmp_path, **(FAST | PAPER | {"epochs": 3}))
     assert (result["best_epoch"], result["history"]) == (2, [1.0, 3.0, 2.0])
     kept = weights_of(tmp_path)
     assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
@@ -175,8 +136,8 @@ def test_the_fastest_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
-    data = make_rounds()
-    train_policy(data, tmp_path, **FAST, objective="ratio", estimator="exact")
+    data = make_rounds(600)
+    train_policy(data, tmp_path, **FAST)
     rate = torch.load(tmp_path / "training.pt", weights_only=True)["rate"]
     train, _ = data.split_by_prompt(0.2, 0)
     assert rate == pytest.approx(replay(load_policy(tmp_path), train, COSTS).tokens_per_time, rel=0.01)
@@ -186,13 +147,13 @@ def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     options = FAST | {"epochs": 1}
     train_policy(make_rounds(100), tmp_path, **options)
-    with pytest.raises(ValueError, match=r"alpha: 0\.02 there, 0\.5 now.*resume=False \(--restart\)"):
-        train_policy(make_rounds(100), tmp_path, **options, alpha=0.5)
+    with pytest.raises(ValueError, match=r"dropout: 0\.0 there, 0\.5 now.*resume=False \(--restart\)"):
+        train_policy(make_rounds(100), tmp_path, **(options | {"dropout": 0.5}))
     with pytest.raises(ValueError, match="other rounds"):
         train_policy(make_rounds(100, seed=3), tmp_path, **options)
     with pytest.raises(ValueError, match="costs"):
         train_policy(make_rounds(100), tmp_path, **(options | {"costs": CostTable.constant(call=1.0, rest=2.0)}))
-    assert train_policy(make_rounds(100), tmp_path, **options, alpha=0.5, resume=False)["epochs"] == 1
+    assert train_policy(make_rounds(100), tmp_path, **(options | {"dropout": 0.5}), resume=False)["epochs"] == 1
     data = (tmp_path / "training.pt").read_bytes()
     for broken in (b"", b"junk", data[: len(data) // 2]):
         (tmp_path / "training.pt").write_bytes(broken)
@@ -205,7 +166,7 @@ def test_collapse_is_reported(tmp_path: Path, estimator: str) -> None:
     """The paper's objective with a small alpha: from an undecided start, drafting on looks better everywhere."""
     data = make_rounds(200)
     with pytest.warns(UserWarning, match="the policy never stops, whatever the scores"):
-        result = train_policy(data, tmp_path, **FAST, alpha=0.02, beta=3.0, estimator=estimator)
+        result = train_policy(data, tmp_path, **(FAST | PAPER), estimator=estimator)
     assert result["collapsed"] == "never stops"
     assert set(stops_of_network(load_policy(tmp_path), data).tolist()) == {CALLS}
     assert result["calls_change"] == pytest.approx(0)
@@ -213,14 +174,16 @@ def test_collapse_is_reported(tmp_path: Path, estimator: str) -> None:
 
 @pytest.mark.parametrize("estimator", ["reinforce", "exact"])
 def test_an_entropy_bonus_avoids_that_collapse(tmp_path: Path, estimator: str) -> None:
-    result = train_policy(make_rounds(200), tmp_path, **FAST, alpha=0.02, beta=3.0, estimator=estimator, entropy=0.3)
+    result = train_policy(make_rounds(200), tmp_path, **(FAST | PAPER | {"entropy": 0.3}), estimator=estimator)
     assert result["collapsed"] is None
     assert result["tokens_per_time_change"] > 0.15
 
 
 def test_the_other_collapse_is_reported(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="always stops after call 1, whatever"):
-        result = train_policy(make_rounds(200), tmp_path, **(FAST | {"epochs": 20}), alpha=50.0, estimator="exact")
+        result = train_policy(
+            make_rounds(200), tmp_path, **(FAST | PAPER | {"epochs": 20}), alpha=50.0, estimator="exact"
+        )
     assert result["collapsed"] == "always stops after call 1"
 
 
@@ -233,65 +196,38 @@ def test_collapse_of_a_histogram() -> None:
     assert training._collapsed([50, 3, 47]) is None
 
 
-def test_from_a_file_to_a_policy_with_its_history(tmp_path: Path) -> None:
+def test_from_a_recording_to_a_policy_with_its_history(tmp_path: Path) -> None:
     data = make_rounds(100)
-    header = RoundsHeader(data.header.tree, 0.0, {"target": "some/model"})
-    with RoundWriter(tmp_path / "r.jsonl", header) as writer:
-        for prompt in range(10):
-            part = data.select(data.prompt == prompt)
-            writer.write_prompt(prompt, part.position, part.scores, part.accept_lengths)
-    train_policy(tmp_path / "r.jsonl", tmp_path / "out", **(FAST | {"epochs": 1}), max_calls=6)
+    header = dataclasses.replace(data.header, metadata={"target": "some/model"})
+    folder = store(tmp_path / "r", dataclasses.replace(data, header=header), range(10))
+    train_policy(folder, tmp_path / "out", **(FAST | {"epochs": 1}), max_calls=6)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["recorded"] == {"target": "some/model", "temperature": 0.0}
     assert config["training"]["tree"] == {"total_tokens": 60, "tree_top_k": WIDTH, "max_calls": 6}
     assert CostTable.from_dict(config["training"]["costs"]) == COSTS, "a policy carries the table it was trained for"
     assert len(config["held_out"]["stop_histogram"]) == 6
     RadarPolicy(tmp_path / "out").bind(1, data.header.tree, torch.device("cpu"))
+    seen = load_prompts_seen(tmp_path / "out")
+    assert seen is not None
+    assert {n: one.tolist() for n, one in seen.items()} == {
+        n: fingerprint(" ".join(f"w{n}x{i}" for i in range(9))).tolist() for n in range(10)
+    }, "those that were held out too: they chose the epoch"
 
 
-def test_defaults_are_the_papers() -> None:
-    options = training.PolicyTraining()
-    assert (options.alpha, options.gamma, options.learning_rate, options.weight_decay) == (0.02, 0.99, 1e-4, 1e-4)
-    assert (options.dropout, options.batch_size, options.epochs, options.clip_norm) == (0.1, 64, 100, 1.0)
-    assert (options.objective, options.estimator, options.hidden_size) == ("paper", "reinforce", 128)
-    paper = CostTable.paper()
-    assert 10 * (paper.mean_call_seconds + paper.decision_seconds) == pytest.approx(0.03084)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", 0),
-        ("batch_size", 1.5),
-        ("alpha", -1),
-        ("gamma", 1.1),
-        ("learning_rate", math.nan),
-        ("dropout", 1.0),
-        ("held_out", 0.0),
-        ("objective", "speed"),
-        ("estimator", "ppo"),
-        ("max_calls", 1),
-        ("beta", "x"),
-        ("hidden_size", True),
-        ("entropy", -0.1),
-    ],
-)
-def test_bad_options_are_named(tmp_path: Path, name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=name):
-        train_policy(make_rounds(20), tmp_path, **{name: value})
-
-
-def test_bad_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="learning"):
-        train_policy(make_rounds(20), tmp_path, learning=1)
-    with pytest.raises(ValueError, match="two prompts"):
-        train_policy(make_rounds(10), tmp_path)
-    with pytest.raises(ValueError, match="max_calls=8, cannot replay 9"):
-        train_policy(make_rounds(20), tmp_path, max_calls=9)
-    with pytest.raises(ValueError, match=r"nothing to decide: record with more max_calls \(--max-calls\)"):
-        train_policy(make_rounds(20).truncate(1), tmp_path)
-    with pytest.raises(FileNotFoundError):
-        train_policy(tmp_path / "none.jsonl", tmp_path)
+def test_too_few_rounds_are_said(tmp_path: Path) -> None:
+    for rounds, per_prompt, message in (
+        (999, 8, "999 rounds of 125 prompts are too few to learn from"),
+        (1500, 100, "1500 rounds of 15 prompts are too few"),
+        (1000, 50, None),
+    ):
+        reason = too_few(make_rounds(rounds, per_prompt=per_prompt))
+        assert reason is None if message is None else reason is not None and reason.startswith(message)
+    options = FAST | {"epochs": 1}
+    with pytest.warns(UserWarning, match="train_policy: 100 rounds of 13 prompts are too few"):
+        assert train_policy(make_rounds(100), tmp_path / "few", **options)["too_few"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train_policy(make_rounds(1000, per_prompt=50), tmp_path / "many", **options)["too_few"] is None
 
 
 def test_progress_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -299,3 +235,24 @@ def test_progress_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[st
     out, err = capfd.readouterr()
     assert out == ""
     assert "stop policy" in err
+
+
+def test_costs_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="costs"):
+        train_policy(make_rounds(20), tmp_path)  # type: ignore[call-arg]
+
+
+def test_bad_data_is_named(tmp_path: Path) -> None:
+    def train(data: Any, **options: Any) -> None:
+        train_policy(data, tmp_path, costs=COSTS, **options)
+
+    with pytest.raises(TypeError, match="learning"):
+        train(make_rounds(20), learning=1)
+    with pytest.raises(ValueError, match="two unlike prompts"):
+        train(make_rounds(8))
+    with pytest.raises(ValueError, match="max_calls=8, cannot replay 9"):
+        train(make_rounds(20), max_calls=9)
+    with pytest.raises(ValueError, match=r"nothing to decide: record with more max_calls \(--max-calls\)"):
+        train(make_rounds(20).truncate(1))
+    with pytest.raises(FileNotFoundError):
+        train(tmp_path / "none")

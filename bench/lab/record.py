@@ -40,7 +40,7 @@ def record_share(
     deadline = time.monotonic() + seconds
     index, count = share
     out.mkdir(parents=True, exist_ok=True)
-    if any(not file.stem.endswith(f"-of-{count}") for file in out.iterdir()):
+    if any(not file.name.endswith(f"-of-{count}") for file in out.iterdir()):
         raise ValueError(f"{out} was begun with another number of shares than {count}: use that, or a new folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     small = load_pair(pair, device, torch.bfloat16 if device.type == "cuda" else torch.float32)

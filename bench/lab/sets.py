@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.lab.twins import near_twins
 from radar import TreeConfig
 from radar.tools.prompts import PromptLine, encode_prompt, load_prompts, read_lines
+from radar.tools.twins import near_twins_of
 from radar.train.dataset import RoundDataset, read_rounds
 
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
@@ -36,7 +36,7 @@ def prompt_sets(data: Path, prompts: Path, *, train: int, develop: int, limit: i
     file = data / "heldout_prompts.jsonl"
     lines = load_prompts(file)
     sources = [json.loads(row).get("source") for row in read_lines(file) if row.strip()]
-    twins = near_twins([line.text for line in lines], measuring(prompts))
+    twins = near_twins_of([line.text for line in lines], measuring(prompts))
     found = [(line, source) for i, (line, source) in enumerate(zip(lines, sources, strict=True)) if i not in twins]
     cut = len(found) - max(1, len(found) // 4)
     sets = {TRAIN: [line for line, _ in found[:cut]][:train]}
@@ -55,8 +55,7 @@ def fitting(lines: Sequence[PromptLine], tokenizer: Any, *, new_tokens: int, max
 
 def rounds_of(folder: Path, name: str, temperature: float, nodes: int = TREE.total_tokens) -> RoundDataset:
     """What all shares recorded of a set. FileNotFoundError if there is nothing."""
-    files = sorted(folder.glob(f"{stem(name, temperature, nodes)}_*.jsonl"))
-    files = [file for file in files if b'"scores"' in file.read_bytes()]  # few short texts can leave a share no round
+    files = sorted(folder.glob(f"{stem(name, temperature, nodes)}_*"))
     if not files:
         raise FileNotFoundError(f"no rounds of {stem(name, temperature, nodes)} in {folder}: record them first")
     return read_rounds(files)
@@ -65,7 +64,7 @@ def rounds_of(folder: Path, name: str, temperature: float, nodes: int = TREE.tot
 def files_of(folder: Path, name: str, temperature: float, share: str) -> dict[int, Path]:
     """Where a process writes a set, by nodes: every node count, but for the training prompts."""
     nodes = (TREE.total_tokens,) if name == TRAIN else NODES
-    return {count: folder / f"{stem(name, temperature, count)}_{share}.jsonl" for count in nodes}
+    return {count: folder / f"{stem(name, temperature, count)}_{share}" for count in nodes}
 
 
 def stem(name: str, temperature: float, nodes: int) -> str:

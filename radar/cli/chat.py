@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from typing import Any
 
@@ -113,11 +114,11 @@ class _Conversation:
 
 def _print_until_stopped(stream: Any) -> None:
     """Print pieces as they come. Ctrl-C stops between two of them, so that the caches hold what has been said."""
-    from radar.train.interrupts import held_interrupts
+    from radar.train.interrupts import interruptible
 
-    with contextlib.suppress(KeyboardInterrupt), stream, held_interrupts() as stopped:
+    with contextlib.suppress(KeyboardInterrupt), stream, interruptible(signal.SIGINT) as interrupts, interrupts.held():
         for piece in stream:
             print(piece, end="", flush=True)
-            if stopped():
+            if interrupts.count:
                 break
     print(flush=True)

@@ -10,10 +10,17 @@ from radar.errors import UsageError
 
 __all__ = ["add_cost_options", "costs_of"]
 
+PAPER = "paper-3090"
+
 
 def add_cost_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("cost of a round (default: the paper's)")
-    group.add_argument("--costs", type=Path, metavar="FILE", help="cost table of this device (.json)")
+    group = parser.add_argument_group("cost of a round (one of --costs and the three times is needed)")
+    group.add_argument(
+        "--costs",
+        metavar="FILE",
+        help=f"cost table that `radar profile --costs FILE` measured on the device that will decode, or {PAPER}: the "
+        "paper's own, of Llama-3-8B on two RTX 3090",
+    )
     group.add_argument("--any-device", action="store_true", help="take the table of another device")
     group.add_argument("--call-time", type=float, metavar="T", help="instead of a table: time of one draft call")
     group.add_argument("--decision-time", type=float, metavar="T", help="time of one stop decision, same unit")
@@ -21,17 +28,24 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
 
 
 def costs_of(args: argparse.Namespace) -> Any:
-    """The `CostTable` that the options of `add_cost_options` name."""
+    """The `CostTable` that the options of `add_cost_options` name. UsageError: they name none."""
+    times = (args.call_time, args.decision_time, args.rest_time)
+    timed = any(value is not None for value in times)
+    if timed and (None in times or args.costs is not None):
+        raise UsageError("give --costs, or --call-time, --decision-time and --rest-time together in one unit")
+    if not timed and args.costs is None:
+        raise UsageError(
+            "what a call costs decides when it pays, so --costs is needed: measure a table on the device that will "
+            "decode with `radar profile --costs costs.json` (and --target, --draft of your models), or name the "
+            f"paper's cards with --costs {PAPER}"
+        )
+
     from radar.decoder import default_device
     from radar.tools.machine import device_name
     from radar.train.costs import CostTable
 
-    times = (args.call_time, args.decision_time, args.rest_time)
-    if any(value is not None for value in times):
-        if None in times or args.costs is not None:
-            raise UsageError("give --costs, or --call-time, --decision-time and --rest-time together in one unit")
+    if timed:
         return CostTable.constant(call=times[0], decision=times[1], rest=times[2])
-    if args.costs is None:
+    if args.costs == PAPER:
         return CostTable.paper()
-    device = None if args.any_device else device_name(default_device())
-    return CostTable.load(args.costs, device=device)
+    return CostTable.load(Path(args.costs), device=None if args.any_device else device_name(default_device()))

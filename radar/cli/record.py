@@ -14,11 +14,12 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Decodes the prompts with every round drafted to --max-calls, and writes for each round the scores that a "
-        "policy reads and the accepted length for every stop. Resumes where an interrupted run ended."
+        "policy reads and the accepted length for every stop. The same command goes on where an interrupted run ended, "
+        "with prompts that the file has got since, and records again what is damaged."
     )
     add_prompt_options(parser, max_new_tokens=192, required=True)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="data set to write or go on with (.jsonl)"
+        "--out", type=Path, required=True, metavar="FOLDER", help="recording to write or go on with: a folder of shards"
     )
     parser.add_argument(
         "--temperature",
@@ -33,20 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a round at every token, several times as many: `radar evaluate` then replays just what decoding would do",
     )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     add_model_options(parser, policy=False)
     add_progress_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from radar.cli.decoders import encoded_prompts, make_decoder
+    from radar.tools.prompts import load_prompts
+    from radar.tools.table import table
     from radar.train.record import record
 
+    texts = [line.text for line in load_prompts(args.prompts, limit=args.limit)]
     # eager: the recorder makes graphs of its own
     decoder = make_decoder(args, engine="eager", fallback=False)
     result = record(
         decoder,
         encoded_prompts(args, decoder.tokenizer),
         args.out,
+        texts=texts,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=args.seed,
@@ -54,5 +60,12 @@ def run(args: argparse.Namespace) -> int:
         every_token=args.every_token,
         progress=not args.no_progress,
     )
-    print(json.dumps(result))
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['out']}\n")
+    print(table(["recorded", "now", "in all"], [[n, result[f"new_{n}"], result[n]] for n in ("prompts", "rounds")]))
+    lengths = enumerate(result["mean_accept_length_by_calls"], start=1)
+    print()
+    print(table(["draft calls", "draft tokens accepted [per round]"], [[n, f"{length:.2f}"] for n, length in lengths]))
     return 0

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from radar.cli.arguments import add_progress_option
 from radar.errors import NotFoundError, UsageError
 
 __all__ = ["add_arguments", "run"]
@@ -14,8 +15,8 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a head by EAGLE-3's training-time test on text, best on text that the target wrote itself. Interrupted "
-        "runs resume. Prints one JSON line with the results."
+        "Trains a head by EAGLE-3's training-time test on text, best on text that the target wrote itself. The same "
+        "command goes on with an interrupted run, and with more --steps or --seconds it extends a finished one."
     )
     parser.add_argument("--target", required=True, metavar="PATH", help="target model: folder or hub name")
     parser.add_argument(
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--restart", action="store_true", help="begin anew instead of going on with what is in --out")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar on stderr")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
+    add_progress_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,5 +100,13 @@ def run(args: argparse.Namespace) -> int:
         tap_layers=taps,
         resume=not args.restart,
     )
-    print(json.dumps(result))
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    from radar.tools.table import table
+
+    print(f"{result['draft']}: {result['steps']} steps in {result['seconds']:g} s, {result['tokens']} tokens\n")
+    calls = enumerate(zip(result["loss"], result["agreement"], strict=True), start=1)
+    rows = [[call, f"{loss:.3f}", f"{share:.1%}"] for call, (loss, share) in calls]
+    print(table(["draft call", "loss [nats]", "agrees with the target [of positions]"], rows))
     return 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from radar.target.model import TargetModel
 from radar.train.acceptance import Candidates
 from radar.train.full_round import FullRound, entropy
 
-__all__ = ["Drafted", "FullRounds"]
+__all__ = ["Drafted", "FullRounds", "Job", "in_order"]
 
 
 class Drafted(NamedTuple):
@@ -139,3 +142,41 @@ def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> list[int]:
     kept = tokens[:limit]
     first = next((i for i, token in enumerate(kept) if token in ends), len(kept))
     return kept[: first + 1]
+
+
+class Job(NamedTuple):
+    """One text to record. `limit`: output tokens, for which the cache has room."""
+
+    number: int
+    prompt: Sequence[int]
+    limit: int
+    seed: int
+
+
+def in_order(sources: Sequence[FullRounds], texts: Iterable[Job]) -> Generator[tuple[Job, list[Drafted]]]:
+    """The texts' rounds, one after the other, while as many threads as sources wait for one GPU."""
+    free: SimpleQueue[FullRounds] = SimpleQueue()
+    for source in sources:
+        free.put(source)
+
+    def drafted(job: Job) -> list[Drafted]:
+        source = free.get()
+        try:
+            return list(source.of(job.prompt, job.limit, seed=job.seed))
+        finally:
+            free.put(source)
+
+    if len(sources) == 1:  # in this thread, where Ctrl-C ends a text at once
+        yield from ((job, drafted(job)) for job in texts)
+        return
+    waiting: deque[tuple[Job, Future[list[Drafted]]]] = deque()
+    with ThreadPoolExecutor(max(1, len(sources))) as pool:
+        try:
+            for job in texts:
+                waiting.append((job, pool.submit(drafted, job)))
+                if len(waiting) > 2 * len(sources):  # more would only wait in memory
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            yield from ((done, future.result()) for done, future in waiting)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # of an interruption; texts in work are waited for

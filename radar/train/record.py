@@ -7,9 +7,7 @@ accepted; above it the exact distribution of the accepted length is kept as well
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,10 +21,12 @@ from tqdm import tqdm
 
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
-from radar.train.dataset import RoundsHeader, shard_path
-from radar.train.drafted import FullRounds
-from radar.train.lanes import Job, in_order
-from radar.train.round_writer import RoundWriter
+from radar.tools.twins import fingerprint
+from radar.train.draft_target import weights_digest
+from radar.train.drafted import FullRounds, Job, in_order
+from radar.train.interrupts import interruptible
+from radar.train.recording import Recording
+from radar.train.rounds import RoundsHeader
 from radar.train.text_rounds import TextRounds
 
 __all__ = ["record"]
@@ -40,33 +40,35 @@ def record(
     prompts: Sequence[Sequence[int]],
     out: StrPath | Mapping[int, StrPath],
     *,
+    texts: Sequence[str] | None = None,
     max_new_tokens: int = 192,
     temperature: float = 0.0,
     seed: int = 0,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     every_token: bool = False,
     progress: bool = True,
     sources: Sequence[FullRounds] | None = None,
 ) -> dict[str, Any]:
-    """Decode the prompts and append their rounds to `out`; prompts that it holds already are skipped.
+    """Decode the prompts and add their rounds to the folder `out`; prompts that it holds already are left out.
 
-    The same list may have grown at its end; other prompts, another limit or another seed need another file.
-
-    Launched by `accelerate launch` with several processes, each records its share of the prompts into a shard of `out`
-    (see `radar.train.dataset`); every process needs a decoder on its own device.
+    The same list may have grown at its end; other prompts, settings or weights need another folder. Launched by
+    `accelerate launch` with several processes, each records its share of the prompts into the same folder; every
+    process needs a decoder on its own device.
 
     Args:
         decoder: whose model, head and tree are used, with caches of their own: make it with engine="eager", which
             captures and compiles nothing. Its tree's `max_calls` is the depth recorded.
-        prompts: token ids; the index of a prompt is its id in the file.
-        out: data set to write or go on with; see `radar.train.dataset`. A mapping {total_tokens: data set} records
-            for trees of several sizes at once: their candidates are the same.
-        max_new_tokens: output per prompt; less where the cache is full before. Rounds whose continuation is cut off by
-            it are left out.
+        prompts: token ids; the index of a prompt is its number in the recording.
+        out: folder to write to or go on with. A mapping {total_tokens: folder} records for trees of several sizes at
+            once: their candidates are the same.
+        texts: what the prompts say, without a chat template, to find prompts again that are nearly the same. None:
+            what the tokenizer makes of the ids.
+        max_new_tokens: output per prompt, 1 or more; less where the cache is full before. Rounds whose continuation is
+            cut off by it are left out.
         temperature: 0 follows the greedy text. Above it the text is sampled, and the exact distribution of the accepted
             length is recorded for every stop.
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
-        metadata: facts for the header.
+        metadata: facts for the header, JSON types.
         every_token: record a round at every token of the text, several times as many. Replay then goes from round to
             round as decoding does, where otherwise each recorded round counts once for every policy.
         progress: show a bar on stderr.
@@ -74,82 +76,76 @@ def record(
             texts are decoded at once. None: four on a GPU, whose rounds overlap, one on a CPU.
 
     Returns:
-        What was recorded by this process, of the first data set: prompts, rounds, mean accepted length for every stop.
+        Of the first folder, as far as this process knows it: prompts, rounds, mean accepted length for every stop; and
+        what this call added.
 
-    Warns if that data set holds no round in the end.
+    Warns if that folder holds no round in the end, and of shards that were damaged.
 
     Raises:
-        ValueError: prompts that do not fit, which are looked for before anything is decoded; `sources` of other
-            arguments; or a data set that was begun with other settings or prompts. What was recorded before stays.
+        ValueError: bad options, or prompts that do not fit, which are looked for before anything is decoded; `sources`
+            of other arguments; a folder that was begun with other prompts, settings or weights.
+        KeyboardInterrupt: passed on, of SIGTERM too. All texts that were finished are written.
     """
-    ids = _checked(decoder, prompts)
-    given = dict(out) if isinstance(out, Mapping) else {decoder.tree.total_tokens: out}
+    ids, tree = _checked(decoder, prompts, max_new_tokens), decoder.tree
+    given = dict(out) if isinstance(out, Mapping) else {tree.total_tokens: out}
     if not given:
-        raise UsageError("record: out names no data set")
-    index, count = _process(decoder.engine.target.device)
-    fields = ("signals", "distribution") if temperature > 0 else ("signals",)
-    trees = [replace(decoder.tree, total_tokens=nodes) for nodes in given]
-    paths = [Path(path) if count == 1 else shard_path(path, index, count) for path in given.values()]
-    total = torch.zeros(decoder.tree.max_calls, dtype=torch.float64)
-    rounds = 0
-    if sources is None:
-        lanes = max(1, min(LANES, len(prompts))) if decoder.engine.target.device.type == "cuda" else 1
-        sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes)]
-    for source in sources:
-        if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
-            raise UsageError("record: sources are of another decoder, temperature or every_token")
-
-    mine = range(index, len(ids), count)
-    limits = {number: min(max_new_tokens, decoder.max_length - len(ids[number])) for number in mine}
-    facts = {number: _facts(ids[number], limits[number], seed) for number in mine}
-    headers = [RoundsHeader(tree, temperature, metadata or {}, fields, every_token) for tree in trees]
+        raise UsageError("record: out names no folder")
+    if texts is None:
+        texts = [decoder.tokenizer.decode(one) if decoder.tokenizer else " ".join(map(str, one)) for one in ids]
+    device = decoder.engine.target.device
+    index, count = _process(device)
+    about: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": decoder.max_length, "seed": seed}
+    about |= {"target_weights": weights_digest(decoder.model)}
+    about |= {"draft_weights": weights_digest(decoder.draft), **(metadata or {})}
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(RoundWriter(path, header, facts)) for path, header in zip(paths, headers, strict=True)
+        stack.enter_context(interruptible())
+        folders = [
+            Recording(Path(path), RoundsHeader(replace(tree, total_tokens=nodes), temperature, about, every_token), ids)
+            for nodes, path in given.items()
         ]
-        jobs = [
-            Job(number, ids[number], limits[number], seed * 1_000_003 + number)
-            for number in mine
-            if any(number not in writer.done for writer in writers)
-        ]
-        bar = stack.enter_context(tqdm(total=len(jobs), desc="prompts", disable=not progress or index > 0))
+        mine = range(index, len(ids), count)
+        todo = [number for number in mine if any(number not in folder.done for folder in folders)]
+        first, before = folders[0], (len(folders[0].done), folders[0].rounds)
+        if sources is None:
+            lanes = max(1, min(LANES, len(todo))) if device.type == "cuda" else 1
+            sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes if todo else 0)]
+        for source in sources:
+            if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
+                raise UsageError("record: sources are of another decoder, temperature or every_token")
+        for folder in folders:
+            stack.enter_context(folder)
+        bar = tqdm(total=len(mine), initial=len(mine) - len(todo), desc="prompts", disable=not progress or index > 0)
+        stack.enter_context(bar)
+        limits = {number: min(max_new_tokens, decoder.max_length - len(ids[number])) for number in todo}
+        jobs = [Job(number, ids[number], limits[number], seed * 1_000_003 + number) for number in todo]
         for job, drafted in stack.enter_context(closing(in_order(sources, jobs))):
-            ends, calls = decoder.eos_token_ids, decoder.tree.max_calls
-            text = TextRounds(drafted, len(job.prompt), calls, ends=ends, every_token=every_token)
-            for writer, tree in zip(writers, trees, strict=True):
-                if job.number in writer.done and writer is not writers[0]:
-                    continue
-                part = text.rounds(tree)
-                if job.number not in writer.done:
-                    writer.write_prompt(
-                        job.number, part.positions, part.scores, part.lengths, signals=part.signals,
-                        distribution=part.distribution if temperature > 0 else None,
-                    )  # fmt: skip
-                if writer is writers[0]:
-                    rounds += len(part.lengths)
-                    total += part.lengths.double().sum(0)
+            ends, depth = decoder.eos_token_ids, tree.max_calls
+            text = TextRounds(drafted, len(job.prompt), depth, ends=ends, every_token=every_token)
+            for folder in folders:
+                if job.number not in folder.done:
+                    folder.add(job.number, text.rounds(job.number, folder.header, fingerprint(texts[job.number])))
             bar.update()
-            bar.set_postfix(rounds=rounds)
-        done = len(writers[0].done)
-    if mine and not rounds and b'"scores"' not in paths[0].read_bytes():
-        calls = decoder.tree.max_calls
+    if not first.rounds:
         warnings.warn(
-            f"record: {paths[0]} holds no round: one counts where the text goes on for max_calls={calls} tokens behind "
-            f"its start, or ends, and texts of max_new_tokens={max_new_tokens} did neither. Record to a new file with "
-            f"max_new_tokens (--max-new-tokens) well above {calls}",
+            f"record: {first.path} holds no round: one counts where the text goes on for max_calls={tree.max_calls} "
+            f"tokens behind its start, or ends, and texts of max_new_tokens={max_new_tokens} did neither. Record to a "
+            f"new folder with max_new_tokens (--max-new-tokens) well above {tree.max_calls}",
             stacklevel=2,
         )
-    mean = (total / max(1, rounds)).tolist()
     return {
-        "out": str(paths[0]),
-        "prompts_done": done,
-        "new_rounds": rounds,
-        "mean_accept_length_by_calls": [round(value, 4) for value in mean],
+        "out": str(first.path),
+        "prompts": len(first.done),
+        "new_prompts": len(first.done) - before[0],
+        "rounds": first.rounds,
+        "new_rounds": first.rounds - before[1],
+        "mean_accept_length_by_calls": [round(value, 4) for value in (first.accepted / max(1, first.rounds)).tolist()],
     }
 
 
-def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Token ids of the prompts. ValueError: one is none, or they leave no room for a text."""
+def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """Token ids of the prompts. ValueError: there is none, one is none, or they leave no room for a text."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UsageError(f"record: max_new_tokens (--max-new-tokens) must be 1 or more, got {max_new_tokens!r}")
     ids = []
     for number, prompt in enumerate(prompts):
         try:
@@ -168,24 +164,19 @@ def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]]) -> list[li
     return ids
 
 
-def _facts(prompt: Sequence[int], max_new_tokens: int, seed: int) -> dict[str, Any]:
-    """What the prompt's text depends on, beside the header: as `radar.train.dataset` says."""
-    digest = hashlib.sha256(json.dumps(prompt, separators=(",", ":")).encode()).hexdigest()[:16]
-    return {"prompt_sha256": digest, "max_new_tokens": max_new_tokens, "seed": seed}
-
-
 def _process(device: torch.device) -> tuple[int, int]:
     """(index, count) of this process among those that `accelerate launch` started; (0, 1) without it."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         return 0, 1
     try:
         state: Any = importlib.import_module("accelerate").PartialState(cpu=device.type == "cpu")
     except ImportError as error:
         raise UsageError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but accelerate is not "
-            "installed: pip install accelerate, or start one process"
+            f"WORLD_SIZE={world} says that there are several processes, but accelerate is not installed: "
+            "pip install accelerate, or start one process"
         ) from error
     index, count = int(state.process_index), int(state.num_processes)
-    if str(count) != os.environ["WORLD_SIZE"]:  # accelerate passes over a world that it cannot serve: all would write
-        raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate counts {count} processes on {device}")
+    if str(count) != world:  # accelerate passes over a world that it cannot serve: all would write
+        raise UsageError(f"WORLD_SIZE={world}, but accelerate counts {count} processes on {device}")
     return index, count

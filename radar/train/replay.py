@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radar.errors import UsageError
 from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals
 from radar.policy.lstm import PolicyNetwork
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset
+from radar.train.rounds import RoundDataset
 
 __all__ = ["Replay", "followed", "replay", "replay_stops", "stops_of", "stops_of_network", "stops_of_policy"]
 
@@ -80,12 +81,19 @@ def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
 
 
 def _beginnings(dataset: RoundDataset) -> tuple[Tensor, dict[tuple[int, int], int]]:
-    """The first round of every prompt, and the rounds by (prompt, position)."""
+    """The first round of every prompt, and the rounds by (prompt, position). ValueError: a text has a gap."""
     place = {key: row for row, key in enumerate(zip(dataset.prompt.tolist(), dataset.position.tolist(), strict=True))}
     first: dict[int, int] = {}
-    for (prompt, position), row in place.items():
-        if prompt not in first or position < int(dataset.position[first[prompt]]):
-            first[prompt] = row
+    before = (-1, -1)
+    for key in sorted(place):
+        if key[0] != before[0]:
+            first[key[0]] = place[key]
+        elif key[1] != before[1] + 1:
+            raise UsageError(
+                f"replay: prompt {key[0]} has no round at position {before[1] + 1}, but one at {key[1]}: where a round "
+                "begins at every token none may be left out, or the text would end there"
+            )
+        before = key
     return torch.tensor(sorted(first.values())), place
 
 

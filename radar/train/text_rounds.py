@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from radar.config import TreeConfig
 from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
-from radar.train.dataset import RecordedSignals
 from radar.train.drafted import Drafted
+from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader
 
-__all__ = ["Recorded", "TextRounds", "level_scores"]
-
-
-class Recorded(NamedTuple):
-    """n rounds of one generation; shapes as in `RoundDataset`."""
-
-    positions: Tensor
-    scores: Tensor
-    lengths: Tensor
-    signals: RecordedSignals
-    distribution: Tensor | None
+__all__ = ["TextRounds", "level_scores"]
 
 
 class TextRounds:
@@ -44,8 +32,7 @@ class TextRounds:
         self, drafted: Sequence[Drafted], prompt_length: int, calls: int, *, ends: frozenset[int], every_token: bool
     ) -> None:
         text = [token for item in drafted for token in item.tokens]
-        ended = text[-1] in ends
-        known, accepted, entropy = 0, -1, 0.0
+        ended, known, accepted, entropy = text[-1] in ends, 0, -1, 0.0
         self._ends = torch.tensor(sorted(ends), dtype=torch.int64)
         rows, self.trees, probabilities, entropies = [], [], [], []
         for item in drafted:
@@ -53,33 +40,35 @@ class TextRounds:
                 continuation = [-1 if token in ends else token for token in text[known : known + calls]]
                 rows.append([known, accepted, *continuation, *[-1] * (calls - len(continuation))])
                 self.trees.append(item.tree)
-                probabilities.append(item.probabilities)
                 entropies.append(entropy)
+                if item.probabilities is not None:
+                    probabilities.append(item.probabilities)
             if item.tree is not None and not every_token:
                 accepted = len(item.tokens) - 1
             known, entropy = known + len(item.tokens), item.entropy
         facts = torch.tensor(rows, dtype=torch.int64).view(-1, 2 + calls)
         self.known, self.last_accepted, self.continuation = facts[:, 0], facts[:, 1], facts[:, 2:]
         self.entropies, self.positions = torch.tensor(entropies), prompt_length + self.known
-        found = [one for one in probabilities if one is not None]
-        self.probabilities = torch.cat(found) if found else None
+        self.probabilities = torch.cat(probabilities) if probabilities else None
 
-    def rounds(self, config: TreeConfig) -> Recorded:
-        """What trees of one size would have had accepted."""
-        calls, k = config.max_calls, config.tree_top_k
-        if not self.trees:
-            none, zeros = torch.zeros(0, calls), torch.zeros(0, calls, dtype=torch.int64)
-            empty = RecordedSignals(none, self.last_accepted, self.entropies, self.known)
-            return Recorded(self.positions, torch.zeros(0, calls, k), zeros, empty, torch.zeros(0, calls, calls + 1))
-        tree = Candidates.stack(self.trees, config)
-        chosen = verified(tree)
-        signals = RecordedSignals(expected_lengths(tree, chosen), self.last_accepted, self.entropies, self.known)
-        spread = None
-        if self.probabilities is not None:
-            inside = self.probabilities.masked_fill(torch.isin(tree.tokens, self._ends), 0.0)
-            spread = acceptance_distribution(tree, chosen, inside).float()
-        lengths = accept_lengths(tree, chosen, self.continuation)
-        return Recorded(self.positions, level_scores(tree), lengths, signals, spread)
+    def rounds(self, prompt: int, header: RoundsHeader, fingerprint: Tensor) -> RoundDataset:
+        """What trees of the header's size would have had accepted, as rounds of this prompt."""
+        calls, k = header.tree.max_calls, header.tree.tree_top_k
+        scores, lengths = torch.zeros(0, calls, k), torch.zeros(0, calls, dtype=torch.int64)
+        expected, spread = torch.zeros(0, calls), torch.zeros(0, calls, calls + 1)
+        if self.trees:
+            tree = Candidates.stack(self.trees, header.tree)
+            chosen = verified(tree)
+            scores, lengths = level_scores(tree), accept_lengths(tree, chosen, self.continuation)
+            expected = expected_lengths(tree, chosen)
+            if self.probabilities is not None:
+                inside = self.probabilities.masked_fill(torch.isin(tree.tokens, self._ends), 0.0)
+                spread = acceptance_distribution(tree, chosen, inside).float()
+        signals = RecordedSignals(expected, self.last_accepted, self.entropies, self.known)
+        number, distribution = torch.full_like(self.known, prompt), spread if header.temperature > 0 else None
+        return RoundDataset(
+            scores, lengths, number, self.positions, header, signals, distribution, {prompt: fingerprint}
+        )
 
 
 def level_scores(tree: Candidates) -> Tensor:

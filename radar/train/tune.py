@@ -8,18 +8,24 @@ from typing import NamedTuple
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy
 from radar.train.costs import CostTable
-from radar.train.dataset import RoundDataset
 from radar.train.replay import replay
+from radar.train.rounds import RoundDataset
 
 __all__ = ["Tuned", "tune", "tune_fixed_depth"]
 
 
 class Tuned(NamedTuple):
-    """The best value, its policy, and tokens per time of every value that was tried."""
+    """The best value, its policy, and tokens per time of every value that was tried, in that order."""
 
     value: float
     policy: StopPolicy
     curve: dict[float, float]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best is the first or last that was tried: a better one may lie beyond it."""
+        values = list(self.curve)
+        return len(values) > 1 and self.value in (values[0], values[-1])
 
 
 def tune(

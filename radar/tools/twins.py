@@ -1,0 +1,100 @@
+"""Prompts that are the same, or nearly: how much the trigrams of their words overlap.
+
+What a trained policy has seen must not judge it. "Write a function to find the largest of three numbers." and "... of
+two numbers." are other strings and the same question, so equal strings are not what is looked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+__all__ = ["ALIKE", "fingerprint", "groups", "load_prompts_seen", "near_twins", "near_twins_of", "save_prompts_seen"]
+
+ALIKE = 0.5  # Jaccard index above which two prompts are near-twins; 1 is the same words in the same order
+SEEN_FILE = "prompts.safetensors"
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+Fingerprints = Mapping[int, Tensor]  # by prompt
+
+
+def fingerprint(text: str) -> Tensor:
+    """Hashes of the trigrams of a text's words, ascending, each once: int64 [n], n >= 1. About 8 bytes a word."""
+    words = _WORD.findall(text.lower()) or [text.strip()]
+    trigrams = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+    return torch.tensor(sorted({zlib.crc32(one.encode()) for one in trigrams}), dtype=torch.int64)
+
+
+def near_twins(mine: Fingerprints, theirs: Fingerprints) -> dict[int, int]:
+    """Prompts of `mine` that have a near-twin in `theirs`, and the nearest of these. About 0.1 ms a prompt of `mine`.
+
+    10,000 prompts against 500 take a second or two.
+    """
+    return {prompt: max(found, key=lambda one: found[one]) for prompt, found in _alike(mine, theirs)}
+
+
+def near_twins_of(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """The same of texts, by their indices."""
+    mine, theirs = ({number: fingerprint(text) for number, text in enumerate(one)} for one in (texts, others))
+    return near_twins(mine, theirs)
+
+
+def groups(prompts: Fingerprints) -> dict[int, int]:
+    """The group of every prompt, named by a member: near-twins are of one group, and so are their near-twins."""
+    group = {prompt: prompt for prompt in prompts}
+
+    def root(prompt: int) -> int:
+        while group[prompt] != prompt:
+            group[prompt] = prompt = group[group[prompt]]
+        return prompt
+
+    for prompt, found in _alike(prompts, prompts):
+        for other in found:
+            group[root(other)] = root(prompt)
+    return {prompt: root(prompt) for prompt in prompts}
+
+
+def _alike(mine: Fingerprints, theirs: Fingerprints) -> Iterator[tuple[int, dict[int, float]]]:
+    """Every prompt of `mine` with its near-twins and how near they are; an inverted index finds what they share."""
+    if not theirs:
+        return
+    names = list(theirs)
+    sizes = torch.tensor([len(theirs[name]) for name in names])
+    trigrams, order = torch.cat([theirs[name] for name in names]).sort()
+    owner = torch.arange(len(names)).repeat_interleave(sizes)[order]
+    for prompt, own in mine.items():
+        first, last = (torch.searchsorted(trigrams, own, right=right) for right in (False, True))
+        count = last - first
+        places = torch.arange(int(count.sum())) + (first - count.cumsum(0) + count).repeat_interleave(count)
+        shared = owner[places].bincount(minlength=len(names)).double()
+        index = shared / (sizes + len(own) - shared)
+        alike = (index > ALIKE).nonzero().flatten().tolist()
+        if alike:
+            yield prompt, {names[one]: float(index[one]) for one in alike}
+
+
+def save_prompts_seen(folder: str | os.PathLike[str], prompts: Fingerprints) -> None:
+    """Write what a policy was trained on beside it: hashes, from which no text can be read."""
+    (Path(folder) / SEEN_FILE).unlink(missing_ok=True)
+    if not prompts:
+        return
+    tensors = {str(prompt): trigrams.clone() for prompt, trigrams in prompts.items()}  # no views, says safetensors
+    temporary = Path(folder) / (SEEN_FILE + ".tmp")
+    temporary.write_bytes(safetensors.torch.save(tensors))
+    os.replace(temporary, Path(folder) / SEEN_FILE)
+
+
+def load_prompts_seen(policy: str | os.PathLike[str]) -> dict[int, Tensor] | None:
+    """The prompts that a policy (a folder, or a file in it) was trained on; None if it does not say."""
+    path = Path(policy)
+    file = (path if path.is_dir() else path.parent) / SEEN_FILE
+    if not file.is_file():
+        return None
+    return {int(name): trigrams for name, trigrams in safetensors.torch.load_file(file).items()}

@@ -1,0 +1,91 @@
+"""The frozen target of a head that is trained, and the head before its first step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from radar.config import TreeConfig
+from radar.draft.config import DraftConfig
+from radar.draft.eagle3 import Eagle3Draft
+from radar.errors import UsageError
+from radar.target.bound import Taps
+from radar.target.model import resolve_tap_layers
+from radar.train.tokens import TokenMixture
+
+__all__ = ["FrozenTarget", "new_draft", "weights_digest"]
+
+LEAST_COVERED = 0.5  # of the text by the draft vocabulary
+
+
+class FrozenTarget:
+    """A target in its own precision, and its taps."""
+
+    def __init__(self, model: Any, tap_layers: Sequence[int] | None) -> None:
+        self.model = model.eval()
+        self.device: torch.device = next(model.parameters()).device
+        self.embed: nn.Module = model.get_input_embeddings()
+        decoder = model.get_decoder()
+        self.taps = resolve_tap_layers(len(decoder.layers), tap_layers)
+        self._hooks = Taps(decoder, self.taps)
+
+    @torch.no_grad()
+    def read(
+        self, ids: Tensor, rows: int, draft_ids: Tensor, to_draft: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids [B, T + S] -> (aux, embeds, teacher, best) as `unrolled_losses` takes them."""
+        with self._hooks.listening():
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, 1:]
+        taps = self._hooks.collect()  # before the embedding runs again, which may be a tap itself
+        assert taps is not None
+        return taps[:, :rows], self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
+
+
+def new_draft(model: Any, config: DraftConfig, text: TokenMixture) -> Eagle3Draft:
+    """A fresh head: the most frequent tokens (and every end token) as vocabulary, the target's rows as lm_head.
+
+    ValueError: a vocabulary that is too small for a tree, or for the text: what it lacks is never drafted.
+    """
+    size, width = config.draft_vocab_size, TreeConfig().tree_top_k
+    if size < width:
+        raise UsageError(
+            f"draft_vocab_size (--draft-vocab-size) must be {width} or more, a draft call's beam, got {size}"
+        )
+    draft, frequency = Eagle3Draft(config), torch.from_numpy(text.frequencies(config.vocab_size))
+    if size < config.vocab_size:
+        order = frequency.argsort(descending=True, stable=True)  # ties go to the smaller id on every machine
+        if (covered := float(frequency[order[:size]].sum())) < LEAST_COVERED:
+            enough = int((frequency[order].cumsum(0) < 0.9).sum()) + 1
+            raise UsageError(
+                f"draft_vocab_size (--draft-vocab-size) {size} covers {covered:.0%} of the text, and what it lacks is "
+                f"never drafted: the {enough} most frequent tokens cover 90 %"
+            )
+        frequency[[token for token in _end_tokens(model) if 0 <= token < config.vocab_size]] = math.inf
+        order = frequency.argsort(descending=True, stable=True)
+        draft.set_draft_vocabulary(order[:size].sort().values)
+    rows = model.get_output_embeddings().weight.detach()
+    if rows.shape[1] == config.hidden_size:
+        draft.lm_head.weight.data.copy_(rows[draft.target_ids().to(rows.device)])
+    return draft
+
+
+def _end_tokens(model: Any) -> list[int]:
+    for owner in (getattr(model, "generation_config", None), model.config):
+        value = getattr(owner, "eos_token_id", None)
+        if value is not None:
+            return [value] if isinstance(value, int) else list(value)
+    return []
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Short hash of the first values of every tensor: all of a large model would take minutes."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        first = tensor.flatten()[:64].cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + first.tobytes())
+    return digest.hexdigest()[:16]
