@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from radar.draft.checkpoint import LoadedDraft, load_draft_with_report
-from radar.draft.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.scaling import RopeScaling
 
 Files = tuple[dict[str, Any], dict[str, Tensor]]
 CPU = torch.device("cpu")

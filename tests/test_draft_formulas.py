@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from radar.draft.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.rope import attention_factor, inverse_frequencies
+from radar.draft.scaling import RopeScaling
 
 
 def norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:

@@ -11,8 +11,8 @@ from fakes import DEVICE, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.draft.checkpoint import load_draft, save_draft
-from radar.draft.config import RopeScaling
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.scaling import RopeScaling
 from radar.target.positions import position_limit
 
 PROMPT = [3, 1, 4, 1, 5]

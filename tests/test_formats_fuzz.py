@@ -21,7 +21,7 @@ from torch import Tensor
 from radar.draft.checkpoint import LoadedDraft
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
-from radar.errors import NotFoundError, UsageError
+from radar.errors import FormatError, NotFoundError
 
 FUZZ = settings(
     deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -34,7 +34,7 @@ def outcome(folder: Path, target_hidden_size: int = 32) -> LoadedDraft | None:
         return load(folder, target_hidden_size)
     except (ValueError, FileNotFoundError) as error:
         said, kind = str(error), type(error)
-    assert kind in (UsageError, NotFoundError), f"{kind} is a kind that nobody announced"
+    assert kind in (FormatError, NotFoundError), f"{kind} is a kind that nobody announced"
     assert len(said) > 20
     return None
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import tiny_draft, tiny_target
 
-from radar.draft.config import RopeScaling
+from radar.draft.scaling import RopeScaling
 from radar.tools.readings import plausible_readings, target_rope, with_taps
 
 CONFIG = with_taps(tiny_draft().config, 9)  # taps 2, 4, 6

@@ -16,9 +16,10 @@ from torch import Tensor
 from radar.draft.checkpoint_files import read_json, read_tensors
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
-from radar.draft.formats import DraftFormat, canonical_names, read_config, recognise
+from radar.draft.formats import DraftFormat, canonical_names, recognise
+from radar.draft.reading import read_config
 from radar.draft.vocabulary import read_vocabulary
-from radar.errors import NotFoundError, UsageError
+from radar.errors import FormatError, NotFoundError, UsageError
 
 __all__ = ["LoadReport", "LoadedDraft", "load_draft", "load_draft_with_report", "save_draft"]
 
@@ -86,8 +87,8 @@ def load_draft_with_report(
             it as doubtful.
 
     Raises:
-        FileNotFoundError: names the file that is not there.
-        ValueError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
+        NotFoundError: names the file that is not there.
+        FormatError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
     """
     if not isinstance(folder, str | os.PathLike):
         raise UsageError(
@@ -107,7 +108,7 @@ def load_draft_with_report(
         state = {short: tensors[name] for name, short in names.items()}
         reading = read_config(entry, values, state, target_hidden_size=target_hidden_size, strict=strict)
     except ValueError as error:
-        raise UsageError(f"the draft head in {path} cannot be used: {error}") from error
+        raise FormatError(f"the draft head in {path} cannot be used: {error}") from error
     state, assumed = _complete(entry, state, reading.config, values)
     with torch.device("meta"):  # sizes that a wrong config names cost nothing
         draft = Eagle3Draft(reading.config)
@@ -116,7 +117,7 @@ def load_draft_with_report(
     )
     problems = _check(state, draft) + problems
     if problems:
-        raise UsageError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
+        raise FormatError(f"the draft head in {path} does not fit its config.json:\n  " + "\n  ".join(problems))
     draft.to_empty(device="cpu").load_state_dict({**state, "d2t": draft.d2t, "t2d": draft.t2d})
     draft.set_draft_vocabulary(targets)
     unused = sorted(tensors.keys() - names.keys()) + [f"config.json: {key}" for key in reading.ignored]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from radar.errors import NotFoundError, UsageError
+from radar.errors import FormatError, NotFoundError
 
 __all__ = ["read_json", "read_tensors"]
 
@@ -20,13 +20,13 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object. Raises ValueError for anything else."""
+    """An object. Raises FormatError for anything else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not JSON: {error}") from error
+        raise FormatError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{file} must hold a JSON object, got {type(values).__name__}")
+        raise FormatError(f"{file} must hold a JSON object, got {type(values).__name__}")
     return values
 
 
@@ -34,8 +34,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, on the CPU, in the first of `_FILES` that is there.
 
     Raises:
-        FileNotFoundError: if none is, or a shard is missing.
-        ValueError: for a file that cannot be read, or holds other things than tensors.
+        NotFoundError: if none is, or a shard is missing.
+        FormatError: for a file that cannot be read, or holds other things than tensors.
     """
     file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if file is None:
@@ -47,19 +47,19 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """Shards named by an index. Each tensor must be in the shard that the index names, and nowhere else."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UsageError(f"{index} must hold a weight_map from tensors to files")
+        raise FormatError(f"{index} must hold a weight_map from tensors to files")
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         file = index.parent / name
         if file.name != name:
-            raise UsageError(f"{index} names the shard {name!r}, which is not a file of its folder")
+            raise FormatError(f"{index} names the shard {name!r}, which is not a file of its folder")
         if not file.is_file():
             raise NotFoundError(f"{index} names the shard {name}, which is missing")
         found = _read_file(file)
         wanted = {tensor for tensor, place in places.items() if place == name}
         if found.keys() != wanted:
             differing = ", ".join(sorted(found.keys() ^ wanted))
-            raise UsageError(f"{file} does not hold what {index.name} says; they differ in {differing}")
+            raise FormatError(f"{file} does not hold what {index.name} says; they differ in {differing}")
         state.update(found)
     return state
 
@@ -70,11 +70,11 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UsageError(f"{file} cannot be read; it may be truncated or not a checkpoint: {error}") from error
+        raise FormatError(f"{file} cannot be read; it may be truncated or not a checkpoint: {error}") from error
     except Exception as error:  # pickle errors have no common class of their own
-        raise UsageError(f"{file} is not a file of plain tensors: {error}") from error
+        raise FormatError(f"{file} is not a file of plain tensors: {error}") from error
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise UsageError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
+        raise FormatError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
     return dict(state)

@@ -1,4 +1,4 @@
-"""The layouts in which EAGLE-3 heads are published: one row a format, and how a row is recognised and read.
+"""The layouts in which EAGLE-3 heads are published: one row a format, and how a row is recognised.
 
 To add a format, add a `DraftFormat` to `FORMATS` and a writer for it to `tests/draft_layouts.py`.
 """
@@ -11,12 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from radar.draft.config import DraftConfig
-from radar.errors import UsageError
+from radar.errors import FormatError
 
-__all__ = ["FORMATS", "DraftFormat", "Reading", "canonical_names", "read_config", "recognise"]
+__all__ = [
+    "AUX_FLAGS",
+    "FORMATS",
+    "MODELOPT_FLAGS",
+    "DraftFormat",
+    "canonical_names",
+    "has_architecture",
+    "recognise",
+]
 
-TAPS = "eagle_aux_hidden_state_layer_ids"
 _WRAPPERS = ("model.", "draft_model.", "eagle_module.")
 
 
@@ -49,7 +55,7 @@ class DraftFormat:
     max_extra_fc_rows: int = 0
 
 
-def _architecture(config: Mapping[str, Any], part: str) -> bool:
+def has_architecture(config: Mapping[str, Any], part: str) -> bool:
     return part in str(config.get("architectures"))
 
 
@@ -57,19 +63,19 @@ def _has_layer(names: frozenset[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
 
 
-_MODELOPT_FLAGS = {
+MODELOPT_FLAGS = {
     "use_input_layernorm_in_first_layer": True,
     "use_last_layernorm": True,
     "use_mtp_layernorm": False,
     "parallel_draft_step": 1,
 }
-_AUX = {"use_aux_hidden_state": True}  # ModelOpt's too, but SpecForge's configs copy it
+AUX_FLAGS = {"use_aux_hidden_state": True}  # ModelOpt's too, but SpecForge's configs copy it
 
 
 def _modelopt(config: Mapping[str, Any], names: frozenset[str]) -> bool:
     eagle = config.get("eagle_config")
     keys = config.keys() | (eagle.keys() if isinstance(eagle, Mapping) else set())
-    return bool(keys & _MODELOPT_FLAGS.keys()) or _has_layer(names, "layers.0.")
+    return bool(keys & MODELOPT_FLAGS.keys()) or _has_layer(names, "layers.0.")
 
 
 FORMATS = (
@@ -86,7 +92,7 @@ FORMATS = (
     ),
     DraftFormat(
         "DeepSpec",
-        lambda config, names: "target_layer_ids" in config or _architecture(config, "Qwen3Eagle3Model"),
+        lambda config, names: "target_layer_ids" in config or has_architecture(config, "Qwen3Eagle3Model"),
         output_taps="target_layer_ids",
     ),
     DraftFormat(
@@ -94,11 +100,11 @@ FORMATS = (
         _modelopt,
         nested=("eagle_config",),
         aliases={"return_hidden_post_norm": "norm_output"},
-        demands=_MODELOPT_FLAGS | _AUX,
+        demands=MODELOPT_FLAGS | AUX_FLAGS,
     ),
     DraftFormat(
         "AngelSlim",
-        lambda config, names: "target_model_type" in config or _architecture(config, "Eagle3LlamaForCausalLM"),
+        lambda config, names: "target_model_type" in config or has_architecture(config, "Eagle3LlamaForCausalLM"),
         max_extra_fc_rows=3,  # SpecExit's signals: confidence, progress, remaining length
     ),
     DraftFormat(
@@ -108,35 +114,18 @@ FORMATS = (
             or _has_layer(names, "fc_norm.")
         ),
         nested=("eagle_config", "eagle3_config"),
-        demands=_AUX,
+        demands=AUX_FLAGS,
         doubtful=("norm_output",),
     ),
     DraftFormat("SafeAILab", lambda config, names: _has_layer(names, "midlayer.")),
 )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A config as the loader understood it.
-
-    Attributes:
-        config: the head's geometry.
-        assumed: a sentence for each choice that the file did not make.
-        doubtful: the fields of `config` that those sentences leave open.
-        ignored: keys of `config.json` that were not read.
-    """
-
-    config: DraftConfig
-    assumed: tuple[str, ...]
-    doubtful: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-
 def canonical_names(names: Mapping[str, Tensor]) -> dict[str, str]:
     """Name in the file -> name in `Eagle3Draft`, for the tensors that belong to a head.
 
     Wrappers are stripped and `layers.0.` becomes `midlayer.`; rotary buffers and copies of the target's weights
-    (`verifier_*`) are left out. Raises ValueError if two tensors get one name.
+    (`verifier_*`) are left out. Raises FormatError if two tensors get one name.
     """
     canonical: dict[str, str] = {}
     for name in sorted(names):
@@ -146,7 +135,7 @@ def canonical_names(names: Mapping[str, Tensor]) -> dict[str, str]:
         if short.startswith("layers.0."):
             short = "midlayer." + short.removeprefix("layers.0.")
         if short in canonical.values():
-            raise UsageError(f"two tensors of the draft head mean {short}; one of them is {name}")
+            raise FormatError(f"two tensors of the draft head mean {short}; one of them is {name}")
         canonical[name] = short
     return canonical
 
@@ -158,224 +147,14 @@ def _strip(name: str) -> str:
 
 
 def recognise(config: Mapping[str, Any], names: Mapping[str, Tensor]) -> DraftFormat:
-    """The first format that the contents match. Raises ValueError if none does."""
+    """The first format that the contents match. Raises FormatError if none does."""
     short = frozenset(_strip(name) for name in names)
     if _has_layer(short, "midlayer.") or _has_layer(short, "layers.0."):
         for entry in FORMATS:
             if entry.matches(config, short):
                 return entry
     shown = ", ".join(sorted(names)[:4]) or "no tensors"
-    raise UsageError(
+    raise FormatError(
         f"this is no EAGLE-3 head of a known format ({', '.join(entry.name for entry in FORMATS)}): expected tensors "
         f"named midlayer.* or layers.0.*, found {shown}"
     )
-
-
-def read_config(
-    entry: DraftFormat,
-    values: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    *,
-    target_hidden_size: int,
-    strict: bool = True,
-) -> Reading:
-    """Read a `config.json` of one format; sizes that it leaves out come from the tensors (under canonical names).
-
-    Args:
-        strict: refuse a file that leaves a field of `must_state` open; otherwise the default is taken and named.
-
-    Raises:
-        ValueError: names the key that is missing, wrong, contradictory or not supported.
-    """
-    assumed: list[str] = []
-    doubtful: list[str] = []
-    flat = _flatten(entry, values, assumed)
-    _refuse(entry, flat)
-    flat = {entry.aliases.get(key, key): value for key, value in flat.items() if value is not None}
-    _read_taps(entry, values, flat, assumed, doubtful)
-    _fill_sizes(entry, flat, state, target_hidden_size, assumed)
-    for key, value in entry.defaults.items():
-        if key not in flat:
-            flat[key] = value
-            assumed.append(f"{key} is not stated: {value}, which {entry.name} leaves out")
-    if "rms_norm_eps" not in flat:
-        assumed.append("rms_norm_eps is not stated: 1e-05")
-    for key in entry.must_state:
-        if key not in flat and strict:
-            raise UsageError(
-                f"config.json does not state {key}, and readers of {entry.name} files take different defaults: set it "
-                "to true or false (`radar doctor` measures both)"
-            )
-        if key not in flat:
-            doubtful.append(key)
-            assumed.append(f"{key} is not stated: false")
-    for key in entry.doubtful:
-        if flat.get(key) is True:
-            doubtful.append(key)
-            assumed.append(f"{key} is taken as stated; some {entry.name} files say so and mean another norm")
-    if not any(isinstance(flat.get(key), Mapping) and "rope_theta" in flat[key] for key in _ROPE) and (
-        "rope_theta" not in flat
-    ):
-        doubtful.append("rope_theta")
-        assumed.append("rope_theta is not stated: 10000, whatever the target's is")
-    for key, tensors in _EVIDENCE.items():
-        flat.setdefault(key, all(name in state for name in tensors))
-    config = DraftConfig.from_dict(flat)
-    if config.hidden_size != target_hidden_size and not config.own_embedding:
-        raise UsageError(
-            f"the head's hidden size is {config.hidden_size} and the target's {target_hidden_size}: such a head needs "
-            "an embedding of its own (embed_tokens.weight), and the file holds none"
-        )
-    return Reading(config, tuple(assumed), tuple(doubtful), tuple(sorted(_flat_keys(entry, values) - _KNOWN)))
-
-
-_EVIDENCE = {
-    "norm_before_fc": ("input_norm.weight",),
-    "fc_norm": ("fc_norm.0.weight",),
-    "attention_bias": tuple(f"midlayer.self_attn.{name}_proj.bias" for name in "qkvo"),
-    "mlp_bias": tuple(f"midlayer.mlp.{name}_proj.bias" for name in ("gate", "up", "down")),
-    "qk_norm": tuple(f"midlayer.self_attn.{name}_norm.weight" for name in "qk"),
-    "own_embedding": ("embed_tokens.weight",),
-}
-_ROPE = ("rope_scaling", "rope_parameters")
-_KNOWN = frozenset(DraftConfig.__dataclass_fields__) | {
-    *_ROPE,
-    *_MODELOPT_FLAGS,
-    *_AUX,
-    "return_hidden_post_norm",
-    "target_layer_ids",
-    "max_position_embeddings",
-    "partial_rotary_factor",
-    "hidden_act",
-    "quantization_config",
-    "use_sliding_window",
-    "layer_types",
-    "speculators_model_type",
-    "transformer_layer_config",
-    "eagle_config",
-    "eagle3_config",
-    "architectures",
-    "tie_word_embeddings",
-    "target_model_type",
-    "speculators_config",
-}
-
-
-def _parts(entry: DraftFormat, values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    parts = []
-    for name in entry.nested:
-        part = values.get(name)
-        if part is None:
-            continue
-        if not isinstance(part, Mapping):
-            raise UsageError(f"draft config: {name} has the wrong type: expected an object, got {part!r}")
-        parts.append((name, part))
-    return parts
-
-
-def _flat_keys(entry: DraftFormat, values: Mapping[str, Any]) -> set[str]:
-    return set(values).union(*(part for _, part in _parts(entry, values)))
-
-
-def _flatten(entry: DraftFormat, values: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
-    """Nested objects under the top level, which wins; the taps are left to `_read_taps`."""
-    flat: dict[str, Any] = {}
-    for name, part in _parts(entry, values):
-        for key, value in part.items():
-            top = values.get(key)
-            if key in _KNOWN and key not in (TAPS, "architectures") and None not in (top, value) and top != value:
-                assumed.append(f"{key} is {top!r} at the top of config.json, which wins over {name}'s {value!r}")
-            flat[key] = value
-    flat.update({key: value for key, value in values.items() if value is not None})
-    return flat
-
-
-def _refuse(entry: DraftFormat, flat: Mapping[str, Any]) -> None:
-    """Name what would make it another network than the one here."""
-    for key, wanted in entry.demands.items():
-        value = flat.get(key)
-        if value is not None and (value != wanted or type(value) is not type(wanted)):
-            raise UsageError(f"draft config: {key}={value!r} is not supported, only {wanted!r}")
-    if flat.get("hidden_act") not in (None, "silu"):
-        raise UsageError(f"draft config: hidden_act={flat['hidden_act']!r} is not supported, only 'silu'")
-    if flat.get("quantization_config"):
-        raise UsageError("draft config: quantised heads (quantization_config) are not supported: use the bf16 file")
-    if flat.get("use_sliding_window") or "sliding_attention" in str(flat.get("layer_types")):
-        raise UsageError("draft config: heads with sliding-window attention are not supported")
-    if _architecture(flat, "Deepseek"):
-        raise UsageError(f"draft config: architecture {flat['architectures']} (latent attention) is not supported")
-
-
-def _read_taps(
-    entry: DraftFormat, values: Mapping[str, Any], flat: dict[str, Any], assumed: list[str], doubtful: list[str]
-) -> None:
-    """Put the taps into `flat` as `hidden_states` indices.
-
-    At the top of config.json they are such indices. DeepSpec counts outputs of layers. Inside `eagle_config` files do
-    either: they count outputs if they begin with 1 (SGLang's rule).
-    """
-    nested = next((part[TAPS] for _, part in _parts(entry, values) if part.get(TAPS) not in (None, [])), None)
-    top = values.get(TAPS)
-    flat.pop(TAPS, None)
-    outputs = values.get(entry.output_taps) if entry.output_taps else None
-    if top not in (None, []):
-        flat[TAPS] = top
-        if isinstance(top, list) and top[0] == 1:
-            doubtful.append(TAPS)
-            assumed.append(f"taps {top} are hidden_states indices, although they begin with 1 like outputs of layers")
-    elif outputs is not None:
-        flat[TAPS] = _next(entry.output_taps or "", outputs)
-    elif nested is not None:
-        doubtful.append(TAPS)
-        shifted = _next(TAPS, nested)
-        flat[TAPS] = shifted if shifted[0] == 2 else nested
-        kind = "outputs of layers, because they begin with 1" if shifted[0] == 2 else "hidden_states indices"
-        assumed.append(f"taps {nested} count {kind}: {flat[TAPS]} in hidden_states")
-    else:
-        doubtful.append(TAPS)
-        assumed.append("taps are not stated: EAGLE-3's 2, N // 2, N - 3 of a target of N layers")
-    stated = flat.get("num_aux_hidden_states")
-    count = len(flat[TAPS]) if isinstance(flat.get(TAPS), list) else 3
-    if stated not in (None, count):
-        raise UsageError(f"draft config: num_aux_hidden_states={stated!r} contradicts its {count} taps")
-
-
-def _next(name: str, layers: Any) -> list[int]:
-    if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
-        raise UsageError(f"draft config: {name} has the wrong type: expected a list of layers, got {layers!r}")
-    return [layer + 1 for layer in layers]
-
-
-def _fill_sizes(
-    entry: DraftFormat,
-    flat: dict[str, Any],
-    state: Mapping[str, Tensor],
-    target_hidden_size: int,
-    assumed: list[str],
-) -> None:
-    """Read from the tensors what the config leaves out; what it states is compared with them later."""
-
-    def rows(name: str, dims: int) -> int | None:
-        tensor = state.get(name)
-        return tensor.shape[0] if tensor is not None and tensor.dim() == dims else None
-
-    def fill(key: str, value: int | None) -> None:
-        if key not in flat and value:
-            flat[key] = value
-            assumed.append(f"{key} is not stated: {value}, from the tensors")
-
-    fill("hidden_size", rows("norm.weight", 1))
-    fill("intermediate_size", rows("midlayer.mlp.gate_proj.weight", 2))
-    fill("vocab_size", rows("t2d", 1) or rows("embed_tokens.weight", 2))
-    fill("draft_vocab_size", rows("lm_head.weight", 2))
-    flat.setdefault("target_hidden_size", target_hidden_size)
-    queries, keys = rows("midlayer.self_attn.q_proj.weight", 2), rows("midlayer.self_attn.k_proj.weight", 2)
-    head_dim = flat.get("head_dim")
-    if "num_attention_heads" not in entry.defaults and type(head_dim) is int and head_dim > 0:
-        fill("num_attention_heads", None if queries is None else queries // head_dim)
-    heads = flat.get("num_attention_heads", entry.defaults.get("num_attention_heads"))
-    if type(heads) is int and heads > 0 and queries is not None and queries % heads == 0:
-        fill("head_dim", queries // heads)
-    head_dim = flat.get("head_dim")
-    if type(head_dim) is int and head_dim > 0 and keys is not None and keys % head_dim == 0:
-        fill("num_key_value_heads", keys // head_dim)

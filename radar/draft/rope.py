@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from radar.draft.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig
+from radar.draft.scaling import RopeScaling
 
 __all__ = ["attention_factor", "inverse_frequencies"]
 

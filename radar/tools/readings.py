@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from radar.draft.config import DraftConfig, RopeScaling
+from radar.draft.config import DraftConfig
+from radar.draft.scaling import RopeScaling
 from radar.errors import UsageError
 from radar.target.model import default_tap_layers
 
