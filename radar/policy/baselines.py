@@ -74,7 +74,7 @@ class ExpectedGain(Settled):
 
     The one-step rule of optimal stopping; the price is (tokens per second) * (seconds of a call). The expectation is
     taken as a function of the beam's summed probability after call n that never falls, so that the rule is one bound on
-    that sum per call: `radar.train.calibrate` fits them.
+    that sum per call: `radar.train.rules` fits them.
 
     Args:
         mass_by_call: bound after call 1, 2, ...; 0 never stops there, inf always does. Later calls use the last one.
