@@ -152,7 +152,6 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     """Whether it is what it says: not the wrapper of a quantised or distributed tensor."""
     return (
         type(tensor) in (nn.Parameter, Tensor)
-        and type(tensor.data) is Tensor
         and tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and tensor.is_contiguous()
     )
