@@ -3,22 +3,22 @@
 import json
 import math
 import re
-from pathlib import Path
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-import radar
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
-from radar.cli.main import main
+from radar.engine.fallback import Fallback
 from radar.errors import UsageError
+from radar.metrics import Round, summarize
 from radar.tools.prompts import PromptLine, encode_prompt
 from radar.tools.show.page import page, page_data
 from radar.tools.show.palette import DARK, LIGHT, step
 from radar.tools.show.picture import picture
 from radar.tools.show.pieces import pieces, token_text
-from radar.tools.show.trace import trace
+from radar.tools.show.trace import Trace, TracedRound, trace
 
 QUESTION = "Omar saves $12 a week. After 9 weeks he spends $45. How much money does he have then?"
 POLICIES = {"trained": None, "threshold": Threshold(0.3), "fixed": FixedDepth(5), "deepest": FixedDepth(16)}
@@ -114,6 +114,37 @@ def test_the_calls_are_the_policys_decisions(traced):
         else:
             assert all(call.go_on >= 0.5 for call in earlier)
             assert last.go_on < 0.5 if last.asked else last.go_on is None
+
+
+def test_plain_steps_have_no_tree(prompt, monkeypatch):
+    monkeypatch.setattr(Fallback, "drafts", False)
+    decoder = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, engine="eager", max_length=256)
+    seen = trace(decoder, prompt, max_new_tokens=4)
+    assert [(item.calls, item.nodes) for item in seen.rounds] == 4 * [([], [])]
+    assert [item.root for item in seen.rounds] == [None, *seen.token_ids[:-1]]
+    kinds = [item["kind"] for item in page_data(seen, decoder.tokenizer, about={})["rounds"]]
+    assert kinds == ["prompt", "plain", "plain", "plain"]
+
+
+def test_a_text_of_half_a_character_is_drawn(decoder):
+    part = decoder.tokenizer("🙂", add_special_tokens=False)["input_ids"][0]
+    only = TracedRound(Round([part], is_prefill=True), None, [], [], part)
+    text = decoder.tokenizer.decode([part])
+    seen = Trace([part], [only], decoder.policy, text, "length", summarize([only.round], 0.0))
+    for drawn in (
+        picture(seen, decoder.tokenizer, command=""),
+        picture(replace(seen, prompt_ids=[]), Mute(), command=""),
+    ):
+        assert ElementTree.fromstring(drawn).get("width") == "610"
+
+
+class Mute:
+    """A tokenizer whose tokens have no text."""
+
+    all_special_ids = ()
+
+    def decode(self, ids, **options):
+        return ""
 
 
 def test_what_cannot_be_watched_is_refused(decoder, prompt):
@@ -219,49 +250,3 @@ def test_a_picture_has_every_round_and_no_script(traced):
     drawn = "".join("".join(element.itertext()) for element in root.iter() if element.get("textLength"))
     assert "".join(drawn.split()).startswith("".join(QUESTION.split()))
     assert "".join(seen.text.split()) in "".join(drawn.split())
-
-
-COMMAND = [
-    "radar", "show", "Write a function to remove all duplicates from a given list.", "--chat", "--device", "cpu",
-    "--output", "example.svg",
-]  # fmt: skip
-
-
-def test_the_readmes_picture_is_what_its_command_makes(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", COMMAND)
-    assert main() == 0
-    assert capsys.readouterr().out.startswith("example.svg: 39 tokens in 6 rounds")
-    committed = Path(radar.__file__).parent / "tools" / "show" / "example.svg"
-    assert (tmp_path / "example.svg").read_bytes() == committed.read_bytes()
-
-
-def test_the_command_writes_a_page(capsys, tmp_path):
-    file = tmp_path / "page.html"
-    options = ["--policy", "3", "--max-new-tokens", "8", "--device", "cpu", "--output", str(file)]
-    options += ["--temperature", "0.5", "--seed", "7", "--system", "Be short."]
-    assert main(["show", "def add(a, b):", *options]) == 0
-    data = json.loads(embedded_data(file.read_text(encoding="utf-8")))
-    assert data["about"]["policy"] == "FixedDepth(3)"
-    assert data["about"]["tokens"] == "sampled, seed 7, temperature 0.5"
-    assert data["figures"]["draft_calls_per_round"] == 3
-    assert "Be short." in "".join(text for text, _ in data["prompt"])
-    assert "tokens in" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        (["--output", "page.pdf"], "must end in .html"),
-        (["--output", "nowhere/page.html"], "there is no folder 'nowhere'"),
-        (["--engine", "graph"], "leave --engine out"),
-    ],
-)
-def test_the_command_refuses_before_it_loads(wrong, says, capsys, monkeypatch):
-    monkeypatch.setattr(RadarDecoder, "from_pretrained", None)
-    try:
-        code = main(["show", "x", *wrong])
-    except SystemExit as error:
-        code = error.code
-    assert code == 2
-    assert says in capsys.readouterr().err

@@ -43,8 +43,8 @@ def picture(trace: Trace, tokenizer: Any, *, command: str) -> str:
     head = list(_runs([(Piece(question), -1, False)]))
     top = head[-1].row + 1 if head else 0
     runs = [run._replace(row=run.row + top) for run in _runs(_tokens(trace, tokenizer))]
-    bottom = MARGIN + (runs[-1].row + 1) * LINE
-    columns = max(LEAST, *(run.column + _width(run) for run in (*head, *runs)))
+    bottom = MARGIN + (max((run.row for run in runs), default=top) + 1) * LINE
+    columns = max([LEAST, *(run.column + _width(run) for run in (*head, *runs))])
     width, height = 2 * MARGIN + columns * CELL, bottom + 92
     m = trace.metrics
     summary = f"{m.num_tokens} tokens in {m.num_spec_steps} rounds"
