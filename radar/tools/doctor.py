@@ -24,7 +24,7 @@ __all__ = ["CHAIN", "Diagnosis", "Measurement", "diagnose", "render"]
 CHAIN = TreeConfig(total_tokens=9, tree_top_k=1, max_calls=8)
 """What to measure with: a tree forgives a poor reading by its breadth, a chain of eight drafts does not."""
 
-STRETCH = 16  # tokens: texts are compared in pieces of this length, which is a few rounds
+STRETCH = 8  # tokens: texts are compared in pieces of this length, which is a few rounds
 WEAK = 1.2  # tokens per target pass, of which the target's own is 1
 
 
