@@ -17,6 +17,7 @@ from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.train import draft_run
 from radar.train.draft_run import DraftRun
+from radar.train.draft_target import weights_digest
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
@@ -201,3 +202,25 @@ def test_weights_are_looked_at_after_the_last_step(tmp_path: Path, monkeypatch: 
 def test_a_loss_that_is_not_finite_ends_a_long_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite at step 20"):
         train(tmp_path, replace(OPTIONS, steps=1000, lr=1e30))
+
+
+class Quantised(torch.Tensor):
+    """As torchao's: it says its shape, and gives no bytes."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in ("flatten", "view", "numpy"):
+            raise NotImplementedError
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_are_told_apart_whatever_they_are_made_of() -> None:
+    def module(kind: type[torch.Tensor], value: float) -> torch.nn.Module:
+        made = torch.nn.Module()
+        made.register_buffer("scale", torch.full((3, 2), value))
+        made.register_buffer("weight", torch.ones(4, 4).as_subclass(kind))
+        return made
+
+    plain = {weights_digest(module(torch.Tensor, value)) for value in (1.0, 1.0, 2.0)}
+    quantised = {weights_digest(module(Quantised, value)) for value in (1.0, 1.0, 2.0)}
+    assert (len(plain), len(quantised), len(plain & quantised)) == (2, 2, 0)
