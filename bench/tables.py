@@ -151,6 +151,7 @@ def rules(record: Record) -> str:
 # what the oracles of `radar.train.evaluate` are, and are not
 SHOWN = {
     "attainable oracle": "backward induction on the scores, fitted to training rounds (no bound)",
+    "oracle that knows the target's probabilities": "the target's probabilities known (a bound)",
     "hindsight oracle": "hindsight (a bound that needs the future)",
     "best fixed depth of these rounds": "best fixed depth, chosen on these very rounds",
 }

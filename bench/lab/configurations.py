@@ -54,14 +54,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question.
-
-    Attributes:
-        label: what follows the temperature in its name.
-        pair: whose rounds and costs judge.
-        policies: by name.
-        values: what tuning chose, by policy.
-    """
+    """Policies by name, rounds and costs that judge them, what tuning chose. `label` stands behind the temperature."""
 
     label: str
     pair: Pair

@@ -68,12 +68,8 @@ def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[
     lines = load_prompts(prompts, limit=limit)
     texts = fitting(lines, decoder.tokenizer, new_tokens=new_tokens, max_length=decoder.max_length)
     metrics = merge([decoder.generate(text, max_new_tokens=new_tokens).metrics for text in texts])
-    return {
-        "prompts": len(texts),
-        "rounds": metrics.num_spec_steps,
-        "mean_acceptance_length": metrics.mean_acceptance_length,
-        "acceptance_histogram": metrics.acceptance_histogram,
-    }
+    names = ("num_spec_steps", "mean_acceptance_length", "acceptance_histogram")
+    return {"prompts": len(texts), **{name: getattr(metrics, name) for name in names}}
 
 
 def main(argv: list[str]) -> int:
