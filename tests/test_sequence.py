@@ -89,7 +89,7 @@ def test_threads_wait_for_their_turn(decoder):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert found == {k: [expected[k]] * 3 for k in range(3)}
 
 
@@ -115,17 +115,17 @@ def test_a_stream_is_closed_from_another_thread(decoder):
 
     def wait(ids, scores):
         inside.set()
-        assert closed.wait(30)
+        assert closed.wait(600)
         return False
 
     stream = decoder.stream(PROMPTS[0], max_new_tokens=100, stopping_criteria=[wait])
     pieces = []
     reader = threading.Thread(target=lambda: pieces.extend(stream))
     reader.start()
-    assert inside.wait(30)
+    assert inside.wait(600)
     stream.close()
     closed.set()
-    reader.join(30)
+    reader.join(600)
     assert not reader.is_alive()
     assert stream.output.finish_reason == "cancelled"
     assert 1 <= len(stream.output.token_ids) <= 1 + TREE.max_calls
