@@ -1,6 +1,7 @@
 """The house: imports point one way and in no circle, libraries stay in their rooms, files are short."""
 
 import ast
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_every_public_object_is_documented():
     for package in (radar, radar_kernels):
         for name in package.__all__:
             assert (getattr(package, name).__doc__ or "").strip(), f"{package.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("place", ["radar", "radar_kernels", "bench", "tests"])
+def test_files_stay_short(place):
+    lines = {p.relative_to(ROOT): len(p.read_text().splitlines()) for p in (ROOT / place).rglob("*.py")}
+    assert {str(path): n for path, n in lines.items() if n > 300} == {}
+    if place in ("radar", "bench"):
+        assert statistics.median(n for n in lines.values() if n > 1) <= 120
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1500
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--temprature", "1"], ["--version"]])
