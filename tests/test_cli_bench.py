@@ -7,6 +7,7 @@ from fakes import tiny_draft, tiny_target
 
 from radar import RadarDecoder
 from radar.cli.main import main
+from radar.generation.base import Decoder
 from radar.tools.differences import find_differences
 from radar.tools.stock import StockModel
 from radar.tools.texts import Text
@@ -92,15 +93,15 @@ def test_verify_finds_a_wrong_text(prompts, capsys, wrong):
 
 
 def test_verify_does_not_trust_the_plain_decoder(prompts, capsys, monkeypatch):
-    """What plain decoding and drafts have in common: both leave out a penalty that the model's own generate applies."""
-    from transformers import GenerationMixin
+    """A fault that plain decoding and drafts have in common."""
+    generate = Decoder.generate
 
-    generate = GenerationMixin.generate
-    monkeypatch.setattr(
-        GenerationMixin,
-        "generate",
-        lambda self, *words, **options: generate(self, *words, **options, repetition_penalty=5.0),
-    )
+    def broken(self, prompt, **options):
+        output = generate(self, prompt, **options)
+        output.token_ids[5] = (output.token_ids[5] + 1) % 4096
+        return output
+
+    monkeypatch.setattr(Decoder, "generate", broken)
     assert main(["verify", *prompts, *SHORT]) == 1
     out = capsys.readouterr().out
     for name in ("without drafts", "with drafts"):
@@ -149,8 +150,13 @@ def test_a_wrong_draft_changes_nothing_and_a_wrong_verifier_does():
         return find_differences(texts, stock.scores, stock.dtype)
 
     assert differences() == []
-    target = decoder.engine.target
-    logits = target.logits
-    target.logits = lambda hidden: logits(hidden).roll(1, dims=-1)
-    assert [item.position for item in differences()] == [0, 0]
+    target = decoder.engine.steps.target
+    verify = target.verify
+
+    def wrong(*nodes):
+        logits, taps = verify(*nodes)
+        return logits.roll(1, dims=-1), taps
+
+    target.verify = wrong
+    assert [item.position for item in differences()] == [1, 1]  # the first token comes from the prompt's pass
     assert not any(item.is_tie for item in differences())
