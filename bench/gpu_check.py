@@ -27,10 +27,12 @@ def texts(device: str) -> dict[str, list[list[int]]]:
     lines = load_prompts(Path(str(files("radar"))) / "assets" / "prompts.jsonl")
     prompts = [encode_prompt(line, decoder.tokenizer) for line in lines]
     plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=1024)
-    out = {"autoregressive": [plain.generate(p, max_new_tokens=MAX_NEW_TOKENS).token_ids for p in prompts]}
+    out = {
+        "autoregressive": [plain.generate(p, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).token_ids for p in prompts]
+    }
     for name, policy in (("EAGLE-3", FixedDepth(8)), ("RADAR", trained)):
         decoder.policy = policy
-        out[name] = [decoder.generate(p, max_new_tokens=MAX_NEW_TOKENS).token_ids for p in prompts]
+        out[name] = [decoder.generate(p, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).token_ids for p in prompts]
     return out
 
 

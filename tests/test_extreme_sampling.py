@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fakes import DEVICE
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -17,8 +18,8 @@ from radar_kernels import sample_tokens
 from radar_kernels.reference_sampling import filter_logits
 
 VOCAB, ROWS = 300, 6
-TEXT = torch.tensor([[3, 250, 7, 3]])
-LOGITS = torch.randn(1, ROWS, VOCAB, generator=torch.Generator().manual_seed(1)) * 4
+TEXT = torch.tensor([[3, 250, 7, 3]], device=DEVICE)
+LOGITS = (torch.randn(1, ROWS, VOCAB, generator=torch.Generator().manual_seed(1)) * 4).to(DEVICE)
 CASES = {
     "1e-5": {"temperature": 1e-5},
     "least": {"temperature": 1e-37, "top_k": 40, "top_p": 0.9},
@@ -39,7 +40,7 @@ def logits_of(name):
 
 
 def sampler_of(params):
-    sampler = Sampler(1, VOCAB, torch.device("cpu"))
+    sampler = Sampler(1, VOCAB, DEVICE)
     sampler.set(SamplingParams(seed=5, **params))
     sampler.start(TEXT)
     return sampler
@@ -67,7 +68,7 @@ def test_scores_are_those_of_transformers(name):
 def test_a_token_that_is_kept_is_chosen(name, backend):
     logits = logits_of(name)
     state = sampler_of(CASES[name]).state
-    positions = torch.arange(ROWS)[None] + 4
+    positions = torch.arange(ROWS, device=DEVICE)[None] + 4
     tokens = sample_tokens(logits, positions, state, backend=backend)
     assert torch.equal(tokens, sample_tokens(logits, positions, state, backend="torch"))
     kept = filter_logits(logits, state).gather(-1, tokens[..., None])
@@ -79,7 +80,7 @@ def test_a_token_that_is_kept_is_chosen(name, backend):
 def test_what_ties_at_the_lowest_temperature_is_sampled():
     """Greedy takes the lower token; a temperature, however low, does not tell equal scores apart."""
     state = sampler_of(CASES["1e-20 with ties"]).state
-    positions = torch.arange(200)[None]
+    positions = torch.arange(200, device=DEVICE)[None]
     logits = logits_of("ties")[:, :1].expand(1, 200, VOCAB)
     counts = torch.bincount(sample_tokens(logits, positions, state)[0], minlength=VOCAB)
     best = (logits[0, 0] == logits[0, 0].amax()).nonzero()[:, 0]

@@ -152,7 +152,7 @@ def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
         tokens = []
         for item in ours.rounds(PROMPT, max_new_tokens=80):
             # the next round is under way already, so these are its numbers, and the last round's come twice
-            draws.add(tuple(captured.bound.policy._draws.flatten().tolist()))
+            draws.add(tuple(captured.bound._bound._draws.flatten().tolist()))
             tokens += item.tokens
             if not item.is_prefill:
                 generation.append(item.num_draft_calls)

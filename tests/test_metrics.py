@@ -3,7 +3,6 @@
 import json
 import re
 
-import torch
 from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig, prometheus_text
@@ -47,8 +46,7 @@ def test_plain_steps_are_counted_apart():
 
 
 def test_tokens_processed_on_the_host_are_noted():
-    rows = torch.zeros(2, 5)
-    m = summarize([*ROUNDS, Round([6, 7], num_draft_calls=1, scores=rows, logits=rows)], 2.0)
+    m = summarize([*ROUNDS, Round([6, 7], num_draft_calls=1, is_host_processed=True)], 2.0)
     assert m.num_host_processed_tokens == 2
 
 

@@ -82,7 +82,7 @@ def test_three_rows_of_different_lengths_say_what_each_says_alone(policy, sampli
 def test_a_row_that_stops_late_would_be_seen():
     """The comparison has teeth: without sticky flags a row that has stopped goes on when its beam is better again."""
 
-    class Alternating(Threshold):
+    class Alternating:
         def bind(self, batch_size, tree, device):
             self.call = torch.zeros(batch_size, dtype=torch.int64, device=device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from test_train_draft import CONFIG, HIDDEN
+from small_heads import CONFIG, HIDDEN
 from torch import Tensor
 
 from radar.draft.eagle3 import Eagle3Draft

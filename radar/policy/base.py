@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import inspect
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,13 +62,20 @@ def attach_signals(policy: StopPolicy, signals: RoundSignals) -> None:
 
 
 class Settled:
-    """Public attributes are set once: a graph would go on with what they were, so a change is an error that says so.
+    """What a policy was made with stays: a graph would go on with it, so a change is an error that says so.
 
-    Names of what changes from call to call begin with an underscore.
+    These are the arguments of the constructors here; a class of your own may add what changes from call to call.
     """
 
+    _arguments: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__.startswith("radar."):
+            cls._arguments = cls._arguments | set(inspect.signature(cls).parameters)
+
     def __setattr__(self, name: str, value: object) -> None:
-        if name[0] != "_" and name in self.__dict__:
+        if name in self._arguments and name in self.__dict__:
             kind = type(self).__name__
             raise UsageError(
                 f"{kind}.{name} is fixed once the policy is made; assign another policy instead, as in "
