@@ -150,5 +150,5 @@ def select_kernel(
             row, t, vocabulary, part_max, part_value, part_token, SEGMENTS, PARTS, PART
         )
         at = tl.min(tl.where(values == tl.max(values), best, NOWHERE))
-        at = tl.where(has_token(peak), at, NO_TOKEN)
-    tl.store(tokens + row, at.to(tl.int64))
+        at = tl.where(has_token(peak), at, NOWHERE)
+    tl.store(tokens + row, tl.where(at < NOWHERE, at, NO_TOKEN).to(tl.int64))

@@ -4,7 +4,7 @@
 
 from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms
-from radar_kernels.scores import LEAST_MASS, NO_TOKEN, NOWHERE, finite, has_token, is_ahead, score_tokens
+from radar_kernels.scores import LEAST_MASS, NOWHERE, finite, has_token, is_ahead, score_tokens
 
 __all__ = ["best_of_parts", "select_weighed", "weigh_row"]
 
@@ -120,7 +120,7 @@ def select_weighed(
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, PART: tl.constexpr, SHARE: tl.constexpr, SHARES: tl.constexpr,
     TILE: tl.constexpr, NODES: tl.constexpr,
 ):  # fmt: skip
-    """The first candidate that top-p and min-p keep, or NO_TOKEN: nearly always one of the two that the row was weighed
+    """The first candidate that top-p and min-p keep, or NOWHERE: nearly always one of the two that the row was weighed
     for."""
     PARTS: tl.constexpr = SEGMENTS * SEGMENT // PART
     scale = 1.4426950408889634 / t
@@ -136,9 +136,9 @@ def select_weighed(
     )
     base = finite(peak)
     score = tl.load(tried_score + row * 2)
-    at = tl.load(tried_token + row * 2)
+    at = tl.where(has_token(peak), tl.load(tried_token + row * 2), NOWHERE)  # elsewhere nothing was weighed
     kept = (ahead_1 < enough) & (tl.math.exp2((score - base) * scale) >= least_mass)
-    kept = kept | (has_token(peak) == 0)  # nothing was weighed
+    kept = kept | (at == NOWHERE)
     if kept == 0:
         score = tl.load(tried_score + row * 2 + 1)
         at = tl.load(tried_token + row * 2 + 1)
@@ -151,4 +151,4 @@ def select_weighed(
         if kept & (p < 1.0):
             ahead, _, _ = weigh(0, vocabulary, (score, at), (score, at), base, scale, source, vocabulary, TILE, NODES)
             kept = ahead < enough
-    return tl.where(has_token(peak), at, NO_TOKEN)
+    return at

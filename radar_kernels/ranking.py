@@ -6,12 +6,10 @@ from radar_kernels._launch import jit, tl
 from radar_kernels.noise import gumbel, uniforms, uniforms_of
 from radar_kernels.scores import (
     LEAST_MASS,
-    NO_TOKEN,
     NOWHERE,
     finite,
     float_key,
     float_of_key,
-    has_token,
     is_ahead,
     score_tokens,
 )
@@ -104,7 +102,10 @@ def select_ranked(
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
     NODES: tl.constexpr,
 ):  # fmt: skip
-    """argmax of x[v] / T + g[v] over what top-k keeps, then top-p of the mass of that, then min-p; or NO_TOKEN."""
+    """argmax of x[v] / T + g[v] over what top-k keeps, then top-p of the mass of that, then min-p.
+
+    NOWHERE if the best score is not finite: less an infinite one no noisy score is above -inf.
+    """
     BLOCKS: tl.constexpr = SEGMENTS * SEGMENT // BLOCK
     offset = row.to(tl.int64) * (BLOCKS * ROOM)
     lists = (list_score + offset, list_noisy + offset, list_token + offset)
@@ -168,4 +169,4 @@ def select_ranked(
         if trying:
             at = tl.min(tl.where(best == top, best_token, NOWHERE))
             score = tl.max(tl.where(best_token == at, best_score, -float("inf")))
-    return tl.where(has_token(peak), at, NO_TOKEN)
+    return at
