@@ -14,7 +14,7 @@ SHAPES = {
     "one row": {"nodes": 1, "vocabulary": 1000},
     "tiny": {"batch": 2, "nodes": 2, "vocabulary": 7},
     "one word": {"nodes": 4, "vocabulary": 33},
-    "odd": {"batch": 2, "nodes": 5, "vocabulary": 1003},
+    "odd": {"batch": 2, "nodes": 3, "vocabulary": 1003},
     "several blocks": {"nodes": 3, "vocabulary": 5003},
 }
 
@@ -28,16 +28,21 @@ def test_kernel_equals_reference(shape, setting, device):
     assert_same(logits, positions, state, **make_tree(batch, nodes, vocabulary, device))
 
 
-@pytest.mark.parametrize("nodes", [64, 70])
-def test_a_whole_tree(nodes, device):
+def test_a_whole_tree(device):
+    nodes = 66  # two words of ancestors
     logits, positions = make(1, nodes, 129, device=device)
     assert_same(logits, positions, make_state(1, 129, device, **SETTINGS["all"]), **make_tree(1, nodes, 129, device))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["greedy", "temperature 1", "top_k", "top_p", "all"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("greedy", torch.float16), ("temperature 1", torch.bfloat16), ("top_k", torch.float16),
+        ("top_p", torch.bfloat16), ("all", torch.bfloat16),
+    ],
+)  # fmt: skip
 def test_few_bits_and_many_ties(name, dtype, device):
-    logits, positions = make(2, 6, 700, dtype, device, spread=1.0)
+    logits, positions = make(2, 3, 700, dtype, device, spread=1.0)
     logits = (logits * 2).round() / 2  # about twenty values
     assert_same(logits, positions, make_state(2, 700, device, **SETTINGS[name]))
 
