@@ -7,7 +7,7 @@ import torch
 from radar.config import TreeConfig
 from radar.tools.twins import fingerprint
 from radar.train.recording import Recording
-from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader
+from radar.train.rounds import RoundDataset, RoundsHeader
 
 TREE = TreeConfig(tree_top_k=3, max_calls=4, total_tokens=12)
 HEADER = RoundsHeader(TREE, 0.0, {"target": "t"})
@@ -21,17 +21,11 @@ def prompt_rounds(prompt: int, header: RoundsHeader = HEADER, rounds: int = 3) -
     scores = -torch.rand(rounds, 4, 3, generator=generator).cumsum(-1)
     scores[:1, 0, 2] = -torch.inf
     pick = torch.randint(4, (rounds,), generator=generator)
-    signals = RecordedSignals(
-        torch.rand(rounds, 4, generator=generator),
-        torch.arange(rounds) - 1,
-        torch.rand(rounds, generator=generator),
-        torch.arange(rounds) + 1,
-    )
     table = torch.rand(rounds, 4, 5, generator=generator).tril(1)  # stop n accepts n tokens at most
     distribution = table / table.sum(-1, keepdim=True) if header.temperature > 0 else None
     number, position = torch.full((rounds,), prompt), torch.arange(rounds) * 5 + prompt
     known = {prompt: fingerprint(f"the prompt of number {prompt} and {prompt * 7}")}
-    return RoundDataset(scores, LENGTHS[pick], number, position, header, signals, distribution, known)
+    return RoundDataset(scores, LENGTHS[pick], number, position, header, distribution, known)
 
 
 def write(folder: Path, prompts: range = range(4), header: RoundsHeader = HEADER) -> Recording:

@@ -8,7 +8,7 @@ from trees import accept
 
 from radar import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, expected_lengths, verified
+from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, verified
 from radar.train.drafted import Drafted
 from radar.train.rounds import RoundsHeader
 from radar.train.text_rounds import TextRounds
@@ -106,7 +106,7 @@ def test_distribution_equals_monte_carlo():
 
 
 def test_rounds_side_by_side_are_rounds_alone():
-    """Distribution, lengths and expected lengths of a stack, for two sizes of tree."""
+    """Distribution and lengths of a stack, for two sizes of tree."""
     trees, shares = zip(*(random_tree(seed) for seed in range(6)), strict=True)
     rounds = [Candidates.of(tree) for tree in trees]
     generator = torch.Generator().manual_seed(3)
@@ -114,7 +114,7 @@ def test_rounds_side_by_side_are_rounds_alone():
     for nodes in (4, 9):
         config = TreeConfig(total_tokens=nodes, tree_top_k=2, max_calls=4)
         stack = Candidates.stack(rounds, config)
-        chosen, mass = verified(stack), expected_lengths(stack, verified(stack))
+        chosen = verified(stack)
         spread = acceptance_distribution(stack, chosen, torch.stack(shares))
         lengths = accept_lengths(stack, chosen, texts)
         for row, one in enumerate(rounds):
@@ -123,7 +123,6 @@ def test_rounds_side_by_side_are_rounds_alone():
                 spread[row], acceptance_distribution(alone, chosen[row, None], shares[row][None])[0]
             )
             assert torch.equal(lengths[row], accept_lengths(alone, verified(alone), texts[row, None])[0])
-            torch.testing.assert_close(mass[row], expected_lengths(alone, verified(alone))[0])
             for calls in range(1, 5):
                 early = truncated(trees[row], calls)
                 early.config = config
@@ -152,9 +151,9 @@ def followed(tree, text, kept):
 def test_an_end_token_is_nobodys_draft():
     """In distribution: as if no candidate that ends the text were there."""
     tree, shares = random_tree(2)
-    rounds = [Drafted([0], None, 0.0), Drafted([0, 0, 0, 0, 0], Candidates.of(tree), 0.0, shares[None].float())]
+    rounds = [Drafted([0]), Drafted([0, 0, 0, 0, 0], Candidates.of(tree), shares[None].float())]
     for ends in (frozenset(), frozenset({1}), frozenset({0, 1})):
-        text = TextRounds(rounds, 3, 4, ends=ends, every_token=False)
+        text = TextRounds(rounds, 3, 4, ends=ends)
         inside = shares.clone()
         inside[torch.isin(tree.tokens[0], torch.tensor(sorted(ends), dtype=torch.int64))] = 0.0
         header = RoundsHeader(tree.config, 1.0)

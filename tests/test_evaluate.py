@@ -142,7 +142,7 @@ def test_the_oracle_that_knows_the_probabilities_is_a_bound() -> None:
     table[torch.arange(0, 800, 2)[:, None], torch.arange(CALLS), torch.arange(1, CALLS + 1)] = 0.5
     luck = torch.rand(800, 1, generator=torch.Generator().manual_seed(5)) < 0.5
     accept = torch.where(even & luck, torch.arange(1, CALLS + 1), 0)
-    known = RoundDataset(data.scores, accept, data.prompt, data.position, data.header, None, table)
+    known = RoundDataset(data.scores, accept, data.prompt, data.position, data.header, table)
     rows = by_name(evaluate({"8": FixedDepth(8), "mass": Threshold(0.3)}, known, FREE, reference="8"))
     stops = torch.where(even[:, 0], CALLS, 1)
     assert rows[KNOWING].tokens_per_second == pytest.approx(replay_stops(stops, known, FREE).tokens_per_time)

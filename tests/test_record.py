@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 import torch
-from fakes import DEVICE, tiny_draft, tiny_target
-from test_acceptance import truncated
+from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
 from radar.train.acceptance import Candidates, accept_lengths, verified
@@ -33,15 +32,15 @@ def accepted_by_decoding(decoder, prompt, context, calls):
     return first.tokens, next(rounds).accept_length
 
 
-@pytest.mark.parametrize("total_tokens", [4, 12, 40])
+@pytest.mark.parametrize("total_tokens", [4, 40])
 def test_lengths_equal_decoding_with_that_stop(tmp_path, total_tokens):
     decoder = make(total_tokens)
-    record(decoder, PROMPTS, tmp_path / "rounds", max_new_tokens=40, progress=False)
+    record(decoder, PROMPTS[:2], tmp_path / "rounds", max_new_tokens=40, progress=False)
     data = read_rounds(tmp_path / "rounds")
     assert len(data) > 5
     varied = set()
-    for index, prompt in enumerate(PROMPTS):
-        text = decoder.generate(prompt, max_new_tokens=60).token_ids
+    for index, prompt in enumerate(PROMPTS[:2]):
+        text = decoder.generate(prompt, max_new_tokens=40).token_ids
         for row in (data.prompt == index).nonzero().flatten().tolist()[::4]:
             known = int(data.position[row]) - len(prompt)
             for calls in (1, 2, 4, 6):
@@ -75,7 +74,7 @@ def test_scores_are_what_a_policy_reads(tmp_path):
     decoder.policy = Spy(6)
     for row in range(len(data)):
         seen.clear()
-        decoded_round(decoder, PROMPTS[0], text, int(data.signals.generated[row]))
+        decoded_round(decoder, PROMPTS[0], text, int(data.position[row]) - len(PROMPTS[0]))
         per_call = torch.stack(seen[:5])  # the sixth call is the last: nobody asks after it
         torch.testing.assert_close(data.scores[row, :5], per_call.cpu(), atol=2e-5, rtol=0)
 
@@ -95,15 +94,15 @@ def test_the_text_is_what_decoding_gives(temperature):
 def test_trees_of_several_sizes_are_recorded_at_once(tmp_path, temperature):
     options = {"max_new_tokens": 30, "temperature": temperature, "progress": False}
     files = {nodes: tmp_path / str(nodes) for nodes in (12, 4, 40)}
-    summary = record(make(), PROMPTS, files, **options)
+    summary = record(make(), PROMPTS[:1], files, **options)
     assert summary["out"] == str(files[12])
     for nodes, file in files.items():
-        record(make(nodes), PROMPTS, tmp_path / f"alone{nodes}", **options)
+        record(make(nodes), PROMPTS[:1], tmp_path / f"alone{nodes}", **options)
         assert read_rounds(file).fingerprint() == read_rounds(tmp_path / f"alone{nodes}").fingerprint()
     few, many = (read_rounds(files[nodes]).expected_accept() for nodes in (4, 40))
     assert few.mean() < many.mean()
     shutil.rmtree(files[4])
-    record(make(), PROMPTS, files, **options)  # only what is missing is written
+    record(make(), PROMPTS[:1], files, **options)  # only what is missing is written
     torch.testing.assert_close(read_rounds(files[4]).expected_accept(), few)
 
 
@@ -141,29 +140,6 @@ def test_a_wrong_continuation_changes_the_lengths():
     absent = next(token for token in range(6) if token not in tree.tokens[0, :3].tolist())
     assert lengths(absent, best) == [0] * 6
     assert lengths() == [0] * 6
-
-
-def test_signals_are_the_rounds_own(tmp_path):
-    decoder = make()
-    record(decoder, PROMPTS[:1], tmp_path / "rounds", max_new_tokens=40, progress=False)
-    data = read_rounds(tmp_path / "rounds")
-    prompt, signals = PROMPTS[0], data.signals
-    assert (signals.generated + len(prompt)).tolist() == data.position.tolist()
-    assert signals.last_accept_length.tolist() == [-1, *(signals.generated.diff() - 1).tolist()]
-    text = decoder.generate(prompt, max_new_tokens=40).token_ids
-    for row in range(len(data)):
-        known = int(signals.generated[row])
-        before = torch.tensor([prompt + text[: known - 1]], device=DEVICE)
-        log_probs = decoder.model(before).logits[0, -1].detach().double().log_softmax(-1)
-        assert float(signals.target_entropy[row]) == pytest.approx(
-            -float((log_probs.exp() * log_probs).sum()), abs=1e-3
-        )
-    decoder.policy = FixedDepth(6)
-    for row in range(3):
-        tree = decoded_round(decoder, prompt, text, int(signals.generated[row]))
-        for calls in (1, 3, 6):
-            best = truncated(tree, calls).scores[0].sort(descending=True).values[:11]
-            assert float(signals.expected_lengths[row, calls - 1]) == pytest.approx(float(best.exp().sum()), abs=1e-4)
 
 
 def test_sampled_rounds_depend_on_the_seed_alone(tmp_path):

@@ -13,7 +13,7 @@ from radar.train.dataset import read_rounds
 from radar.train.evaluate import BEST_FIXED, evaluate
 from radar.train.record import record
 from radar.train.replay import followed, replay, stops_of
-from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader
+from radar.train.rounds import RoundDataset, RoundsHeader
 from radar.train.tune import tune_fixed_depth
 
 CALLS, K, TEXTS, LENGTH = 5, 3, 6, 40
@@ -29,10 +29,8 @@ def rounds(seed=0):
     depth = torch.randint(0, CALLS + 1, (count, 1), generator=generator)
     header = RoundsHeader(TreeConfig(tree_top_k=K, max_calls=CALLS), every_token=True)
     prompt, position = torch.arange(TEXTS).repeat_interleave(LENGTH), torch.arange(LENGTH).repeat(TEXTS) + 7
-    last = torch.full((count,), -1)
-    signals = RecordedSignals(scores.exp().sum(-1).cumsum(1).clamp(max=1), last, torch.rand(count), position - 6)
     lengths = depth.clamp(max=torch.arange(1, CALLS + 1))
-    data = RoundDataset(scores, lengths, prompt, position, header, signals=signals)
+    data = RoundDataset(scores, lengths, prompt, position, header)
     return data.select(torch.randperm(count, generator=generator))
 
 
@@ -99,13 +97,12 @@ def test_evaluation_counts_the_same_rounds():
 @pytest.mark.parametrize("policy", [FixedDepth(1), FixedDepth(4), Threshold(0.5), GammaTune()])
 def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, policy):
     """Round for round: where each begins, how many calls it makes and what is accepted."""
-    decoder, prompts = make(), [PROMPTS[0], PROMPTS[1], PROMPTS[2]]
+    decoder, prompts = make(), PROMPTS[:2]
     file = tmp_path / "r"
     record(decoder, prompts, file, max_new_tokens=50, temperature=temperature, every_token=True, progress=False)
     data = read_rounds(file)
     assert data.header.every_token
-    assert len(data) > 3 * 40
-    assert set(data.signals.last_accept_length.tolist()) == {-1}
+    assert len(data) > 2 * 40
     stops = stops_of(policy, data)
     made = followed(stops, data)
     found = []
@@ -133,10 +130,10 @@ def test_replay_of_texts_that_end_gains_their_tokens(tmp_path, temperature):
     """And no more, where the draft goes beyond the end; in distribution neither."""
     decoder, file = make(), tmp_path / "r"
     decoder.eos_token_ids = frozenset({2})
-    tried = [[*PROMPTS[i % 3], i % 6, i // 6, i % 2] for i in range(24)]
+    tried = [[*PROMPTS[i % 3], i % 6, i // 6, i % 2] for i in range(12)]
     ending = [p for p in tried if decoder.generate(p, max_new_tokens=80).finish_reason == "stop"]
     prompts = ending if temperature == 0 else tried
-    assert len(prompts) >= 4
+    assert len(prompts) >= 2
     record(decoder, prompts, file, max_new_tokens=80, temperature=temperature, every_token=True, progress=False)
     data, free = read_rounds(file), CostTable.constant(call=1.0, rest=5.0, device="any")
     for policy in (FixedDepth(1), FixedDepth(5)):

@@ -15,7 +15,7 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
 
-__all__ = ["Candidates", "accept_lengths", "acceptance_distribution", "expected_lengths", "verified"]
+__all__ = ["Candidates", "accept_lengths", "acceptance_distribution", "verified"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ def verified(tree: Candidates) -> Tensor:
     return torch.empty_like(best).scatter_(2, order[:, None].expand_as(best), best)
 
 
-def expected_lengths(tree: Candidates, chosen: Tensor) -> Tensor:
-    """The draft's own expected accepted length for every stop [B, max_calls] float32: the probability of its nodes."""
-    return _sums(chosen, tree.scores.double().exp()).float()
-
-
 def acceptance_distribution(tree: Candidates, chosen: Tensor, probabilities: Tensor) -> Tensor:
     """P(accepted length = l) for a stop after call 1 to max_calls: [B, max_calls, max_calls + 1] float64.
 
@@ -86,7 +81,7 @@ def acceptance_distribution(tree: Candidates, chosen: Tensor, probabilities: Ten
     for depth, level in enumerate(tree.levels(), start=1):
         if depth > 1:  # parents stand in lower slots, one level up
             path[:, level] *= path.gather(1, tree.parents[:, level].clamp(min=0))  # -1: never drafted
-        at_least[:, :, depth] = _sums(chosen[:, :, level], path[:, level])
+        at_least[:, :, depth] = (chosen[:, :, level].double() @ path[:, level, None])[..., 0]
     beyond = torch.nn.functional.pad(at_least[:, :, 1:], (0, 1))
     return (at_least - beyond).clamp(min=0.0)  # rounding can leave -1e-17
 
@@ -108,8 +103,3 @@ def accept_lengths(tree: Candidates, chosen: Tensor, continuation: Tensor) -> Te
         parent = level.start + here.long().argmax(1)  # siblings differ: there is no second one
         lengths += chosen[rows, :, parent] & alive[:, None]  # a verified node's ancestors are verified
     return lengths
-
-
-def _sums(chosen: Tensor, values: Tensor) -> Tensor:
-    """Values [B, c] summed over what every stop verifies [B, max_calls, c]."""
-    return (chosen.double() @ values[:, :, None])[..., 0]

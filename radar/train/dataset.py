@@ -9,9 +9,9 @@ from pathlib import Path
 
 from radar.errors import FormatError, NotFoundError, UsageError
 from radar.train.recording import Damaged, folder_of, read_shard, shard_files
-from radar.train.rounds import RecordedSignals, RoundDataset, RoundsHeader, concatenate
+from radar.train.rounds import RoundDataset, RoundsHeader, concatenate
 
-__all__ = ["RecordedSignals", "RoundDataset", "RoundsHeader", "read_rounds"]
+__all__ = ["RoundDataset", "RoundsHeader", "read_rounds"]
 
 ONE_KIND = ("tree_top_k", "max_calls", "total_tokens", "every_token", "temperature", "target", "draft")
 

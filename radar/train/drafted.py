@@ -15,12 +15,13 @@ from torch import Tensor
 from radar.config import SamplingParams
 from radar.decoder import RadarDecoder
 from radar.draft.drafter import Eagle3Drafter
+from radar.engine.admission import Admission
 from radar.engine.capture import capture, capture_each, on_stream
-from radar.engine.prefill import Prefill
 from radar.errors import UsageError
+from radar.generation.request import Request
 from radar.target.model import TargetModel
 from radar.train.acceptance import Candidates
-from radar.train.full_round import FullRound, entropy
+from radar.train.full_round import FullRound
 
 __all__ = ["Drafted", "FullRounds", "Job", "in_order"]
 
@@ -31,14 +32,12 @@ class Drafted(NamedTuple):
     Attributes:
         tokens: certain after it.
         tree: its candidates, of one row; None for the prompt's pass.
-        entropy: nats, of the target's distribution (at temperature 1) behind the last of the tokens.
         probabilities: [1, C] float32, the target's probability of every candidate after its parent's path, at the
             temperature of the sampling; None at temperature 0.
     """
 
     tokens: list[int]
-    tree: Candidates | None
-    entropy: float
+    tree: Candidates | None = None
     probabilities: Tensor | None = None
 
 
@@ -54,36 +53,26 @@ class FullRounds:
     """
 
     def __init__(self, decoder: RadarDecoder, temperature: float, *, every_token: bool = False) -> None:
-        source, tree, draft = decoder.engine, decoder.tree, decoder.draft
+        source, tree, draft = decoder.engine.target, decoder.tree, decoder.draft
         self.decoder, self.temperature, self.every_token = decoder, temperature, every_token
-        prompt_rows = source.target.max_rows
         self.target = TargetModel(
             decoder.model,
             max_length=decoder.max_length,
-            max_rows=max(FullRound.num_rows(tree), prompt_rows),
-            tap_layers=source.target.tap_layers,
+            max_rows=max(FullRound.num_rows(tree), source.max_rows),
+            tap_layers=source.tap_layers,
         )
-        self.drafter = Eagle3Drafter(
-            draft,
-            self.target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
-            tree,
-            max_length=decoder.max_length,
-            max_rows=prompt_rows,
-        )
-        self._prefill = Prefill(self.target, self.drafter)
-        self._chunks: dict[int, Callable[[], object]] | None = None
+        embedding = source.embed_tokens if draft.embed_tokens is None else draft.embed_tokens
+        self.drafter = Eagle3Drafter(draft, embedding, tree, max_length=decoder.max_length, max_rows=source.max_rows)
         self._stream: torch.cuda.Stream | None = None
         with torch.inference_mode():
             self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)
-            self._run: Callable[[], object] = self._work
+            self._admission = Admission(self.target, self.drafter, self.round.sampler)
+            self._run: Callable[[], object] = self.round.run
             if self.target.device.type == "cuda":
-                self._stream = stream = torch.cuda.Stream(self.target.device)
-                self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, stream)
-                on_stream(stream, self._work)
-                self._run = capture(self._work, stream).replay
-
-    def _work(self) -> None:
-        self._result = self.round.run()
+                self._stream, prefill = torch.cuda.Stream(self.target.device), self._admission.prefill
+                self._admission.chunks = capture_each(prefill.chunk, prefill.sizes, self._stream)
+                on_stream(self._stream, self.round.run)
+                self._run = capture(self.round.run, self._stream).replay
 
     def _here(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
@@ -94,48 +83,40 @@ class FullRounds:
         Raises ValueError where prompt and limit do not fit.
         """
         decoder = self.decoder
-        ids = decoder.encode(prompt)
+        ids, ends = decoder.encode(prompt), decoder.eos_token_ids
         if len(ids) + limit > decoder.max_length:
             raise UsageError(
                 f"a prompt of {len(ids)} tokens with {limit} behind it does not fit: the cache holds "
                 f"max_length={decoder.max_length}: shorten it, lower the limit, or make the decoder with a larger one"
             )
-        first = self._begin(ids, seed)
-        yield first
-        left, root, length = limit - 1, first.tokens[0], len(ids)
-        while left > 0 and root not in decoder.eos_token_ids:
+        made = self._begin(Request(ids, limit, SamplingParams(temperature=self.temperature, seed=seed), ends))
+        yield made
+        left, length = limit - 1, len(ids)
+        while left > 0 and made.tokens[-1] not in ends:
             made = self._next(length)
             length += len(made.tokens)
-            tokens = _cut(made.tokens, left, decoder.eos_token_ids)
-            left, root = left - len(tokens), tokens[-1]
-            yield made._replace(tokens=tokens)
+            made = made._replace(tokens=_cut(made.tokens, left, ends))
+            left -= len(made.tokens)
+            yield made
 
     @torch.inference_mode()
-    def _begin(self, ids: list[int], seed: int) -> Drafted:
+    def _begin(self, request: Request) -> Drafted:
         """The prompt's pass."""
-        steps = self.round
         with self._here():
-            input_ids = torch.tensor([ids], device=self.target.device)
-            steps.sampler.set(SamplingParams(temperature=self.temperature, seed=seed))
-            steps.sampler.start(input_ids)
-            self._prefill.run(input_ids, self._chunks)
-            token = steps.sampler.sample(self._prefill.logits[:, None], self.target.cache.length[:, None])
-            steps.sampler.commit(token, torch.ones_like(token[:, 0]))
-            steps.load(token, self._prefill.taps)
-            return Drafted([int(steps.root)], None, float(entropy(self._prefill.logits)))
+            first = self._admission.admit(request)
+            self.round.load(self._admission.token, self._admission.prefill.taps)
+            return Drafted(first.tokens)
 
     @torch.inference_mode()
     def _next(self, length: int) -> Drafted:
         """The round behind `length` committed tokens."""
-        steps, tree = self.round, self.decoder.tree
         with self._here():
-            self.target.cache.set_window(length + FullRound.num_rows(tree))
-            self.drafter.cache.set_window(length + tree.max_accepted + tree.num_draft_columns)
+            self.target.cache.set_window(length + FullRound.num_rows(self.decoder.tree))
+            self.drafter.cache.set_window(length + self.drafter.num_scratch_rows)
             self._run()
-            _, accepted, *tokens = self._result[0].tolist()
-            probabilities = steps.probabilities.cpu() if self.temperature > 0 else None
-            candidates = Candidates.of(self.drafter.tree)
-            return Drafted(tokens[: accepted + 1], candidates, float(steps.entropies), probabilities)
+            _, accepted, *tokens = self.round.result[0].tolist()
+            probabilities = self.round.probabilities.cpu() if self.temperature > 0 else None
+            return Drafted(tokens[: accepted + 1], Candidates.of(self.drafter.tree), probabilities)
 
 
 def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> list[int]:

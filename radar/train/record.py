@@ -120,7 +120,7 @@ def record(
         jobs = [Job(number, ids[number], limits[number], seed * 1_000_003 + number) for number in todo]
         for job, drafted in stack.enter_context(closing(in_order(sources, jobs))):
             ends, depth = decoder.eos_token_ids, tree.max_calls
-            text = TextRounds(drafted, len(job.prompt), depth, ends=ends, every_token=every_token)
+            text = TextRounds(drafted, len(job.prompt), depth, ends=ends)
             for folder in folders:
                 if job.number not in folder.done:
                     folder.add(job.number, text.rounds(job.number, folder.header, fingerprint(texts[job.number])))

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from radar.config import TreeConfig
 from radar.errors import UsageError
 from radar.tools.twins import groups
 
-__all__ = ["RecordedSignals", "RoundDataset", "RoundsHeader", "concatenate"]
+__all__ = ["RoundDataset", "RoundsHeader", "concatenate"]
+
+PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution")
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,6 @@ class RoundsHeader:
         return ", ".join(f"{name} {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b)
 
 
-class RecordedSignals(NamedTuple):
-    """Cheap facts beside the scores that a policy may read.
-
-    Attributes:
-        expected_lengths: [N, T] float32, after call 1 to T: the draft's own expected accepted length, the sum of the
-            probabilities of the nodes that would be verified.
-        last_accept_length: [N] int64, accepted draft tokens of the round before; -1 in a prompt's first round, and
-            where a round begins at every token: there it depends on the policy.
-        target_entropy: [N] float32, nats, of the target's distribution from which the round's root was taken.
-        generated: [N] int64, output tokens known when the round starts; the root counts.
-    """
-
-    expected_lengths: Tensor
-    last_accept_length: Tensor
-    target_entropy: Tensor
-    generated: Tensor
-
-
 @dataclass(frozen=True)
 class RoundDataset:
     """N rounds of T = max_calls draft calls with k = tree_top_k scores each, in the order of the text within a prompt.
@@ -84,7 +68,6 @@ class RoundDataset:
             text that was sampled.
         prompt: [N] int64.
         position: [N] int64: context length in tokens, prompt included.
-        signals: None if they were not recorded.
         distribution: [N, T, T + 1] float32: probability of each accepted length for each stop, over the target's
             sampling; None if it was not recorded. At temperature 0 `accept_lengths` is all there is to know.
         prompts: `radar.tools.twins.fingerprint` of the prompts, by number; empty if they are not known.
@@ -97,36 +80,30 @@ class RoundDataset:
     prompt: Tensor
     position: Tensor
     header: RoundsHeader
-    signals: RecordedSignals | None = None
     distribution: Tensor | None = None
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rounds, calls, width = len(self.scores), self.header.tree.max_calls, self.header.tree.tree_top_k
         expected: dict[str, tuple[int, ...]] = {"scores": (rounds, calls, width), "accept_lengths": (rounds, calls)}
-        expected |= {"prompt": (rounds,), "position": (rounds,), "expected_lengths": (rounds, calls)}
-        expected |= {"distribution": (rounds, calls, calls + 1)}
+        expected |= {"prompt": (rounds,), "position": (rounds,), "distribution": (rounds, calls, calls + 1)}
         for name, part in self.tensors().items():
-            if tuple(part.shape) != expected.get(name, (rounds,)):
-                want = expected.get(name, (rounds,))
-                raise UsageError(f"RoundDataset: {name} must be {list(want)} for this tree, got {list(part.shape)}")
+            if part.shape != expected[name]:
+                want, got = list(expected[name]), list(part.shape)
+                raise UsageError(f"RoundDataset: {name} must be {want} for this tree, got {got}")
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def tensors(self) -> dict[str, Tensor]:
         """All parts that are there, by name."""
-        parts = {name: getattr(self, name) for name in ("scores", "accept_lengths", "prompt", "position")}
-        parts |= {} if self.signals is None else self.signals._asdict()
-        return parts if self.distribution is None else parts | {"distribution": self.distribution}
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
     @classmethod
     def of(cls, parts: Mapping[str, Tensor], header: RoundsHeader, prompts: Mapping[int, Tensor]) -> RoundDataset:
         """The inverse of `tensors`."""
-        scores, lengths, prompt, position = (parts[n] for n in ("scores", "accept_lengths", "prompt", "position"))
-        told = [parts[name] for name in RecordedSignals._fields if name in parts]
-        signals = RecordedSignals(*told) if told else None
-        return cls(scores, lengths, prompt, position, header, signals, parts.get("distribution"), prompts)
+        known = {name: part for name, part in parts.items() if name in PARTS}  # files of before hold others, unread
+        return cls(header=header, prompts=prompts, **known)
 
     def expected_accept(self) -> Tensor:
         """Accepted draft tokens for every stop [N, T] float32: their expectation where the distribution is known."""
@@ -150,7 +127,7 @@ class RoundDataset:
         if max_calls > self.scores.shape[1]:
             raise UsageError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
         parts = self.tensors()
-        for name in parts.keys() & {"scores", "accept_lengths", "expected_lengths", "distribution"}:
+        for name in parts.keys() & {"scores", "accept_lengths", "distribution"}:
             parts[name] = parts[name][:, :max_calls]
         if self.distribution is not None:
             parts["distribution"] = parts["distribution"][..., : max_calls + 1]
