@@ -180,7 +180,7 @@ def test_what_is_not_finite_reaches_no_file(tmp_path: Path, checkpoint_every: fl
     with pytest.raises(ValueError, match=r"not finite at step \d+: lower lr \(now 1e\+30\)"):
         train(tmp_path, options)
     for path in tmp_path.iterdir():
-        weights = torch.load(path, weights_only=True)["draft"]
+        weights = torch.load(path, weights_only=True)["network"]
         assert all(value.isfinite().all() for value in weights.values())
     assert sorted(contents(tmp_path)) == ["training.pt"] * bool(checkpoint_every)
 

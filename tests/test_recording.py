@@ -78,7 +78,7 @@ def test_a_crash_while_writing_leaves_no_shard(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", crash)
+        patch.setattr("radar.train.files.os.replace", crash)
         with pytest.raises(OSError, match="disk full"):
             write(tmp_path / "r", range(4))
     assert read_rounds(tmp_path / "r").prompt.unique().tolist() == [0, 1]

@@ -147,9 +147,11 @@ def test_the_rate_follows_the_throughput(tmp_path: Path) -> None:
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     options = FAST | {"epochs": 1}
     train_policy(make_rounds(100), tmp_path, **options)
-    with pytest.raises(ValueError, match=r"dropout: 0\.0 there, 0\.5 now.*resume=False \(--restart\)"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(dropout 0\.0 there, 0\.5 here\).*resume=False \(--restart\)"
+    ):
         train_policy(make_rounds(100), tmp_path, **(options | {"dropout": 0.5}))
-    with pytest.raises(ValueError, match="other rounds"):
+    with pytest.raises(ValueError, match=r"other settings \(data "):
         train_policy(make_rounds(100, seed=3), tmp_path, **options)
     with pytest.raises(ValueError, match="costs"):
         train_policy(make_rounds(100), tmp_path, **(options | {"costs": CostTable.constant(call=1.0, rest=2.0)}))
@@ -157,7 +159,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "training.pt").read_bytes()
     for broken in (b"", b"junk", data[: len(data) // 2]):
         (tmp_path / "training.pt").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"not a training state: .*resume=False \(--restart\)"):
+        with pytest.raises(ValueError, match=r"cannot be read, it is no state .*resume=False \(--restart\)"):
             train_policy(make_rounds(100), tmp_path, **options)
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import NotFoundError, UsageError
+from radar.train.files import from_json, replace_file
 
 __all__ = ["CostTable"]
 
@@ -54,26 +55,23 @@ class CostTable:
     pair: str
 
     def __post_init__(self) -> None:
-        problems = _time_problems("draft_call_seconds", self.draft_call_seconds)
-        problems += _time_problems("decision_seconds, rest_seconds", (self.decision_seconds, self.rest_seconds))
+        def check(fits: bool, message: str) -> None:
+            if not fits:
+                raise UsageError(f"CostTable: {message}")
+
+        check(len(self.draft_call_seconds) > 0, "draft_call_seconds is empty")
         for name in ("nodes", "contexts"):
             axis = getattr(self, name)
-            whole = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in axis)
-            if not axis or not whole or any(b <= a for a, b in pairwise(axis)):
-                problems.append(f"{name} must be ascending whole numbers, got {axis!r}")
-        if not self.draft_call_seconds:
-            problems.append("draft_call_seconds is empty")
-        shape = [len(row) for row in self.verify_seconds]
-        if shape != [len(self.contexts)] * len(self.nodes):
-            problems.append(f"verify_seconds must be {len(self.nodes)} rows of {len(self.contexts)}, got {shape}")
-        problems += _time_problems("verify_seconds", [value for row in self.verify_seconds for value in row])
+            rises = all(a < b for a, b in pairwise((-1, *axis)))
+            check(len(axis) > 0 and rises, f"{name} must be ascending whole numbers, got {axis!r}")
+        shape, want = [len(row) for row in self.verify_seconds], [len(self.contexts)] * len(self.nodes)
+        check(shape == want, f"verify_seconds must be {len(self.nodes)} rows of {len(self.contexts)}, got {shape}")
+        times = [*self.draft_call_seconds, *chain(*self.verify_seconds), self.decision_seconds, self.rest_seconds]
+        check(all(0 <= time < math.inf for time in times), f"seconds must be finite times of 0 or more, got {times}")
         for name in ("device", "pair"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                problems.append(f"{name} must be a name, got {getattr(self, name)!r}")
-        if not problems and self.draft_call_seconds[0] + self.rest_seconds + self.verify_seconds[0][0] <= 0:
-            problems.append("call, verification and rest are all 0, so a round would take no time")
-        if problems:
-            raise UsageError("CostTable: " + "; ".join(problems))
+            check(bool(getattr(self, name)), f"{name} must be a name, got {getattr(self, name)!r}")
+        least = self.draft_call_seconds[0] + self.rest_seconds + self.verify_seconds[0][0]
+        check(least > 0, "call, verification and rest are all 0, so a round would take no time")
 
     @classmethod
     def constant(
@@ -133,9 +131,8 @@ class CostTable:
                 f"the cost table measured {self.nodes[0]} to {self.nodes[-1]} nodes, the tree verifies {nodes}: "
                 "profile again with that total_tokens"
             )
-        table = torch.tensor(self.verify_seconds, dtype=torch.float64)
-        row = _interpolate(torch.tensor(float(nodes)), self.nodes, table)  # [contexts]
-        return _interpolate(context, self.contexts, row)
+        row = [np.interp(nodes, self.nodes, column) for column in zip(*self.verify_seconds, strict=True)]
+        return torch.as_tensor(np.interp(context.numpy(), self.contexts, row))
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}
@@ -145,31 +142,16 @@ class CostTable:
         """Raises ValueError for anything but what `to_dict` gave; `source` names it there."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UsageError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
-        if values.get("version") != FORMAT_VERSION:
-            raise UsageError(
-                f"{source}: version {values.get('version')!r} is unknown, this code reads {FORMAT_VERSION}"
-            )
-        fields = {name: value for name, value in values.items() if name not in ("format", "version")}
-        known = set(cls.__dataclass_fields__)
-        if wrong := sorted(known ^ fields.keys()):
-            raise UsageError(f"{source}: missing or unknown: {', '.join(wrong)}")
-        for name in ("draft_call_seconds", "nodes", "contexts", "verify_seconds"):
-            if not isinstance(fields[name], list | tuple):
-                raise UsageError(f"{source}: {name} must be a list, got {fields[name]!r}")
-            fields[name] = tuple(tuple(one) if isinstance(one, list) else one for one in fields[name])
-        if not all(isinstance(row, tuple) for row in fields["verify_seconds"]):
-            raise UsageError(f"{source}: verify_seconds must be a list of lists")
+        if (version := values.get("version")) != FORMAT_VERSION:
+            raise UsageError(f"{source}: version {version!r} is unknown, this code reads {FORMAT_VERSION}")
         try:
-            return cls(**fields)
-        except ValueError as error:
+            return from_json(cls, {name: values[name] for name in values.keys() - {"format", "version"}})
+        except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file; it is replaced in one step."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(Path(path), (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | None) -> CostTable:
@@ -197,22 +179,3 @@ class CostTable:
                 "device, or take the table all the same with device=None (--any-device)"
             )
         return table
-
-
-def _time_problems(name: str, times: Sequence[object]) -> list[str]:
-    for value in times:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            return [f"{name} must be finite times of 0 or more, got {value!r}"]
-    return []
-
-
-def _interpolate(x: Tensor, points: Sequence[int], values: Tensor) -> Tensor:
-    """Values [P, ...] at ascending points [P], linear in between, constant outside: x [...] -> x's shape + [...]."""
-    if len(points) == 1:
-        return values[0].expand(*x.shape, *values.shape[1:])
-    grid = torch.tensor(points, dtype=torch.float64)
-    x = x.double().clamp(points[0], points[-1])
-    right = torch.searchsorted(grid, x.contiguous()).clamp(1, len(points) - 1)
-    share = (x - grid[right - 1]) / (grid[right] - grid[right - 1])
-    share = share.reshape((*x.shape, *(1,) * (values.dim() - 1)))
-    return values[right - 1] + share * (values[right] - values[right - 1])

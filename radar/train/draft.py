@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from radar.draft.config import DraftConfig
 from radar.errors import UsageError
 from radar.target.positions import position_limit
-from radar.train.draft_options import TrainingOptions
 from radar.train.draft_run import DraftRun
 from radar.train.draft_target import FrozenTarget, new_draft
 from radar.train.interrupts import interruptible
+from radar.train.options import TrainingOptions
 from radar.train.tokens import TokenMixture
 
 __all__ = ["TrainingOptions", "train_draft"]

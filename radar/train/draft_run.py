@@ -18,22 +18,22 @@ from tqdm import tqdm
 from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
-from radar.train.draft_options import TrainingOptions
 from radar.train.draft_target import FrozenTarget, weights_digest
 from radar.train.interrupts import Interrupts
+from radar.train.options import TrainingOptions
+from radar.train.run import ANEW, Run
 from radar.train.tokens import TokenMixture
 from radar.train.unroll import unrolled_losses
 
 __all__ = ["DraftRun"]
 
-STATE_FILE, RECORD_FILE = "training.pt", "training.json"
+RECORD_FILE = "training.json"
 HEAD_FILES = ("model.safetensors", "config.json")
 FREE = ("steps", "seconds", "compile", "checkpoint_every", "progress", "log_every")  # a continuation may change them
-ANEW = "another folder, or resume=False (--restart) to begin anew"
 LONG = 1800.0  # seconds that nobody waits for without having been told
 
 
-class DraftRun:
+class DraftRun(Run):
     """What one training changes.
 
     Attributes:
@@ -42,26 +42,26 @@ class DraftRun:
         wall: seconds of all steps.
     """
 
+    KEPT = ("step", "spent", "wall", "mean")
+
     def __init__(
         self, draft: Eagle3Draft, target: FrozenTarget, text: TokenMixture, folder: Path, options: TrainingOptions
     ) -> None:
         self.draft, self.target, self.text, self.options = draft, target, text, options
         self.cuda = target.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            draft.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=self.cuda
-        )
+        settings = {key: value for key, value in asdict(options).items() if key not in FREE}
+        settings |= {"config": asdict(draft.config), "text": text.fingerprint()}
+        settings["target"] = weights_digest(target.model)
+        adam: dict[str, Any] = {"lr": options.lr, "betas": (0.9, 0.95), "weight_decay": 0.0, "fused": self.cuda}
+        super().__init__(folder, settings, draft, torch.optim.AdamW(draft.parameters(), **adam))
+        self.record = folder / RECORD_FILE
         self.draft_ids = draft.target_ids().to(target.device)
         self.to_draft = torch.full((draft.config.vocab_size,), -1, device=target.device)
         self.to_draft[self.draft_ids] = torch.arange(len(self.draft_ids), device=target.device)
         self.weights = options.loss_decay ** torch.arange(options.ttt_length, device=target.device)
-        self.folder, self.checkpoint, self.record = folder, folder / STATE_FILE, folder / RECORD_FILE
         self.step, self.spent, self.wall = 0, 0.0, 0.0
         self.saved = -1  # the step of the state on disk
         self.mean: Tensor | None = None  # running mean of (losses, agreement) over about the last 50 steps
-        settings = {key: value for key, value in asdict(options).items() if key not in FREE}
-        settings |= {"config": asdict(draft.config), "text": text.fingerprint()}
-        settings["target"] = weights_digest(target.model)
-        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as a file gives them back
         self.compiled = self.cuda if options.compile is None else options.compile
         self.losses = torch.compile(unrolled_losses) if self.compiled else unrolled_losses
 
@@ -72,18 +72,18 @@ class DraftRun:
             raise UsageError(f"{self.folder} holds a head whose training left no {RECORD_FILE}: use {ANEW}")
         budget = {"steps": self.options.steps, "seconds": self.options.seconds}
         if self.record.exists():
-            done = self._read(self.record, ("asked", "result"))
+            done = self.read(self.record, ("asked", "result"))
             if done["asked"] == budget:
                 self._say(f"{self.folder} holds the finished head of these settings; more steps or seconds extend it")
                 return {**done["result"], "draft": str(self.folder)}
             if not self.checkpoint.exists():
-                raise UsageError(f"{self.folder} holds a head of {done['asked']} without {STATE_FILE}: use {ANEW}")
+                raise UsageError(
+                    f"{self.folder} holds a head of {done['asked']} without {self.checkpoint.name}: use {ANEW}"
+                )
         if not self.checkpoint.exists():
             return None
-        state = self._read(self.checkpoint, ("draft", "optimizer", "step", "spent", "wall", "mean"))
-        self.draft.load_state_dict(state["draft"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent, self.wall, self.mean = (state[name] for name in ("step", "spent", "wall", "mean"))
+        self.load()
+        self.mean = None if self.mean is None else self.mean.to(self.target.device)
         self.saved = self.step
         if self._fraction() > 1 or (self.record.exists() and self._fraction() == 1):
             raise UsageError(
@@ -92,31 +92,10 @@ class DraftRun:
             )
         return None
 
-    def _read(self, file: Path, names: tuple[str, ...]) -> dict[str, Any]:
-        """The contents of a state or record of these settings."""
-        try:
-            if file == self.record:
-                found: dict[str, Any] = json.loads(file.read_text())
-            else:
-                found = torch.load(file, map_location=self.target.device, weights_only=True)
-            saved, now = found["settings"], self.settings
-            different = [key for key in now if saved.get(key) != now[key]]
-            contents = {name: found[name] for name in names}
-        except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise UsageError(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
-        if different:
-            shown = ", ".join(f"{key} {saved.get(key)!r} there, {now[key]!r} here" for key in different)
-            raise UsageError(f"{file} belongs to a run with other settings ({shown}): use those, {ANEW}")
-        return contents
-
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, if it is finite."""
         self._means()
-        state = {name: getattr(self, name) for name in ("settings", "step", "spent", "wall", "mean")}
-        state |= {"draft": self.draft.state_dict(), "optimizer": self.optimizer.state_dict()}
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".state-") as place:
-            torch.save(state, Path(place) / STATE_FILE)
-            os.replace(Path(place) / STATE_FILE, self.checkpoint)
+        super().save()
         self.saved = self.step
 
     def _means(self) -> tuple[list[float], list[float]]:

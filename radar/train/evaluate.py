@@ -13,7 +13,7 @@ from radar.policy.base import FixedDepth, StopPolicy
 from radar.policy.lstm import PolicyNetwork
 from radar.tools.table import table
 from radar.train.costs import CostTable
-from radar.train.replay import followed, replay_stops, stops_of
+from radar.train.replay import played, replay_stops, stops_of
 from radar.train.rounds import RoundDataset
 from radar.train.tune import tune_fixed_depth
 
@@ -86,29 +86,25 @@ def evaluate(
     draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(RESAMPLES, len(prompts), dtype=torch.float64)
     weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
-    speeds: dict[str, float] = {}
-    lengths: dict[str, float] = {}
+    shown = {name: replay_stops(stops, dataset, prices, accept) for name, (stops, prices, accept) in plays.items()}
     resampled: dict[str, Tensor] = {}
     for name, (stops, prices, accept) in plays.items():
-        made = followed(stops, dataset)
-        gained = accept.gather(1, stops[:, None] - 1)[:, 0].double() + 1
-        tokens = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, row, gained * made)
-        spent = prices.round_seconds(stops, dataset.position, dataset.header.tree) * made
-        seconds = torch.zeros(len(prompts), dtype=torch.float64).index_add(0, row, spent)
-        speeds[name], lengths[name] = (tokens.sum() / seconds.sum()).item(), gained[made].mean().item()
+        _, tokens, seconds = played(stops, dataset, prices, accept)
+        tokens, seconds = (weights.new_zeros(len(prompts)).index_add(0, row, part) for part in (tokens, seconds))
         resampled[name] = (weights @ tokens) / (weights @ seconds)
+    speeds = {name: one.tokens_per_time for name, one in shown.items()}
 
     def share(name: str, oracle: str) -> float | None:
         gap = speeds.get(oracle, 0.0) - speeds[BEST_FIXED]
         return (speeds[name] - speeds[BEST_FIXED]) / gap if gap > 0 else None
 
     results = []
-    for name, (stops, prices, _) in plays.items():
-        ratios = resampled[name] / resampled[reference]
-        low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        shown, ratio = replay_stops(stops, dataset, prices), speeds[name] / speeds[reference]
-        about = (shown.draft_calls, lengths[name], shown.stop_histogram, share(name, KNOWING), share(name, HINDSIGHT))
-        results.append(Evaluation(name, speeds[name], ratio, (low, high), *about))
+    for name, one in shown.items():
+        ratios, bounds = resampled[name] / resampled[reference], torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = torch.quantile(ratios, bounds).tolist()
+        about = (one.draft_calls, one.mean_acceptance_length, one.stop_histogram, share(name, KNOWING))
+        ratio = speeds[name] / speeds[reference]
+        results.append(Evaluation(name, speeds[name], ratio, (low, high), *about, share(name, HINDSIGHT)))
     return results
 
 
@@ -117,15 +113,13 @@ def oracle_stops(dataset: RoundDataset, costs: CostTable, accept: Tensor) -> Ten
 
     It maximises tokens - rate * time at the rate that it reaches itself, and so the ratio of the sums.
     """
-    times, accept = costs.times(dataset.header.tree, dataset.position), accept.double()
-    rate, stops = 0.0, torch.ones(len(dataset), dtype=torch.int64)
-    while True:  # Dinkelbach's iteration: the rate rises strictly until it is the optimum, over finitely many choices
-        tokens = accept.gather(1, stops[:, None] - 1) + 1
-        reached = (tokens.sum() / times.gather(1, stops[:, None] - 1).sum()).item()
-        if reached <= rate * (1 + 1e-12):
-            return stops
+    times, tokens = costs.times(dataset.header.tree, dataset.position), accept.double() + 1
+    rate, stop = 0.0, torch.zeros(len(dataset), 1, dtype=torch.int64)
+    # Dinkelbach's iteration: the rate rises strictly until it is the optimum, over finitely many choices
+    while (reached := (tokens.gather(1, stop).sum() / times.gather(1, stop).sum()).item()) > rate * (1 + 1e-12):
         rate = reached
-        stops = (accept - rate * times).argmax(1) + 1
+        stop = (tokens - rate * times).argmax(1, keepdim=True)
+    return stop[:, 0] + 1
 
 
 def render(results: Sequence[Evaluation]) -> str:

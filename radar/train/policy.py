@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,42 +19,17 @@ from radar.errors import UsageError
 from radar.policy.base import FixedDepth
 from radar.train.costs import CostTable
 from radar.train.dataset import read_rounds
-from radar.train.policy_options import PolicyTraining
+from radar.train.options import PolicyTraining
 from radar.train.policy_run import PolicyRun
 from radar.train.replay import replay
 from radar.train.rounds import RoundDataset
 from radar.train.tune import tune_fixed_depth
 
-__all__ = ["PolicyTraining", "TrainResult", "too_few", "train_policy"]
+__all__ = ["PolicyTraining", "too_few", "train_policy"]
 
 BASELINE_CALLS = 8  # EAGLE-3
 COLLAPSED_SHARE = 0.95
 FEWEST_ROUNDS, FEWEST_PROMPTS = 1000, 20  # a network of 90,000 weights learns nothing it can keep from fewer
-
-
-class TrainResult(TypedDict):
-    """On the held-out prompts; changes are relative, 0.05 = 5 % more, against EAGLE-3's `FixedDepth(8)`.
-
-    The same prompts chose the epoch, so the figures lean a little to the bright side: measure on other prompts.
-    """
-
-    policy: str  # folder
-    draft_calls: float
-    mean_acceptance_length: float
-    tokens_per_time: float
-    calls_change: float
-    acceptance_change: float
-    tokens_per_time_change: float
-    best_fixed_change: float  # tokens per time against the best fixed depth of these very rounds
-    stop_histogram: list[int]
-    baseline: dict[str, Any]
-    collapsed: str | None  # "always stops after call 1", "never stops", ...: the chosen policy does not read its scores
-    too_few: str | None  # why the rounds are too few to learn from
-    epochs: int
-    best_epoch: int
-    history: list[float]  # held-out tokens per time after each epoch
-    train_rounds: int
-    held_out_rounds: int
 
 
 def too_few(data: RoundDataset) -> str | None:
@@ -76,7 +51,7 @@ def train_policy(
     progress: bool = True,
     resume: bool = True,
     **options: Any,
-) -> TrainResult:
+) -> dict[str, Any]:
     """Train on recorded rounds; write the best policy so far and, after every epoch, a state to go on from, to `out`.
 
     Args:
@@ -88,6 +63,12 @@ def train_policy(
         options: fields of `PolicyTraining`.
 
     It runs on a GPU where there is one, whose random numbers are others than a CPU's.
+
+    Returns, of the held-out prompts, which chose the epoch, so that the figures lean to the bright side: draft_calls,
+    mean_acceptance_length, tokens_per_time and stop_histogram, their relative changes (0.05 = 5 % more) against
+    `baseline`, EAGLE-3's `FixedDepth(8)`, and against the best fixed depth of these very rounds; `collapsed`, how the
+    policy ignores its scores ("never stops", ...), and `too_few`, why the rounds teach nothing, in words or None;
+    `history`, tokens per time after each epoch. JSON types.
 
     Warns of too few rounds, and if the policy collapsed: if it ends nearly every held-out round after the same call.
 
@@ -107,8 +88,8 @@ def train_policy(
     if few := too_few(data):
         warnings.warn(f"train_policy: {few}", stacklevel=2)
     run = PolicyRun(training, costs, data, Path(out))
-    if resume:
-        run.restore()
+    if resume and run.checkpoint.exists():
+        run.load()
     bar = tqdm(total=training.epochs, initial=run.epoch, desc="stop policy", unit="epoch", disable=not progress)
     with bar:
         while run.epoch < training.epochs:
@@ -128,29 +109,27 @@ def train_policy(
     return result
 
 
-def _result(run: PolicyRun, few: str | None) -> TrainResult:
+def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
     best, fixed = run.best, tune_fixed_depth(run.held_out, run.costs)
     eagle = FixedDepth(min(BASELINE_CALLS, run.train.header.tree.max_calls))
-    base = replay(eagle, run.held_out, run.costs)
-    return TrainResult(
-        policy=str(run.out),
-        draft_calls=best["draft_calls"],
-        mean_acceptance_length=best["mean_acceptance_length"],
-        tokens_per_time=best["tokens_per_time"],
-        calls_change=best["draft_calls"] / base.draft_calls - 1,
-        acceptance_change=best["mean_acceptance_length"] / base.mean_acceptance_length - 1,
-        tokens_per_time_change=best["tokens_per_time"] / base.tokens_per_time - 1,
-        best_fixed_change=best["tokens_per_time"] / fixed.curve[fixed.value] - 1,
-        stop_histogram=list(best["stop_histogram"]),
-        baseline=base.to_dict(),
-        collapsed=_collapsed(best["stop_histogram"]),
-        too_few=few,
-        epochs=run.epoch,
-        best_epoch=best["epoch"],
-        history=list(run.history),
-        train_rounds=len(run.train),
-        held_out_rounds=len(run.held_out),
-    )
+    base = replay(eagle, run.held_out, run.costs).to_dict()
+    changes = {"draft_calls": "calls_change", "mean_acceptance_length": "acceptance_change"}
+    changes |= {"tokens_per_time": "tokens_per_time_change"}
+    return {
+        "policy": str(run.folder),
+        **{name: best[name] for name in changes},
+        **{change: best[name] / base[name] - 1 for name, change in changes.items()},
+        "best_fixed_change": best["tokens_per_time"] / fixed.curve[fixed.value] - 1,
+        "stop_histogram": list(best["stop_histogram"]),
+        "baseline": base,
+        "collapsed": _collapsed(best["stop_histogram"]),
+        "too_few": few,
+        "epochs": run.epoch,
+        "best_epoch": best["epoch"],
+        "history": list(run.history),
+        "train_rounds": len(run.train),
+        "held_out_rounds": len(run.held_out),
+    }
 
 
 def _collapsed(histogram: Sequence[int]) -> str | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,38 +14,40 @@ from radar.policy.lstm import PolicyNetwork, save_policy
 from radar.tools.twins import save_prompts_seen
 from radar.train.costs import CostTable
 from radar.train.objectives import decision_entropy, exact_loss, paper_returns, ratio_returns, reinforce_loss
-from radar.train.policy_options import PolicyTraining
+from radar.train.options import PolicyTraining
 from radar.train.replay import replay
 from radar.train.rounds import RoundDataset
+from radar.train.run import Run
 from radar.train.tune import tune_fixed_depth
 
 __all__ = ["PolicyRun"]
 
-STATE_FILE = "training.pt"
 MIN_LEARNING_RATE = 1e-6
 
 
-class PolicyRun:
+class PolicyRun(Run):
     """What one training changes. Its randomness depends on (seed, epoch) alone, so a resumed run is the same run.
 
     Network, scores and returns are on a GPU if there is one; replay is the CPU's.
     """
 
+    KEPT = ("epoch", "best", "history", "rate")
+
     def __init__(self, training: PolicyTraining, costs: CostTable, data: RoundDataset, out: Path) -> None:
         self.train, self.held_out = train, _ = data.split_by_prompt(training.held_out, training.seed)
-        self.training, self.costs, self.out, self.prompts = training, costs, out, data.prompts
+        self.training, self.costs, self.prompts = training, costs, data.prompts
         tree = train.header.tree
-        self.settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": data.fingerprint()}
+        settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": data.fingerprint()}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._random = [self.device] if self.device.type == "cuda" else []  # whose state is put back, beside the CPU's
         with torch.random.fork_rng(self._random):
             torch.manual_seed(training.seed)
             network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout)
-        self.network = network.to(self.device)
+        adam: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        network = network.to(self.device)
+        super().__init__(out, settings, network, torch.optim.Adam(network.parameters(), **adam))
+        self.network: PolicyNetwork = network
         self.scores = train.scores[:, :-1].to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
         self.epoch = 0
         self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
         self.history: list[float] = []
@@ -101,8 +101,8 @@ class PolicyRun:
         if now.tokens_per_time > self.best["tokens_per_time"]:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
             self.best = {"epoch": self.epoch, "network": weights, **now.to_dict()}
-            save_policy(self.network, self.out, metadata=self._metadata())
-            save_prompts_seen(self.out, self.prompts)
+            save_policy(self.network, self.folder, metadata=self._metadata())
+            save_prompts_seen(self.folder, self.prompts)
 
     def _metadata(self) -> dict[str, Any]:
         header = self.train.header
@@ -111,48 +111,7 @@ class PolicyRun:
         held_out = {name: value for name, value in self.best.items() if name != "network"}
         return {"recorded": recorded, "training": {**self.settings, **rounds}, "held_out": held_out}
 
-    def save(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        state = {
-            "settings": self.settings,
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "history": self.history,
-            "rate": self.rate,
-        }
-        temporary = self.out / (STATE_FILE + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / STATE_FILE)
-
-    def restore(self) -> None:
-        file = self.out / STATE_FILE
-        if not file.exists():
-            return
-        data = file.read_bytes()
-        try:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            found = state["settings"]
-        except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise UsageError(
-                f"{file} is not a training state: remove it, or start over with resume=False (--restart)"
-            ) from error
-        keys = sorted(self.settings.keys() | found.keys())
-        if different := [
-            "other rounds" if key == "data" else f"{key}: {found.get(key)!r} there, {self.settings.get(key)!r} now"
-            for key in keys
-            if found.get(key) != self.settings.get(key)
-        ]:
-            raise UsageError(
-                f"{file} belongs to another training ({'; '.join(different)}): "
-                "use its settings, another folder, or resume=False (--restart) to start over"
-            )
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.best, self.history, self.rate = (state[k] for k in ("epoch", "best", "history", "rate"))
-
     def finish(self) -> None:
         """Write the fastest epoch's network once more, in evaluation mode."""
         self.network.load_state_dict(self.best["network"])
-        save_policy(self.network.eval(), self.out, metadata=self._metadata())
+        save_policy(self.network.eval(), self.folder, metadata=self._metadata())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from radar.errors import FormatError, UsageError
+from radar.train.files import digest, replace_file
 from radar.train.rounds import RoundDataset, RoundsHeader, concatenate
 
 __all__ = ["Damaged", "Recording", "Shard", "folder_of", "read_shard", "shard_files"]
@@ -102,15 +102,10 @@ class Recording:
             tensors["trigrams"] = torch.cat(trigrams)
             tensors["trigram_ends"] = torch.tensor([len(one) for one in trigrams]).cumsum(0)
             about = {"header": json.dumps(self.header.to_dict()), "prompts": json.dumps(prompts)}
-            about |= {FORMAT: VERSION, "sha256": _digest(about, tensors)}
+            about |= {FORMAT: VERSION, "sha256": _sha256(about, tensors)}
             file = self.path / f"prompts-{min(prompts):06d}.safetensors"  # a prompt is in one shard only
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.tmp")
-            with open(temporary, "wb") as written:
-                written.write(safetensors.torch.save(tensors, about))
-                written.flush()
-                os.fsync(written.fileno())
-            os.replace(temporary, file)
+            replace_file(file, safetensors.torch.save(tensors, about))
             self._count(prompts, rounds)
             self._waiting.clear()
         self._written = time.monotonic()
@@ -155,7 +150,7 @@ def read_shard(file: Path) -> Shard:
     if (version := about.get(FORMAT)) != VERSION:
         found = "it is no file of recorded rounds" if version is None else f"version {version} is unknown"
         raise FormatError(f"{file}: {found}, this code reads version {VERSION}: record the rounds to a new folder")
-    if about.get("sha256") != _digest(about, tensors):
+    if about.get("sha256") != _sha256(about, tensors):
         raise Damaged(f"{file} is damaged (it does not hold what was written)")
     prompts = {int(number): digest for number, digest in json.loads(about["prompts"]).items()}
     trigrams = tensors.pop("trigrams").tensor_split(tensors.pop("trigram_ends")[:-1])
@@ -163,9 +158,5 @@ def read_shard(file: Path) -> Shard:
     return Shard(prompts, RoundDataset.of(tensors, header, dict(zip(prompts, trigrams, strict=True))))
 
 
-def _digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{about.get('header')}{about.get('prompts')}".encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _sha256(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    return digest(tensors, about=f"{about.get('header')}{about.get('prompts')}")

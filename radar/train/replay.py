@@ -6,6 +6,7 @@ Otherwise every recorded round counts once, whatever an earlier stop of this pol
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from radar.policy.lstm import PolicyNetwork
 from radar.train.costs import CostTable
 from radar.train.rounds import RoundDataset
 
-__all__ = ["Replay", "followed", "replay", "replay_stops", "stops_of", "stops_of_network", "stops_of_policy"]
+__all__ = [
+    *("Replay", "first_stop", "followed", "played", "replay", "replay_stops"),
+    *("stops_of", "stops_of_network", "stops_of_policy"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +52,29 @@ def replay(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, costs: Cos
     return replay_stops(stops_of(policy, dataset), dataset, costs)
 
 
-def replay_stops(stops: Tensor, dataset: RoundDataset, costs: CostTable) -> Replay:
-    """The figures for given numbers of draft calls [N], each from 1 to max_calls."""
-    if dataset.header.every_token:
-        made = followed(stops, dataset)
-        stops, dataset = stops[made], dataset.select(made)
-    tokens = dataset.expected_accept().gather(1, stops[:, None] - 1).double() + 1
-    time = costs.round_seconds(stops, dataset.position, dataset.header.tree)
+def replay_stops(stops: Tensor, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None) -> Replay:
+    """The figures for given numbers of draft calls [N], each from 1 to max_calls. `accept`: see `played`."""
+    made, tokens, seconds = played(stops, dataset, costs, accept)
     return Replay(
-        rounds=len(dataset),
-        draft_calls=stops.double().mean().item(),
-        mean_acceptance_length=tokens.mean().item(),
-        tokens_per_time=(tokens.sum() / time.sum()).item(),
-        stop_histogram=tuple(torch.bincount(stops - 1, minlength=dataset.scores.shape[1]).tolist()),
+        rounds=int(made.sum()),
+        draft_calls=stops[made].double().mean().item(),
+        mean_acceptance_length=tokens[made].mean().item(),
+        tokens_per_time=(tokens.sum() / seconds.sum()).item(),
+        stop_histogram=tuple(torch.bincount(stops[made] - 1, minlength=dataset.scores.shape[1]).tolist()),
     )
+
+
+def played(
+    stops: Tensor, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rounds these draft calls [N] go through [N] bool, and their tokens and seconds [N] float64, 0 elsewhere.
+
+    Args:
+        accept: accepted tokens for every stop [N, T]; None: as expected.
+    """
+    made, accept = followed(stops, dataset), dataset.expected_accept() if accept is None else accept
+    tokens = accept.gather(1, stops[:, None] - 1)[:, 0].double() + 1
+    return made, tokens * made, costs.round_seconds(stops, dataset.position, dataset.header.tree) * made
 
 
 def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
@@ -72,35 +85,43 @@ def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
     if not dataset.header.every_token:
         return torch.ones_like(stops, dtype=torch.bool)
     gained = dataset.accept_lengths.gather(1, stops[:, None] - 1)[:, 0] + 1
-    made = torch.zeros_like(stops, dtype=torch.bool)
-    now, place = _beginnings(dataset)
+    return _walk(dataset, lambda rows: gained[rows])
+
+
+def _walk(dataset: RoundDataset, gains: Callable[[Tensor], Tensor]) -> Tensor:
+    """Go through all texts at once, a round of each at a time; returns which rounds [N] were met.
+
+    Args:
+        gains: plays some rounds and returns their tokens, which say what comes next if one begins at every token.
+
+    Raises ValueError: such a text has a gap.
+    """
+    order = dataset.position.sort(stable=True).indices
+    order = order[dataset.prompt[order].sort(stable=True).indices]
+    prompt, position = dataset.prompt[order], dataset.position[order]
+    begins = torch.ones_like(prompt, dtype=torch.bool)
+    begins[1:] = prompt.diff() != 0
+    if dataset.header.every_token and (gap := (position.diff() != 1) & ~begins[1:]).any():
+        last = int(gap.int().argmax())
+        raise UsageError(
+            f"replay: prompt {int(prompt[last])} has no round at position {int(position[last]) + 1}, but one at "
+            f"{int(position[last + 1])}: where a round begins at every token none may be left out, or the text would "
+            "end there"
+        )
+    made, now = torch.zeros_like(begins), begins.nonzero()[:, 0]
     while len(now):
-        made[now] = True
-        now = _behind(now, gained[now], dataset, place)
+        made[order[now]] = True
+        gained = gains(order[now])
+        then = now + (gained if dataset.header.every_token else 1)
+        inside = then < len(order)
+        now, then = now[inside], then[inside]
+        now = then[prompt[then] == prompt[now]]
     return made
 
 
-def _beginnings(dataset: RoundDataset) -> tuple[Tensor, dict[tuple[int, int], int]]:
-    """The first round of every prompt, and the rounds by (prompt, position). ValueError: a text has a gap."""
-    place = {key: row for row, key in enumerate(zip(dataset.prompt.tolist(), dataset.position.tolist(), strict=True))}
-    first: dict[int, int] = {}
-    before = (-1, -1)
-    for key in sorted(place):
-        if key[0] != before[0]:
-            first[key[0]] = place[key]
-        elif key[1] != before[1] + 1:
-            raise UsageError(
-                f"replay: prompt {key[0]} has no round at position {before[1] + 1}, but one at {key[1]}: where a round "
-                "begins at every token none may be left out, or the text would end there"
-            )
-        before = key
-    return torch.tensor(sorted(first.values())), place
-
-
-def _behind(now: Tensor, gained: Tensor, dataset: RoundDataset, place: dict[tuple[int, int], int]) -> Tensor:
-    """The rounds that follow some others which gained so many tokens; texts that end there have none."""
-    keys = zip(dataset.prompt[now].tolist(), (dataset.position[now] + gained).tolist(), strict=True)
-    return torch.tensor([place[key] for key in keys if key in place], dtype=torch.int64)
+def first_stop(flags: Tensor) -> Tensor:
+    """Stop flags after call 1 to T - 1 [N, T - 1] -> draft calls [N], T where none is set."""
+    return torch.nn.functional.pad(flags, (0, 1), value=True).int().argmax(1) + 1
 
 
 def stops_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Tensor:
@@ -115,15 +136,11 @@ def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_siz
     """Draft calls [N] when the network stops at P(stop) > 1/2, as `RadarPolicy` does."""
     if dataset.scores.shape[1] == 1:
         return torch.ones(len(dataset), dtype=torch.int64)
-    training = network.training
+    training, device = network.training, next(network.parameters()).device
     network.eval()
-    parts, device = [], next(network.parameters()).device
-    for begin in range(0, len(dataset), batch_size):
-        logits = network(dataset.scores[begin : begin + batch_size, :-1].to(device)).cpu()
-        stop = logits.softmax(-1)[..., 0] > 0.5
-        parts.append(torch.nn.functional.pad(stop, (0, 1), value=True).int().argmax(1) + 1)
+    logits = [network(part.to(device)).cpu() for part in dataset.scores[:, :-1].split(batch_size)]
     network.train(training)
-    return torch.cat(parts)
+    return first_stop(torch.cat(logits).softmax(-1)[..., 0] > 0.5)
 
 
 @torch.no_grad()
@@ -144,32 +161,22 @@ def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
     scores = torch.zeros(len(prompts), *dataset.scores.shape[1:])
 
     def turn(now: Tensor) -> Tensor:
-        """Play one round of some prompts; returns what they gained."""
         scores[row[now]] = dataset.scores[now]  # a prompt that has ended plays its last round again, unread
         signals.context_length[row[now]] = dataset.position[now]
         stops[now] = _play(policy, scores)[row[now]]
-        accepted = dataset.accept_lengths[now].gather(1, stops[now][:, None] - 1)[:, 0]
-        signals.accept_length[row[now]] = accepted
+        signals.accept_length[row[now]] = accepted = dataset.accept_lengths[now].gather(1, stops[now][:, None] - 1)[
+            :, 0
+        ]
         return accepted + 1
 
-    if dataset.header.every_token:
-        now, place = _beginnings(dataset)
-        while len(now):
-            now = _behind(now, turn(now), dataset, place)
-        return stops
-    order = row.sort(stable=True).indices
-    index = torch.arange(len(row)) - torch.searchsorted(row[order], row[order])  # 0, 1, ... within each prompt
-    for number in range(int(index.max()) + 1):
-        turn(order[index == number])
+    _walk(dataset, turn)
     return stops
 
 
 def _play(policy: StopPolicy, scores: Tensor) -> Tensor:
     """One round in every row of scores [B, T, k] -> draft calls [B]."""
-    calls = scores.shape[1]
     policy.reset()
-    stops = torch.full((len(scores),), calls)
-    for call in range(1, calls):  # after the last call the engine stops whatever the policy says
-        stop = policy.stop(scores[:, call - 1].contiguous())
-        stops = torch.where(stop & (stops == calls), call, stops)
-    return stops
+    flags = torch.zeros(len(scores), scores.shape[1] - 1, dtype=torch.bool)
+    for call, level in enumerate(scores[:, :-1].unbind(1)):  # after the last call the engine stops whatever it says
+        flags[:, call] = policy.stop(level.contiguous())
+    return first_stop(flags)

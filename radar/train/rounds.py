@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.errors import UsageError
 from radar.tools.twins import groups
+from radar.train.files import digest
 
 __all__ = ["RoundDataset", "RoundsHeader", "concatenate"]
 
@@ -153,11 +153,7 @@ class RoundDataset:
 
     def fingerprint(self) -> str:
         """SHA-256 of the rounds."""
-        digest = hashlib.sha256()
-        for name, part in self.tensors().items():
-            digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return digest(self.tensors())
 
 
 def concatenate(parts: Sequence[RoundDataset]) -> RoundDataset:

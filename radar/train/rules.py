@@ -12,7 +12,7 @@ from radar.policy.baselines import ExpectedGain
 from radar.policy.baselines_heads import LevelNetwork, LevelPolicy
 from radar.train.costs import CostTable
 from radar.train.objectives import decision_entropy, exact_loss, ratio_returns
-from radar.train.replay import replay_stops
+from radar.train.replay import first_stop, replay_stops
 from radar.train.rounds import RoundDataset
 from radar.train.tune import tune_fixed_depth
 
@@ -96,14 +96,12 @@ def train_level_policy(
     """
     accept, times = train.expected_accept(), costs.times(train.header.tree, train.position)
     rate = max(tune_fixed_depth(train, costs).curve.values())
-    call = torch.arange(1.0, train.scores.shape[1]).expand(len(train), -1)
-    context = train.position.float()[:, None].expand_as(call)
     network = _fresh(train.scores.shape[-1], LEVEL_HIDDEN, context=True, seed=seed)
     fit, best, kept = _Fit(network, epochs, seed), 0.0, network
     for epoch in range(epochs):
         returns = ratio_returns(accept, times, rate=rate)
         for index in fit.batches(len(train)):
-            stop = network(train.scores[index, :-1], call[index], context[index])
+            stop = _logits(network, train.scores[index], train.position[index])
             logits = torch.stack((stop, torch.zeros_like(stop)), -1)
             bonus = entropy * (1 - epoch / epochs) * decision_entropy(logits)
             fit.step(exact_loss(logits, returns[index]) - bonus)
@@ -113,12 +111,17 @@ def train_level_policy(
     return LevelPolicy(kept)
 
 
+def _logits(network: LevelNetwork, scores: Tensor, context: Tensor) -> Tensor:
+    """Of the decisions after call 1 to T - 1, for scores [N, T, k] and context lengths [N]."""
+    call = torch.arange(1.0, scores.shape[1]).expand(len(scores), -1)
+    logits: Tensor = network(scores[:, :-1], call, context.float()[:, None].expand_as(call))
+    return logits
+
+
 @torch.no_grad()
 def _speed(network: LevelNetwork, data: RoundDataset, costs: CostTable) -> float:
     """Tokens per time of `LevelPolicy`, for all rounds at once."""
-    call = torch.arange(1.0, data.scores.shape[1]).expand(len(data), -1)
-    stop = network(data.scores[:, :-1], call, data.position.float()[:, None].expand_as(call)) > 0
-    stops = nn.functional.pad(stop, (0, 1), value=True).int().argmax(1) + 1
+    stops = first_stop(_logits(network, data.scores, data.position) > 0)
     return replay_stops(stops, data, costs).tokens_per_time
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from radar.train.costs import CostTable
-from radar.train.policy_options import PolicyTraining
+from radar.train.options import PolicyTraining
 
 
 def test_the_default_is_the_ratio_with_the_exact_gradient() -> None:
