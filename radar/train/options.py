@@ -23,7 +23,7 @@ TINY, MOST = 1e-9, 2**31
 Ranges = dict[str, tuple[float, float]]
 DRAFT_RANGES: Ranges = {
     **{"steps": (1, MOST), "batch_size": (1, MOST), "length": (2, MOST), "ttt_length": (1, MOST), "warmup": (0, MOST)},
-    **{"seed": (0, MOST), "seconds": (TINY, 1e9), "lr": (TINY, math.inf), "max_grad_norm": (TINY, 1e9)},
+    **{"seed": (0, MOST), "seconds": (TINY, 1e9), "lr": (TINY, 1e38), "max_grad_norm": (TINY, 1e9)},
     **{"loss_decay": (TINY, 1e9), "checkpoint_every": (0.0, math.inf)},
 }
 POLICY_RANGES: Ranges = {
@@ -35,10 +35,10 @@ POLICY_RANGES: Ranges = {
 
 
 def _check(owner: str, options: object, ranges: Ranges) -> None:
-    """Every option that is not None is in its range, which is one of whole numbers if its lower end is."""
+    """Every option is in its range, or None where that is its default; a whole lower end asks for whole numbers."""
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
-        if value is None:
+        if value is None and getattr(type(options), name) is None:
             continue
         if isinstance(low, int):
             check_int(owner, name, value, low, int(high))
