@@ -83,6 +83,6 @@ def fill_work(folder, temperature=0.0):
     CostTable(
         draft_call_seconds=(0.3,) * TREE.max_calls, nodes=NODES, contexts=(0,),
         verify_seconds=tuple((1.0 + nodes / 1000,) for nodes in NODES), decision_seconds=0.001, rest_seconds=0.1,
-        device=device_name(torch.device("cpu")), pair="llama",
+        device=device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")), pair="llama",
     ).save(rounds.parent / "costs.json")  # fmt: skip
     return folder

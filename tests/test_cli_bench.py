@@ -139,7 +139,7 @@ def test_prompts_of_a_target_without_a_template_are_plain_text_and_that_is_said(
 def test_a_wrong_draft_changes_nothing_and_a_wrong_verifier_does():
     """A real decoder whose verification is broken: it takes every draft token at its word."""
     model = tiny_target()
-    decoder = RadarDecoder(model, draft=tiny_draft(), max_length=64, fallback=False)
+    decoder = RadarDecoder(model, draft=tiny_draft(), max_length=64, fallback=False, engine="eager")
     stock, prompts = StockModel(model), [[1, 2, 3], [4, 5, 6]]
 
     def differences():

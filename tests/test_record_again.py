@@ -41,6 +41,7 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch, capfd, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = record(make(), PROMPTS, whole, max_new_tokens=30, progress=False)
     with monkeypatch.context() as patch:
+        patch.setattr("radar.train.record.LANES", 1)  # one text after the other, on a GPU too
         at_prompt(patch, 1, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
             record(make(), PROMPTS, parts, max_new_tokens=30, progress=False)
