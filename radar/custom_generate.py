@@ -49,11 +49,11 @@ class RadarGenerate:
 
         Raises UsageError, by name, for what cannot be honoured.
         """
-        if self.decoder is None or self.decoder.model is not model:
-            self.decoder = None  # its memory is free before the next one takes its own
-            self.decoder = RadarDecoder(model, **self._options)
         asked = _caller("generate", "custom_generate") or {}
         with ended(streamer := asked.get("streamer")):
+            if self.decoder is None or self.decoder.model is not model:
+                self.decoder = None  # its memory is free before the next one takes its own
+                self.decoder = RadarDecoder(model, **self._options)
             for name in ("assistant_model", "synced_gpus"):
                 check_argument(name, asked.get(name), CALL_ARGUMENTS[name])
             call = call_of_prepared(input_ids, prepared, self.decoder.context(), seed=seed)

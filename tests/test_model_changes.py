@@ -74,9 +74,16 @@ def hook_on_a_layer(model):
     model.model.layers[3].mlp.register_forward_hook(lambda _module, _args, out: out * 0.3)
 
 
+def hook_for_another(model):
+    """Whose function may lie where the first one's lay."""
+    mlp = model.model.layers[3].mlp
+    mlp.register_forward_hook(lambda _module, _args, out: out * 0.1).remove()
+    mlp.register_forward_hook(lambda _module, _args, out: out * 0.6)
+
+
 CHANGES = [
     optimiser_step, another_state, assigned_state, new_head, new_layer, new_projection, new_embedding,
-    hook_on_the_model, hook_on_a_layer,
+    hook_on_the_model, hook_on_a_layer, hook_for_another,
 ]  # fmt: skip
 
 

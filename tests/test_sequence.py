@@ -251,3 +251,26 @@ def test_a_streamer_may_ask_for_another_text(decoder):
     assert decoder.generate(PROMPTS[0], max_new_tokens=30, streamer=nested).token_ids == expected[0]
     assert nested.nested == expected[1][:5]
     assert nested.ends == 1
+
+
+def test_reading_figures_while_an_engine_is_made_again_makes_no_second_one():
+    model = tiny_target()
+    ours = AutoregressiveDecoder(model, max_length=200, compile=False)
+    build, made = ours._recipe.build, []
+
+    class Slow:
+        def build(self, model):
+            made.append(threading.get_ident())
+            threading.Event().wait(0.3)
+            return build(model)
+
+    ours._recipe = Slow()
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, _args, out: out * 0.5)
+    threads = [threading.Thread(target=lambda: [ours.metrics for _ in range(50)]) for _ in range(3)]
+    ours._engine = None
+    for thread in threads:
+        thread.start()
+    ours.generate(PROMPTS[0], max_new_tokens=20)
+    for thread in threads:
+        thread.join(600)
+    assert len(made) == 1

@@ -152,6 +152,8 @@ class _BoundHead:
         with self.lock:
             now = fingerprint(draft)
             moved = self._print is None or now.layout != self._print.layout
+            if moved:
+                self.groups = []
             if moved and draft.fc.weight.device.type == "cuda":
                 self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
                 now = fingerprint(draft)

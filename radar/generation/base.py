@@ -65,10 +65,14 @@ class Decoder(Generic[E]):
     @property
     def engine(self) -> E:
         """What makes the rounds; made again once the model was moved, cast or given other modules."""
-        if self._engine is None:
-            with ambient(self.model.device):
-                self._engine = self._recipe.build(self.model)
-        return self._engine
+        engine = self._engine
+        if engine is None:
+            with self._turn:  # a thread that reads figures must not make a second one beside it
+                if self._engine is None:
+                    with ambient(self.model.device):
+                        self._engine = self._recipe.build(self.model)
+                engine = self._engine
+        return engine
 
     @property
     def engine_name(self) -> str:

@@ -43,10 +43,10 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
     reuse = arguments.pop("reuse_prefix", prompt.is_chat)
     length = len(prompt.ids)
     room = room_for(length, context)
-    if "max_length" in arguments:
+    if "max_new_tokens" in arguments:
+        arguments["max_length"] = None  # as in transformers
+    elif "max_length" in arguments:
         arguments["max_new_tokens"] = None  # an argument comes before the config
-    elif "max_new_tokens" in arguments:
-        arguments["max_length"] = None
     elif all(configured(context.model, name) is None for name in _LIMITS):
         arguments["max_new_tokens"] = room
     check_end_tokens(arguments.get("eos_token_id"), context.vocab_size)

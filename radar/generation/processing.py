@@ -70,7 +70,7 @@ class HostProcessing:
             kept.append(scores)
             text.append(token)
             node = children.get((node, token))
-            ended = self.ends is not None and self.ends(text, scores if self.keep else None)
+            ended = token >= 0 and self.ends is not None and self.ends(text, scores if self.keep else None)
             while node is not None and ended:  # nodes behind the end need some token, and nothing is asked
                 chosen[node] = token
                 node = children.get((node, token))

@@ -61,6 +61,6 @@ class TextStream(Iterator[str]):
     @property
     def output(self) -> GenerationOutput:
         """The finished generation. Raises RuntimeError while text is still to come."""
-        if not self._ended:
+        if not (self._ended or self._source.finish_reason == "error"):
             raise RuntimeError("the stream has not ended yet: iterate over it first")
         return self._finish()

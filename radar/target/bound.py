@@ -81,6 +81,7 @@ class BoundModel:
                 self._taps.clear()
                 self.decoder = self.model.get_decoder()
                 self._owner.configs = _attention_configs(self.model)
+                self._groups = []
                 if self.model.device.type == "cuda":
                     head = self.model.get_output_embeddings()
                     self._groups = fuse_projections(self.decoder.layers, head, self._owner)

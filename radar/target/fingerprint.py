@@ -34,7 +34,7 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
         if "forward" in state:
             layout.append(id(state["forward"]))
         for hooks in (state["_forward_pre_hooks"], state["_forward_hooks"]):
-            layout.extend(map(id, hooks.values()))
+            layout.extend(hooks)  # their keys: no two hooks of a process have one
         for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
             if tensor is not None:
                 layout += (id(tensor), _place(tensor))
