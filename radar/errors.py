@@ -4,8 +4,7 @@
       UsageError          the caller's mistake: says what was wrong, what was expected and what to do (a ValueError)
         FormatError       a file that is not what it should be
         NotFoundError     a file, folder or device that is not there (a FileNotFoundError too)
-      BusyError           the decoder is in the middle of another generation (a RuntimeError)
-      EndedError          a generation that was ended from outside: cancelled, or replaced by another (a RuntimeError)
+      BusyError           the decoder is asked from inside of one of its own rounds (a RuntimeError)
       NumericalError      scores that are not numbers (an ArithmeticError)
 
 Every other exception that comes out of this package is a bug of it.
@@ -13,7 +12,7 @@ Every other exception that comes out of this package is a bug of it.
 
 from __future__ import annotations
 
-__all__ = ["BusyError", "EndedError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "UsageError"]
+__all__ = ["BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "UsageError"]
 
 
 class RadarError(Exception):
@@ -36,11 +35,7 @@ class NotFoundError(UsageError, FileNotFoundError):
 
 
 class BusyError(RadarError, RuntimeError):
-    """One generation at a time: the one before has not ended."""
-
-
-class EndedError(RadarError, RuntimeError):
-    """The generation was ended from outside before this round."""
+    """Asked for a text from inside of a round of the same decoder."""
 
 
 class NumericalError(RadarError, ArithmeticError):
