@@ -119,7 +119,8 @@ def select_kernel(
     token = chosen[:, None] * SEGMENT + offset
     start = batch * logits_b + (row % rows).to(tl.int64) * logits_r
     x = tl.load(logits + start + token, mask=token < vocabulary, other=-float("inf"))
-    x = tl.where(x < float("inf"), x, -float("inf")).to(x.dtype)
+    wide = x.to(tl.float32)  # Triton 3.6's interpreter has no bfloat16 constants
+    x = tl.where(wide < float("inf"), wide, -float("inf")).to(x.dtype)
     values, positions = _select(x, token < vocabulary, slot[:, None] * SEGMENT + offset, K, K_PAD)
     segment = tl.sum(tl.where((positions // SEGMENT)[:, None] == slot[None, :], chosen[None, :], 0), 1)
     tokens = (segment * SEGMENT + positions % SEGMENT).to(tl.int64)
