@@ -15,16 +15,16 @@ demo: $(VENV)/.ready
 	@echo
 	@$(BIN)/radar bench --max-new-tokens 96 --no-compile
 
-test: $(VENV)/.ready
+test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.tested
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench/kernels --benchmark-only
 
 clean:
@@ -37,6 +37,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 		{ echo "Python 3.11 or newer is needed; call make with PYTHON=/path/to/python3.12, for instance"; exit 1; }
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then shared=--system-site-packages; fi; \
 		$(PYTHON) -m venv $$shared $(VENV)
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q torch==2.13.0
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --no-compile torch==2.13.0
+	$(BIN)/python -m pip install -q --no-compile -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.ready
 	$(BIN)/python -m pip install -q -e '.[test]'
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from radar.errors import UsageError
 from radar.generation.arguments import CALL_ARGUMENTS, check_argument
 from radar.generation.hf import call_of_prepared
 from radar.generation.streamers import ended
+from radar.target.families import stock_model
 
 __all__ = ["RadarGenerate", "radar_generate"]
 
@@ -25,6 +27,7 @@ class RadarGenerate:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self._making = threading.Lock()
         self.decoder: RadarDecoder | None = None
 
     @property
@@ -51,14 +54,20 @@ class RadarGenerate:
         """
         asked = _caller("generate", "custom_generate") or {}
         with ended(streamer := asked.get("streamer")):
-            if self.decoder is None or self.decoder.model is not model:
-                self.decoder = None  # its memory is free before the next one takes its own
-                self.decoder = RadarDecoder(model, **self._options)
+            decoder = self._decoder_of(model)
             for name in ("assistant_model", "synced_gpus"):
                 check_argument(name, asked.get(name), CALL_ARGUMENTS[name])
-            call = call_of_prepared(input_ids, prepared, self.decoder.context(), seed=seed)
-            sequence = self.decoder.run(call.request, streamer, put_prompt=False)
-        return call.result(sequence.rounds, self.decoder.engine_name)
+            call = call_of_prepared(input_ids, prepared, decoder.context(), seed=seed)
+            sequence = decoder.run(call.request, streamer, put_prompt=False)
+        return call.result(sequence.rounds, decoder.engine_name)
+
+    def _decoder_of(self, model: Any) -> RadarDecoder:
+        with self._making:
+            decoder = self.decoder
+            if decoder is None or decoder.model is not stock_model(model):
+                self.decoder = decoder = None  # its memory is free before the next one takes its own
+                self.decoder = decoder = RadarDecoder(model, **self._options)
+            return decoder
 
 
 def radar_generate(**options: Any) -> RadarGenerate:

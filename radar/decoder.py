@@ -13,7 +13,7 @@ import torch
 from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
-from radar.draft.fit import resolve_tree
+from radar.draft.fit import check_tree
 from radar.engine.base import RoundEngine
 from radar.engine.build import PlainRecipe, RoundRecipe
 from radar.engine.plain import PlainEngine
@@ -24,7 +24,7 @@ from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
 
-__all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device", "default_tree"]
+__all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device"]
 
 StrPath = str | os.PathLike[str]
 
@@ -40,11 +40,6 @@ def default_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def default_tree(device: torch.device) -> TreeConfig:
-    """EAGLE-3's 60 nodes on a GPU, where they cost what one token costs; 32 on a CPU, where every node is paid for."""
-    return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=32)
-
-
 class RadarDecoder(Decoder[RoundEngine]):
     """Decoding whose output is the target's own, token for token, in fewer target passes.
 
@@ -55,7 +50,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
             which is EAGLE-3. None: `Threshold()`, which needs no training.
-        tree: shape of the draft tree; None: `default_tree` for the device.
+        tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
+            CPU, where every node is paid for.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
             None: 2048, or as many as the model has positions for.
         tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
@@ -92,16 +88,29 @@ class RadarDecoder(Decoder[RoundEngine]):
         fallback: bool = True,
     ) -> None:
         model = stock_model(model)
-        self.tree = resolve_tree(tree, default_tree(model.device))
         owned = not isinstance(draft, Eagle3Draft)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
         max_length = default_max_length(model) if max_length is None else max_length
         self._rounds = RoundRecipe(
-            draft, owned, resolve_policy(policy), self.tree, max_length, tap_layers, engine, compile, profile, fallback
+            draft,
+            owned,
+            resolve_policy(policy),
+            check_tree(tree),
+            max_length,
+            tap_layers,
+            engine,
+            compile,
+            profile,
+            fallback,
         )
         super().__init__(model, self._rounds, tokenizer=tokenizer, max_length=max_length)
+
+    @property
+    def tree(self) -> TreeConfig:
+        """Shape of the draft trees."""
+        return self._rounds.tree_on(self.model.device)
 
     @classmethod
     def from_pretrained(
@@ -145,14 +154,15 @@ class RadarDecoder(Decoder[RoundEngine]):
 
     @property
     def policy(self) -> StopPolicy:
-        """The stop policy; assign another one, in any of the constructor's forms, to compare on the same caches."""
+        """The stop policy; another one, in any of the constructor's forms, decides from the next text on."""
         return self._rounds.policy
 
     @policy.setter
     def policy(self, value: StopPolicy | StrPath | None) -> None:
         policy = resolve_policy(value)
         with self._turn:
-            self.engine.set_policy(policy)
+            if self._engine is not None:  # else the next one is made with it
+                self._engine.set_policy(policy)
             self._rounds.policy = policy
 
 

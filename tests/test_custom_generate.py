@@ -1,5 +1,7 @@
 """`custom_generate` and streamers: RADAR behind transformers' own call, and tokens to whom they are promised."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
@@ -109,6 +111,37 @@ def test_a_models_own_limit_is_clipped_and_one_asked_for_is_not(monkeypatch):
     assert model.generate(PROMPT, custom_generate=text).shape == (1, 200)
     with pytest.raises(UsageError, match="at most 194 fit"):
         model.generate(PROMPT, max_new_tokens=1000, custom_generate=text)
+
+
+def test_threads_share_what_decodes(monkeypatch):
+    """One decoder is made for a model, also where two calls come at once, and none is taken away under a call."""
+    models, text, made = [tiny_target(), tiny_target(seed=3)], radar(), []
+    expected = [model.generate(PROMPT, max_new_tokens=30).tolist() for model in models]
+    build = RadarDecoder.__init__
+
+    def slow(self, model, **options):
+        made.append(model)
+        time.sleep(0.1)
+        build(self, model, **options)
+
+    monkeypatch.setattr(RadarDecoder, "__init__", slow)
+
+    def call(index):
+        return models[index].generate(PROMPT, max_new_tokens=30, custom_generate=text).tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, [0, 0, 0, 0])) == [expected[0]] * 4
+        assert len(made) == 1
+        order = [0, 1, 0, 1, 1, 0]
+        assert list(pool.map(call, order)) == [expected[index] for index in order]
+
+
+def test_a_streamer_ends_where_no_decoder_can_be_made(model):
+    streamer = Recorder()
+    wrong = radar_generate(draft=tiny_draft(vocab_size=40), max_length=200)
+    with pytest.raises(UsageError, match="does not fit this target"):
+        model.generate(PROMPT, custom_generate=wrong, max_new_tokens=5, streamer=streamer)
+    assert streamer.ended == 1
 
 
 def test_stop_strings_end_where_transformers_ends(tokenizer, embedded):

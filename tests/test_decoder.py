@@ -3,9 +3,10 @@
 import pytest
 import torch
 from decoders import PROMPT, WordTokenizer, both, make
-from fakes import VOCAB, hf_greedy, tiny_draft, tiny_target
+from fakes import DEVICE, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
+from radar.errors import UsageError
 from radar.policy.lstm import PolicyNetwork
 
 
@@ -27,10 +28,35 @@ def test_generation_ends_at_the_first_end_token():
     for end in set(free):
         expected = free[: free.index(end) + 1]
         for decoder in both():
-            decoder.eos_token_ids = frozenset({end, 999})
+            decoder.eos_token_ids = {end, 16}
             out = decoder.generate(PROMPT, max_new_tokens=60)
             assert out.token_ids == expected
             assert out.finish_reason == "stop"
+
+
+def test_end_tokens_that_were_assigned_end_ids_too():
+    free = hf_greedy(tiny_target(), PROMPT, 40)
+    ids = torch.tensor([PROMPT], device=DEVICE)
+    for decoder in both():
+        decoder.model.generation_config.eos_token_id = free[3]
+        for call in (decoder.generate, decoder.generate_ids):
+
+            def said(call=call, **options):
+                out = call(ids, max_new_tokens=40, pad_token_id=0, **options)
+                return out[0, len(PROMPT) :].tolist() if isinstance(out, torch.Tensor) else out.token_ids
+
+            decoder._ends = None
+            assert said() == free[: free.index(free[3]) + 1]
+            decoder.eos_token_ids = {(end := free[9])}
+            assert said() == free[: free.index(end) + 1]
+            assert said(eos_token_id=free[1]) == free[: free.index(free[1]) + 1]
+            assert said(eos_token_id=[]) == free
+            decoder.eos_token_ids = ()
+            assert said() == free
+    for wrong in ({VOCAB}, {-1}, {"</s>"}, {True}):
+        with pytest.raises(UsageError, match="eos_token_id must be a token id or several, 0 to 16"):
+            decoder.eos_token_ids = wrong
+    assert decoder.eos_token_ids == frozenset()
 
 
 def test_end_tokens_come_from_the_generation_config():
@@ -161,6 +187,16 @@ def test_a_sampled_policy_repeats_with_its_seed_and_changes_no_text():
     outs = [make(RadarPolicy(network, sample=True, seed=s)).generate(PROMPT, max_new_tokens=60) for s in (1, 1, 2)]
     assert outs[0].metrics.stop_histogram == outs[1].metrics.stop_histogram
     assert outs[0].token_ids == outs[1].token_ids == outs[2].token_ids
+
+
+def test_a_policy_that_is_assigned_decides_from_the_next_text_on():
+    decoder = make(policy=FixedDepth(2))
+    rounds = decoder.rounds(PROMPT, max_new_tokens=40)
+    seen = [next(rounds), next(rounds)]
+    decoder.policy = FixedDepth(4)
+    seen += rounds
+    assert {item.num_draft_calls for item in seen[1:]} == {2}
+    assert {item.num_draft_calls for item in list(decoder.rounds(PROMPT, max_new_tokens=40))[1:]} == {4}
 
 
 def test_the_default_policy_needs_no_training():

@@ -140,6 +140,56 @@ def test_a_head_of_the_callers_is_not_cast_behind_his_back():
             decoder.generate(FIRST, max_new_tokens=5)
     draft.to(torch.bfloat16)
     assert len(decoder.generate(FIRST, max_new_tokens=5).token_ids) == 5
+    model.float()
+    with pytest.raises(UsageError, match="does not fit"):
+        decoder.generate(FIRST, max_new_tokens=5)
+    # what needs no rounds works on
+    assert decoder.metrics.num_generations == 1
+    assert (decoder.vocab_size, decoder.engine_name) == (17, "graph" if DEVICE.type == "cuda" else "eager")
+    decoder.policy = FixedDepth(2)
+    draft.float()
+    out = decoder.generate(FIRST, max_new_tokens=20)
+    assert out.metrics.num_draft_calls == 2 * out.metrics.num_rounds
+
+
+def test_a_vocabulary_that_grows_or_shrinks_is_seen():
+    model = tiny_target()
+    pair = decoders(model)
+    with pytest.raises(UsageError, match="token id"):
+        pair[0].generate([1, 17])
+    model.resize_token_embeddings(20, mean_resizing=False)
+    for decoder in pair:
+        says_what_generate_says(decoder, [*FIRST, 18, 19])
+        assert decoder.vocab_size == 20
+    model.resize_token_embeddings(12, mean_resizing=False)
+    for decoder in pair:
+        with pytest.raises(UsageError, match="token id"):
+            decoder.generate([*FIRST, 18])
+    says_what_generate_says(pair[1], FIRST)
+    with pytest.raises(UsageError, match=r"proposes ids up to 1\d, the target's vocabulary ends at 11"):
+        pair[0].generate(FIRST)
+    model.set_output_embeddings(nn.Linear(32, 30, bias=False).to(DEVICE))
+    with pytest.raises(UsageError, match="output layer has 30 rows and its config a vocabulary of 12"):
+        pair[1].generate(FIRST)
+
+
+@pytest.mark.gpu
+def test_a_model_goes_to_the_cpu_and_gets_another_module_there(tmp_path):
+    from radar.draft.checkpoint import save_draft
+
+    save_draft(tiny_draft(), tmp_path)
+    model = tiny_target()
+    decoder = RadarDecoder(model, draft=tmp_path, max_length=128, compile=False, fallback=False)
+    assert decoder.tree.total_tokens == 60
+    says_what_generate_says(decoder, FIRST)
+    model.cpu()
+    says_what_generate_says(decoder, FIRST)
+    assert (decoder.engine_name, decoder.tree.total_tokens) == ("eager", 32)
+    model.model.layers[1] = tiny_target(seed=7).model.layers[1].cpu()
+    says_what_generate_says(decoder, FIRST)
+    model.to(DEVICE)
+    says_what_generate_says(decoder, FIRST)
+    assert (decoder.engine_name, decoder.tree.total_tokens) == ("graph", 60)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
+from transformers import LogitsProcessorList
 
 from radar import AutoregressiveDecoder, RadarDecoder
 from radar.config import SamplingParams
@@ -57,8 +58,50 @@ def test_a_text_that_meets_such_scores_is_an_error_and_the_next_one_is_not(plain
     assert found.token_ids == text
 
 
+def both(**options):
+    model = tiny_target()
+    ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128, compile=False)
+    return [ours, AutoregressiveDecoder(model, max_length=128, compile=False)]
+
+
+def test_a_processor_may_force_a_token_by_an_infinite_score():
+    """As in transformers, where such a score is the highest; softmax makes NaN of it, so sampling is an error there."""
+
+    def force(ids, scores):
+        scores = scores.clone()
+        scores[0, (3 * ids.shape[1]) % 17] = INF
+        scores[0, 16] = INF if ids.shape[1] % 4 == 0 else 0.0
+        return scores
+
+    for decoder in both():
+        ids = torch.tensor([[1, 2, 3]], device=DEVICE)
+        options = {"logits_processor": LogitsProcessorList([force]), "max_new_tokens": 20, "do_sample": False}
+        expected = decoder.model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+        assert torch.equal(decoder.generate_ids(ids, **options), expected)
+        with pytest.raises(NumericalError, match="the logits processors leave no token a finite score"):
+            decoder.generate([1, 2, 3], logits_processor=[force], temperature=1.0)
+        assert decoder.generate([1, 2, 3], max_new_tokens=20).token_ids == hf_greedy(decoder.model, [1, 2, 3], 20)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}], ids=["greedy", "sampled"])
+def test_who_forbids_every_token_is_told_apart_from_broken_weights(options):
+    def nothing(ids, scores):
+        return torch.full_like(scores, -INF)
+
+    for decoder in both():
+        with pytest.raises(NumericalError, match=r"behind token 3 .* the logits processors leave no token"):
+            decoder.generate([1, 2, 3], logits_processor=[nothing], **options)
+        with pytest.raises(NumericalError, match="are all tokens forbidden, by logit_bias or suppress_tokens"):
+            decoder.generate([1, 2, 3], suppress_tokens=list(range(17)), **options)
+        broken = decoder.rounds([1, 2, 3], logits_processor=[nothing], max_new_tokens=9, stop_strings=None, **options)
+        with pytest.raises(NumericalError):
+            next(broken)
+        assert broken.output(None, "eager").finish_reason == "error"
+        assert broken.output(None, "eager").token_ids == []
+
+
 def test_a_forward_takes_what_is_no_token():
-    """The next round may have been launched on it before the host raises: it must not end in a device's assertion."""
+    """A row that has none may go on beside others until the host sees it: that must not end a device's process."""
     decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=64)
     steps = decoder.engine.steps
     with torch.inference_mode():

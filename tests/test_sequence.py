@@ -163,7 +163,7 @@ def test_an_abandoned_text_lets_go(decoder):
     del keep
     gc.collect()
     assert gone() is None
-    assert decoder.engine.admission is not None
+    assert decoder.engine.target.cache.length.item() == len(PROMPTS[0])  # the decoder is still there
 
 
 def test_a_processor_that_asks_for_another_text_is_told_so(decoder):
@@ -202,6 +202,8 @@ def test_a_decoder_survives_what_it_calls(decoder, where, at, error):
     with pytest.raises(error, match="broken"):
         list(stream)
     assert list(stream) == []  # it has ended
+    assert stream.output.finish_reason == "error"
+    assert stream.output.token_ids == expected[0][: len(stream.output.token_ids)]
     assert texts(decoder) == expected
 
 

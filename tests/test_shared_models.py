@@ -9,10 +9,11 @@ import pytest
 import torch
 from fakes import DEVICE, tiny_draft, tiny_target
 
-from radar import TreeConfig
+from radar import AutoregressiveDecoder, RadarDecoder, TreeConfig
 from radar.draft import eagle3
 from radar.draft.drafter import Eagle3Drafter
 from radar.engine.capture import capture
+from radar.errors import BusyError
 from radar.target.layers import fuse_projections
 from radar.target.model import TargetModel
 
@@ -124,6 +125,71 @@ def test_threads_decode_and_call_the_model_at_once():
         for a, b in zip(pool.map(ours, range(40)), pool.map(stock, range(40)), strict=True):
             assert torch.equal(a, expected[0])
             assert torch.equal(b, expected[1])
+
+
+def test_models_may_share_a_config():
+    """Its class says whose attention runs: the one who ends first leaves it to the other."""
+    model = tiny_target()
+    other = type(model)(model.config).to(DEVICE).eval()
+    assert other.config is model.config
+    first, second = (TargetModel(one, max_length=64, max_rows=8) for one in (model, other))
+    prompt, ids = (torch.tensor([row], device=DEVICE) for row in ([1, 5, 3, 2], [7, 1, 4]))
+
+    @torch.inference_mode()
+    def scores(target, between):
+        target.cache.reset()
+        target.verify_chain(prompt)
+        target.advance(4)
+        with target.bound.running(target.cache, target.tap_layers):
+            between()
+            return target.bound.scores(target.tap_layers, *target.chain(ids), target.cache.length)[0]
+
+    expected = [scores(one, lambda: None) for one in (first, second)]
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile():
+            assert torch.equal(pool.submit(scores, second, lambda: None).result(600), expected[1])
+
+        assert torch.equal(scores(first, meanwhile), expected[0])
+    assert type(model.config) is type(tiny_target().config)
+
+
+def test_a_hook_that_asks_for_a_text_of_the_same_model_is_told_so():
+    """It would wait for itself for ever."""
+    model, draft = tiny_target(), tiny_draft()
+    ours = RadarDecoder(model, draft=draft, tree=TREE, max_length=64, compile=False, engine="eager")
+    others = [
+        AutoregressiveDecoder(model, max_length=64, engine="eager"),
+        RadarDecoder(tiny_target(), draft=draft, tree=TREE, max_length=64, engine="eager"),
+    ]
+    expected = ours.generate([1, 2, 3], max_new_tokens=20).token_ids
+    for module, other in zip((model.model.layers[1].mlp, draft.lm_head), others, strict=True):
+        hook = module.register_forward_hook(lambda *_, other=other: other.generate([4, 5], max_new_tokens=2) and None)
+        with pytest.raises(BusyError, match="in the middle of a forward"):
+            ours.generate([1, 2, 3], max_new_tokens=20)
+        hook.remove()
+        assert ours.generate([1, 2, 3], max_new_tokens=20).token_ids == expected
+        assert len(other.generate([4, 5], max_new_tokens=4).token_ids) == 4
+
+
+@pytest.mark.gpu
+def test_texts_of_one_decoder_under_several_streams_are_ordered():
+    """A text that was left behind in one stream may still run a round there when the next text's prompt comes."""
+    ours = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=256, compile=False, fallback=False)
+    prompts = [[(7 * i + i * i + k) % 17 for i in range(90)] for k in range(2)]
+    expected = [ours.generate(prompt, max_new_tokens=40).token_ids for prompt in prompts]
+    one, two = torch.cuda.Stream(), torch.cuda.Stream()
+    for _ in range(20):
+        with torch.cuda.stream(one):
+            left = ours.rounds(prompts[0], max_new_tokens=40)
+            next(left)
+            torch.cuda._sleep(50_000_000)  # the round that is launched next waits behind it
+            next(left)
+            left.close()
+        with torch.cuda.stream(two):
+            assert ours.generate(prompts[1], max_new_tokens=40).token_ids == expected[1]
+        with torch.cuda.stream(one):
+            assert ours.generate(prompts[0], max_new_tokens=40).token_ids == expected[0]
 
 
 def test_one_capture_at_a_time(monkeypatch):

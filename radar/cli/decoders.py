@@ -26,7 +26,8 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
     import torch
 
     from radar import FixedDepth, RadarDecoder
-    from radar.decoder import default_device, default_tree
+    from radar.decoder import default_device
+    from radar.draft.fit import default_tree
 
     rank = os.environ.get("LOCAL_RANK")  # several processes under `accelerate launch`: one GPU each
     device = default_device(args.device or (f"cuda:{rank}" if rank and torch.cuda.is_available() else None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
 from radar.target.running import Owner, running
 from radar.target.shared import shared
+from radar.target.turn import Turn
 from radar_kernels import topk_confidence
 
 __all__ = ["Eagle3Drafter"]
@@ -30,7 +30,7 @@ class Eagle3Drafter:
     The draft's cache holds pairs (token t + 1, feature t) of the verified text; above them, as scratch, the beam nodes
     of the round: level d, beam node i in column (d - 1) k + i.
 
-    Decoders may share a head. Threads take turns on it: every call holds the head's lock, compiling and capturing
+    Decoders may share a head. Threads take turns on it: every call holds the head's turn, compiling and capturing
     included, since its linear layers are fused for that time only.
 
     Args:
@@ -89,7 +89,7 @@ class Eagle3Drafter:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with self._bound.lock, fused(self._bound.groups), running(self._bound.owner, self.cache):
+        with self._bound.turn.taken(), fused(self._bound.groups), running(self._bound.owner, self.cache):
             yield
 
     def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> None:
@@ -140,16 +140,16 @@ class Eagle3Drafter:
 
 
 class _BoundHead:
-    """What all drafters of a head share: the lock that they take turns by, and its fused layers."""
+    """What all drafters of a head share: the turn that they take, and its fused layers."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.turn = Turn()
         self.owner = Owner()
         self.groups: list[FusedLinears] = []
         self._print: Fingerprint | None = None
 
     def refresh(self, draft: Eagle3Draft) -> Fingerprint:
-        with self.lock:
+        with self.turn.taken():
             now = fingerprint(draft)
             moved = self._print is None or now.layout != self._print.layout
             if moved:
@@ -201,5 +201,5 @@ def _forward(
     def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, start, ancestors, 0, scale)
 
-    # a round may have been launched on NO_TOKEN before the host has seen it
+    # NO_TOKEN, of a row without a next token, has no embedding
     return draft(embed_tokens(tokens.clamp(min=0)), hidden, positions, attend_cached)  # type: ignore[no-any-return]

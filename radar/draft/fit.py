@@ -10,7 +10,7 @@ from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
 
-__all__ = ["TargetSizes", "check_fit", "resolve_tree"]
+__all__ = ["TargetSizes", "check_fit", "check_tree", "default_tree"]
 
 
 class TargetSizes(NamedTuple):
@@ -65,11 +65,14 @@ def check_fit(draft: Eagle3Draft, target: TargetSizes, tree: TreeConfig) -> None
         raise UsageError("this draft head does not fit this target: " + "; ".join(problems))
 
 
-def resolve_tree(value: object, default: TreeConfig) -> TreeConfig:
-    """`value`, or `default` for None. Raises UsageError for anything that is no `TreeConfig`."""
-    if value is None:
-        return default
-    if isinstance(value, TreeConfig):
+def default_tree(device: torch.device) -> TreeConfig:
+    """EAGLE-3's 60 nodes on a GPU, where they cost what one token costs; 32 on a CPU, where every node is paid for."""
+    return TreeConfig() if device.type == "cuda" else TreeConfig(total_tokens=32)
+
+
+def check_tree(value: object) -> TreeConfig | None:
+    """Raise UsageError for anything that is no `TreeConfig`, nor None."""
+    if value is None or isinstance(value, TreeConfig):
         return value
     meant = ": did you mean TreeConfig(**...)?" if isinstance(value, dict) else ""
     raise UsageError(f"tree must be a TreeConfig, such as TreeConfig(total_tokens=60), or None, got {value!r}{meant}")

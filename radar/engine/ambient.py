@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-__all__ = ["ambient"]
+__all__ = ["StreamOrder", "ambient"]
 
 
 @contextmanager
@@ -26,3 +26,18 @@ def ambient(device: torch.device) -> Iterator[None]:
     on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with on, torch.inference_mode(), torch.autocast(device.type, enabled=False):
         yield
+
+
+class StreamOrder:
+    """Puts what an engine is given behind what it was given before, whichever CUDA streams its callers are on."""
+
+    def __init__(self) -> None:
+        self._last: torch.cuda.Stream | None = None
+
+    def follow(self, device: torch.device) -> None:
+        """From here on the caller's current stream works for the engine; call it within `ambient`."""
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if self._last is not None and self._last != stream:
+                stream.wait_stream(self._last)
+            self._last = stream

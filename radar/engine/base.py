@@ -97,7 +97,7 @@ class RoundEngine(Engine, Protocol):
     fallback: Fallback | None
 
     def set_policy(self, policy: StopPolicy) -> None:
-        """Decide by another policy. Raises UsageError if it cannot serve the tree."""
+        """Decide by another policy from the next text on. Raises UsageError if it cannot serve the tree."""
 
 
 def choose_engine(name: str | None, device: torch.device) -> str:

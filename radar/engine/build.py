@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from radar.config import TreeConfig
 from radar.draft.drafter import Eagle3Drafter
 from radar.draft.eagle3 import Eagle3Draft
-from radar.draft.fit import TargetSizes, check_fit
+from radar.draft.fit import TargetSizes, check_fit, default_tree
 from radar.engine.base import RoundEngine, choose_engine
 from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
@@ -50,12 +52,13 @@ class RoundRecipe:
     Attributes:
         owns_draft: nobody else uses the head, so that it may follow the model to another device or type.
         policy: in use; it may change.
+        tree: None: the device's default.
     """
 
     draft: Eagle3Draft
     owns_draft: bool
     policy: StopPolicy
-    tree: TreeConfig
+    tree: TreeConfig | None
     max_length: int
     tap_layers: Sequence[int] | None
     engine: str | None
@@ -63,10 +66,14 @@ class RoundRecipe:
     profile: bool
     fallback: bool
 
+    def tree_on(self, device: torch.device) -> TreeConfig:
+        """Shape of the trees on a device."""
+        return default_tree(device) if self.tree is None else self.tree
+
     def build(self, model: Any) -> RoundEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
         graphs = choose_engine(self.engine, model.device) == "graph"
-        rows, draft, tree = max(chunk_sizes(model.device)), self.draft, self.tree
+        rows, draft, tree = max(chunk_sizes(model.device)), self.draft, self.tree_on(model.device)
         taps = draft.config.eagle_aux_hidden_state_layer_ids if self.tap_layers is None else self.tap_layers
         target = TargetModel(
             model,

@@ -31,7 +31,10 @@ class Streams:
 
     def __init__(self, device: torch.device) -> None:
         idle = _idle.setdefault(device, [])
-        pair = idle.pop() if idle else (torch.cuda.Stream(device), torch.cuda.Stream(device))
+        try:
+            pair = idle.pop()
+        except IndexError:
+            pair = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self.round, self.body = pair
         weakref.finalize(self, idle.append, pair)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.admission import Admission
@@ -30,6 +28,7 @@ class EagerEngine:
     Attributes:
         steps: of a round.
         admission: takes prompts; its `prefix` is the text in the caches.
+        bound: what decides from the next text on, see `RoundSteps.bind`.
     """
 
     name = "eager"
@@ -48,19 +47,18 @@ class EagerEngine:
         self.drafter = drafter
         self.config = config
         self.policy = policy
-        self.steps = RoundSteps(target, drafter, copy.copy(policy), config)  # a copy: policies may serve two decoders
+        self.steps = RoundSteps(target, drafter, policy, config)
         self.profile = profile and target.device.type == "cuda"
         self.fallback = fallback
         self.admission = Admission(target, drafter, self.steps.sampler, profile=self.profile)
         self._processing: Processing | None = None
+        self.bound = self.steps.policy
 
     def set_policy(self, policy: StopPolicy) -> None:
-        """Decide by another policy. Raises UsageError if it cannot serve this tree."""
+        """Decide by another policy from the next text on. Raises UsageError if it cannot serve this tree."""
         if policy is not self.policy:
-            self.steps.set_policy(copy.copy(policy))
+            self.bound = self.steps.bind(policy)
             self.policy = policy
-            if self.fallback is not None:
-                self.fallback.forget_rounds()
 
     def refresh(self) -> bool:
         """See `Engine`."""
@@ -69,6 +67,10 @@ class EagerEngine:
     def admit(self, request: EngineRequest) -> Round:
         """See `Engine`."""
         self._processing = request.processing
+        if self.steps.policy is not self.bound:
+            self.steps.policy = self.bound
+            if self.fallback is not None:
+                self.fallback.forget_rounds()
         result = self.admission.admit(request)
         self.steps.load(self.admission.token, self.admission.prefill.taps)
         if self.fallback is not None:

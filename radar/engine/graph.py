@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 
 import torch
@@ -18,7 +17,7 @@ from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
-from radar.policy.base import StopPolicy, attach_signals
+from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
 
 __all__ = ["GraphEngine"]
@@ -78,16 +77,12 @@ class GraphEngine:
     def set_policy(self, policy: StopPolicy) -> None:
         """Decide by another policy from the next text on. Raises UsageError if it cannot serve this tree."""
         if id(policy) not in self._captured:
-            tried = copy.copy(policy)
-            attach_signals(tried, self.steps.signals)
-            tried.bind(self.steps.root.shape[0], self.config, self.target.device)
-        if policy is not self.policy and self.fallback is not None:
-            self.fallback.forget_rounds()
+            self.steps.bind(policy)
         self.policy = policy
 
     def prepare(self) -> None:
         """Capture what the next text needs. Resets the caches: for the time between two texts."""
-        prefill = self.admission.prefill
+        prefill, before = self.admission.prefill, self.steps.policy
         if self.admission.chunks is None:
             self._forget()
             self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, self.streams.round)
@@ -96,8 +91,7 @@ class GraphEngine:
             while len(self._captured) >= _KEPT:
                 torch.cuda.synchronize(self.target.device)  # a round that nobody read may still run
                 del self._captured[next(iter(self._captured))]
-            bound = copy.copy(self.policy)
-            self.steps.set_policy(bound)
+            bound = self.steps.policy = self.steps.bind(self.policy)
             self._forget()
             known = self._captured[id(self.policy)] = capture_round(
                 self.steps, self.policy, bound, self.streams, conditional=self.why_not_conditional is None
@@ -105,8 +99,10 @@ class GraphEngine:
         if self.fallback is not None and self._plain is None:
             self._forget()
             self._plain = capture_plain(self.steps, self.streams)
+        self.steps.policy = self._by_host.bound = known.bound
+        if self.fallback is not None and known.bound is not before:
+            self.fallback.forget_rounds()
         self._current = known
-        self.steps.policy = known.bound
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -166,7 +162,7 @@ class GraphEngine:
         late = fallback is not None and self._done.query()
         result = self._read_round() if self._drafted else self._read_plain()
         self._launched = False
-        if fallback is not None and fallback.drafts == self._drafted:  # not so if the policy changed meanwhile
+        if fallback is not None:
             fallback.record(len(result.tokens), None if late else time.perf_counter() - self._launched_at)
         watch.lap("round")
         result.seconds = watch.seconds

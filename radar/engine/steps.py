@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class RoundSteps:
         config: the tree's shape.
 
     Attributes:
+        policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
         result: [B, 2 + A], see `commit`.
         alive: [B] bool, the rows that still draft in this round.
@@ -46,12 +49,14 @@ class RoundSteps:
         self.alive = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
-        self.set_policy(policy)
+        self.policy = self.bind(policy)
 
-    def set_policy(self, policy: StopPolicy) -> None:
-        attach_signals(policy, self.signals)
-        policy.bind(self.root.shape[0], self.config, self.target.device)
-        self.policy = policy
+    def bind(self, policy: StopPolicy) -> StopPolicy:
+        """A copy that can decide here, as policies may serve two decoders. Raises UsageError if it cannot."""
+        bound = copy.copy(policy)
+        attach_signals(bound, self.signals)
+        bound.bind(self.root.shape[0], self.config, self.target.device)
+        return bound
 
     def load(self, token: Tensor, taps: Tensor) -> None:
         """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 from torch import Tensor
 
-from radar.engine.ambient import ambient
+from radar.engine.ambient import StreamOrder, ambient
 from radar.engine.base import Engine
 from radar.errors import BusyError, UsageError
-from radar.generation.call import make_request
+from radar.generation.call import check_end_tokens, make_request
 from radar.generation.hf import call_of_ids
 from radar.generation.options import GenerateOptions
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
@@ -59,6 +60,7 @@ class Decoder(Generic[E]):
         self._stepping: int | None = None  # thread that makes a round
         self._held: object = None  # token of the sequence whose text the engine holds
         self._tally = Tally()
+        self._order = StreamOrder()
         self._engine: E | None = None
         self._engine = self.engine  # what does not fit is refused now
 
@@ -70,19 +72,21 @@ class Decoder(Generic[E]):
             with self._turn:  # a thread that reads figures must not make a second one beside it
                 if self._engine is None:
                     with ambient(self.model.device):
+                        self._order.follow(self.model.device)
                         self._engine = self._recipe.build(self.model)
+                    self._name = self._engine.name
                 engine = self._engine
         return engine
 
     @property
     def engine_name(self) -> str:
-        """Which runner makes the rounds."""
-        return self.engine.name
+        """Which runner makes the rounds, or made them last."""
+        return self._name
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the target knows."""
-        return self.engine.target.vocab_size
+        """Ids that the model knows, as it is now."""
+        return int(self.model.config.vocab_size)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -90,8 +94,9 @@ class Decoder(Generic[E]):
         return frozenset(end_token_ids(self.model, self.tokenizer)) if self._ends is None else self._ends
 
     @eos_token_ids.setter
-    def eos_token_ids(self, ids: frozenset[int]) -> None:
-        self._ends = frozenset(ids)
+    def eos_token_ids(self, ids: Iterable[int]) -> None:
+        check_end_tokens(ids := frozenset(ids), self.vocab_size)
+        self._ends = ids
 
     @property
     def metrics(self) -> DecodeMetrics:
@@ -170,7 +175,7 @@ class Decoder(Generic[E]):
 
     def context(self) -> Context:
         """What a request depends on, as it is now."""
-        return Context(self.model, self.tokenizer, self.max_length, self.vocab_size, self.eos_token_ids)
+        return Context(self.model, self.tokenizer, self.max_length, self.vocab_size, self.eos_token_ids, self._ends)
 
     def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
         encoded = encode_prompt(
@@ -199,6 +204,7 @@ class Decoder(Generic[E]):
             self._stepping = threading.get_ident()
             try:
                 with ambient(self.model.device):
+                    self._order.follow(self.model.device)
                     item = self._make(sequence)
             except BaseException:
                 sequence.finish_reason = "error"

@@ -50,10 +50,7 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
     elif all(configured(context.model, name) is None for name in _LIMITS):
         arguments["max_new_tokens"] = room
     check_end_tokens(arguments.get("eos_token_id"), context.vocab_size)
-    if "eos_token_id" not in arguments:
-        arguments["eos_token_id"] = sorted(context.end_token_ids)
-    if arguments.get("eos_token_id") in ([], (), frozenset(), set()):
-        arguments["eos_token_id"] = None
+    arguments.setdefault("eos_token_id", sorted(context.end_token_ids))
     ids = torch.tensor([prompt.ids], device=context.model.device)
     arguments["attention_mask"] = torch.ones_like(ids)  # a prompt has no padding, whatever its ids are
     _, request = prepare_request(ids, arguments, context, reuse_prefix=reuse)
@@ -80,6 +77,10 @@ def prepare_request(
     seed = given.pop("seed", None)
     if seed is not None:
         check_int("generate", "seed", seed, 0, 2**63 - 1)
+    if context.assigned_ends is not None:
+        given.setdefault("eos_token_id", sorted(context.assigned_ends))
+    if given.get("eos_token_id") in ([], (), frozenset(), set()):
+        given["eos_token_id"] = None
     length = 1 if input_ids is None else input_ids.shape[1]
     asked = _asks_for_limit(given, length)
     room = room_for(length, context)

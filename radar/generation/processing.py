@@ -40,7 +40,9 @@ class HostProcessing:
         device = logits.device
         last, root = (torch.tensor([[value]], device=device) for value in (text[-1], 0))
         scores = apply_processors(self.processors, logits[None, None], [text[:-1]], last, root)
-        token = sampler.sample(scores, torch.tensor([[len(text)]], device=device))
+        # a processor may force a token by +inf, which is the most likely one; where one samples it is no number
+        known = scores.clamp(max=torch.finfo(scores.dtype).max) if self.processors and sampler.is_greedy else scores
+        token = sampler.sample(known, torch.tensor([[len(text)]], device=device))
         return int(token), scores[0, 0]
 
     def walk(

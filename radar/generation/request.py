@@ -54,6 +54,7 @@ class Context:
         max_length: tokens that the cache holds, prompt and output together.
         vocab_size: ids that the target knows.
         end_token_ids: that end a text where no argument says otherwise.
+        assigned_ends: those, if the decoder was given them; None: they come from the model or the tokenizer.
     """
 
     model: Any
@@ -61,6 +62,7 @@ class Context:
     max_length: int
     vocab_size: int
     end_token_ids: frozenset[int]
+    assigned_ends: frozenset[int] | None = None
 
 
 def room_for(length: int, context: Context) -> int:

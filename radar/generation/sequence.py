@@ -122,11 +122,7 @@ class Sequence(Iterator[Round]):
         Raises NumericalError if the target's scores were no numbers.
         """
         if any(token < 0 for token in item.tokens):
-            raise NumericalError(
-                f"the target's scores behind token {len(self.ids)} hold NaN or no finite number, so there is no next "
-                "token: look for a weight that is no number, or load the model in a wider type (dtype=torch.bfloat16 "
-                "or float32)"
-            )
+            raise NumericalError(self._why_no_token(item))
         item.is_host_processed = item.scores is not None
         if self.request.processing is None or not self.request.processing.keep:
             item.logits = item.scores = None
@@ -140,6 +136,25 @@ class Sequence(Iterator[Round]):
             item.logits, item.scores = item.logits[:count], item.scores[:count]
         self.rounds.append(item)
         self.finish_reason = item.finish_reason
+
+    def _why_no_token(self, item: Round) -> str:
+        where = f"behind token {len(self.ids) + len(item.tokens) - 1} there is no next token"
+        if (
+            item.logits is not None
+            and bool(item.logits[-1].isfinite().any())
+            and not bool(item.logits[-1].isnan().any())
+        ):
+            return (
+                f"{where}: the logits processors leave no token a finite score, or make one NaN (or +inf, where one "
+                "samples). Look at logits_processor=, prefix_allowed_tokens_fn= and the tokens that are forbidden"
+            )
+        forbidden = " (nor are all tokens forbidden, by logit_bias or suppress_tokens?)" * bool(
+            self.request.sampling.logit_bias
+        )
+        return (
+            f"{where}: the target's scores hold NaN or no finite number. Look for a weight that is no number, or load "
+            f"the model in a wider type (dtype=torch.bfloat16 or float32){forbidden}"
+        )
 
     def output(self, tokenizer: Any, engine: str, seconds: float | None = None) -> GenerationOutput:
         """What has come, its text by `tokenizer`; `seconds` of wall time, None: those spent in rounds."""

@@ -9,8 +9,6 @@ torch.compile. Nothing of this is seen by other threads, and nothing is left on 
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from radar.target.attending import attending, attention_configs
 from radar.target.attention import attend
 from radar.target.cache import StaticKVCache
 from radar.target.compiled import compiled
@@ -26,6 +25,7 @@ from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
+from radar.target.turn import Turn
 
 __all__ = ["BoundModel", "Taps"]
 
@@ -44,6 +44,11 @@ def _attention(
 AttentionInterface.register(_ATTENTION, _attention)
 
 
+def _attention_of(config: Any) -> str | None:
+    """Ours in threads that run the config's model, the model's own in all others."""
+    return _ATTENTION if is_attending(config) else None
+
+
 class BoundModel:
     """What all decoders of a model share: the lock that they take turns by, taps, fused and compiled forwards.
 
@@ -60,7 +65,7 @@ class BoundModel:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.decoder: Any = model.get_decoder()
-        self._lock = threading.Lock()
+        self._turn = Turn()
         self._owner = Owner()
         self._print: Fingerprint | None = None
         self._groups: list[FusedLinears] = []
@@ -74,13 +79,13 @@ class BoundModel:
 
     def refresh(self) -> Fingerprint:
         """Take the model as it is now: modules that were replaced, weights that were moved. Call it before a text."""
-        with self._lock:  # a thread that runs the model has hooks and forwards of ours on it
+        with self._turn.taken():  # a thread that runs the model has hooks and forwards of ours on it
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
                 self._compiled.clear()
                 self._taps.clear()
                 self.decoder = self.model.get_decoder()
-                self._owner.configs = _attention_configs(self.model)
+                self._owner.configs = attention_configs(self.model)
                 self._groups = []
                 if self.model.device.type == "cuda":
                     head = self.model.get_output_embeddings()
@@ -91,17 +96,15 @@ class BoundModel:
 
     @contextmanager
     def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
-        """Where `scores` may be called; rows go to this cache and see it."""
-        with self._lock, self._tapped(tap_layers).listening(), fused(self._groups), running(self._owner, cache):
-            try:
-                # if Ctrl-C leaves a class behind, it reads as the stock one outside of a run
-                for config in self._owner.configs:
-                    stock: Any = type(config)
-                    config.__class__ = _with_our_attention(stock)
-                yield
-            finally:
-                for config in self._owner.configs:
-                    config.__class__ = _without_our_attention(type(config))
+        """Where `scores` may be called; rows go to this cache and see it. Raises BusyError inside of itself."""
+        with (
+            self._turn.taken(),
+            self._tapped(tap_layers).listening(),
+            fused(self._groups),
+            running(self._owner, cache),
+            attending(self._owner, self._owner.configs, _attention_of),
+        ):
+            yield
 
     def scores(
         self,
@@ -144,7 +147,7 @@ def _scores(
     model: Any, taps: Taps, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     out = model(
-        input_ids=input_ids.clamp(min=0),  # NO_TOKEN may come before the host has seen it
+        input_ids=input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
         position_ids=length[:, None] + depths,
         use_cache=False,
         return_dict=True,
@@ -157,40 +160,10 @@ def _scores(
     return logits, logits[..., :0] if found is None else found
 
 
-def _attention_configs(model: Any) -> list[Any]:
-    """The configs that say how modules attend: one, unless a layer came from another model."""
-    found = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    return [config for config in found.values() if hasattr(type(config), "_attn_implementation")]
-
-
 def _is_patched(model: Any) -> bool:
     """Whether calls of the model itself go through hooks or a forward set on it, which the compiler may not follow."""
     state = model.__dict__
     return "forward" in state or bool(state["_forward_hooks"] or state["_forward_pre_hooks"])
-
-
-@functools.cache
-def _with_our_attention(stock: Any) -> type:
-    """A config class whose attention is ours in threads that run its model, and the model's own in all others."""
-    if hasattr(stock, "radar_stock"):
-        return stock  # type: ignore[no-any-return]
-    own: Any = stock._attn_implementation
-
-    def implementation(config: Any) -> Any:
-        return _ATTENTION if is_attending(config) else own.fget(config)
-
-    members = {
-        "_attn_implementation": property(implementation, own.fset),
-        "radar_stock": stock,
-        "__module__": stock.__module__,
-        "__qualname__": stock.__qualname__,
-    }
-    return type(stock.__name__, (stock,), members)
-
-
-def _without_our_attention(kind: type) -> type:
-    stock: type = getattr(kind, "radar_stock", kind)
-    return stock
 
 
 class Taps:

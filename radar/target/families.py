@@ -73,6 +73,12 @@ def check_target(model: Any, max_length: int) -> None:
             "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
             "type default, linear, yarn or llama3"
         )
+    rows = getattr(model.get_output_embeddings(), "out_features", config.vocab_size)
+    if rows != config.vocab_size:
+        raise UsageError(
+            f"the target's output layer has {rows} rows and its config a vocabulary of {config.vocab_size}: change "
+            "both with model.resize_token_embeddings"
+        )
     if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
     dynamic = next((m for m in model.modules() if type(m).__module__.startswith(_DYNAMIC)), None)
