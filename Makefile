@@ -1,12 +1,13 @@
-# make demo    set up an environment, stream a completion, compare decoders
-# make test    set up the same environment and run the tests
-# make lint    style and types
+# make demo      set up an environment, stream a completion, compare decoders
+# make test      set up the same environment and run the tests, all but the slow ones
+# make test-all  run those too: kernels compiled for three GPUs, fuzzing, whole pipelines
+# make lint      style and types
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2# processes that share the tests; each holds about a gigabyte
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64 --no-compile
@@ -16,6 +17,9 @@ demo: $(VENV)/.ready
 	@$(BIN)/radar bench --max-new-tokens 96 --no-compile
 
 test: $(VENV)/.tested
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.tested

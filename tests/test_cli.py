@@ -53,6 +53,7 @@ def test_what_measures_or_records_drafts_in_every_round(command, may_fall_back, 
     assert len(made) == {"profile": 2}.get(command[0], len(made))
 
 
+@pytest.mark.slow
 def test_record_and_train_a_policy_and_use_it(capsys, tmp_path):
     prompts, rounds, policy, every = (tmp_path / name for name in ("p.jsonl", "rounds", "policy", "every"))
     words = ("file", "list", "word", "sum", "key", "date")

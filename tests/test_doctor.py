@@ -160,6 +160,7 @@ def examine(pair, config, doubtful=()):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "doubtful", "right"),
     [
@@ -178,6 +179,7 @@ def test_the_embedded_heads_true_reading_is_found(pair, wrong, doubtful, right):
     assert diagnosis.settings() == right
 
 
+@pytest.mark.slow
 def test_what_makes_no_difference_is_not_decided(pair):
     """The embedded head drafts alike with either residual, so the doctor must not choose."""
     diagnosis = examine(pair, pair[1].config, ["norm_before_residual"])

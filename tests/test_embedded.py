@@ -14,7 +14,7 @@ from radar.tools.compare import Contender, compare, render
 from radar.tools.prompts import PromptLine, encode_prompt, load_prompts
 
 ASSETS = Path(radar.__file__).parent / "assets"
-LENGTH = 48
+LENGTH = 32
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_twenty_prompts_equal_generate(decoder, prompts, expected, part):
     for index in range(part, 20, 4):
         prompt, text = prompts[index], expected[index]
         assert plain.generate(prompt, max_new_tokens=LENGTH).token_ids == text
-        for policy in (trained, Threshold(0.3), FixedDepth(1 + index % 16), FixedDepth(1 + (index * 5 + 3) % 16)):
+        for policy in (trained, Threshold(0.3), FixedDepth(1 + (index * 5 + 3) % 16)):
             decoder.policy = policy
             assert decoder.generate(prompt, max_new_tokens=LENGTH).token_ids == text, (index, policy)
     decoder.policy = trained
@@ -64,19 +64,20 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
 def test_sampled_text_is_the_plain_decoders(decoder, prompts, chosen):
     """A few of the 216 combinations that bench/lossless_sampling.py runs."""
     plain = AutoregressiveDecoder(decoder.model, max_length=512)
-    for seed, (prompt, temperature) in enumerate(zip(prompts[::5], (0.3, 0.7, 1.0, 1.5), strict=True)):
+    for seed, (prompt, temperature) in enumerate(zip(prompts[::7], (0.3, 0.7, 1.5), strict=True)):
         sampling = SamplingParams(temperature=temperature, seed=seed, **chosen)
         expected = plain.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids
         assert decoder.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids == expected
 
 
+@pytest.mark.slow
 def test_the_policy_saves_draft_calls(decoder, prompts):
     """On prompts that it was not trained on. They are easy, so the policy goes deeper here than on others, and still
     makes fewer calls per token. The figures for the paper's tasks are in bench/results."""
     trained, runs = decoder.policy, {}
     for policy in (FixedDepth(8), trained):
         decoder.policy = policy
-        runs[policy] = merge([decoder.generate(prompt, max_new_tokens=LENGTH).metrics for prompt in prompts])
+        runs[policy] = merge([decoder.generate(prompt, max_new_tokens=48).metrics for prompt in prompts])
     decoder.policy = trained
     eagle, mine = runs.values()
     assert mine.draft_calls_per_round < 0.97 * eagle.draft_calls_per_round

@@ -20,6 +20,7 @@ def lab(tmp_path_factory):
     return fill_work(make_laboratory(tmp_path_factory.mktemp("lab")))
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline(lab):
     """Behind recorded rounds and a cost table: from choosing policies to the result file and every single run."""
     stages = ["check", "policies", "replay", "measure", "generate"]

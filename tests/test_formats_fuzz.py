@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from draft_layouts import (
     LAYOUTS,
@@ -121,6 +122,7 @@ def test_a_reshaped_or_retyped_tensor_is_refused(tmp_path: Path, data: st.DataOb
     assert loaded is None or same(loaded.draft, draft), f"{name}, {how}: accepted, and it is another head"
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data(), layout=layouts, word=st.text(max_size=12))
 def test_a_renamed_or_missing_tensor_is_refused(tmp_path: Path, data: st.DataObject, layout: str, word: str) -> None:
@@ -158,6 +160,7 @@ FREE = {"rms_norm_eps", "rope_theta", "rope_scaling", "eagle_aux_hidden_state_la
 FREE |= {"norm_before_residual", "norm_output", "num_aux_hidden_states"}
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=400)
 @given(data=st.data(), layout=layouts, key=st.sampled_from(KEYS), value=odd, delete=st.booleans())
 def test_an_odd_config_is_refused_or_read_as_it_stands(

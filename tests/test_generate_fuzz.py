@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from fakes import VOCAB, tiny_draft, tiny_target
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +40,8 @@ def outcome(decoder, prompt, options):
         return str(error) or "no message"
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     options=st.fixed_dictionaries({"temperature": st.floats(0.1, 3.0)}, optional=LIKELY),
     odd=st.dictionaries(NAMES, ODD, max_size=1),
@@ -53,7 +55,7 @@ def test_any_options_give_the_plain_text_or_a_clear_refusal(options, odd, prompt
     assert odd or isinstance(ours, list), ours
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.recursive(st.none() | ODD | st.integers(-2, VOCAB + 1) | st.text(max_size=3), st.lists, max_leaves=6))
 def test_any_prompt_is_decoded_or_refused(prompt):
     found = outcome(OURS, prompt, {"max_new_tokens": 2})

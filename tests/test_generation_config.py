@@ -73,6 +73,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(
     config=st.fixed_dictionaries({"pad_token_id": st.just(0)}, optional=VALUES),

@@ -38,12 +38,11 @@ def test_every_depth_equals_generate(family):
 @pytest.mark.parametrize("tree_top_k", [1, 4, 10])
 def test_every_tree_equals_generate(total_tokens, tree_top_k):
     model = tiny_target(seed=1)
-    for policy in (FixedDepth(4), Threshold(0.3)):
+    for policy, prompt in zip((FixedDepth(4), Threshold(0.3)), PROMPTS[1::2], strict=True):
         radar = decoder(
             model, tiny_draft(seed=1), policy, total_tokens=total_tokens, tree_top_k=tree_top_k, max_calls=9
         )
-        for prompt in PROMPTS[1::2]:
-            assert radar.generate(prompt, max_new_tokens=LENGTH).token_ids == hf_greedy(model, prompt, LENGTH)
+        assert radar.generate(prompt, max_new_tokens=LENGTH).token_ids == hf_greedy(model, prompt, LENGTH)
 
 
 def test_full_draft_vocabulary():

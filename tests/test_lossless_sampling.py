@@ -34,11 +34,11 @@ def test_every_setting_gives_the_plain_decoders_text(policy, total_tokens):
         model, draft=tiny_draft(), policy=policy, tree=tree, max_length=200, compile=False, fallback=False
     )
     texts = set()
-    for sampling, prompt in itertools.product(SETTINGS, PROMPTS):
+    for sampling, prompt in zip(SETTINGS, itertools.cycle(PROMPTS)):
         expected = plain.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids
         assert ours.generate(prompt, max_new_tokens=24, sampling=sampling).token_ids == expected, sampling
         texts.add(tuple(expected))
-    assert len(texts) > 55  # of 66: seeds and settings matter
+    assert len(texts) > 18  # of 22: seeds and settings matter
 
 
 def test_another_noise_position_would_be_seen(monkeypatch):

@@ -149,13 +149,13 @@ def test_a_head_of_the_callers_is_not_cast_behind_his_back():
     decoder.policy = FixedDepth(2)
     draft.float()
     out = decoder.generate(FIRST, max_new_tokens=20)
-    assert out.metrics.num_draft_calls == 2 * out.metrics.num_rounds
+    assert out.metrics.num_draft_calls == 2 * out.metrics.num_spec_steps > 0
 
 
 def test_a_vocabulary_that_grows_or_shrinks_is_seen():
     model = tiny_target()
     pair = decoders(model)
-    with pytest.raises(UsageError, match="token id"):
+    with pytest.raises(UsageError, match="must be integers from 0 to"):
         pair[0].generate([1, 17])
     model.resize_token_embeddings(20, mean_resizing=False)
     for decoder in pair:
@@ -163,7 +163,7 @@ def test_a_vocabulary_that_grows_or_shrinks_is_seen():
         assert decoder.vocab_size == 20
     model.resize_token_embeddings(12, mean_resizing=False)
     for decoder in pair:
-        with pytest.raises(UsageError, match="token id"):
+        with pytest.raises(UsageError, match="must be integers from 0 to"):
             decoder.generate([*FIRST, 18])
     says_what_generate_says(pair[1], FIRST)
     with pytest.raises(UsageError, match=r"proposes ids up to 1\d, the target's vocabulary ends at 11"):
@@ -173,6 +173,7 @@ def test_a_vocabulary_that_grows_or_shrinks_is_seen():
         pair[1].generate(FIRST)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.gpu
 def test_a_model_goes_to_the_cpu_and_gets_another_module_there(tmp_path):
     from radar.draft.checkpoint import save_draft

@@ -44,10 +44,10 @@ def generate(decoder, prompt, **options):
     return out, out.metrics.num_reused_prompt_tokens
 
 
-SAMPLING = [{}, {"temperature": 0.9, "seed": 4}, {"repetition_penalty": 1.4}]
+SAMPLING = [{}, {"temperature": 0.9, "seed": 4, "repetition_penalty": 1.4}]
 
 
-@pytest.mark.parametrize("options", SAMPLING, ids=["greedy", "sampled", "penalty"])
+@pytest.mark.parametrize("options", SAMPLING, ids=["greedy", "sampled with a penalty"])
 def test_a_conversation_says_what_fresh_decoders_say(make, options):
     decoder, text = make(), list(FIRST)
     for turn in range(3):
@@ -114,7 +114,7 @@ class Interrupt:
         return False
 
 
-@pytest.mark.parametrize("at", [1, 2, 7])
+@pytest.mark.parametrize("at", [1, 7])
 def test_an_interrupt_leaves_a_usable_decoder(make, at):
     decoder = make()
     with pytest.raises(KeyboardInterrupt):

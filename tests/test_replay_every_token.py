@@ -93,8 +93,10 @@ def test_evaluation_counts_the_same_rounds():
     assert rows[BEST_FIXED].tokens_per_second == pytest.approx(best.curve[best.value])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("policy", [FixedDepth(1), FixedDepth(4), Threshold(0.5), GammaTune()])
+@pytest.mark.parametrize(
+    ("policy", "temperature"),
+    [(FixedDepth(1), 0.8), (FixedDepth(4), 0.0), (Threshold(0.5), 0.0), (Threshold(0.5), 0.8), (GammaTune(), 0.8)],
+)
 def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, policy):
     """Round for round: where each begins, how many calls it makes and what is accepted."""
     decoder, prompts = make(), PROMPTS[:2]
@@ -125,6 +127,7 @@ def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, poli
     assert one.draft_calls == pytest.approx(sum(calls for _, _, calls, _ in found) / len(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_replay_of_texts_that_end_gains_their_tokens(tmp_path, temperature):
     """And no more, where the draft goes beyond the end; in distribution neither."""

@@ -172,6 +172,7 @@ def test_a_hook_that_asks_for_a_text_of_the_same_model_is_told_so():
         assert len(other.generate([4, 5], max_new_tokens=4).token_ids) == 4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.gpu
 def test_texts_of_one_decoder_under_several_streams_are_ordered():
     """A text that was left behind in one stream may still run a round there when the next text's prompt comes."""

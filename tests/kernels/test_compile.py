@@ -31,6 +31,7 @@ ATTENTION = [
     (torch.float32, {"heads": 4, "kv_heads": 2, "dim": 96, "nodes": 6, "capacity": 60}),
     (torch.float16, {"heads": 4, "kv_heads": 2, "dim": 16, "nodes": 1, "capacity": 1}),  # ints of 1 become constants
 ]
+ATTENTION_ELSEWHERE = [ATTENTION[i] for i in (0, 7, 8, 9, 12)]  # a compilation takes seconds: the widest of each type
 TOPK = [(torch.bfloat16, 10, 32000, True), (torch.bfloat16, 10, 128256, False), (torch.float32, 1, 32000, False)]
 LSTM = [(torch.float32, 128, 128), (torch.bfloat16, 512, 128), (torch.float32, 512, 512), (torch.float32, 64, 64)]
 CACHE = [  # dtype, key-value heads, new rows, head dimension
@@ -58,7 +59,7 @@ def record_launches(arch: int) -> list[tuple]:
         op.architecture = lambda device: arch
     _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
 
-    for dtype, shape in ATTENTION:
+    for dtype, shape in ATTENTION if arch == 90 else ATTENTION_ELSEWHERE:
         label = f"tree_attention {dtype} {shape}"
         q = torch.empty(1, shape["nodes"], shape["heads"], shape["dim"], dtype=dtype).transpose(1, 2)
         kv = torch.empty(1, shape["kv_heads"], shape["capacity"], shape["dim"], dtype=dtype)
@@ -213,6 +214,7 @@ def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
     assert not result["leaky vectors"], f"a lane may overflow into the next one: {result}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)

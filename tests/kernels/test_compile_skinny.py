@@ -58,11 +58,13 @@ def compiled(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 def test_the_kernels_fit(compiled):
     for result in compiled:
         assert_fits(result, ARCH)
 
 
+@pytest.mark.slow
 def test_a_row_is_summed_in_one_order(compiled):
     """One kind of instruction for all numbers of rows, which takes 16 columns at a time."""
     kinds = {}

@@ -56,6 +56,8 @@ def test_reference_equals_torch_modules(shape, device):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_kernel_equals_reference(shape, kernel_dtype, device):
+    if kernel_dtype == torch.float16 and shape["hidden"] == 512 and device.type == "cpu":
+        pytest.skip("as in float32, and the interpreter takes long")
     inputs = Policy(**shape, device=device).inputs(kernel_dtype)
     assert_same(lstm_step(*inputs, backend="triton"), reference.lstm_step(*inputs))
 

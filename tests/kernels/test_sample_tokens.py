@@ -17,21 +17,24 @@ SHAPES = {
     "odd": {"batch": 2, "nodes": 3, "vocabulary": 1003},
     "several blocks": {"nodes": 3, "vocabulary": 5003},
 }
+EACH_STEP = ("penalty greedy", "temperature 1", "top_k", "top_p", "min_p", "all")  # each of the kernels' steps once
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    ("shape", "setting"),
+    [(shape, setting) for shape in SHAPES for setting in (SETTINGS if shape == "odd" else EACH_STEP)],
+)
 def test_kernel_equals_reference(shape, setting, device):
-    logits, positions = make(**shape, device=device)
+    logits, positions = make(**SHAPES[shape], device=device)
     batch, nodes, vocabulary = logits.shape
-    state = make_state(batch, vocabulary, device, **setting)
+    state = make_state(batch, vocabulary, device, **SETTINGS[setting])
     assert_same(logits, positions, state, **make_tree(batch, nodes, vocabulary, device))
 
 
 def test_a_whole_tree(device):
     nodes = 66  # two words of ancestors
-    logits, positions = make(1, nodes, 129, device=device)
-    assert_same(logits, positions, make_state(1, 129, device, **SETTINGS["all"]), **make_tree(1, nodes, 129, device))
+    logits, positions = make(1, nodes, 33, device=device)
+    assert_same(logits, positions, make_state(1, 33, device, **SETTINGS["all"]), **make_tree(1, nodes, 33, device))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def test_few_bits_and_many_ties(name, dtype, device):
     assert_same(logits, positions, make_state(2, 700, device, **SETTINGS[name]))
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "top_k over V"])
+@pytest.mark.parametrize("name", [*EACH_STEP, "greedy", "top_k over the segments", "cold filters"])
 def test_masked_tokens_and_masked_blocks(name, device):
     logits, positions = make(1, 3, 2600, device=device)
     logits[0, 0, :2560] = -INF  # a whole block, whole segments
@@ -59,9 +62,10 @@ def test_masked_tokens_and_masked_blocks(name, device):
     assert logits.gather(-1, tokens[..., None]).isfinite().all()
 
 
+@pytest.mark.slow
 def test_random_settings(rng, device):
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    for _ in range(16 if interpreted else 200):
+    for _ in range(8 if interpreted else 200):
         batch, nodes, vocabulary = rng.randint(1, 3), rng.randint(1, 6), rng.randint(3, 900)
         if not interpreted:  # every shape is compiled, with a tree and without: few of them
             nodes, vocabulary = rng.choice([1, 6]), rng.choice([7, 300, 899])
@@ -88,8 +92,8 @@ def test_random_settings(rng, device):
 @pytest.mark.parametrize("name", ["top_k", "top_k over the segments", "top_p", "top_p large", "min_p", "all"])
 def test_more_candidates_than_the_list_holds(name, device, monkeypatch):
     monkeypatch.setattr(op, "ROOM", 4)
-    logits, positions = make(1, 4, 5003, device=device, spread=1.0)
-    assert_same(logits, positions, make_state(1, 5003, device, **SETTINGS[name]), **make_tree(1, 4, 5003, device))
+    logits, positions = make(1, 2, 5003, device=device, spread=1.0)
+    assert_same(logits, positions, make_state(1, 5003, device, **SETTINGS[name]), **make_tree(1, 2, 5003, device))
 
 
 @pytest.mark.parametrize("programs", [1, 6, 8])
@@ -122,9 +126,9 @@ def test_greedy_ties_go_to_the_lower_token(backend, device):
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_ties_at_the_border_of_top_p_keep_the_lower_tokens(backend, device):
     """Eight equal tokens, half of the mass: the first four; top-k of equal tokens keeps them all."""
-    logits = torch.full((1, 40, 100), -INF, device=device)
+    logits = torch.full((1, 24, 100), -INF, device=device)
     logits[..., 40:48] = 1.5
-    positions = torch.arange(40, device=device)[None]
+    positions = torch.arange(24, device=device)[None]
     half = sample_tokens(logits, positions, make_state(1, 100, device, top_p=0.5), backend=backend)
     assert half.unique().tolist() == [40, 41, 42, 43]
     ranked = sample_tokens(logits, positions, make_state(1, 100, device, top_k=2), backend=backend)
