@@ -37,7 +37,8 @@ def attending(user: object, configs: Sequence[Any], name: Callable[[Any], str | 
         with _changing:
             for config in configs:
                 _users.setdefault(id(config), set()).add(user)
-                config.__class__ = _named_by(type(config), name)
+                kind: Any = type(config)
+                config.__class__ = _named_by(kind, name)
         yield
     finally:
         with _changing:
