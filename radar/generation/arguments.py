@@ -51,8 +51,8 @@ _LENGTH = {
     "min_new_tokens": Argument("no end token before"),
     "min_length": Argument("the same, prompt included"),
     "max_time": Argument("seconds from the call on, a wait for the decoder included; asked after every token"),
-    "eos_token_id": Argument("an id or several that end the text; without it `decoder.eos_token_ids`: what was assigned "
-                             "there, else the config's, else, in `generate`, the tokenizer's"),
+    "eos_token_id": Argument("an id or several that end the text; without it `decoder.eos_token_ids`: what was "
+                             "assigned there, else the config's, else, in `generate`, the tokenizer's"),
     "stop_strings": Argument("end the text, which keeps the token that completed them"),
     "pad_token_id": Argument("taken; one text needs no padding"),
     "bos_token_id": Argument("taken; the prompt of `generate_ids()` without ids"),
