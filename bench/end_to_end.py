@@ -32,7 +32,7 @@ from bench.lab.stages import STAGES, Comparison, OutOfTime
 from bench.runs import read_runs
 from bench.shapes import Geometry
 from bench.summary import cost_errors, summarise
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 OUT_OF_TIME = 3  # exit status: the same command goes on
 OUT = Path(__file__).parent / "results" / "end_to_end" / "end_to_end_h200.json"

@@ -11,7 +11,7 @@ import torch
 from bench.intervals import geometric_mean, over
 from bench.runs import AUTOREGRESSIVE, RADAR, Run, cells_of, equal_texts
 from radar.config import TreeConfig
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 __all__ = ["cost_errors", "summarise"]
 

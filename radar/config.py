@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from radar.errors import UsageError
@@ -42,6 +42,13 @@ class TreeConfig:
     def num_candidates(self) -> int:
         """Nodes that `max_calls` draft calls can propose: k from the root, then k for each of k beam nodes."""
         return self.tree_top_k + (self.max_calls - 1) * self.tree_top_k**2
+
+    def levels(self) -> Iterator[slice]:
+        """Slots of the candidates of depth 1 (the root's children) to max_calls."""
+        k = self.tree_top_k
+        yield slice(0, k)
+        for start in range(k, self.num_candidates, k * k):
+            yield slice(start, start + k * k)
 
     @property
     def num_draft_columns(self) -> int:

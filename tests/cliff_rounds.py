@@ -3,7 +3,7 @@
 import torch
 
 from radar.config import TreeConfig
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 from radar.train.rounds import RoundDataset, RoundsHeader
 
 CALLS, WIDTH = 8, 4

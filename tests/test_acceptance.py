@@ -8,10 +8,8 @@ from trees import accept
 
 from radar import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.train.acceptance import Candidates, accept_lengths, acceptance_distribution, verified
-from radar.train.drafted import Drafted
+from radar.train.acceptance import Candidates, Text, accept_lengths, acceptance_distribution, verified
 from radar.train.rounds import RoundsHeader
-from radar.train.text_rounds import TextRounds
 
 
 def truncated(tree, calls):
@@ -48,7 +46,7 @@ def random_tree(seed, total_tokens=9, k=2, calls=4):
 def distribution_of(tree, probabilities):
     """Of the only round, [calls, calls + 1]."""
     candidates = Candidates.of(tree)
-    return acceptance_distribution(candidates, verified(candidates), probabilities[None])[0]
+    return acceptance_distribution(candidates, tree.config, verified(candidates, tree.config), probabilities[None])[0]
 
 
 def walk_all(tree, probabilities, calls):
@@ -113,16 +111,14 @@ def test_rounds_side_by_side_are_rounds_alone():
     texts = torch.randint(-1, 2, (6, 4), generator=generator)
     for nodes in (4, 9):
         config = TreeConfig(total_tokens=nodes, tree_top_k=2, max_calls=4)
-        stack = Candidates.stack(rounds, config)
-        chosen = verified(stack)
-        spread = acceptance_distribution(stack, chosen, torch.stack(shares))
-        lengths = accept_lengths(stack, chosen, texts)
+        stack = Candidates(*map(torch.cat, zip(*rounds, strict=True)))
+        chosen = verified(stack, config)
+        spread = acceptance_distribution(stack, config, chosen, torch.stack(shares))
+        lengths = accept_lengths(stack, config, chosen, texts)
         for row, one in enumerate(rounds):
-            alone = Candidates.stack([one], config)
-            torch.testing.assert_close(
-                spread[row], acceptance_distribution(alone, chosen[row, None], shares[row][None])[0]
-            )
-            assert torch.equal(lengths[row], accept_lengths(alone, verified(alone), texts[row, None])[0])
+            alone = acceptance_distribution(one, config, chosen[row, None], shares[row][None])[0]
+            torch.testing.assert_close(spread[row], alone)
+            assert torch.equal(lengths[row], accept_lengths(one, config, verified(one, config), texts[row, None])[0])
             for calls in range(1, 5):
                 early = truncated(trees[row], calls)
                 early.config = config
@@ -151,9 +147,8 @@ def followed(tree, text, kept):
 def test_an_end_token_is_nobodys_draft():
     """In distribution: as if no candidate that ends the text were there."""
     tree, shares = random_tree(2)
-    rounds = [Drafted([0]), Drafted([0, 0, 0, 0, 0], Candidates.of(tree), shares[None].float())]
     for ends in (frozenset(), frozenset({1}), frozenset({0, 1})):
-        text = TextRounds(rounds, 3, 4, ends=ends)
+        text = Text(3, [0] * 6, ends, [1], Candidates.of(tree), shares[None].float())
         inside = shares.clone()
         inside[torch.isin(tree.tokens[0], torch.tensor(sorted(ends), dtype=torch.int64))] = 0.0
         header = RoundsHeader(tree.config, 1.0)

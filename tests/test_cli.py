@@ -178,8 +178,8 @@ def test_numbers_of_things_are_one_or_more(arguments, capsys):
 def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):
     from radar.config import TreeConfig
     from radar.decoder import default_device
+    from radar.tools.costs import CostTable
     from radar.tools.machine import device_name
-    from radar.train.costs import CostTable
 
     costs, trace = tmp_path / "costs.json", tmp_path / "trace.json"
     code, out, _ = run(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from radar.config import TreeConfig
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 TABLE = CostTable(
     draft_call_seconds=(2.0, 1.0, 3.0, 1.0),

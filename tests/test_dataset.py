@@ -10,16 +10,13 @@ from rounds_files import FULL, HEADER, TREE, prompt_rounds, store, write
 
 from radar.config import TreeConfig
 from radar.tools.twins import fingerprint
-from radar.train.dataset import read_rounds
-from radar.train.recording import shard_files
+from radar.train.recording import read_rounds, shard_files
 from radar.train.rounds import RoundDataset, RoundsHeader
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no recorded rounds in .*none: record them with"):
         read_rounds(tmp_path / "none")
-    with pytest.raises(ValueError, match="no recordings given"):
-        read_rounds([])
     recording = write(tmp_path / "empty", range(0))
     recording.add(0, prompt_rounds(0, rounds=0))
     recording.flush()
@@ -113,8 +110,6 @@ def test_split_keeps_prompts_together(tmp_path: Path) -> None:
     assert len(data.split_by_prompt(0.999)[0]) == 3
     with pytest.raises(ValueError, match="two unlike prompts"):
         data.select(data.prompt == 1).split_by_prompt(0.5)
-    with pytest.raises(ValueError, match="fraction"):
-        data.split_by_prompt(1.0)
 
 
 def test_split_keeps_near_twins_together(tmp_path: Path) -> None:
@@ -154,13 +149,12 @@ def test_parts_that_do_not_fit_are_named() -> None:
     for name, part in good.tensors().items():
         with pytest.raises(ValueError, match=rf"RoundDataset: {name} must be"):
             RoundDataset.of({**good.tensors(), name: part[..., None]}, FULL, {})
-    with pytest.raises(ValueError, match="temperature must be 0 or more"):
-        RoundsHeader(TREE, -1.0)
 
 
 def test_rounds_of_some_prompts_can_be_left_out(tmp_path: Path) -> None:
     write(tmp_path / "r")
-    left = read_rounds(tmp_path / "r").without([1, 3])
+    data = read_rounds(tmp_path / "r")
+    left = data.select(data.prompt % 2 == 0)
     assert left.prompt.unique().tolist() == list(left.prompts) == [0, 2]
     changed = left.scores.clone()
     changed[0, 0, 0] -= 1

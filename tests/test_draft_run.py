@@ -15,8 +15,8 @@ from small_heads import CONFIG, HEAD, OPTIONS, contents, interrupt_at, small_tar
 
 from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
-from radar.train import draft_run
-from radar.train.draft_run import DraftRun
+from radar.train import draft as training
+from radar.train.draft import DraftRun
 from radar.train.draft_target import weights_digest
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -99,7 +99,7 @@ def test_an_interruption_lets_the_head_be_written(tmp_path: Path, monkeypatch: P
         signal.raise_signal(signal.SIGINT)
         save_draft(draft, folder)
 
-    monkeypatch.setattr(draft_run, "save_draft", hit)
+    monkeypatch.setattr(training, "save_draft", hit)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert sorted(contents(tmp_path)) == HEAD
@@ -138,7 +138,7 @@ def test_a_finished_head_can_be_extended(tmp_path: Path, monkeypatch: Patch, cap
     assert "more steps or seconds extend it" in capsys.readouterr().err
     assert train(tmp_path, replace(OPTIONS, steps=None, seconds=result["seconds"] + 0.3))["steps"] > 20
     (tmp_path / "training.pt").unlink()
-    with pytest.raises(ValueError, match=r"holds a head of .* without training\.pt: use another folder"):
+    with pytest.raises(ValueError, match=r"holds a head without training\.pt to go on from: use another folder"):
         train(tmp_path, replace(OPTIONS, steps=99))
 
 
@@ -152,7 +152,7 @@ def test_an_unfinished_run_may_be_given_another_length(tmp_path: Path, monkeypat
 def test_a_head_from_elsewhere_is_kept(tmp_path: Path) -> None:
     save_draft(Eagle3Draft(CONFIG), tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a head whose training left no training\.json: .*--restart"):
+    with pytest.raises(ValueError, match=r"holds a head without training\.pt to go on from: .*--restart"):
         train(tmp_path)
     assert contents(tmp_path) == before
 

@@ -12,7 +12,7 @@ from bench.lab.policies import METHODS
 from bench.lab.sets import TASKS
 from bench.runs import AUTOREGRESSIVE, key_of
 from bench.summary import summarise
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"radar_kernels"},
-    {"radar.errors", "radar.config", "radar.metrics"},
+    {"radar.errors", "radar.config", "radar.files", "radar.metrics"},
     {"radar.target", "radar.draft", "radar.policy"},
     {"radar.engine"},
     {"radar.generation"},

@@ -13,7 +13,7 @@ from bench.lab.policies import PUBLISHED, RADAR, Choice, choose_policies
 from bench.lab.sets import TASKS
 from radar import FixedDepth
 from radar.policy.lstm import PolicyNetwork, save_policy
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 from radar.train.objectives import (
     decision_entropy,
     exact_loss,
@@ -139,8 +139,8 @@ def test_entropy() -> None:
     assert decision_entropy(torch.tensor([[[100.0, 0.0]]])).item() == pytest.approx(0.0)
 
 
-def test_shapes_are_checked() -> None:
+def test_shapes_that_do_not_fit_are_an_error() -> None:
     returns = paper_returns(LENGTHS, make_times(), **PAPER)
     for loss in (exact_loss, reinforce_loss):
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(RuntimeError, match="must match the size"):
             loss(torch.zeros(3, 4, 2), returns)

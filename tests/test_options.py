@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 from radar.train.options import PolicyTraining
 
 

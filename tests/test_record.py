@@ -8,9 +8,9 @@ from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
 from radar.train.acceptance import Candidates, accept_lengths, verified
-from radar.train.dataset import read_rounds
-from radar.train.drafted import FullRounds
+from radar.train.full_round import FullRounds
 from radar.train.record import record
+from radar.train.recording import read_rounds
 
 PROMPTS = [[5, 3, 2, 1], [1, 2, 3], [4] * 9]
 
@@ -82,9 +82,8 @@ def test_scores_are_what_a_policy_reads(tmp_path):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_text_is_what_decoding_gives(temperature):
     """And rounds go through all beam nodes, more than a tree of 12 nodes holds."""
-    decoder, found = make(), []
-    for item in FullRounds(decoder, temperature).of(PROMPTS[1], 50, seed=11):
-        found += item.tokens
+    decoder = make()
+    found = FullRounds(decoder, temperature).text(PROMPTS[1], 50, seed=11).tokens
     sampling = SamplingParams(temperature=temperature, seed=11)
     assert found == decoder.generate(PROMPTS[1], max_new_tokens=50, sampling=sampling).token_ids
     assert len(found) == 50
@@ -133,7 +132,8 @@ def test_a_wrong_continuation_changes_the_lengths():
         tree = Candidates.of(decoder.engine.drafter.tree)
 
     def lengths(*text):
-        return accept_lengths(tree, verified(tree), torch.tensor([[*text, *[-1] * (6 - len(text))]])).tolist()[0]
+        known = torch.tensor([[*text, *[-1] * (6 - len(text))]])
+        return accept_lengths(tree, decoder.tree, verified(tree, decoder.tree), known).tolist()[0]
 
     best = int(tree.tokens[0, 0])  # under any budget it is verified
     assert lengths(best) == [1] * 6

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
-import types
 
 import pytest
 import torch
@@ -13,10 +11,9 @@ from test_fallback import Script
 from test_record import PROMPTS, make
 
 from radar.tools.twins import fingerprint
-from radar.train.dataset import read_rounds
-from radar.train.drafted import FullRounds
+from radar.train.full_round import FullRounds
 from radar.train.record import record
-from radar.train.recording import read_shard, shard_files
+from radar.train.recording import read_rounds, read_shard, shard_files
 
 
 def content(folder):
@@ -25,14 +22,14 @@ def content(folder):
 
 def at_prompt(monkeypatch, number, action):
     """Do something where the text of one prompt would begin."""
-    rounds = FullRounds.of
+    decode = FullRounds.text
 
-    def of(self, prompt, *args, **options):
+    def text(self, prompt, *args, **options):
         if list(prompt) == PROMPTS[number]:
             action()
-        return rounds(self, prompt, *args, **options)
+        return decode(self, prompt, *args, **options)
 
-    monkeypatch.setattr(FullRounds, "of", of)
+    monkeypatch.setattr(FullRounds, "text", text)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,14 +131,14 @@ def test_options_and_prompts_are_looked_at_before_anything_starts(tmp_path):
     with pytest.raises(ValueError, match="record: prompt 1: the prompt is empty"):
         record(decoder, [PROMPTS[0], []], out, max_new_tokens=30, progress=False)
     for wrong in (0, -3, True, 2.5):
-        with pytest.raises(ValueError, match=r"max_new_tokens \(--max-new-tokens\) must be 1 or more, got"):
+        with pytest.raises(ValueError, match=r"max_new_tokens \(--max-new-tokens\) must be an integer from 1 to"):
             record(decoder, PROMPTS, out, max_new_tokens=wrong, progress=False)
     assert not out.exists()
     record(decoder, [PROMPTS[0], [2] * 130], out, max_new_tokens=60, progress=False)  # as much as there is room for
     last = read_rounds(out).select(read_rounds(out).prompt == 1).position
     assert 130 < int(last.min()) <= int(last.max()) <= 160 - 6
-    with pytest.raises(ValueError, match=r"130 tokens with 31 behind it does not fit: .*max_length=160"):
-        list(FullRounds(decoder, 0.0).of([2] * 130, 31, seed=0))
+    with pytest.raises(ValueError, match=r"130 tokens with 31 behind it does not fit max_length=160"):
+        FullRounds(decoder, 0.0).text([2] * 130, 31, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +181,10 @@ def test_what_a_text_depends_on_is_in_the_shard(tmp_path):
     record(make(), PROMPTS, tmp_path / "r", **options, seed=7)
     record(make(), PROMPTS, tmp_path / "t", **options, texts=told)
     (file,) = shard_files(tmp_path / "r")
-    shard = read_shard(file)
+    known, rounds = read_shard(file)
     digests = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in PROMPTS]
-    assert shard.prompts == dict(enumerate(digests))
-    about = shard.rounds.header.metadata
+    assert known == dict(enumerate(digests))
+    about = rounds.header.metadata
     assert (about["max_new_tokens"], about["seed"], about["max_length"]) == (9, 7, 160)
     spelt = [" ".join(map(str, prompt)) for prompt in PROMPTS]  # there is no tokenizer here
     for folder, texts in (("r", spelt), ("t", told)):
@@ -207,15 +204,14 @@ def test_a_recording_without_a_round_warns(tmp_path, recwarn):
 
 
 def test_processes_share_the_prompts(tmp_path, monkeypatch):
-    """As under `accelerate launch`; the library itself is replaced by the two numbers that are read from it. Two that
-    begin, and three that go on where these were interrupted: they write to one folder."""
+    """As under `accelerate launch`, which tells each process its number. Two that begin, and three that go on where
+    these were interrupted: they write to one folder."""
     whole, parts = tmp_path / "whole", tmp_path / "r"
     record(make(), PROMPTS * 2, whole, max_new_tokens=30, progress=False)
 
     def launch(index, count, prompts):
         monkeypatch.setenv("WORLD_SIZE", str(count))
-        state = types.SimpleNamespace(process_index=index, num_processes=count)
-        monkeypatch.setitem(sys.modules, "accelerate", types.SimpleNamespace(PartialState=lambda cpu: state))
+        monkeypatch.setenv("RANK", str(index))
         return record(make(), prompts, parts, max_new_tokens=30, progress=False)
 
     for index in range(2):
@@ -224,9 +220,6 @@ def test_processes_share_the_prompts(tmp_path, monkeypatch):
     for index in range(3):
         launch(index, 3, PROMPTS * 2)
     assert content(parts) == content(whole)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="WORLD_SIZE=4, but accelerate counts 3"):
-        record(make(), PROMPTS, tmp_path / "n", progress=False)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ValueError, match="accelerate is not installed"):
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="WORLD_SIZE=3 says that there are others, and no RANK"):
         record(make(), PROMPTS, tmp_path / "n", progress=False)

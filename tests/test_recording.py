@@ -11,8 +11,7 @@ from rounds_files import FULL, HEADER, IDS, TREE, prompt_rounds, write
 
 from radar.errors import FormatError
 from radar.train import recording as module
-from radar.train.dataset import read_rounds
-from radar.train.recording import Recording, shard_files
+from radar.train.recording import Recording, read_rounds, shard_files
 from radar.train.rounds import RoundDataset, RoundsHeader
 
 
@@ -78,7 +77,7 @@ def test_a_crash_while_writing_leaves_no_shard(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("radar.train.files.os.replace", crash)
+        patch.setattr("radar.files.os.replace", crash)
         with pytest.raises(OSError, match="disk full"):
             write(tmp_path / "r", range(4))
     assert read_rounds(tmp_path / "r").prompt.unique().tolist() == [0, 1]

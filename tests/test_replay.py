@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
 from radar.policy.lstm import PolicyNetwork, RadarPolicy
-from radar.train.costs import CostTable
-from radar.train.replay import replay_stops, stops_of_network, stops_of_policy
+from radar.tools.costs import CostTable
+from radar.train.replay import replay_stops, stops_of, stops_of_network
 from radar.train.rounds import RoundDataset, RoundsHeader
 
 
@@ -28,16 +28,16 @@ def test_replay_by_hand() -> None:
 
 def test_replay_runs_any_policy() -> None:
     data = make_rounds(50)
-    assert stops_of_policy(FixedDepth(3), data).tolist() == [3] * 50
+    assert stops_of(FixedDepth(3), data).tolist() == [3] * 50
     depth = data.accept_lengths[:, -1]
-    assert torch.equal(stops_of_policy(Threshold(0.3), data), (depth + 1).clamp(max=CALLS))
+    assert torch.equal(stops_of(Threshold(0.3), data), (depth + 1).clamp(max=CALLS))
     torch.manual_seed(1)
     network = PolicyNetwork(WIDTH, 16)
     nn.init.normal_(network.mlp[3].weight, std=3.0)
     stops = stops_of_network(network, data)
     assert network.training
     assert stops.unique().numel() > 1
-    assert torch.equal(stops, stops_of_policy(RadarPolicy(network.eval()), data))
+    assert torch.equal(stops, stops_of(RadarPolicy(network.eval()), data))
     assert torch.equal(stops_of_network(network, data, batch_size=7), stops)
     assert stops_of_network(network, data.truncate(1)).tolist() == [1] * 50
 
@@ -69,7 +69,7 @@ def test_signals_are_those_of_the_round_before() -> None:
     prompt, position = torch.tensor([7, 4, 7, 7, 4]), torch.tensor([10, 20, 11, 12, 22])
     data = RoundDataset(torch.zeros(5, 3, 1), accept, prompt, position, header)
     spy = Spy()
-    stops = stops_of_policy(spy, data)
+    stops = stops_of(spy, data)
     # prompt 4: rounds 1 and 4; prompt 7: rounds 0, 2, 3. A first round stops after call 1 (-1 + 2).
     assert stops.tolist() == [1, 1, 3, 2, 3]
     assert [seen[0] for seen in spy.seen] == [[-1, -1], [1, 1], [0, 0]]

@@ -7,7 +7,7 @@ from measured_runs import full_runs, predictions, run
 
 from bench.runs import AUTOREGRESSIVE
 from bench.summary import cost_errors, summarise
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 
 
 def test_the_summary_by_hand():

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from radar.train.tokens import TokenMixture, encode_file
+from radar.tools.documents import encode_file
+from radar.train.tokens import TokenMixture
 
 
 def test_the_fingerprint_covers_every_token() -> None:
     ids = np.arange(3_000_000, dtype=np.int32) % 1000
     swapped = ids.copy()
     swapped[[1_500_000, -1]] = swapped[[-1, 1_500_000]]
-    prints = {TokenMixture(ids).fingerprint(), TokenMixture(swapped).fingerprint()}
+    prints = {TokenMixture([ids]).fingerprint(), TokenMixture([swapped]).fingerprint()}
     assert len(prints) == 2
-    assert TokenMixture(torch.from_numpy(ids.astype(np.int64))).fingerprint() in prints
-    assert TokenMixture(ids.repeat(2)[::2]).fingerprint() in prints
+    assert TokenMixture([torch.from_numpy(ids.astype(np.int64))]).fingerprint() in prints
+    assert TokenMixture([ids.repeat(2)[::2]]).fingerprint() in prints
     parts = TokenMixture([ids[:-5], ids[-5:]], [0.5, 0.5]), TokenMixture([ids[:5], ids[5:]], [0.5, 0.5])
     assert parts[0].fingerprint() != parts[1].fingerprint()
 

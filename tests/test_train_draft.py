@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from small_heads import CONFIG, END, HEAD, OPTIONS, VOCAB, contents, small_target, small_text, train
 
 from radar.draft.config import DraftConfig
-from radar.train.draft import TrainingOptions
-from radar.train.draft_run import DraftRun
+from radar.train.draft import DraftRun, TrainingOptions
 from radar.train.draft_target import FrozenTarget
 from radar.train.tokens import TokenMixture
 
@@ -52,7 +51,7 @@ def test_compiling_takes_nothing_of_the_budget_and_is_told(tmp_path: Path, monke
         update(run, losses)
 
     monkeypatch.setattr(DraftRun, "_update", slow)
-    monkeypatch.setattr("radar.train.draft_run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("radar.train.draft.time.monotonic", lambda: now[0])
     result = train(tmp_path, replace(OPTIONS, steps=None, seconds=3.0))
     assert (result["steps"], result["seconds"]) == (4, 63.0)
 
@@ -62,9 +61,9 @@ def test_one_step_takes_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "steps", "said"), [(20.0, 2000, "11.1 hours"), (0.5, 3700, "31 minutes"), (0.1, 9000, "")]
+    ("step", "steps", "said"), [(20.0, 2001, "11.1 hours"), (0.5, 3701, "0.5 hours"), (0.1, 9001, "")]
 )
-def test_hours_are_told_beforehand(
+def test_hours_are_told_after_the_first_step(
     tmp_path: Path,
     monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
@@ -72,24 +71,23 @@ def test_hours_are_told_beforehand(
     steps: int,
     said: str,
 ) -> None:
-    now, gradients = [0.0], DraftRun._gradients
+    now, update = [0.0], DraftRun._update
 
-    def timed(run: Any, rows: int, fraction: float) -> torch.Tensor:
-        if rows > 1:
-            raise KeyboardInterrupt  # the first step of the training
-        now[0] += step * rows / OPTIONS.batch_size
-        return gradients(run, rows, fraction)
+    def timed(run: Any, losses: torch.Tensor) -> None:
+        if run.step == 1:
+            raise KeyboardInterrupt
+        now[0] += step
+        update(run, losses)
 
-    monkeypatch.setattr(DraftRun, "_gradients", timed)
-    monkeypatch.setattr("radar.train.draft_run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(DraftRun, "_update", timed)
+    monkeypatch.setattr("radar.train.draft.time.monotonic", lambda: now[0])
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, replace(OPTIONS, steps=steps))
+        train(tmp_path / "steps", replace(OPTIONS, steps=steps))
     found = capsys.readouterr().err
-    expected = f"{steps} steps of about {step:.1f} s will take about {said} on this device. Ctrl-C stops and keeps"
+    expected = f"{steps - 1} steps of about {step:.1f} s will take about {said} on this device. Ctrl-C stops and keeps"
     assert (expected in found) if said else ("will take" not in found)
-    now[0] = 0.0
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, replace(OPTIONS, steps=None, seconds=1e6))
+        train(tmp_path / "budget", replace(OPTIONS, steps=None, seconds=1e6))
     assert "will take" not in capsys.readouterr().err, "who gives a budget knows it"
 
 
@@ -152,7 +150,7 @@ def test_wrong_geometry_is_refused(
 
 def test_a_vocabulary_that_misses_the_text_is_refused(tmp_path: Path) -> None:
     """Of sixty tokens that are equally frequent twenty-four cover two fifths."""
-    even = TokenMixture(np.arange(6000) % 60)
+    even = TokenMixture([np.arange(6000) % 60])
     message = r"24 covers 40% of the text, and what it lacks is never drafted: the 54 most frequent tokens cover 90 %"
     with pytest.raises(ValueError, match=message):
         train(tmp_path, text=even)
@@ -177,9 +175,9 @@ def test_wrong_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="integers"):
         TokenMixture([np.zeros(10)])
     with pytest.raises(ValueError, match=r"every stream must hold 15 .*smaller length \(--length\)"):
-        train(tmp_path, text=TokenMixture(np.arange(10)))
+        train(tmp_path, text=TokenMixture([np.arange(10)]))
     with pytest.raises(ValueError, match="token id 99"):
-        train(tmp_path, text=TokenMixture(np.arange(100)))
+        train(tmp_path, text=TokenMixture([np.arange(100)]))
 
 
 def test_the_text_of_the_tests_is_what_they_say() -> None:

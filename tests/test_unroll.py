@@ -9,7 +9,7 @@ from small_heads import CONFIG, HIDDEN
 from torch import Tensor
 
 from radar.draft.eagle3 import Eagle3Draft
-from radar.train.unroll import TestTimeAttention
+from radar.train.unroll import UnrolledAttention
 
 
 def masked_attention(window: int) -> Callable[[int], Callable[[Tensor, Tensor, Tensor], Tensor]]:
@@ -37,7 +37,7 @@ def test_unrolled_attention_equals_a_dense_mask_over_all_steps() -> None:
     torch.manual_seed(1)
     draft, window = Eagle3Draft(CONFIG), 9
     first, embeds = torch.randn(2, window, HIDDEN), torch.randn(2, window + 3, HIDDEN)
-    ours, dense = TestTimeAttention(), masked_attention(window)
+    ours, dense = UnrolledAttention(), masked_attention(window)
     hidden = other = first
     for step in range(4):
         positions = torch.arange(step, window + step)[None].expand(2, window)
@@ -51,7 +51,7 @@ def test_unrolled_attention_equals_drafting_token_by_token() -> None:
     torch.manual_seed(2)
     draft, window, at = Eagle3Draft(CONFIG), 7, 4
     first, embeds = torch.randn(1, window, HIDDEN), torch.randn(1, window + 3, HIDDEN)
-    ours, hidden = TestTimeAttention(), first
+    ours, hidden = UnrolledAttention(), first
     unrolled = []
     for step in range(4):
         positions = torch.arange(step, window + step)[None]

@@ -28,9 +28,9 @@ from bench.lab.fit import EPOCHS
 from bench.lab.policies import METHODS, Choice, setting
 from bench.lab.sets import TASKS, rounds_of
 from radar import FixedDepth
+from radar.tools.costs import CostTable
 from radar.tools.machine import describe_machine
 from radar.train.contenders import EAGLE3
-from radar.train.costs import CostTable
 from radar.train.evaluate import evaluate, render
 from radar.train.replay import replay
 
@@ -47,7 +47,7 @@ def judge(asked: Asked) -> dict[str, list[dict[str, Any]]]:
         rows = evaluate(policies, rounds, asked.pair.costs, reference=EAGLE3)
         title = f"{asked.pair.folder.name} {task} T={asked.pair.temperature:g}{asked.label}"
         print(f"\n{title}: {len(rounds)} rounds\n{render(rows)}", flush=True)
-        found[task] = [row.to_dict() for row in rows]
+        found[task] = [row._asdict() for row in rows]
     return found
 
 

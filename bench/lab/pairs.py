@@ -17,9 +17,9 @@ from radar.draft.eagle3 import Eagle3Draft
 from radar.policy.base import StopPolicy
 from radar.policy.lstm import PolicyNetwork
 from radar.target.load import load_model, load_tokenizer
+from radar.tools.costs import CostTable
 from radar.tools.machine import device_name
-from radar.tools.profile import profile_round
-from radar.train.costs import CostTable
+from radar.tools.profile import cost_table, profile_round
 
 __all__ = ["SmallPair", "Wide", "load_pair", "measure_costs"]
 
@@ -75,30 +75,14 @@ def measure_costs(
     """The cost table of the wide pair on this device.
 
     Args:
-        trees: by ascending total_tokens; draft calls are timed on the one with the largest max_calls.
-        contexts: committed tokens, ascending.
+        trees: draft calls are timed on the one with the largest max_calls.
+        contexts: committed tokens.
         name: of the pair, goes into the table.
     """
     network = RadarPolicy(PolicyNetwork())
-    profiles = {
-        tree: [
-            profile_round(wide.decoder(tree, network).engine, prefix=context, calls=tree.max_calls, repeats=repeats)
-            for context in contexts
-        ]
+    profiles = [
+        profile_round(wide.decoder(tree, network).engine, prefix=context, calls=tree.max_calls, repeats=repeats)
         for tree in trees
-    }
-    deep = profiles[max(trees, key=lambda tree: tree.max_calls)][0]
-    return CostTable(
-        draft_call_seconds=tuple(map(_seconds, deep.draft_calls)),
-        nodes=tuple(tree.total_tokens for tree in trees),
-        contexts=tuple(contexts),
-        verify_seconds=tuple(tuple(_seconds(one.verify) for one in profiles[tree]) for tree in trees),
-        decision_seconds=_seconds(deep.decision),
-        rest_seconds=_seconds(deep.select + deep.accept + deep.commit),
-        device=device_name(wide.device),
-        pair=name,
-    )
-
-
-def _seconds(milliseconds: float) -> float:
-    return max(milliseconds, 0.0) / 1000  # a difference of two medians may fall below zero by noise
+        for context in contexts
+    ]
+    return cost_table(profiles, device=device_name(wide.device), pair=name)

@@ -17,7 +17,7 @@ from bench.lab.pairs import load_pair
 from bench.lab.sets import TRAIN, TREE, files_of, fitting
 from radar import FixedDepth, RadarDecoder
 from radar.tools.prompts import PromptLine
-from radar.train.drafted import FullRounds
+from radar.train.full_round import FullRounds
 from radar.train.record import LANES, record
 
 __all__ = ["record_share"]
@@ -51,18 +51,20 @@ def record_share(
     lanes = LANES if device.type == "cuda" else 1
     sources: dict[tuple[float, bool], list[FullRounds]] = {}
     for temperature, (name, lines) in product(temperatures, sets.items()):
-        texts = fitting(lines, small.tokenizer, new_tokens=new_tokens, max_length=max_length)[index::count]
+        limits = {"new_tokens": new_tokens, "max_length": max_length}
+        pairs = [(one.text, ids) for one in lines for ids in fitting([one], small.tokenizer, **limits)][index::count]
         every = name != TRAIN  # what judges is replayed as it would be decoded
         if (temperature, every) not in sources:  # the sets stand in this order: the others are done with
             sources = {
                 (temperature, every): [FullRounds(decoder, temperature, every_token=every) for _ in range(lanes)]
             }
-        for done in range(STEP, len(texts) + STEP, STEP):
+        texts, prompts = [text for text, _ in pairs], [ids for _, ids in pairs]
+        for done in range(STEP, len(prompts) + STEP, STEP):
             if time.monotonic() > deadline:
                 return False
             record(
-                decoder, texts[:done], files_of(out, name, temperature, f"{index}-of-{count}"),
-                max_new_tokens=new_tokens, temperature=temperature, seed=index, every_token=every, progress=False,
-                sources=sources[temperature, every],
+                decoder, prompts[:done], files_of(out, name, temperature, f"{index}-of-{count}"),
+                texts=texts, max_new_tokens=new_tokens, temperature=temperature, seed=index, every_token=every,
+                progress=False, sources=sources[temperature, every],
             )  # fmt: skip
     return True

@@ -24,9 +24,9 @@ from bench.lab.widen import widen
 from bench.shapes import Geometry
 from radar import AutoregressiveDecoder, TreeConfig
 from radar.target.load import load_tokenizer
+from radar.tools.costs import CostTable
 from radar.tools.machine import describe_machine, device_name
 from radar.tools.prompts import load_prompts
-from radar.train.costs import CostTable
 
 __all__ = ["STAGES", "Comparison", "OutOfTime"]
 

@@ -54,7 +54,7 @@ def train_head(
     )  # fmt: skip
     options = TrainingOptions(
         seconds=seconds, batch_size=size.draft_batch, length=size.draft_length, lr=size.draft_learning_rate,
-        max_grad_norm=1.0, seed=recipe.seed, checkpoint_every=30.0, log_every=15.0, progress=False,
+        max_grad_norm=1.0, seed=recipe.seed, checkpoint_every=30.0,
     )  # fmt: skip
     return dict(train_draft(model, mixture, out, config=config, options=options, tap_layers=size.taps))
 

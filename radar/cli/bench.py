@@ -33,14 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from radar.cli.decoders import check_room, make_decoder, prompt_lines
+    from radar.cli.decoders import drafting_decoder
     from radar.tools.compare import compare
     from radar.tools.differences import find_differences
     from radar.tools.stock import StockModel
 
-    decoder = make_decoder(args, fallback=False)  # what is compared drafts in every round
-    lines = prompt_lines(args, decoder.tokenizer)
-    check_room(decoder, lines, args.max_new_tokens)
+    decoder, lines = drafting_decoder(args)
     with tqdm(total=len(lines) * args.repeats, desc="prompts", disable=args.no_progress) as bar:
         rows, texts = compare(
             _contenders(decoder, args),

@@ -114,7 +114,7 @@ class _Conversation:
 
 def _print_until_stopped(stream: Any) -> None:
     """Print pieces as they come. Ctrl-C stops between two of them, so that the caches hold what has been said."""
-    from radar.train.interrupts import interruptible
+    from radar.tools.interrupts import interruptible
 
     with contextlib.suppress(KeyboardInterrupt), stream, interruptible(signal.SIGINT) as interrupts, interrupts.held():
         for piece in stream:

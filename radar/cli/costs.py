@@ -41,8 +41,8 @@ def costs_of(args: argparse.Namespace) -> Any:
         )
 
     from radar.decoder import default_device
+    from radar.tools.costs import CostTable
     from radar.tools.machine import device_name
-    from radar.train.costs import CostTable
 
     if timed:
         return CostTable.constant(call=times[0], decision=times[1], rest=times[2])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from radar.errors import UsageError
 
-__all__ = ["check_room", "default_prompts", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
+__all__ = ["default_prompts", "drafting_decoder", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
 
 
 def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
@@ -85,10 +84,13 @@ def prompt_lines(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
     return [PromptLine(line.text, chat=False) for line in lines]
 
 
-def check_room(decoder: Any, lines: Sequence[Any], max_new_tokens: int) -> None:
-    """Refuse prompts that the cache cannot hold with their answers, before the first of them is decoded."""
+def drafting_decoder(args: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """What a command compares: a decoder that drafts in every round, as plain steps would hide drafts and come and go
+    with the clock, and the prompts, all of which its cache can hold with their answers. UsageError: it cannot."""
     from radar.tools.prompts import encode_prompt
 
+    decoder, max_new_tokens = make_decoder(args, fallback=False), args.max_new_tokens
+    lines = prompt_lines(args, decoder.tokenizer)
     for number, line in enumerate(lines, start=1):
         turns = len(line.turns)
         room = len(encode_prompt(line, decoder.tokenizer, [""] * (turns - 1))) + turns * max_new_tokens
@@ -98,6 +100,7 @@ def check_room(decoder: Any, lines: Sequence[Any], max_new_tokens: int) -> None:
                 f"{decoder.max_length}: take fewer --max-new-tokens, or --max-length {room} if the model has that many "
                 "positions"
             )
+    return decoder, lines
 
 
 def encoded_prompts(args: argparse.Namespace, tokenizer: Any) -> list[list[int]]:

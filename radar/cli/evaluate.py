@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     from radar.tools.twins import load_prompts_seen
     from radar.train.contenders import EAGLE3, tuned_contenders
-    from radar.train.dataset import read_rounds
     from radar.train.evaluate import evaluate, render
+    from radar.train.recording import read_rounds
 
     rounds, paths = read_rounds(args.rounds), _policies(args.policy)
     used: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tuned = {name: {"value": one.value, "at_edge": one.at_edge} for name, one in contenders.items()}
         about = {"rounds": len(rounds), "prompts": len(rounds.prompt.unique()), "costs": costs.to_dict()}
-        figures = {"tuned": tuned, "policies": [one.to_dict() for one in results]}
+        figures = {"tuned": tuned, "policies": [one._asdict() for one in results]}
         print(json.dumps(about | figures, indent=2))
         return 0
     print(f"{len(rounds)} rounds of {len(rounds.prompt.unique())} prompts; costs: {costs.pair} on {costs.device}\n")
@@ -114,7 +114,9 @@ def _unseen(rounds: Any, used: dict[str, Any], *, leave_out: bool) -> Any:
             f"{text} (prompts {some} of --rounds). Record other prompts, or judge by the rest with --leave-out-shared"
         )
     print(f"radar evaluate: {text}; left out: {some}", file=sys.stderr)
-    return rounds.without(list(shared))
+    import torch
+
+    return rounds.select(~torch.isin(rounds.prompt, torch.tensor(list(shared))))
 
 
 def _need(rounds: Any, option: str, prompts: int, why: str) -> None:

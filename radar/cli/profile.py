@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from radar.cli.decoders import make_decoder
     from radar.tools.machine import describe_machine, device_name
-    from radar.tools.profile import profile_round
+    from radar.tools.profile import cost_table, profile_round
 
     for option, path in (("--costs", args.costs), ("--trace", args.trace)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
         deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
-        _cost_table(args, profiles, deep, device_name(engine.target.device)).save(args.costs)
+        pair = f"{args.target or 'embedded'} + {args.draft or 'embedded'}"
+        cost_table([deep, *profiles], device=device_name(engine.target.device), pair=pair).save(args.costs)
     if args.trace:
         _trace(decoder, args.trace, min(prefixes))
     if args.json:
@@ -89,28 +90,6 @@ def _with_nodes(decoder: Any, nodes: int, args: argparse.Namespace) -> Any:
         engine=args.engine,
         compile=not args.no_compile,
         fallback=False,
-    )
-
-
-def _cost_table(args: argparse.Namespace, profiles: list[Any], deep: Any, device: str) -> Any:
-    from radar.train.costs import CostTable
-
-    def seconds(value: float) -> float:
-        return max(value, 0.0) / 1000  # a difference of two medians may fall below zero by noise
-
-    first = profiles[0]
-    nodes = sorted({profile.nodes for profile in profiles})
-    contexts = sorted({profile.prefix for profile in profiles})
-    verify = {(profile.nodes, profile.prefix): seconds(profile.verify) for profile in profiles}
-    return CostTable(
-        draft_call_seconds=tuple(seconds(value) for value in deep.draft_calls),
-        nodes=tuple(nodes),
-        contexts=tuple(contexts),
-        verify_seconds=tuple(tuple(verify[n, context] for context in contexts) for n in nodes),
-        decision_seconds=seconds(first.decision),
-        rest_seconds=seconds(first.select + first.accept + first.commit),
-        device=device,
-        pair=f"{args.target or 'embedded'} + {args.draft or 'embedded'}",
     )
 
 

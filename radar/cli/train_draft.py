@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     from radar.decoder import default_device
     from radar.draft.config import DraftConfig
     from radar.target.load import load_model, load_tokenizer
+    from radar.tools.documents import encode_file
     from radar.train.draft import TrainingOptions, train_draft
-    from radar.train.tokens import TokenMixture, encode_file
+    from radar.train.tokens import TokenMixture
 
     if not args.text.is_file():
         raise NotFoundError(f"no such text file: {args.text}")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(tokens)} tokens of {args.text}", file=sys.stderr)
     result = train_draft(
         model,
-        TokenMixture(tokens),
+        TokenMixture([tokens]),
         args.out,
         config=config,
         options=options,

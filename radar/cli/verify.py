@@ -26,13 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from radar.cli.decoders import check_room, make_decoder, plain_decoder, prompt_lines
+    from radar.cli.decoders import drafting_decoder, plain_decoder
     from radar.tools.differences import find_differences, render_differences, summarize_differences
     from radar.tools.stock import StockModel
     from radar.tools.texts import decode_texts
 
-    # drafts in every round: plain steps would hide them, and a difference might come and go with the clock
-    decoder = make_decoder(args, fallback=False)
+    decoder, lines = drafting_decoder(args)
     stock, plain = StockModel(decoder.model, decoder.tokenizer), plain_decoder(decoder, args)
     length = args.max_new_tokens
     decoders = {
@@ -40,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
         "without drafts": lambda ids: plain.generate(ids, max_new_tokens=length, do_sample=False).token_ids,
         "with drafts": lambda ids: decoder.generate(ids, max_new_tokens=length, do_sample=False).token_ids,
     }
-    lines = prompt_lines(args, decoder.tokenizer)
-    check_room(decoder, lines, args.max_new_tokens)
     with tqdm(total=len(lines), desc="prompts", disable=args.no_progress) as bar:
         texts = list(decode_texts(decoders, lines, decoder.tokenizer, bar.update))
     differences = find_differences(texts, stock.scores, stock.dtype)

@@ -2,7 +2,7 @@
 
 The protocol shows a rule the beam's k scores of each level, so rules made for other signals are told in those; every
 docstring says what was simplified. All of them only decide how deep the tree grows: the nodes that are verified
-stay EAGLE-2's best. Thresholds are the publications'; `radar.train.tune` fits them to a device.
+stay EAGLE-2's best. Thresholds are the publications'; `radar.train.replay` fits them to a device.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ExpectedGain(Settled):
 
     The one-step rule of optimal stopping; the price is (tokens per second) * (seconds of a call). The expectation is
     taken as a function of the beam's summed probability after call n that never falls, so that the rule is one bound on
-    that sum per call: `radar.train.rules` fits them.
+    that sum per call: `radar.train.contenders` fits them.
 
     Args:
         mass_by_call: bound after call 1, 2, ...; 0 never stops there, inf always does. Later calls use the last one.

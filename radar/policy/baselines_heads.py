@@ -71,7 +71,7 @@ class AcceptanceHead(_LevelRule):
 
     Published: a ResNet on the draft's hidden state, for chains, bound 0.3. Here the head reads the level's scores and
     depth and says whether the target's path is in the tree at this level, given that it was one level above; that is
-    also what DISCO (arXiv 2405.04304) reads. `radar.train.rules` fits it, rejected examples weighing 6 as published.
+    also what DISCO (arXiv 2405.04304) reads. `radar.train.contenders` fits it, a rejection weighing 6 as published.
     """
 
     def __init__(self, network: LevelNetwork, bound: float = 0.3) -> None:
@@ -101,7 +101,7 @@ class LevelPolicy(_LevelRule):
 
     Published: the 100 scores of the last level's candidates, 1024 hidden units, PPO on (accepted + 1) / time, at most
     12 calls. Here the beam's k scores, the same network, trained by the exact gradient of tokens - rate * time
-    (`radar.train.rules`), up to the tree's max_calls. LTD's second policy, for the number of nodes, is left out.
+    (`radar.train.contenders`), up to the tree's max_calls. LTD's second policy, for the number of nodes, is left out.
     """
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.errors import FormatError, NotFoundError, UsageError
+from radar.files import replacing
 from radar.policy.base import Settled
 from radar_kernels import PolicyWeights, lstm_step
 
@@ -202,15 +203,10 @@ def save_policy(
         raise UsageError(f"save_policy: metadata may not name {', '.join(clash)}")
     config.update(metadata or {})
     text = json.dumps(config, indent=2) + "\n"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = network.weights(torch.device("cpu"))
-    temporary = folder / (WEIGHTS_FILE + ".tmp")
-    safetensors.torch.save_file(dict(zip(_NAMES, weights, strict=True)), temporary)
-    os.replace(temporary, folder / WEIGHTS_FILE)
-    temporary = folder / (CONFIG_FILE + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / CONFIG_FILE)
+    with replacing(folder) as place:
+        safetensors.torch.save_file(dict(zip(_NAMES, weights, strict=True)), place / WEIGHTS_FILE)
+        (place / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def _found_instead(path: Path) -> str:

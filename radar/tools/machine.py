@@ -41,12 +41,12 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """What is checked out of this repository; "unknown" for an installed package."""
-    root = Path(__file__).resolve().parent
+    """What is checked out of this repository; "unknown" for an installed package, in a repository of others too."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return git.stdout.strip() or "unknown"
+    top, _, commit = git.stdout.strip().partition("\n")
+    return commit if git.returncode == 0 and Path(top) == root else "unknown"

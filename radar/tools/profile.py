@@ -18,8 +18,9 @@ from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
 from radar.errors import UsageError
 from radar.metrics import Stopwatch
+from radar.tools.costs import CostTable
 
-__all__ = ["RoundProfile", "profile_round", "time_graphs"]
+__all__ = ["RoundProfile", "cost_table", "profile_round", "time_graphs"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,30 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         raise UsageError(f"repeats must be 1 or more, got {repeats}")
     with ambient(engine.target.device):
         return _profile(engine, prefix, calls, repeats)
+
+
+def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> CostTable:
+    """What rounds cost by their profiles, of every node count behind every context; of two of a kind the later counts.
+
+    All but the verifications is that of the first of those with the most draft calls.
+    """
+
+    def seconds(milliseconds: float) -> float:
+        return max(milliseconds, 0.0) / 1000  # a difference of two medians may fall below zero by noise
+
+    deep = max(profiles, key=lambda one: len(one.draft_calls))
+    verify = {(one.nodes, one.prefix): seconds(one.verify) for one in profiles}
+    nodes, contexts = (tuple(sorted(set(axis))) for axis in zip(*verify, strict=True))
+    return CostTable(
+        draft_call_seconds=tuple(map(seconds, deep.draft_calls)),
+        nodes=nodes,
+        contexts=contexts,
+        verify_seconds=tuple(tuple(verify[count, context] for context in contexts) for count in nodes),
+        decision_seconds=seconds(deep.decision),
+        rest_seconds=seconds(deep.select + deep.accept + deep.commit),
+        device=device,
+        pair=pair,
+    )
 
 
 def _profile(engine: GraphEngine | EagerEngine, prefix: int, calls: int, repeats: int) -> RoundProfile:

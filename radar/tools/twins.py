@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from radar.files import replacing
+
 __all__ = ["ALIKE", "fingerprint", "groups", "load_prompts_seen", "near_twins", "near_twins_of", "save_prompts_seen"]
 
 ALIKE = 0.5  # Jaccard index above which two prompts are near-twins; 1 is the same words in the same order
@@ -86,9 +88,8 @@ def save_prompts_seen(folder: str | os.PathLike[str], prompts: Fingerprints) -> 
     if not prompts:
         return
     tensors = {str(prompt): trigrams.clone() for prompt, trigrams in prompts.items()}  # no views, says safetensors
-    temporary = Path(folder) / (SEEN_FILE + ".tmp")
-    temporary.write_bytes(safetensors.torch.save(tensors))
-    os.replace(temporary, Path(folder) / SEEN_FILE)
+    with replacing(folder) as place:
+        safetensors.torch.save_file(tensors, place / SEEN_FILE)
 
 
 def load_prompts_seen(policy: str | os.PathLike[str]) -> dict[int, Tensor] | None:

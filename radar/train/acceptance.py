@@ -6,24 +6,21 @@ A tree drafted to `max_calls` holds the trees of all earlier stops: stopping aft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
+from radar.train.rounds import RoundDataset, RoundsHeader
 
-__all__ = ["Candidates", "accept_lengths", "acceptance_distribution", "verified"]
+__all__ = ["Candidates", "Text", "accept_lengths", "acceptance_distribution", "verified"]
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """All candidates of B rounds drafted to `max_calls`, on the CPU: scores, tokens, parents [B, C] as in `DraftTree`,
-    a level after the other."""
+class Candidates(NamedTuple):
+    """All candidates of B rounds drafted to `max_calls`, on the CPU: [B, C] as in `DraftTree`, level after level."""
 
-    config: TreeConfig
     scores: Tensor
     tokens: Tensor
     parents: Tensor
@@ -31,39 +28,77 @@ class Candidates:
     @classmethod
     def of(cls, tree: DraftTree) -> Candidates:
         """A copy that later rounds do not change."""
-        parts = (tree.scores, tree.tokens, tree.parents)
-        return cls(tree.config, *(part.detach().to("cpu", copy=True) for part in parts))
-
-    @classmethod
-    def stack(cls, rounds: Sequence[Candidates], config: TreeConfig) -> Candidates:
-        """Rounds one below the other; `config` may be of another size, whose candidates are the same."""
-        parts = ([one.scores for one in rounds], [one.tokens for one in rounds], [one.parents for one in rounds])
-        return cls(config, *(torch.cat(part) for part in parts))
-
-    def levels(self) -> Iterator[slice]:
-        """Slots of depth 1 (the root's children) to max_calls."""
-        k = self.config.tree_top_k
-        yield slice(0, k)
-        for start in range(k, self.config.num_candidates, k * k):
-            yield slice(start, start + k * k)
+        return cls(*(part.detach().to("cpu", copy=True) for part in (tree.scores, tree.tokens, tree.parents)))
 
 
-def verified(tree: Candidates) -> Tensor:
+class Text(NamedTuple):
+    """A text and its R rounds.
+
+    Attributes:
+        prompt_length: tokens before it.
+        tokens: to the limit, or to the first of `ends`.
+        ends: tokens that end a text.
+        starts: how many of the tokens were known when each round began.
+        tree: the rounds' candidates.
+        probabilities: [R, C] float32, the target's probability of every candidate after its parent's path, at the
+            temperature of the sampling; none at temperature 0.
+    """
+
+    prompt_length: int
+    tokens: list[int]
+    ends: frozenset[int]
+    starts: list[int]
+    tree: Candidates
+    probabilities: Tensor
+
+    def rounds(self, prompt: int, header: RoundsHeader, fingerprint: Tensor) -> RoundDataset:
+        """What trees of the header's size would have had accepted, as rounds of this prompt.
+
+        Rounds that the limit cut short are left out. An end token counts as the target's own token of its round,
+        drafted or not: nothing follows it, so a round gains one token more than it has accepted, always.
+        """
+        config, calls, distribution = header.tree, header.tree.max_calls, None
+        ended = self.tokens[-1] in self.ends
+        starts = torch.tensor([n for n in self.starts if ended or len(self.tokens) - n >= calls], dtype=torch.int64)
+        tree = Candidates(*(part[: len(starts)] for part in self.tree))
+        known = [-1 if token in self.ends else token for token in self.tokens]
+        continuation = torch.tensor(known + [-1] * calls).unfold(0, calls, 1)[starts]
+        chosen = verified(tree, config)
+        if header.temperature > 0:
+            of_ends = torch.isin(tree.tokens, torch.tensor(sorted(self.ends), dtype=torch.int64))
+            inside = self.probabilities[: len(starts)].masked_fill(of_ends, 0.0)
+            distribution = acceptance_distribution(tree, config, chosen, inside).float()
+        return RoundDataset(
+            scores=torch.stack([tree.scores[:, one].topk(config.tree_top_k).values for one in config.levels()], dim=1),
+            accept_lengths=accept_lengths(tree, config, chosen, continuation),
+            prompt=torch.full_like(starts, prompt),
+            position=self.prompt_length + starts,
+            header=header,
+            distribution=distribution,
+            prompts={prompt: fingerprint},
+        )
+
+
+def verified(tree: Candidates, config: TreeConfig) -> Tensor:
     """Which candidates are verified when the round stops after call 1 to max_calls [B, max_calls, C] bool.
 
     As in `DraftTree.select`: the best by score, of equals the lower slot, and none that was never drafted.
+
+    Args:
+        tree: rounds drafted to `max_calls`.
+        config: its shape; the candidates are the same whatever its `total_tokens`.
     """
-    depths = torch.empty(tree.config.num_candidates, dtype=torch.int64)
-    for depth, level in enumerate(tree.levels(), start=1):
+    depths = torch.empty(config.num_candidates, dtype=torch.int64)
+    for depth, level in enumerate(config.levels(), start=1):
         depths[level] = depth
     scores, order = tree.scores.sort(dim=1, descending=True, stable=True)
-    calls = torch.arange(1, tree.config.max_calls + 1)[:, None]
+    calls = torch.arange(1, config.max_calls + 1)[:, None]
     there = (depths[order][:, None] <= calls) & (scores > -torch.inf)[:, None]  # [B, max_calls, C], best first
-    best = there & (there.cumsum(2, dtype=torch.int16) < tree.config.total_tokens)
+    best = there & (there.cumsum(2, dtype=torch.int16) < config.total_tokens)
     return torch.empty_like(best).scatter_(2, order[:, None].expand_as(best), best)
 
 
-def acceptance_distribution(tree: Candidates, chosen: Tensor, probabilities: Tensor) -> Tensor:
+def acceptance_distribution(tree: Candidates, config: TreeConfig, chosen: Tensor, probabilities: Tensor) -> Tensor:
     """P(accepted length = l) for a stop after call 1 to max_calls: [B, max_calls, max_calls + 1] float64.
 
     Draft trees are deterministic, so a node is accepted with the target's own probability of its path, and the nodes of
@@ -71,14 +106,13 @@ def acceptance_distribution(tree: Candidates, chosen: Tensor, probabilities: Ten
     2512.14069, section "offline data", which walks every tree instead.)
 
     Args:
-        tree: rounds drafted to `max_calls`.
-        chosen: `verified(tree)`.
+        tree, config: as for `verified`, which gives `chosen`.
         probabilities: [B, C] the target's probability of each candidate's token after its parent's path, at the
             sampling temperature. Only those of candidates that some stop verifies are read.
     """
     path = torch.where(chosen.any(1), probabilities.double(), 0.0)
     at_least = torch.ones(*chosen.shape[:2], chosen.shape[1] + 1, dtype=torch.float64)
-    for depth, level in enumerate(tree.levels(), start=1):
+    for depth, level in enumerate(config.levels(), start=1):
         if depth > 1:  # parents stand in lower slots, one level up
             path[:, level] *= path.gather(1, tree.parents[:, level].clamp(min=0))  # -1: never drafted
         at_least[:, :, depth] = (chosen[:, :, level].double() @ path[:, level, None])[..., 0]
@@ -86,18 +120,17 @@ def acceptance_distribution(tree: Candidates, chosen: Tensor, probabilities: Ten
     return (at_least - beyond).clamp(min=0.0)  # rounding can leave -1e-17
 
 
-def accept_lengths(tree: Candidates, chosen: Tensor, continuation: Tensor) -> Tensor:
+def accept_lengths(tree: Candidates, config: TreeConfig, chosen: Tensor, continuation: Tensor) -> Tensor:
     """Draft tokens accepted when the round had stopped after call 1 to max_calls [B, max_calls] int64.
 
     Args:
-        tree: rounds drafted to `max_calls`.
-        chosen: `verified(tree)`.
+        tree, config: as for `verified`, which gives `chosen`.
         continuation: [B, max_calls] the target's tokens after the root; -1 where there is none.
     """
     rows = torch.arange(len(chosen))
     lengths = torch.zeros(chosen.shape[:2], dtype=torch.int64)
     parent, alive = torch.full_like(rows, -1), torch.ones_like(rows, dtype=torch.bool)
-    for level, token in zip(tree.levels(), continuation.unbind(1), strict=True):
+    for level, token in zip(config.levels(), continuation.unbind(1), strict=True):
         here = (tree.tokens[:, level] == token[:, None]) & (tree.parents[:, level] == parent[:, None])
         alive = alive & here.any(1)
         parent = level.start + here.long().argmax(1)  # siblings differ: there is no second one

@@ -1,35 +1,39 @@
-"""The policies of a comparison, tuned and trained on development rounds: EAGLE-3, rules of the literature, heads."""
+"""The policies of a comparison, fitted, tuned and trained on development rounds: EAGLE-3, and rules of the literature.
+
+What these learn from rounds: SpecDec++'s head, LTD's policy, and what another call adds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
-from radar.policy.baselines import DDD, OptTree, Talon
-from radar.policy.baselines_heads import AcceptanceHead
+from radar.policy.baselines import DDD, ExpectedGain, OptTree, Talon
+from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
+from radar.train.objectives import decision_entropy, exact_loss, ratio_returns
+from radar.train.replay import Tuned, first_stop, replay_stops, tune, tune_fixed_depth
 from radar.train.rounds import RoundDataset
-from radar.train.rules import expected_gain, fit_gain_curves, train_acceptance_head, train_level_policy
-from radar.train.tune import tune, tune_fixed_depth
 
-__all__ = ["EAGLE3", "Contender", "tuned_contenders"]
+__all__ = [
+    *("EAGLE3", "expected_gain", "fit_gain_curves", "isotonic"),
+    *("train_acceptance_head", "train_level_policy", "tuned_contenders"),
+]
 
 EAGLE3 = "EAGLE-3 (8 calls)"
-
-
-class Contender(NamedTuple):
-    """A policy and the value that tuning gave it (None if it has none), which may be the last that was tried."""
-
-    policy: StopPolicy
-    value: float | None = None
-    at_edge: bool = False
+ACCEPTANCE_HIDDEN, LEVEL_HIDDEN = 64, 1024  # 1024: LTD's
+REJECTED_WEIGHT = 6.0  # SpecDec++'s
+BATCH, LEARNING_RATE, ENTROPY = 256, 1e-3, 0.1
 
 
 def tuned_contenders(
     train: RoundDataset, develop: RoundDataset, costs: CostTable, *, epochs: int = 80
-) -> dict[str, Contender]:
+) -> dict[str, Tuned]:
     """Fit on `train`, choose thresholds and epochs by replay on `develop`; the prompts of both are then used up.
 
     Rules keep their published form, and DDD its published schedule; what is tuned is their one threshold.
@@ -39,14 +43,11 @@ def tuned_contenders(
         epochs: of the heads, as many as RADAR's network gets: 10 can leave LTD's at "never stop".
     """
     most = train.header.tree.max_calls
-    found = {EAGLE3: Contender(FixedDepth(min(8, most)))}
+    found = {EAGLE3: Tuned(FixedDepth(min(8, most))), "fixed depth": tune_fixed_depth(develop, costs)}
 
     def add(name: str, make: Callable[[float], StopPolicy], values: Sequence[float]) -> None:
-        best = tune(make, values, develop, costs)
-        found[name] = Contender(best.policy, best.value, best.at_edge)
+        found[name] = tune(make, values, develop, costs)
 
-    fixed = tune_fixed_depth(develop, costs)
-    found["fixed depth"] = Contender(fixed.policy, fixed.value, int(fixed.value) == most)
     add("beam-mass threshold", Threshold, [i / 50 for i in range(1, 50)])
     curves = fit_gain_curves(train)
     add("expected extra token", lambda price: expected_gain(curves, price), [i / 100 for i in range(2, 62, 2)])
@@ -57,5 +58,126 @@ def tuned_contenders(
     head = train_acceptance_head(train, epochs=epochs)
     bounds = [i / 50 for i in range(1, 50)] + [0.985, 0.99, 0.993, 0.995, 0.997, 0.998, 0.999]
     add("SpecDec++ head", lambda bound: AcceptanceHead(head, bound), bounds)
-    found["LTD's MLP"] = Contender(train_level_policy(train, develop, costs, epochs=epochs))
+    found["LTD's MLP"] = Tuned(train_level_policy(train, develop, costs, epochs=epochs))
     return found
+
+
+def fit_gain_curves(dataset: RoundDataset) -> list[tuple[Tensor, Tensor]]:
+    """(mass, gain) for the decision after call 1 to T - 1, both ascending: from mass[i] up to mass[i + 1] of the beam's
+    summed probability the next call adds gain[i] tokens. Isotonic regression over all rounds."""
+    accept, mass = dataset.expected_accept(), dataset.scores.exp().sum(-1)
+    curves = []
+    for call in range(accept.shape[1] - 1):
+        order = mass[:, call].sort().indices
+        level = torch.tensor(isotonic((accept[:, call + 1] - accept[:, call])[order].double().tolist()))
+        first = torch.cat((torch.ones(1, dtype=torch.bool), level[1:] > level[:-1]))
+        curves.append((mass[order, call][first], level[first]))
+    return curves
+
+
+def expected_gain(curves: Sequence[tuple[Tensor, Tensor]], price: float) -> ExpectedGain:
+    """The rule at a price in tokens per call: go on where the next one adds more."""
+    bounds = []
+    for mass, gain in curves:
+        pays = int((gain <= price).sum())  # from this step on
+        bounds.append(0.0 if pays == 0 else float(mass[pays]) if pays < len(mass) else float("inf"))
+    return ExpectedGain(bounds)
+
+
+def isotonic(values: Sequence[float]) -> list[float]:
+    """The non-decreasing sequence nearest to `values` in squared distance (pool adjacent violators)."""
+    blocks: list[list[float]] = []  # mean, count
+    for value in values:
+        blocks.append([value, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            mean, count = blocks.pop()
+            left = blocks[-1]
+            left[0] = (left[0] * left[1] + mean * count) / (left[1] + count)
+            left[1] += count
+    return [mean for mean, count in blocks for _ in range(int(count))]
+
+
+def train_acceptance_head(dataset: RoundDataset, *, epochs: int = 80, seed: int = 0) -> LevelNetwork:
+    """P(the target's path reaches this level | it reached the one above), from the levels where the outcome is known.
+
+    A stop after call n shows whether the path reached level n: it did if n tokens were accepted.
+    """
+    scores, calls = dataset.scores, dataset.scores.shape[1]
+    levels = torch.arange(1, calls + 1)
+    reached = dataset.accept_lengths == levels  # [N, T]
+    asked = torch.cat((torch.ones_like(reached[:, :1]), reached[:, :-1]), 1)  # the path was alive one level above
+    call = levels.float().expand(len(scores), -1)
+    network = _fresh(scores.shape[-1], ACCEPTANCE_HIDDEN, context=False, seed=seed)
+
+    def loss(index: Tensor) -> Tensor:
+        logits = network(scores[index], call[index], call[index])
+        weight = asked[index].float() * torch.where(reached[index], 1.0, REJECTED_WEIGHT)
+        label = reached[index].float()
+        summed = nn.functional.binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
+        return summed / weight.sum().clamp(min=1.0)
+
+    for _ in _fit(network, loss, len(scores), epochs=epochs, seed=seed):
+        pass
+    return network
+
+
+def train_level_policy(
+    train: RoundDataset, develop: RoundDataset, costs: CostTable, *, epochs: int = 80, seed: int = 0
+) -> LevelPolicy:
+    """LTD's policy by the exact gradient of tokens - rate * time, of the epoch that is fastest on `develop`.
+
+    The rate is the throughput reached so far, from the best fixed depth's on. A bonus for undecided actions falls to 0
+    over the epochs: without it a fresh policy may never stop.
+    """
+    accept, times = train.expected_accept(), costs.times(train.header.tree, train.position)
+    rate = max(tune_fixed_depth(train, costs).curve.values())
+    network = _fresh(train.scores.shape[-1], LEVEL_HIDDEN, context=True, seed=seed)
+    returns, bonus, best, kept = ratio_returns(accept, times, rate=rate), ENTROPY, 0.0, network
+
+    def loss(index: Tensor) -> Tensor:
+        stop = _logits(network, train.scores[index], train.position[index])
+        logits = torch.stack((stop, torch.zeros_like(stop)), -1)
+        return exact_loss(logits, returns[index]) - bonus * decision_entropy(logits)
+
+    for epoch in _fit(network, loss, len(train), epochs=epochs, seed=seed):
+        rate = max(rate, _speed(network, train, costs))
+        if (speed := _speed(network, develop, costs)) > best:
+            best, kept = speed, copy.deepcopy(network)
+        returns, bonus = ratio_returns(accept, times, rate=rate), ENTROPY * (1 - (epoch + 1) / epochs)
+    return LevelPolicy(kept)
+
+
+def _logits(network: LevelNetwork, scores: Tensor, context: Tensor) -> Tensor:
+    """Of the decisions after call 1 to T - 1, for scores [N, T, k] and context lengths [N]."""
+    call = torch.arange(1.0, scores.shape[1]).expand(len(scores), -1)
+    logits: Tensor = network(scores[:, :-1], call, context.float()[:, None].expand_as(call))
+    return logits
+
+
+@torch.no_grad()
+def _speed(network: LevelNetwork, data: RoundDataset, costs: CostTable) -> float:
+    """Tokens per time of `LevelPolicy`, for all rounds at once."""
+    stops = first_stop(_logits(network, data.scores, data.position) > 0)
+    return replay_stops(stops, data, costs).tokens_per_time
+
+
+def _fresh(width: int, hidden: int, *, context: bool, seed: int) -> LevelNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LevelNetwork(width, hidden, context=context)
+
+
+def _fit(
+    network: nn.Module, loss_of: Callable[[Tensor], Tensor], rounds: int, *, epochs: int, seed: int
+) -> Iterator[int]:
+    """Adam under a cosine over the epochs, each of which is yielded; `loss_of` gets the indices of a batch."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        for index in torch.randperm(rounds, generator=generator).split(BATCH):
+            optimizer.zero_grad()
+            loss_of(index).backward()
+            optimizer.step()
+        schedule.step()
+        yield epoch

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from radar.draft.checkpoint import save_draft
 from radar.draft.config import DraftConfig
+from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
-from radar.target.positions import position_limit
-from radar.train.draft_run import DraftRun
-from radar.train.draft_target import FrozenTarget, new_draft
-from radar.train.interrupts import interruptible
+from radar.files import replacing
+from radar.tools.interrupts import Interrupts, interruptible
+from radar.train.draft_target import FrozenTarget, new_draft, weights_digest
 from radar.train.options import TrainingOptions
+from radar.train.run import ANEW, Run
 from radar.train.tokens import TokenMixture
+from radar.train.unroll import unrolled_losses
 
-__all__ = ["TrainingOptions", "train_draft"]
+__all__ = ["DraftRun", "TrainingOptions", "train_draft"]
+
+RECORD_FILE = "training.json"
+HEAD_FILES = ("model.safetensors", "config.json")
+FREE = ("steps", "seconds", "compile", "checkpoint_every", "progress")  # a continuation may change them
+LONG = 1800.0  # seconds that nobody waits for without having been told
 
 
 def train_draft(
@@ -60,44 +72,192 @@ def train_draft(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     target = FrozenTarget(model, tap_layers)
-    _check(model, text, config, options, len(target.taps))
-    config = replace(config, eagle_aux_hidden_state_layer_ids=target.taps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        draft = new_draft(model, config, text).to(target.device)
+        draft = new_draft(target, config, text, options)
     run = DraftRun(draft, target, text, folder, options)
     if not resume:
         run.checkpoint.unlink(missing_ok=True)
     elif result := run.restore():
         return result
     with interruptible() as interrupts:
-        run.warn_of_hours()
         run.train(interrupts)
         with interrupts.held():
             return run.finish()
 
 
-def _check(model: Any, text: TokenMixture, config: DraftConfig, options: TrainingOptions, taps: int) -> None:
-    embedding: Tensor = model.get_input_embeddings().weight
-    if not config.hidden_size == config.target_hidden_size == embedding.shape[1]:
-        raise UsageError(
-            f"hidden_size {config.hidden_size} and target_hidden_size {config.target_hidden_size} must equal "
-            f"the target's {embedding.shape[1]}: the head reads the target's embeddings"
-        )
-    if config.vocab_size != embedding.shape[0]:
-        raise UsageError(f"vocab_size {config.vocab_size} must equal the target's {embedding.shape[0]}")
-    if taps != config.num_aux_hidden_states:
-        raise UsageError(
-            f"tap_layers must be num_aux_hidden_states = {config.num_aux_hidden_states} indices, got {taps}"
-        )
-    window, limit = options.length + options.ttt_length, position_limit(model.config)
-    if limit is not None and window > limit:
-        raise UsageError(
-            f"length (--length) {options.length} + ttt_length {options.ttt_length} is more than the target's {limit} "
-            f"positions: its predictions beyond them teach nothing; {limit - options.ttt_length} is the most"
-        )
-    if min(map(len, text.streams)) < window:
-        raise UsageError(
-            f"every stream must hold {window} tokens (length + ttt_length), got {[len(s) for s in text.streams]}: give "
-            "more text, or a smaller length (--length)"
-        )
+class DraftRun(Run):
+    """What one training changes.
+
+    Attributes:
+        step: optimizer steps done.
+        spent: seconds of the budget, which begins behind the first step: that may compile for a minute.
+        wall: seconds of all steps.
+        mean: running mean of (losses, agreement) [2, S] over about the last 50 steps; None before the first.
+    """
+
+    KEPT = ("step", "spent", "wall", "mean")
+
+    def __init__(
+        self, draft: Eagle3Draft, target: FrozenTarget, text: TokenMixture, folder: Path, options: TrainingOptions
+    ) -> None:
+        self.draft, self.target, self.text, self.options = draft, target, text, options
+        self.cuda = target.device.type == "cuda"
+        settings = {key: value for key, value in asdict(options).items() if key not in FREE}
+        settings |= {"config": asdict(draft.config), "text": text.fingerprint(), "target": weights_digest(target.model)}
+        adam: dict[str, Any] = {"lr": options.lr, "betas": (0.9, 0.95), "weight_decay": 0.0, "fused": self.cuda}
+        super().__init__(folder, settings, draft, torch.optim.AdamW(draft.parameters(), **adam))
+        self.record = folder / RECORD_FILE
+        self.asked = {"steps": options.steps, "seconds": options.seconds}
+        self.draft_ids = draft.target_ids().to(target.device)
+        self.to_draft = torch.full((draft.config.vocab_size,), -1, device=target.device)
+        self.to_draft[self.draft_ids] = torch.arange(len(self.draft_ids), device=target.device)
+        self.weights = options.loss_decay ** torch.arange(options.ttt_length, device=target.device)
+        self.step, self.spent, self.wall = 0, 0.0, 0.0
+        self.saved = -1  # the step of the state on disk
+        self.mean: Tensor | None = None
+        self.compiled = self.cuda if options.compile is None else options.compile
+        self.losses = torch.compile(unrolled_losses) if self.compiled else unrolled_losses
+
+    def restore(self) -> dict[str, Any] | None:
+        """Take up what is in the folder: the results of a finished head; None if there is something left to train."""
+        finished = self.record.exists()
+        if finished:
+            done = self.read(self.record, ("asked", "result"))
+            if done["asked"] == self.asked:
+                self._say(f"{self.folder} holds the finished head of these settings; more steps or seconds extend it")
+                return {**done["result"], "draft": str(self.folder)}
+        if self.checkpoint.exists():
+            self.load()
+            self.mean = None if self.mean is None else self.mean.to(self.target.device)
+            self.saved = self.step
+            if self._fraction() > 1 or (finished and self._fraction() == 1):
+                raise UsageError(
+                    f"{self.checkpoint} is {self.step} steps, {self.spent:.0f} s old already, and asked for are "
+                    f"{self.asked}: ask for more, or use {ANEW}"
+                )
+        elif finished or any((self.folder / name).exists() for name in HEAD_FILES):
+            raise UsageError(f"{self.folder} holds a head without {self.checkpoint.name} to go on from: use {ANEW}")
+        return None
+
+    def save(self) -> None:
+        """Write the state, if it is finite and not on disk."""
+        self._means()
+        if self.saved != self.step:
+            super().save()
+            self.saved = self.step
+
+    def _means(self) -> tuple[list[float], list[float]]:
+        """Losses and agreement. Raises ValueError unless they and the weights are finite: others must reach no file."""
+        assert self.mean is not None
+        finite = [values.isfinite().all() for values in (self.mean, *self.draft.parameters())]
+        if not torch.stack(finite).all():  # one question to the device
+            raise UsageError(f"loss or weights are not finite at step {self.step}: lower lr (now {self.options.lr:g})")
+        losses, agreement = self.mean.tolist()
+        return losses, agreement
+
+    @staticmethod
+    def _say(message: str) -> None:
+        tqdm.write(f"train-draft: {message}", file=sys.stderr)
+
+    def _fraction(self) -> float:
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        assert self.options.seconds is not None
+        return self.spent / self.options.seconds
+
+    def _gradients(self, fraction: float) -> Tensor:
+        """Of the step's windows: losses and agreement [2, S]. Nothing else changes."""
+        options = self.options
+        ids = self.text.windows(options.batch_size, options.length + options.ttt_length, (options.seed, self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * min(1.0, (self.step + 1) / (options.warmup + 1)) * max(0.0, 1 - fraction)
+        losses, agreement = self._loss(ids.to(self.target.device))
+        (losses * self.weights).sum().backward()
+        nn.utils.clip_grad_norm_(self.draft.parameters(), options.max_grad_norm)
+        return torch.stack((losses.detach(), agreement))
+
+    def _loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.cuda):
+            aux, embeds, teacher, best = self.target.read(ids, self.options.length, self.draft_ids, self.to_draft)
+            dtype = torch.bfloat16 if self.cuda else torch.float32
+            inputs = (self.draft, aux.to(dtype), embeds.to(dtype), teacher, best, self.options.ttt_length)
+            try:
+                return self.losses(*inputs)
+            except Exception as error:
+                if not self.compiled:
+                    raise
+                self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
+                self.losses, self.compiled = unrolled_losses, False
+                return self.losses(*inputs)
+
+    def _update(self, now: Tensor) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mean = now if self.mean is None else torch.lerp(self.mean, now, 0.02)
+        self.step += 1
+
+    def train(self, interrupts: Interrupts) -> None:
+        """All steps that are left. An interruption ends the step, which is begun anew by whoever goes on."""
+        options, first = self.options, self.step
+        begun, started, saved = None, time.monotonic() - self.wall, self.spent
+        bar = tqdm(total=options.steps, initial=first, disable=not options.progress, unit="step", desc="draft")
+        self.draft.train()
+        try:
+            while (fraction := self._fraction()) < 1:
+                now = self._gradients(fraction)
+                with interrupts.held():
+                    self._update(now)
+                    begun = time.monotonic() - self.spent if begun is None else begun
+                    self.spent, self.wall = time.monotonic() - begun, time.monotonic() - started
+                bar.update()
+                if self.step == first + 1:
+                    self._warn_of_hours()
+                if self.step % 20 == 0:
+                    losses, agreement = self._means()  # reading also keeps the host from running ahead of the clock
+                    bar.set_postfix(loss=f"{losses[0]:.3f}", agreement=f"{agreement[0]:.3f}..{agreement[-1]:.3f}")
+                if options.checkpoint_every and self.spent - saved >= options.checkpoint_every:
+                    self.save()
+                    saved = self.spent
+        except KeyboardInterrupt:
+            self._leave()
+            raise
+        finally:
+            bar.close()
+
+    def _warn_of_hours(self) -> None:
+        """Without a GPU: say how long the steps that are left will take, if that is long."""
+        left, took = (self.options.steps or 0) - self.step, self.wall / self.step
+        if not self.cuda and left * took > LONG:
+            self._say(
+                f"{left} steps of about {took:.1f} s will take about {left * took / 3600:.1f} hours on this device. "
+                "Ctrl-C stops and keeps what is done; shorter: --seconds, --steps, --batch-size, --length"
+            )
+
+    def _leave(self) -> None:
+        """Save, and say how to go on."""
+        if self.step == 0:
+            self._say("interrupted in the first step: there is nothing to save yet")
+            return
+        self._say(f"interrupted in step {self.step + 1}: saving the {self.step} before it")
+        self.save()
+        self._say(f"saved {self.step} steps to {self.checkpoint}; the same command, without --restart, goes on there")
+
+    def finish(self) -> dict[str, Any]:
+        """Write the state, the head and its record, each file whole or not at all; returns the results."""
+        losses, agreement = self._means()
+        result = {
+            "steps": self.step,
+            "seconds": float(f"{self.wall:.3g}"),
+            "loss": [round(value, 4) for value in losses],
+            "agreement": [round(value, 4) for value in agreement],
+            "tokens": self.step * self.options.batch_size * self.options.length,
+            "draft": str(self.folder),
+        }
+        self.save()
+        with replacing(self.folder) as place:  # the record is the last by name: it never stands beside another head
+            save_draft(self.draft, place)
+            record = {"settings": self.settings, "asked": self.asked, "result": result}
+            (place / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+            self.record.unlink(missing_ok=True)
+        return result

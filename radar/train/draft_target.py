@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from radar.config import TreeConfig
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
+from radar.generation.base import end_token_ids
 from radar.target.bound import Taps
 from radar.target.model import resolve_tap_layers
+from radar.target.positions import position_limit
+from radar.train.options import TrainingOptions
 from radar.train.tokens import TokenMixture
 
 __all__ = ["FrozenTarget", "new_draft", "weights_digest"]
@@ -46,16 +50,35 @@ class FrozenTarget:
         return taps[:, :rows], self.embed(ids[:, 1:]), logits.index_select(-1, draft_ids), to_draft[logits.argmax(-1)]
 
 
-def new_draft(model: Any, config: DraftConfig, text: TokenMixture) -> Eagle3Draft:
+def new_draft(target: FrozenTarget, config: DraftConfig, text: TokenMixture, options: TrainingOptions) -> Eagle3Draft:
     """A fresh head: the most frequent tokens (and every end token) as vocabulary, the target's rows as lm_head.
 
-    ValueError: a vocabulary that is too small for a tree, or for the text: what it lacks is never drafted.
+    ValueError: sizes that do not fit together; a vocabulary that is too small for a tree, or for the text: what it
+    lacks is never drafted.
     """
+    rows, hidden = target.model.get_input_embeddings().weight.shape
+    taps = len(target.taps)
+    sizes = {"hidden_size": hidden, "target_hidden_size": hidden, "vocab_size": rows, "num_aux_hidden_states": taps}
+    for name, size in sizes.items():
+        if (given := getattr(config, name)) != size:
+            raise UsageError(f"the head's {name} {given} must be {size}, as of the target's embedding and tap_layers")
+    window, limit = options.length + options.ttt_length, position_limit(target.model.config)
+    if limit is not None and window > limit:
+        raise UsageError(
+            f"length (--length) {options.length} + ttt_length {options.ttt_length} is more than the target's {limit} "
+            f"positions: its predictions beyond them teach nothing; {limit - options.ttt_length} is the most"
+        )
+    if min(map(len, text.streams)) < window:
+        raise UsageError(
+            f"every stream must hold {window} tokens (length + ttt_length), got {[len(s) for s in text.streams]}: give "
+            "more text, or a smaller length (--length)"
+        )
     size, width = config.draft_vocab_size, TreeConfig().tree_top_k
     if size < width:
         raise UsageError(
             f"draft_vocab_size (--draft-vocab-size) must be {width} or more, a draft call's beam, got {size}"
         )
+    config = replace(config, eagle_aux_hidden_state_layer_ids=target.taps)
     draft, frequency = Eagle3Draft(config), torch.from_numpy(text.frequencies(config.vocab_size))
     if size < config.vocab_size:
         order = frequency.argsort(descending=True, stable=True)  # ties go to the smaller id on every machine
@@ -65,21 +88,13 @@ def new_draft(model: Any, config: DraftConfig, text: TokenMixture) -> Eagle3Draf
                 f"draft_vocab_size (--draft-vocab-size) {size} covers {covered:.0%} of the text, and what it lacks is "
                 f"never drafted: the {enough} most frequent tokens cover 90 %"
             )
-        frequency[[token for token in _end_tokens(model) if 0 <= token < config.vocab_size]] = math.inf
+        frequency[[token for token in end_token_ids(target.model, None) if 0 <= token < config.vocab_size]] = math.inf
         order = frequency.argsort(descending=True, stable=True)
         draft.set_draft_vocabulary(order[:size].sort().values)
-    rows = model.get_output_embeddings().weight.detach()
-    if rows.shape[1] == config.hidden_size:
-        draft.lm_head.weight.data.copy_(rows[draft.target_ids().to(rows.device)])
-    return draft
-
-
-def _end_tokens(model: Any) -> list[int]:
-    for owner in (getattr(model, "generation_config", None), model.config):
-        value = getattr(owner, "eos_token_id", None)
-        if value is not None:
-            return [value] if isinstance(value, int) else list(value)
-    return []
+    weight = target.model.get_output_embeddings().weight.detach()
+    if weight.shape[1] == config.hidden_size:
+        draft.lm_head.weight.data.copy_(weight[draft.target_ids().to(weight.device)])
+    return draft.to(target.device)
 
 
 def weights_digest(module: nn.Module) -> str:

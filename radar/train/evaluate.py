@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,10 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy
 from radar.policy.lstm import PolicyNetwork
+from radar.tools.costs import CostTable
 from radar.tools.table import table
-from radar.train.costs import CostTable
-from radar.train.replay import played, replay_stops, stops_of
+from radar.train.replay import played, replay_stops, stops_of, tune_fixed_depth
 from radar.train.rounds import RoundDataset
-from radar.train.tune import tune_fixed_depth
 
 __all__ = ["BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "evaluate", "oracle_stops", "render"]
 
@@ -43,9 +42,6 @@ class Evaluation(NamedTuple):
     stop_histogram: tuple[int, ...]
     gap_closed: float | None
     hindsight_gap_closed: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return self._asdict()
 
 
 def evaluate(
@@ -75,10 +71,8 @@ def evaluate(
     free, expected, came = costs.without_decisions(), dataset.expected_accept(), dataset.accept_lengths.float()
     plays = {  # stops, prices, tokens
         name: (stops_of(policy, dataset), free if isinstance(policy, FixedDepth) else costs, expected)
-        for name, policy in policies.items()
+        for name, policy in {**policies, BEST_FIXED: tune_fixed_depth(dataset, costs).policy}.items()
     }
-    best = int(tune_fixed_depth(dataset, costs).value)
-    plays[BEST_FIXED] = (torch.full((len(dataset),), best), free, expected)
     if dataset.distribution is not None:
         plays[KNOWING] = (oracle_stops(dataset, free, expected), free, expected)
     plays[HINDSIGHT] = (oracle_stops(dataset, free, came), free, came)
@@ -86,25 +80,22 @@ def evaluate(
     draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(RESAMPLES, len(prompts), dtype=torch.float64)
     weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+
+    def resampled(name: str) -> Tensor:
+        _, *sums = played(plays[name][0], dataset, *plays[name][1:])
+        tokens, seconds = (weights @ weights.new_zeros(len(prompts)).index_add(0, row, part) for part in sums)
+        return tokens / seconds
+
     shown = {name: replay_stops(stops, dataset, prices, accept) for name, (stops, prices, accept) in plays.items()}
-    resampled: dict[str, Tensor] = {}
-    for name, (stops, prices, accept) in plays.items():
-        _, tokens, seconds = played(stops, dataset, prices, accept)
-        tokens, seconds = (weights.new_zeros(len(prompts)).index_add(0, row, part) for part in (tokens, seconds))
-        resampled[name] = (weights @ tokens) / (weights @ seconds)
-    speeds = {name: one.tokens_per_time for name, one in shown.items()}
-
-    def share(name: str, oracle: str) -> float | None:
-        gap = speeds.get(oracle, 0.0) - speeds[BEST_FIXED]
-        return (speeds[name] - speeds[BEST_FIXED]) / gap if gap > 0 else None
-
+    fixed, basis = shown[BEST_FIXED].tokens_per_time, resampled(reference)
     results = []
     for name, one in shown.items():
-        ratios, bounds = resampled[name] / resampled[reference], torch.tensor([0.025, 0.975], dtype=torch.float64)
-        low, high = torch.quantile(ratios, bounds).tolist()
-        about = (one.draft_calls, one.mean_acceptance_length, one.stop_histogram, share(name, KNOWING))
-        ratio = speeds[name] / speeds[reference]
-        results.append(Evaluation(name, speeds[name], ratio, (low, high), *about, share(name, HINDSIGHT)))
+        speed, bounds = one.tokens_per_time, torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = torch.quantile(resampled(name) / basis, bounds).tolist()
+        gaps = [shown[top].tokens_per_time - fixed if top in shown else 0.0 for top in (KNOWING, HINDSIGHT)]
+        shares = [(speed - fixed) / gap if gap > 0 else None for gap in gaps]
+        ratio, about = speed / shown[reference].tokens_per_time, (one.draft_calls, one.mean_acceptance_length)
+        results.append(Evaluation(name, speed, ratio, (low, high), *about, one.stop_histogram, *shares))
     return results
 
 

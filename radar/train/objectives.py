@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from radar.errors import UsageError
-
 __all__ = [
     "decision_entropy",
     "exact_loss",
@@ -77,7 +75,6 @@ def reinforce_loss(logits: Tensor, returns: Tensor, *, generator: torch.Generato
         logits: [N, T - 1, 2], action 0 = stop.
         returns: [N, T, T - 1].
     """
-    _check(logits, returns)
     log_probs = logits.log_softmax(-1)
     draws = torch.rand(logits.shape[:2], generator=generator, device=logits.device)
     stops = draws < log_probs[..., 0].detach().exp()  # [N, T - 1]
@@ -93,16 +90,7 @@ def exact_loss(logits: Tensor, returns: Tensor) -> Tensor:
     Its value and its gradient are the means of REINFORCE's; the variance is zero. Like that loss it falls when the
     policy becomes certain, whatever it is certain of: never choose a checkpoint by it.
     """
-    _check(logits, returns)
     log_stop, log_go = logits.log_softmax(-1).unbind(-1)
     weight = stop_probabilities(logits).detach()[:, :, None] * returns  # [N, T, T - 1]
     at_stop = weight.diagonal(dim1=1, dim2=2)  # [N, T - 1]: decision k of stop k is the stop itself
     return -(log_stop * at_stop + log_go * (weight.sum(1) - at_stop)).mean()
-
-
-def _check(logits: Tensor, returns: Tensor) -> None:
-    rounds, decisions, actions = logits.shape
-    if actions != 2 or returns.shape != (rounds, decisions + 1, decisions):
-        raise UsageError(
-            f"logits {list(logits.shape)} do not fit returns {list(returns.shape)}: want [N, T-1, 2], [N, T, T-1]"
-        )

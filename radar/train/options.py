@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from radar.config import check_int
@@ -20,30 +20,28 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 REWARD = ("alpha", "beta", "gamma")
 TINY, MOST = 1e-9, 2**31
-Ranges = dict[str, tuple[float, float]]
-DRAFT_RANGES: Ranges = {
-    **{"steps": (1, MOST), "batch_size": (1, MOST), "length": (2, MOST), "ttt_length": (1, MOST), "warmup": (0, MOST)},
-    **{"seed": (0, MOST), "seconds": (TINY, 1e9), "lr": (TINY, 1e38), "max_grad_norm": (TINY, 1e9)},
-    **{"loss_decay": (TINY, 1e9), "checkpoint_every": (0.0, math.inf)},
-}
-POLICY_RANGES: Ranges = {
-    **{"epochs": (1, MOST), "batch_size": (1, MOST), "hidden_size": (1, MOST), "max_calls": (2, MOST)},
-    **{"alpha": (0.0, 1e6), "beta": (0.0, 1e9), "gamma": (0.0, 1.0), "entropy": (0.0, 1e6)},
-    **{"learning_rate": (TINY, 10), "weight_decay": (0.0, 10), "dropout": (0.0, 0.99), "held_out": (1e-6, 1 - 1e-6)},
-    **{"clip_norm": (TINY, 1e9)},
-}
 
 
-def _check(owner: str, options: object, ranges: Ranges) -> None:
-    """Every option is in its range, or None where that is its default; a whole lower end asks for whole numbers."""
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if value is None and getattr(type(options), name) is None:
+def _within(low: float, high: float, default: object = None) -> Any:
+    """A number in this range, a whole one if the lower end is; None only where that is the default."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def _among(default: object, *allowed: str) -> Any:
+    return field(default=default, metadata={"among": allowed})
+
+
+def _check(owner: str, options: Any) -> None:
+    for one in fields(options):
+        value, (low, high) = getattr(options, one.name), one.metadata.get("range", (None, None))
+        if (allowed := one.metadata.get("among")) and value not in allowed:
+            raise UsageError(f"{owner}: {one.name} must be one of {', '.join(allowed)}, got {value!r}")
+        if low is None or value is one.default is None:
             continue
         if isinstance(low, int):
-            check_int(owner, name, value, low, int(high))
+            check_int(owner, one.name, value, low, high)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise UsageError(f"{owner}: {name} must be from {low:g} to {high:g}, got {value!r}")
+            raise UsageError(f"{owner}: {one.name} must be from {low:g} to {high:g}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,28 +60,26 @@ class TrainingOptions:
         compile: `torch.compile` the unrolled loss; None means on a GPU. Falls back to eager execution with a note.
         checkpoint_every: seconds between resumable checkpoints; 0: only Ctrl-C leaves one.
         progress: show a bar on stderr.
-        log_every: seconds between lines on stderr, for logs in which a bar is noise; 0 means none.
     """
 
-    steps: int | None = None
-    seconds: float | None = None
-    batch_size: int = 8
-    length: int = 512
-    lr: float = 5e-4
-    warmup: int = 100
-    max_grad_norm: float = 0.5
-    seed: int = 0
-    ttt_length: int = 7
-    loss_decay: float = 0.8
+    steps: int | None = _within(1, MOST)
+    seconds: float | None = _within(TINY, 1e9)
+    batch_size: int = _within(1, MOST, 8)
+    length: int = _within(2, MOST, 512)
+    lr: float = _within(TINY, 1e38, 5e-4)
+    warmup: int = _within(0, MOST, 100)
+    max_grad_norm: float = _within(TINY, 1e9, 0.5)
+    seed: int = _within(0, MOST, 0)
+    ttt_length: int = _within(1, MOST, 7)
+    loss_decay: float = _within(TINY, 1e9, 0.8)
     compile: bool | None = None
-    checkpoint_every: float = 60.0
+    checkpoint_every: float = _within(0.0, math.inf, 60.0)
     progress: bool = True
-    log_every: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise UsageError(f"give exactly one of steps and seconds, got steps={self.steps}, seconds={self.seconds}")
-        _check("train_draft", self, DRAFT_RANGES)
+        _check("train_draft", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,36 +99,30 @@ class PolicyTraining:
         held_out: share of the prompts that choose the checkpoint and give the result.
     """
 
-    objective: str = "ratio"
-    estimator: str = None  # type: ignore[assignment]
-    alpha: float = None  # type: ignore[assignment]
-    beta: float | None = None
-    gamma: float = None  # type: ignore[assignment]
-    entropy: float = None  # type: ignore[assignment]
-    learning_rate: float = None  # type: ignore[assignment]
-    weight_decay: float = 1e-4
-    dropout: float = 0.1
-    epochs: int = None  # type: ignore[assignment]
-    batch_size: int = None  # type: ignore[assignment]
-    hidden_size: int = 128
-    clip_norm: float = 1.0
-    max_calls: int | None = None
-    held_out: float = 0.2
+    objective: str = _among("ratio", *RECIPES)
+    estimator: str = _among(None, "exact", "reinforce")
+    alpha: float = _within(0.0, 1e6)
+    beta: float | None = _within(0.0, 1e9)
+    gamma: float = _within(0.0, 1.0)
+    entropy: float = _within(0.0, 1e6)
+    learning_rate: float = _within(TINY, 10.0)
+    weight_decay: float = _within(0.0, 10.0, 1e-4)
+    dropout: float = _within(0.0, 0.99, 0.1)
+    epochs: int = _within(1, MOST)
+    batch_size: int = _within(1, MOST)
+    hidden_size: int = _within(1, MOST, 128)
+    clip_norm: float = _within(TINY, 1e9, 1.0)
+    max_calls: int | None = _within(2, MOST)
+    held_out: float = _within(1e-6, 1 - 1e-6, 0.2)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._one_of("objective", tuple(RECIPES))
-        if foreign := [name for name in REWARD if getattr(self, name) is not None and self.objective != "paper"]:
+        if foreign := [name for name in REWARD if getattr(self, name) is not None and self.objective == "ratio"]:
             raise UsageError(
                 f"train_policy: {', '.join(foreign)} belong to the paper's reward, and the objective is "
-                f'"{self.objective}": leave them out, or choose objective="paper" (--objective paper)'
+                '"ratio": leave them out, or choose objective="paper" (--objective paper)'
             )
-        for name, value in RECIPES[self.objective].items():
+        for name, value in RECIPES.get(self.objective, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # what it means from here on, in checkpoints too
-        self._one_of("estimator", ("exact", "reinforce"))
-        _check("train_policy", self, POLICY_RANGES)
-
-    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise UsageError(f"train_policy: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        _check("train_policy", self)

@@ -7,29 +7,34 @@ rewards certainty.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth
-from radar.train.costs import CostTable
-from radar.train.dataset import read_rounds
+from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.tools.costs import CostTable
+from radar.tools.twins import save_prompts_seen
+from radar.train.objectives import decision_entropy, exact_loss, paper_returns, ratio_returns, reinforce_loss
 from radar.train.options import PolicyTraining
-from radar.train.policy_run import PolicyRun
-from radar.train.replay import replay
+from radar.train.replay import replay, tune_fixed_depth
 from radar.train.rounds import RoundDataset
-from radar.train.tune import tune_fixed_depth
+from radar.train.run import Run
 
-__all__ = ["PolicyTraining", "too_few", "train_policy"]
+__all__ = ["PolicyRun", "too_few", "train_policy"]
 
 BASELINE_CALLS = 8  # EAGLE-3
 COLLAPSED_SHARE = 0.95
 FEWEST_ROUNDS, FEWEST_PROMPTS = 1000, 20  # a network of 90,000 weights learns nothing it can keep from fewer
+MIN_LEARNING_RATE = 1e-6
 
 
 def too_few(data: RoundDataset) -> str | None:
@@ -44,7 +49,7 @@ def too_few(data: RoundDataset) -> str | None:
 
 
 def train_policy(
-    dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | RoundDataset,
+    data: RoundDataset,
     out: str | os.PathLike[str],
     *,
     costs: CostTable,
@@ -55,7 +60,7 @@ def train_policy(
     """Train on recorded rounds; write the best policy so far and, after every epoch, a state to go on from, to `out`.
 
     Args:
-        dataset: rounds, or the recording or recordings that hold them.
+        data: the rounds.
         costs: of a round on the device that will decode: they decide what pays. The policy's config.json carries the
             table, and `prompts.safetensors` beside it what it was trained on (see `radar.tools.twins`).
         progress: a bar on stderr.
@@ -78,7 +83,6 @@ def train_policy(
         KeyboardInterrupt: passed on. `out` then holds the last full epoch; the same call goes on from there.
     """
     training = PolicyTraining(**options)
-    data = dataset if isinstance(dataset, RoundDataset) else read_rounds(dataset)
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
     if data.header.tree.max_calls < 2:
@@ -109,17 +113,103 @@ def train_policy(
     return result
 
 
+class PolicyRun(Run):
+    """What one training changes. Its randomness depends on (seed, epoch) alone, so a resumed run is the same run.
+
+    Network, scores and returns are on a GPU if there is one; replay is the CPU's.
+    """
+
+    KEPT = ("epoch", "best", "history", "rate")
+
+    def __init__(self, training: PolicyTraining, costs: CostTable, data: RoundDataset, out: Path) -> None:
+        self.train, self.held_out = train, _ = data.split_by_prompt(training.held_out, training.seed)
+        self.training, self.costs, self.prompts, tree = training, costs, data.prompts, train.header.tree
+        settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": data.fingerprint()}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._random = [self.device] if self.device.type == "cuda" else []  # whose state is put back, beside the CPU's
+        with torch.random.fork_rng(self._random):
+            torch.manual_seed(training.seed)
+            network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout).to(self.device)
+        adam: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        super().__init__(out, settings, network, torch.optim.Adam(network.parameters(), **adam))
+        self.network: PolicyNetwork = network
+        self.scores = train.scores[:, :-1].to(self.device)
+        self.epoch = 0
+        self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
+        self.history: list[float] = []
+        self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
+        self.rate = max(tune_fixed_depth(train, costs).curve.values())
+        if training.objective == "paper":
+            usual = 10 * (costs.mean_call_seconds + costs.decision_seconds)
+            beta = usual if training.beta is None else training.beta
+            returns = paper_returns(self.accept, self.times, alpha=training.alpha, beta=beta, gamma=training.gamma)
+            self.returns = returns.to(self.device)
+
+    def train_epoch(self) -> float:
+        """One pass over the rounds; returns the mean loss."""
+        options, start = self.training, self.training.learning_rate
+        low = min(MIN_LEARNING_RATE, start)  # cosine annealing, stepped per epoch as the paper does
+        for group in self.optimizer.param_groups:
+            group["lr"] = low + (start - low) * (1 + math.cos(math.pi * self.epoch / options.epochs)) / 2
+        if options.objective == "ratio":
+            self.returns = ratio_returns(self.accept, self.times, rate=self.rate).to(self.device)
+        loss_of = reinforce_loss if options.estimator == "reinforce" else exact_loss
+        bonus = options.entropy * (1 - self.epoch / options.epochs)
+        summed = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.network.train()
+        with torch.random.fork_rng(self._random):
+            torch.manual_seed(options.seed * 1_000_003 + self.epoch + 1)
+            order = torch.randperm(len(self.train)).to(self.device)
+            for index in order.split(options.batch_size):
+                logits = self.network(self.scores[index])
+                loss = loss_of(logits, self.returns[index]) - bonus * decision_entropy(logits)
+                self.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
+                self.optimizer.step()
+                summed += loss.detach() * len(index)
+        total = summed.item()
+        if not math.isfinite(total):
+            raise UsageError(f"train_policy: the loss of epoch {self.epoch + 1} is not finite: lower learning_rate")
+        self.epoch += 1
+        return total / len(self.train)
+
+    def evaluate(self) -> None:
+        """Replay; keep and write the policy if it is the fastest so far."""
+        now = replay(self.network, self.held_out, self.costs)
+        self.history.append(now.tokens_per_time)
+        if self.training.objective == "ratio":  # never below the best fixed depth, which the policy can always express
+            self.rate = max(self.rate, replay(self.network, self.train, self.costs).tokens_per_time)
+        if now.tokens_per_time > self.best["tokens_per_time"]:
+            weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.best = {"epoch": self.epoch, "network": weights, **now._asdict()}
+            save_policy(self.network, self.folder, metadata=self._metadata())
+            save_prompts_seen(self.folder, self.prompts)
+
+    def _metadata(self) -> dict[str, Any]:
+        header = self.train.header
+        recorded = {**header.metadata, "temperature": header.temperature}
+        rounds = {"train_rounds": len(self.train), "held_out_rounds": len(self.held_out)}
+        held_out = {name: value for name, value in self.best.items() if name != "network"}
+        return {"recorded": recorded, "training": {**self.settings, **rounds}, "held_out": held_out}
+
+    def finish(self) -> None:
+        """Write the fastest epoch's network once more, in evaluation mode."""
+        self.network.load_state_dict(self.best["network"])
+        save_policy(self.network.eval(), self.folder, metadata=self._metadata())
+
+
 def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
     best, fixed = run.best, tune_fixed_depth(run.held_out, run.costs)
     eagle = FixedDepth(min(BASELINE_CALLS, run.train.header.tree.max_calls))
-    base = replay(eagle, run.held_out, run.costs).to_dict()
+    base = replay(eagle, run.held_out, run.costs)._asdict()
     changes = {"draft_calls": "calls_change", "mean_acceptance_length": "acceptance_change"}
     changes |= {"tokens_per_time": "tokens_per_time_change"}
     return {
         "policy": str(run.folder),
         **{name: best[name] for name in changes},
         **{change: best[name] / base[name] - 1 for name, change in changes.items()},
-        "best_fixed_change": best["tokens_per_time"] / fixed.curve[fixed.value] - 1,
+        "best_fixed_change": best["tokens_per_time"] / max(fixed.curve.values()) - 1,
         "stop_histogram": list(best["stop_histogram"]),
         "baseline": base,
         "collapsed": _collapsed(best["stop_histogram"]),

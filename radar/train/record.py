@@ -1,33 +1,32 @@
 """Record rounds at full depth, with what every stop would have had accepted, to train and replay policies on.
 
-A text is decoded to its end with every round drafted to `max_calls` (`radar.train.drafted`), and each round's
-candidates are then followed along the text that came. At temperature 0 that decides what any tree would have had
-accepted; above it the exact distribution of the accepted length is kept as well.
+A text is decoded to its end with every round drafted to `max_calls` (`radar.train.full_round`), and each round's
+candidates are then followed along the text that came.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.tools.interrupts import interruptible
 from radar.tools.twins import fingerprint
 from radar.train.draft_target import weights_digest
-from radar.train.drafted import FullRounds, Job, in_order
-from radar.train.interrupts import interruptible
+from radar.train.full_round import FullRounds
 from radar.train.recording import Recording
-from radar.train.rounds import RoundsHeader
-from radar.train.text_rounds import TextRounds
+from radar.train.rounds import RoundDataset, RoundsHeader
 
 __all__ = ["record"]
 
@@ -88,12 +87,9 @@ def record(
     """
     ids, tree = _checked(decoder, prompts, max_new_tokens), decoder.tree
     given = dict(out) if isinstance(out, Mapping) else {tree.total_tokens: out}
-    if not given:
-        raise UsageError("record: out names no folder")
     if texts is None:
         texts = [decoder.tokenizer.decode(one) if decoder.tokenizer else " ".join(map(str, one)) for one in ids]
-    device = decoder.engine.target.device
-    index, count = _process(device)
+    index, count = _process()
     about: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": decoder.max_length, "seed": seed}
     about |= {"target_weights": weights_digest(decoder.model)}
     about |= {"draft_weights": weights_digest(decoder.draft), **(metadata or {})}
@@ -107,23 +103,35 @@ def record(
         todo = [number for number in mine if any(number not in folder.done for folder in folders)]
         first, before = folders[0], (len(folders[0].done), folders[0].rounds)
         if sources is None:
-            lanes = max(1, min(LANES, len(todo))) if device.type == "cuda" else 1
-            sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes if todo else 0)]
+            lanes = min(len(todo), LANES if decoder.engine.target.device.type == "cuda" else 1)
+            sources = [FullRounds(decoder, temperature, every_token=every_token) for _ in range(lanes)]
+        free: SimpleQueue[FullRounds] = SimpleQueue()
         for source in sources:
             if (source.decoder, source.temperature, source.every_token) != (decoder, temperature, every_token):
                 raise UsageError("record: sources are of another decoder, temperature or every_token")
+            free.put(source)
+
+        def rounds_of(number: int) -> list[tuple[Recording, RoundDataset]]:
+            """A prompt's rounds, by the folders that lack them. Threads wait here for a source."""
+            source, limit = free.get(), min(max_new_tokens, decoder.max_length - len(ids[number]))
+            try:
+                text = source.text(ids[number], limit, seed=seed * 1_000_003 + number)
+            finally:
+                free.put(source)
+            missing, trigrams = [one for one in folders if number not in one.done], fingerprint(texts[number])
+            return [(folder, text.rounds(number, folder.header, trigrams)) for folder in missing]
+
         for folder in folders:
             stack.enter_context(folder)
         bar = tqdm(total=len(mine), initial=len(mine) - len(todo), desc="prompts", disable=not progress or index > 0)
         stack.enter_context(bar)
-        limits = {number: min(max_new_tokens, decoder.max_length - len(ids[number])) for number in todo}
-        jobs = [Job(number, ids[number], limits[number], seed * 1_000_003 + number) for number in todo]
-        for job, drafted in stack.enter_context(closing(in_order(sources, jobs))):
-            ends, depth = decoder.eos_token_ids, tree.max_calls
-            text = TextRounds(drafted, len(job.prompt), depth, ends=ends)
-            for folder in folders:
-                if job.number not in folder.done:
-                    folder.add(job.number, text.rounds(job.number, folder.header, fingerprint(texts[job.number])))
+        pool = ThreadPoolExecutor(2 * len(sources) or 1)  # half of them decode while the others follow their texts
+        stack.callback(pool.shutdown, cancel_futures=True)  # texts in work are waited for
+        # a source alone works in this thread, where Ctrl-C ends a text at once
+        results = pool.map(rounds_of, todo) if len(sources) > 1 else map(rounds_of, todo)
+        for number, parts in zip(todo, results, strict=True):
+            for folder, rounds in parts:
+                folder.add(number, rounds)
             bar.update()
     if not first.rounds:
         warnings.warn(
@@ -144,39 +152,27 @@ def record(
 
 def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
     """Token ids of the prompts. ValueError: there is none, one is none, or they leave no room for a text."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise UsageError(f"record: max_new_tokens (--max-new-tokens) must be 1 or more, got {max_new_tokens!r}")
-    ids = []
+    check_int("record", "max_new_tokens (--max-new-tokens)", max_new_tokens, 1, 2**31)
+    ids, room = [], decoder.max_length
     for number, prompt in enumerate(prompts):
         try:
             ids.append(decoder.encode(prompt))
         except ValueError as error:
             raise UsageError(f"record: prompt {number}: {error}") from error
-    room = decoder.max_length
-    long = [f"{number} ({len(prompt)} tokens)" for number, prompt in enumerate(ids) if len(prompt) >= room]
-    if long:
-        named = ", ".join(long[:10]) + (f" and {len(long) - 10} more" if len(long) > 10 else "")
+    if long := [f"{number} ({len(one)} tokens)" for number, one in enumerate(ids) if len(one) >= room]:
         raise UsageError(
             f"record: {len(long)} of {len(ids)} prompts leave no room for a text; the cache has max_length={room} "
-            f"tokens, prompt and output together: prompts {named}. Nothing was recorded: make max_length (--max-length)"
-            " larger, or leave them out"
+            f"tokens, prompt and output together: prompts {', '.join(long[:10])}{', ...' if len(long) > 10 else ''}. "
+            "Nothing was recorded: make max_length (--max-length) larger, or leave them out"
         )
     return ids
 
 
-def _process(device: torch.device) -> tuple[int, int]:
+def _process() -> tuple[int, int]:
     """(index, count) of this process among those that `accelerate launch` started; (0, 1) without it."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world == "1":
+    rank, count = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
         return 0, 1
-    try:
-        state: Any = importlib.import_module("accelerate").PartialState(cpu=device.type == "cpu")
-    except ImportError as error:
-        raise UsageError(
-            f"WORLD_SIZE={world} says that there are several processes, but accelerate is not installed: "
-            "pip install accelerate, or start one process"
-        ) from error
-    index, count = int(state.process_index), int(state.num_processes)
-    if str(count) != world:  # accelerate passes over a world that it cannot serve: all would write
-        raise UsageError(f"WORLD_SIZE={world}, but accelerate counts {count} processes on {device}")
-    return index, count
+    if rank is None:
+        raise UsageError(f"WORLD_SIZE={count} says that there are others, and no RANK which this one is")
+    return int(rank), count

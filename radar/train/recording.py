@@ -9,40 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from radar.errors import FormatError, UsageError
-from radar.train.files import digest, replace_file
-from radar.train.rounds import RoundDataset, RoundsHeader, concatenate
+from radar.errors import FormatError, NotFoundError, UsageError
+from radar.files import replacing
+from radar.train.rounds import RoundDataset, RoundsHeader, concatenate, digest
 
-__all__ = ["Damaged", "Recording", "Shard", "folder_of", "read_shard", "shard_files"]
+__all__ = ["Damaged", "Recording", "read_rounds", "read_shard", "shard_files"]
 
 FORMAT, VERSION = "radar-rounds", "4"
 SHARD_PROMPTS, SHARD_SECONDS = 32, 60.0  # a shard is written when either is reached: a crash costs no more than that
+ONE_KIND = ("tree_top_k", "max_calls", "total_tokens", "every_token", "temperature", "target", "draft")
 
 
 class Damaged(FormatError):
     """A shard that was cut off or changed: its prompts have to be recorded again."""
 
 
-class Shard(NamedTuple):
-    """`prompts`: number to digest. `rounds` may be none, where texts were too short."""
-
-    prompts: dict[int, str]
-    rounds: RoundDataset
-
-
-class Recording:
+class Recording(AbstractContextManager["Recording"]):
     """A folder that is begun, or gone on with: opening it reads what is there; what is damaged is recorded again.
 
     Several processes may write to one folder, other prompts each.
@@ -60,24 +55,24 @@ class Recording:
     """
 
     def __init__(self, path: Path, header: RoundsHeader, ids: Sequence[Sequence[int]]) -> None:
-        self.path, self.header, self.done = folder_of(path), header, set[int]()
+        self.path, self.header, self.done = _folder(path), header, set[int]()
         self._digests = {n: hashlib.sha256(json.dumps(list(one)).encode()).hexdigest() for n, one in enumerate(ids)}
         self.rounds, self.accepted = 0, torch.zeros(header.tree.max_calls, dtype=torch.float64)
         damaged = []
         for file in shard_files(path):
             try:
-                shard = read_shard(file)
+                prompts, rounds = read_shard(file)
             except Damaged as error:
                 damaged.append(file)
                 warnings.warn(f"{error}: its prompts are recorded again", stacklevel=3)
                 continue
-            if other := shard.rounds.header.unlike(header):
+            if other := rounds.header.unlike(header):
                 raise UsageError(f"{path} holds another recording ({other}): write to a new folder, or as there")
-            if changed := [n for n, one in shard.prompts.items() if self._digests.get(n, one) != one]:
+            if changed := [n for n, one in prompts.items() if self._digests.get(n, one) != one]:
                 raise UsageError(
                     f"{path} holds another recording (prompt {changed[0]} is another): write to a new folder"
                 )
-            self._count(shard.prompts, shard.rounds)
+            self._count(prompts, rounds)
         for file in damaged:
             file.unlink()
         self._waiting: dict[int, RoundDataset] = {}
@@ -103,28 +98,23 @@ class Recording:
             tensors["trigram_ends"] = torch.tensor([len(one) for one in trigrams]).cumsum(0)
             about = {"header": json.dumps(self.header.to_dict()), "prompts": json.dumps(prompts)}
             about |= {FORMAT: VERSION, "sha256": _sha256(about, tensors)}
-            file = self.path / f"prompts-{min(prompts):06d}.safetensors"  # a prompt is in one shard only
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(file, safetensors.torch.save(tensors, about))
+            name = f"prompts-{min(prompts):06d}.safetensors"  # a prompt is in one shard only
+            with replacing(self.path) as place:
+                safetensors.torch.save_file(tensors, place / name, about)
             self._count(prompts, rounds)
             self._waiting.clear()
         self._written = time.monotonic()
 
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()  # of an interruption too: what waits is whole
 
-    def _count(self, prompts: Mapping[int, str], rounds: RoundDataset) -> None:
-        self.done |= prompts.keys()
+    def _count(self, prompts: Iterable[int], rounds: RoundDataset) -> None:
+        self.done.update(prompts)
         self.rounds += len(rounds)
         self.accepted += rounds.accept_lengths.double().sum(0)
 
 
-def folder_of(path: Path) -> Path:
+def _folder(path: Path) -> Path:
     """The path, if it can be a recording. FormatError: it is a file, or is named as those of earlier releases were."""
     if path.is_file() or path.suffix == ".jsonl":
         raise FormatError(
@@ -139,8 +129,61 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("prompts-*.safetensors"))
 
 
-def read_shard(file: Path) -> Shard:
-    """Raises `Damaged`, or FormatError for a file of another kind or version."""
+def read_rounds(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> RoundDataset:
+    """Read a recording, or several of one kind (whose prompts are renumbered: none are mixed up).
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a shard that is damaged or of another version; a file of an earlier release; no round at all; of
+            several recordings, one of another tree, temperature, target or draft than the first, or the same rounds
+            again.
+    """
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    parts = [_read_folder(Path(one)) for one in paths]
+    if not any(map(len, parts)):
+        raise UsageError(f"no round in {paths[0]}: its texts were too short (see `radar record --max-new-tokens`)")
+    renumbered, offset = [], 0
+    given: dict[str, str | os.PathLike[str]] = {}
+    for one, part in zip(paths, parts, strict=True):
+        if other := part.header.unlike(parts[0].header, ONE_KIND):
+            raise UsageError(f"{one} is of another kind than {paths[0]} ({other}): read them apart")
+        if not len(part):
+            continue
+        if (content := part.fingerprint()) in given:
+            raise UsageError(f"{one} holds the rounds of {given[content]}: give them once, they are no other prompts'")
+        given[content] = one
+        prompts = {number + offset: trigrams for number, trigrams in part.prompts.items()}
+        renumbered.append(replace(part, prompt=part.prompt + offset, prompts=prompts))
+        offset += int(part.prompt.max()) + 1
+    return concatenate(renumbered)
+
+
+def _read_folder(path: Path) -> RoundDataset:
+    files = shard_files(_folder(path))
+    if not files:
+        raise NotFoundError(f"no recorded rounds in {path}: record them with `radar record --out {path}`")
+    parts: list[RoundDataset] = []
+    seen: set[int] = set()
+    for file in files:
+        try:
+            prompts, rounds = read_shard(file)
+        except Damaged as error:
+            raise FormatError(f"{error}: give the same `radar record` again, which records what is missing") from error
+        if parts and (other := rounds.header.unlike(parts[0].header)):
+            raise FormatError(f"{file} is of another recording than {files[0].name} ({other}): keep them apart")
+        if twice := seen & prompts.keys():
+            raise FormatError(f"{file}: prompt {min(twice)} is in another shard too: remove one of them")
+        seen |= prompts.keys()
+        parts.append(rounds)
+    data = concatenate(parts)
+    return data.select(data.prompt.sort(stable=True).indices)
+
+
+def read_shard(file: Path) -> tuple[dict[int, str], RoundDataset]:
+    """The digests of its prompts, by number, and their rounds, of which there may be none.
+
+    Raises `Damaged`, or FormatError for a file of another kind or version.
+    """
     try:
         with safetensors.safe_open(file, "pt") as opened:
             about = opened.metadata() or {}
@@ -155,7 +198,7 @@ def read_shard(file: Path) -> Shard:
     prompts = {int(number): digest for number, digest in json.loads(about["prompts"]).items()}
     trigrams = tensors.pop("trigrams").tensor_split(tensors.pop("trigram_ends")[:-1])
     header = RoundsHeader.from_dict(json.loads(about["header"]))
-    return Shard(prompts, RoundDataset.of(tensors, header, dict(zip(prompts, trigrams, strict=True))))
+    return prompts, RoundDataset.of(tensors, header, dict(zip(prompts, trigrams, strict=True)))
 
 
 def _sha256(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -6,9 +6,9 @@ Otherwise every recorded round counts once, whatever an earlier stop of this pol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +16,16 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals
 from radar.policy.lstm import PolicyNetwork
-from radar.train.costs import CostTable
+from radar.tools.costs import CostTable
 from radar.train.rounds import RoundDataset
 
 __all__ = [
-    *("Replay", "first_stop", "followed", "played", "replay", "replay_stops"),
-    *("stops_of", "stops_of_network", "stops_of_policy"),
+    *("Replay", "Tuned", "first_stop", "followed", "played", "replay", "replay_stops"),
+    *("stops_of", "stops_of_network", "tune", "tune_fixed_depth"),
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replay:
+class Replay(NamedTuple):
     """Means over rounds. `tokens_per_time` is sum of tokens / sum of times, in the unit of the cost table.
 
     Tokens are expectations where the distribution of accepted lengths was recorded.
@@ -38,8 +37,35 @@ class Replay:
     tokens_per_time: float
     stop_histogram: tuple[int, ...]  # rounds that stop after call 1 to max_calls
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+class Tuned(NamedTuple):
+    """A policy, and the value that tuning gave it (None if it has none).
+
+    Attributes:
+        at_edge: the value is the first or last that was tried: a better one may lie beyond it.
+        curve: tokens per time of every value that was tried.
+    """
+
+    policy: StopPolicy
+    value: float | None = None
+    at_edge: bool = False
+    curve: Mapping[float, float] = MappingProxyType({})
+
+
+def tune(
+    make: Callable[[float], StopPolicy], values: Sequence[float], dataset: RoundDataset, costs: CostTable
+) -> Tuned:
+    """Replay every value's policy; of equals the first is the best."""
+    curve = {value: replay(make(value), dataset, costs).tokens_per_time for value in values}
+    best = max(curve, key=lambda value: curve[value])
+    return Tuned(make(best), best, len(values) > 1 and best in (values[0], values[-1]), curve)
+
+
+def tune_fixed_depth(dataset: RoundDataset, costs: CostTable) -> Tuned:
+    """The best constant number of calls."""
+    calls = range(1, dataset.header.tree.max_calls + 1)
+    best = tune(lambda value: FixedDepth(int(value)), calls, dataset, costs)
+    return best._replace(at_edge=best.value == calls[-1])  # there is nothing below one call
 
 
 def replay(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, costs: CostTable) -> Replay:
@@ -73,7 +99,7 @@ def played(
         accept: accepted tokens for every stop [N, T]; None: as expected.
     """
     made, accept = followed(stops, dataset), dataset.expected_accept() if accept is None else accept
-    tokens = accept.gather(1, stops[:, None] - 1)[:, 0].double() + 1
+    tokens = _gather(accept, stops).double() + 1
     return made, tokens * made, costs.round_seconds(stops, dataset.position, dataset.header.tree) * made
 
 
@@ -84,8 +110,13 @@ def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
     """
     if not dataset.header.every_token:
         return torch.ones_like(stops, dtype=torch.bool)
-    gained = dataset.accept_lengths.gather(1, stops[:, None] - 1)[:, 0] + 1
+    gained = _gather(dataset.accept_lengths, stops) + 1
     return _walk(dataset, lambda rows: gained[rows])
+
+
+def _gather(of_stops: Tensor, stops: Tensor) -> Tensor:
+    """Of [N, T] for every stop, that of draft calls [N]."""
+    return of_stops.gather(1, stops[:, None] - 1)[:, 0]
 
 
 def _walk(dataset: RoundDataset, gains: Callable[[Tensor], Tensor]) -> Tensor:
@@ -124,13 +155,6 @@ def first_stop(flags: Tensor) -> Tensor:
     return torch.nn.functional.pad(flags, (0, 1), value=True).int().argmax(1) + 1
 
 
-def stops_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Tensor:
-    """Draft calls [N] of a network or a policy."""
-    if isinstance(policy, PolicyNetwork):
-        return stops_of_network(policy, dataset)
-    return stops_of_policy(policy, dataset)
-
-
 @torch.no_grad()
 def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_size: int = 4096) -> Tensor:
     """Draft calls [N] when the network stops at P(stop) > 1/2, as `RadarPolicy` does."""
@@ -144,12 +168,15 @@ def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_siz
 
 
 @torch.no_grad()
-def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
-    """Draft calls [N] of any policy. All rounds are one batch, unless it reads signals: then all prompts are one.
+def stops_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Tensor:
+    """Draft calls [N] of a network or a policy.
 
-    The signal `accept_length` is what the policy's own stop would have had accepted in the round before: the recorded
-    one, or, if one begins at every token, the one that the policy made. There, rounds that it does not make stop at 1.
+    All rounds are one batch, unless the policy reads signals: then all prompts are one. The signal `accept_length` is
+    what the policy's own stop would have had accepted in the round before: the recorded one, or, if one begins at every
+    token, the one that the policy made. There, rounds that it does not make stop at 1.
     """
+    if isinstance(policy, PolicyNetwork):
+        return stops_of_network(policy, dataset)
     if not hasattr(policy, "attach"):
         policy.bind(len(dataset), dataset.header.tree, dataset.scores.device)
         return _play(policy, dataset.scores)
@@ -164,9 +191,7 @@ def stops_of_policy(policy: StopPolicy, dataset: RoundDataset) -> Tensor:
         scores[row[now]] = dataset.scores[now]  # a prompt that has ended plays its last round again, unread
         signals.context_length[row[now]] = dataset.position[now]
         stops[now] = _play(policy, scores)[row[now]]
-        signals.accept_length[row[now]] = accepted = dataset.accept_lengths[now].gather(1, stops[now][:, None] - 1)[
-            :, 0
-        ]
+        signals.accept_length[row[now]] = accepted = _gather(dataset.accept_lengths[now], stops[now])
         return accepted + 1
 
     _walk(dataset, turn)

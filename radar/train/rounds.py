@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,8 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.errors import UsageError
 from radar.tools.twins import groups
-from radar.train.files import digest
 
-__all__ = ["RoundDataset", "RoundsHeader", "concatenate"]
+__all__ = ["RoundDataset", "RoundsHeader", "concatenate", "digest"]
 
 PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution")
 
@@ -32,11 +31,6 @@ class RoundsHeader:
     temperature: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     every_token: bool = False
-
-    def __post_init__(self) -> None:
-        value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UsageError(f"RoundsHeader: temperature must be 0 or more, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         tree = {name: getattr(self.tree, name) for name in ("tree_top_k", "max_calls", "total_tokens")}
@@ -115,12 +109,7 @@ class RoundDataset:
         """The rounds of an index or mask [N]."""
         kept = {name: part[index] for name, part in self.tensors().items()}
         there = set(kept["prompt"].tolist())
-        prompts = {number: trigrams for number, trigrams in self.prompts.items() if number in there}
-        return RoundDataset.of(kept, self.header, prompts)
-
-    def without(self, prompts: Sequence[int]) -> RoundDataset:
-        """All rounds but those of some prompts."""
-        return self.select(~torch.isin(self.prompt, torch.tensor(prompts, dtype=torch.int64)))
+        return RoundDataset.of(kept, self.header, {n: one for n, one in self.prompts.items() if n in there})
 
     def truncate(self, max_calls: int) -> RoundDataset:
         """The same rounds with a lower bound of draft calls."""
@@ -136,8 +125,6 @@ class RoundDataset:
 
     def split_by_prompt(self, fraction: float, seed: int = 0) -> tuple[RoundDataset, RoundDataset]:
         """(rest, held out): `fraction` of the prompts, at least one and not all; near-twins are on one side."""
-        if not 0.0 < fraction < 1.0:
-            raise UsageError(f"split_by_prompt: fraction must be between 0 and 1, got {fraction!r}")
         group = groups(self.prompts)
         prompts: dict[int, list[int]] = {}
         for prompt in sorted(set(self.prompt.tolist())):
@@ -157,13 +144,18 @@ class RoundDataset:
 
 
 def concatenate(parts: Sequence[RoundDataset]) -> RoundDataset:
-    """Rounds of one tree shape, one after the other; an optional part stays if all of them have it.
-
-    Prompt ids are taken as they are.
-    """
+    """Rounds of one kind, one after the other; prompt ids are taken as they are."""
     tensors = [part.tensors() for part in parts]
-    names = [name for name in tensors[0] if all(name in one for one in tensors)]
     prompts = {number: trigrams for part in parts for number, trigrams in part.prompts.items()}
-    return RoundDataset.of(
-        {name: torch.cat([one[name] for one in tensors]) for name in names}, parts[0].header, prompts
-    )
+    joined = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
+    return RoundDataset.of(joined, parts[0].header, prompts)
+
+
+def digest(tensors: Mapping[str, Tensor], *, about: str = "") -> str:
+    """SHA-256 of tensors on the CPU, with their names, shapes and types, and of a text."""
+    found = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        part = tensors[name].contiguous()
+        found.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
+        found.update(part.view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from radar.errors import UsageError
+from radar.files import replacing
 
 __all__ = ["ANEW", "Run"]
 
@@ -36,12 +35,10 @@ class Run:
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = {name: getattr(self, name) for name in ("settings", *self.KEPT)}
         state |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".state-") as place:
-            torch.save(state, Path(place) / self.checkpoint.name)
-            os.replace(Path(place) / self.checkpoint.name, self.checkpoint)
+        with replacing(self.folder) as place:
+            torch.save(state, place / self.checkpoint.name)
 
     def load(self) -> None:
         """Take up the state in the folder. ValueError: it is damaged, or of other settings."""

@@ -1,13 +1,9 @@
-"""Training text as token streams: a weighted mixture that draws windows, and files turned into tokens."""
+"""Training text: a weighted mixture of token streams that draws windows."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +12,8 @@ import torch
 from torch import Tensor
 
 from radar.errors import UsageError
-from radar.tools.prompts import read_lines, read_text
 
-__all__ = ["TokenMixture", "encode_file"]
+__all__ = ["TokenMixture"]
 
 PIECE = 1 << 20  # tokens that are hashed at a time: a stream may be a mapped file larger than memory
 Tokens = npt.NDArray[np.integer[Any]]
@@ -32,11 +27,8 @@ class TokenMixture:
         weights: share of the windows that each stream gives; equal to the stream lengths' shares by default.
     """
 
-    def __init__(
-        self, streams: Tensor | Tokens | Sequence[Tensor | Tokens], weights: Sequence[float] | None = None
-    ) -> None:
-        several = [streams] if isinstance(streams, Tensor | np.ndarray) else list(streams)
-        self.streams: list[Tokens] = [s.cpu().numpy() if isinstance(s, Tensor) else np.asarray(s) for s in several]
+    def __init__(self, streams: Sequence[Tensor | Tokens], weights: Sequence[float] | None = None) -> None:
+        self.streams: list[Tokens] = [s.cpu().numpy() if isinstance(s, Tensor) else np.asarray(s) for s in streams]
         if not self.streams:
             raise UsageError("TokenMixture: at least one stream is needed")
         for index, stream in enumerate(self.streams):
@@ -77,42 +69,3 @@ class TokenMixture:
             for start in range(0, len(stream), PIECE):
                 digest.update(stream[start : start + PIECE].astype(np.int64).tobytes())
         return digest.hexdigest()[:16]
-
-
-def encode_file(
-    path: str | os.PathLike[str], encode: Callable[[str], Sequence[int]], *, eos_token_id: int | None = None
-) -> Tokens:
-    """Tokens of a text file, int32, an end token after every document if one is given.
-
-    A `.jsonl` file holds a document per line under `text`. Any other file is text: documents end at a form feed, or,
-    in a file without form feeds, at three or more line breaks in a row (two or more blank lines).
-
-    Args:
-        path: the file, UTF-8.
-        encode: text to ids, for instance `tokenizer.encode`.
-        eos_token_id: appended to every document that does not end with it.
-
-    Raises:
-        ValueError: a file without text, or that is not UTF-8; names the line that is not a document.
-    """
-    if Path(path).suffix == ".jsonl":
-        documents = []
-        for number, line in enumerate(read_lines(path), start=1):
-            if not line.strip():
-                continue
-            try:
-                documents.append(str(json.loads(line)["text"]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}:{number}: expected an object with a 'text' field") from error
-    else:
-        text = read_text(path)
-        documents = text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
-    ids: list[int] = []
-    for document in documents:
-        if document.strip():
-            ids.extend(encode(document))
-            if eos_token_id is not None and ids[-1:] != [eos_token_id]:
-                ids.append(eos_token_id)
-    if not ids:
-        raise UsageError(f"{path}: no text found")
-    return np.asarray(ids, dtype=np.int32)

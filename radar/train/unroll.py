@@ -13,13 +13,11 @@ from torch import Tensor
 
 from radar.draft.eagle3 import Eagle3Draft
 
-__all__ = ["TestTimeAttention", "unrolled_losses"]
+__all__ = ["UnrolledAttention", "unrolled_losses"]
 
 
-class TestTimeAttention:
+class UnrolledAttention:
     """The `attend` of one training window: call it once per step, it keeps the keys and values of earlier steps."""
-
-    __test__ = False  # not a test class, whatever pytest thinks
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
@@ -65,7 +63,7 @@ def unrolled_losses(
     """
     rows = aux.shape[1]
     probabilities = teacher.float().softmax(-1)
-    hidden, attend = draft.fuse(aux), TestTimeAttention()
+    hidden, attend = draft.fuse(aux), UnrolledAttention()
     positions = torch.arange(rows, device=aux.device)[None].expand(aux.shape[0], rows)
     losses, agreement = [], []
     for step in range(ttt_length):

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.policy.baselines_heads import AcceptanceHead
-from radar.train import rules
-from radar.train.contenders import EAGLE3, tuned_contenders
-from radar.train.costs import CostTable
-from radar.train.evaluate import BEST_FIXED, evaluate
-from radar.train.replay import replay
-from radar.train.rounds import RoundDataset, RoundsHeader
-from radar.train.rules import (
+from radar.tools.costs import CostTable
+from radar.train import contenders as rules
+from radar.train.contenders import (
+    EAGLE3,
     expected_gain,
     fit_gain_curves,
     isotonic,
     train_acceptance_head,
     train_level_policy,
+    tuned_contenders,
 )
-from radar.train.tune import tune, tune_fixed_depth
+from radar.train.evaluate import BEST_FIXED, evaluate
+from radar.train.replay import replay, tune, tune_fixed_depth
+from radar.train.rounds import RoundDataset, RoundsHeader
 
 DATA, OTHER = make_rounds(), make_rounds(seed=1)
 
@@ -95,7 +95,7 @@ def test_the_level_policy_is_the_epoch_that_was_fastest_on_other_rounds(monkeypa
     assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
     assert not torch.equal(kept["layers.0.weight"], seen[2]["layers.0.weight"])
     fixed = max(tune_fixed_depth(train, COSTS).curve.values())
-    assert rates == pytest.approx([fixed, max(fixed, 5.0), max(fixed, 6.0)])
+    assert rates[:3] == pytest.approx([fixed, max(fixed, 5.0), max(fixed, 6.0)])
 
 
 def test_the_speed_of_a_level_network_is_its_policys() -> None:
@@ -131,15 +131,11 @@ def test_heads_train_as_long_as_the_network_they_are_compared_with(monkeypatch: 
     """RADAR's gets 80 epochs: after 10 LTD's MLP stood at 1.022 where 80 bring it to 1.057."""
     told: list[int] = []
 
-    class Fit(rules._Fit):
-        def __init__(self, network: torch.nn.Module, epochs: int, seed: int) -> None:
-            told.append(epochs)
-            super().__init__(network, epochs, seed)
+    def fit(network: torch.nn.Module, loss_of: object, rounds: int, *, epochs: int, seed: int) -> tuple[()]:
+        told.append(epochs)
+        return ()
 
-        def batches(self, rounds: int):
-            yield from ()
-
-    monkeypatch.setattr(rules, "_Fit", Fit)
+    monkeypatch.setattr(rules, "_fit", fit)
     train, develop = DATA.select(torch.arange(64)).split_by_prompt(0.3)
     tuned_contenders(train, develop, COSTS)
     assert told == [80, 80]

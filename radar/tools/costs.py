@@ -13,7 +13,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from types import GenericAlias
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import NotFoundError, UsageError
-from radar.train.files import from_json, replace_file
+from radar.files import replacing
 
 __all__ = ["CostTable"]
 
@@ -144,14 +145,20 @@ class CostTable:
             raise UsageError(f'{source}: not a cost table: it lacks "format": "{FORMAT}"')
         if (version := values.get("version")) != FORMAT_VERSION:
             raise UsageError(f"{source}: version {version!r} is unknown, this code reads {FORMAT_VERSION}")
+        fields = {name: value for name, value in values.items() if name not in ("format", "version")}
+        hints = get_type_hints(cls)
+        if wrong := sorted(hints.keys() ^ fields.keys()):
+            raise UsageError(f"{source}: missing or unknown: {', '.join(wrong)}")
         try:
-            return from_json(cls, {name: values[name] for name in values.keys() - {"format", "version"}})
+            return cls(**{name: _as(hint, fields[name], name) for name, hint in hints.items()})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file; it is replaced in one step."""
-        replace_file(Path(path), (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        path = Path(path)
+        with replacing(path.parent) as place:
+            (place / path.name).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | None) -> CostTable:
@@ -179,3 +186,14 @@ class CostTable:
                 "device, or take the table all the same with device=None (--any-device)"
             )
         return table
+
+
+def _as(hint: Any, value: Any, name: str) -> Any:
+    """A value as `tuple[X, ...]`, a float (a whole number is one), or what else the hint names."""
+    if isinstance(hint, GenericAlias):
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{name} must be a list, got {value!r}")
+        return tuple(_as(get_args(hint)[0], one, f"an entry of {name}") for one in value)
+    if isinstance(value, bool) or not isinstance(value, int | float if hint is float else hint):
+        raise UsageError(f"{name} must be of type {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,56 @@
+"""Files of text to train on: documents, and their tokens in a row."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from radar.errors import UsageError
+from radar.tools.prompts import read_lines, read_text
+
+__all__ = ["encode_file"]
+
+
+def encode_file(
+    path: str | os.PathLike[str], encode: Callable[[str], Sequence[int]], *, eos_token_id: int | None = None
+) -> npt.NDArray[np.int32]:
+    """Tokens of a text file, int32, an end token after every document if one is given.
+
+    A `.jsonl` file holds a document per line under `text`. Any other file is text: documents end at a form feed, or,
+    in a file without form feeds, at three or more line breaks in a row (two or more blank lines).
+
+    Args:
+        path: the file, UTF-8.
+        encode: text to ids, for instance `tokenizer.encode`.
+        eos_token_id: appended to every document that does not end with it.
+
+    Raises:
+        ValueError: a file without text, or that is not UTF-8; names the line that is not a document.
+    """
+    if Path(path).suffix == ".jsonl":
+        documents = []
+        for number, line in enumerate(read_lines(path), start=1):
+            if not line.strip():
+                continue
+            try:
+                documents.append(str(json.loads(line)["text"]))
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise UsageError(f"{path}:{number}: expected an object with a 'text' field") from error
+    else:
+        text = read_text(path)
+        documents = text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
+    ids: list[int] = []
+    for document in documents:
+        if document.strip():
+            ids.extend(encode(document))
+            if eos_token_id is not None and ids[-1:] != [eos_token_id]:
+                ids.append(eos_token_id)
+    if not ids:
+        raise UsageError(f"{path}: no text found")
+    return np.asarray(ids, dtype=np.int32)
