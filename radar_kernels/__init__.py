@@ -2,6 +2,7 @@
 
 from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.cache_rows import keep_rows, store_rows
+from radar_kernels.canonical_attention import canonical_attention
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
@@ -20,6 +21,7 @@ __all__ = [
     "TreeBuffers",
     "VerifyTree",
     "accept_nodes",
+    "canonical_attention",
     "greedy_tokens",
     "grow_tree",
     "keep_rows",

@@ -1,4 +1,4 @@
-"""Tree attention of one layer against SDPA with a dense mask, cold keys and values."""
+"""Tree attention of one layer, and the canonical one, against SDPA with a dense mask, cold keys and values."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from tolerances import assert_close
 
 from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of, rotation
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, VICUNA_13B, Geometry
-from radar_kernels import reference, tree_attention
+from radar_kernels import canonical_attention, reference, tree_attention
+from radar_kernels.canonical_attention import ancestor_paths
 
 if ON_GPU:
     DTYPE = torch.bfloat16
@@ -39,7 +40,7 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torc
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "canonical"])
 @pytest.mark.parametrize(
     ("geometry", "nodes", "prefix"), CASES, ids=[f"{g.name}-{nodes}-{prefix}" for g, nodes, prefix in CASES]
 )
@@ -48,7 +49,9 @@ def test_tree_attention(geometry, nodes, prefix, implementation, device, bench_k
     bytes_moved = 2 * g.kv_heads * (prefix + nodes) * g.head_dim * DTYPE.itemsize
     inputs = [make(geometry, nodes, prefix, device) for _ in range(rotation(bytes_moved))]
     call, calls = implementation_of(implementation, tree_attention, sdpa), inputs
-    if implementation != "triton":
+    if implementation == "canonical":
+        call, calls = canonical_attention, [(*x[:4], ancestor_paths(x[4], nodes)) for x in inputs]
+    elif implementation != "triton":
         visible = reference.visible_keys(*inputs[0][3:], prefix + nodes)[:, None]
         bias = torch.zeros(visible.shape, device=device, dtype=DTYPE).masked_fill(~visible, -torch.inf)
         calls = [(*arguments[:3], bias) for arguments in inputs]

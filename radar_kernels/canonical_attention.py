@@ -1,0 +1,224 @@
+"""Attention whose result for a row depends on the row's own path alone, bit for bit."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from radar_kernels import reference_canonical
+from radar_kernels._canonical_kernels import path_kernel, prefix_kernel
+from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
+from radar_kernels.reference_canonical import PAGE, Paths, ancestor_paths
+
+__all__ = ["Paths", "ancestor_paths", "canonical_attention", "chunk_of"]
+
+LOG2_E = 1.4426950408889634
+
+
+class Blocks(NamedTuple):
+    """Block sizes, of which the result depends on `keys` alone."""
+
+    prefix_rows: int  # node-head pairs of a program of `prefix_kernel`
+    path_rows: int  # heads of a program of `path_kernel`
+    keys: int  # of a block; divides a page
+    stages: int
+    warps: int
+
+
+def choose_blocks(*, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
+    """One kind of tensor core instruction for a type, a head dimension and a card, whatever the number of rows."""
+    wide = next_power_of_2(dim) > 128
+    if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
+        return Blocks(16, 16, 16 if dim > 64 else 32, 1, 4)
+    if arch != 90:  # 16 rows an instruction
+        return Blocks(16 if wide else 32, 16, 32 if wide else 64, 2, 4)
+    return Blocks(64, 64, 32 if wide else 64, 2 if wide else 3, 4)  # wgmma: 64 rows an instruction
+
+
+def chunk_of(position: int) -> int:
+    """The chunk of keys that a position of the text belongs to."""
+    if position < 4096:
+        return position // 256
+    return 16 + (position - 4096) // 1024 if position < 16384 else 28 + (position - 16384) // 2048
+
+
+class Shape(NamedTuple):
+    """What the plans depend on."""
+
+    batch: int
+    kv_heads: int
+    group: int
+    nodes: int
+    capacity: int
+    dim: int
+
+
+def plans(
+    shape: Shape, *, dtype: torch.dtype, arch: int, window: bool, softcap: bool, paged: bool, sink: bool
+) -> tuple[Plan, Plan]:
+    """Of `prefix_kernel` and `path_kernel`."""
+    blocks = choose_blocks(dim=shape.dim, dtype=dtype, arch=arch)
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": False}
+    options |= {"launch_pdl": True} if arch >= 90 else {}
+    constants = {
+        "GROUP": shape.group, "DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)),
+        "KEYS": blocks.keys, "STAGES": blocks.stages, "WINDOW": window, "SOFTCAP": softcap, "PAGED": paged,
+        "PDL": arch >= 90,
+    }  # fmt: skip
+    heads = shape.batch * shape.kv_heads
+    tiles, chunks = -(-shape.nodes * shape.group // blocks.prefix_rows), chunk_of(shape.capacity - 1) + 1
+    return (
+        Plan((chunks, heads, tiles), constants | {"ROWS": blocks.prefix_rows}, options),
+        Plan(
+            (shape.nodes, heads, -(-shape.group // blocks.path_rows)),
+            constants | {"ROWS": blocks.path_rows, "SINK": sink},
+            options,
+        ),
+    )
+
+
+@torch.library.custom_op("radar_kernels::canonical_attention", mutates_args=())
+def _launch(
+    query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, columns: Tensor,
+    seen: Tensor, scale: float, window: int, softcap: float, sink: Tensor | None, block_table: Tensor | None,
+) -> Tensor:  # fmt: skip
+    batch, heads, nodes, dim = query.shape
+    kv_heads = key.shape[1]
+    capacity = key.shape[2] if block_table is None else block_table.shape[1] * PAGE
+    shape = Shape(batch, kv_heads, heads // kv_heads, nodes, capacity, dim)
+    prefix, path = plans(
+        shape, dtype=query.dtype, arch=architecture(query.device), window=window > 0, softcap=softcap > 0.0,
+        paged=block_table is not None, sink=sink is not None,
+    )  # fmt: skip
+    rows, chunks = batch * nodes * heads, prefix.grid[0]
+    mixed = query.new_empty(chunks, rows, dim, dtype=torch.float32)
+    peak, total = query.new_empty(2, chunks, rows, dtype=torch.float32)
+    output = query.new_empty(batch, nodes, heads, dim)
+    table = prefix_length if block_table is None else block_table
+    # softcap * tanh(score / softcap), in base 2
+    factors = (scale / softcap, softcap * LOG2_E) if softcap > 0.0 else (scale * LOG2_E, 0.0)
+    strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *columns.stride()[:2], table.stride(0))
+    inputs = (query, key, value, prefix_length, columns, seen, table, peak, total, mixed)
+    sizes = (columns.shape[2], nodes, capacity, kv_heads, rows)
+    prefix.launch(prefix_kernel, *inputs, *factors, window, *strides, *sizes)
+    path.launch(path_kernel, *inputs, peak if sink is None else sink, output, *factors, window, *strides, *sizes)
+    return output
+
+
+@_launch.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, columns: Tensor,
+    seen: Tensor, scale: float, window: int, softcap: float, sink: Tensor | None, block_table: Tensor | None,
+) -> Tensor:  # fmt: skip
+    batch, heads, nodes, dim = query.shape
+    return query.new_empty(batch, nodes, heads, dim)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, paths: Paths, window: int | None,
+    softcap: float | None, sink: Tensor | None, block_table: Tensor | None,
+) -> None:  # fmt: skip
+    def fail(message: str) -> None:
+        raise ValueError(f"canonical_attention: {message}")
+
+    if query.dim() != 4 or key.dim() != 4:
+        fail(f"query must be [B, H, N, D] and key 4-dimensional, got {tuple(query.shape)} and {tuple(key.shape)}")
+    batch, heads, nodes, dim = query.shape
+    if key.shape != value.shape:
+        fail(f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}")
+    if key.shape[3] != dim or (block_table is None and key.shape[0] != batch):
+        fail(f"key must be [{batch}, KV, S, {dim}] like the query, or pages, got {tuple(key.shape)}")
+    if heads % key.shape[1]:
+        fail(f"query heads must be a multiple of key-value heads, got {heads} and {key.shape[1]}")
+    if not query.dtype.is_floating_point or key.dtype != query.dtype or value.dtype != query.dtype:
+        fail(f"query, key and value must share one float dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
+    if prefix_length.shape != (batch,) or prefix_length.dtype != torch.int64:
+        fail(f"prefix_length must be int64 [{batch}], got {prefix_length.dtype} {tuple(prefix_length.shape)}")
+    columns, lengths = paths
+    if columns.dim() != 3 or columns.shape[:2] != (batch, nodes) or columns.dtype != torch.int32:
+        fail(f"paths.columns must be int32 [{batch}, {nodes}, P], got {columns.dtype} {tuple(columns.shape)}")
+    if lengths.shape != (batch, nodes) or lengths.dtype != torch.int32 or not lengths.is_contiguous():
+        fail(f"paths.lengths must be int32 [{batch}, {nodes}], got {lengths.dtype} {tuple(lengths.shape)}")
+    if block_table is not None:
+        if block_table.dim() != 2 or len(block_table) != batch or block_table.dtype != torch.int32:
+            fail(f"block_table must be int32 [{batch}, T], got {block_table.dtype} {tuple(block_table.shape)}")
+        if key.shape[2] != PAGE or block_table.stride(1) != 1:
+            fail(f"with a block_table key must be pages [P, KV, {PAGE}, D], got {tuple(key.shape)}")
+    if sink is not None and sink.shape != (heads,):
+        fail(f"sink must be [{heads}], a score of each head, got {tuple(sink.shape)}")
+    if window is not None and window < 1:
+        fail(f"window must be a positive number of keys or None, got {window}")
+    if softcap is not None and not softcap > 0:
+        fail(f"softcap must be positive or None, got {softcap}")
+
+
+def canonical_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_length: Tensor,
+    paths: Paths,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    block_table: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Attend from N tree nodes to a cached prefix and their ancestors, each as if its path were a text by itself.
+
+    A node sees the keys j < prefix_length[b], at positions j, and then its path: the cache's rows prefix_length[b] +
+    paths.columns[b, n, i] for i < paths.lengths[b, n], at positions prefix_length[b] + i. The softmax goes through them
+    in the order of positions, in blocks and chunks whose borders are positions: the same keys and values give the same
+    bits, whether a token is decoded alone, in a chain or in any tree, at any place of the cache, beside any other rows.
+    Partial results are float32.
+
+    Args:
+        query: [B, H, N, D], float16, bfloat16 or float32; any strides with a contiguous last dimension.
+        key, value: [B, KV, S, D], the static cache, dtype of `query`, or with a block table pages [P, KV, 64, D]. H is
+            a multiple of KV.
+        prefix_length: [B] int64, from 0 to S.
+        paths: of the nodes, themselves included; see `ancestor_paths`.
+        scale: factor on the scores, default D ** -0.5.
+        window: keys that a node sees, itself included; None: all of its path.
+        softcap: scores become softcap * tanh(score / softcap).
+        sink: [H], a score of each head that takes weight from the keys and adds no value (attention sinks).
+        block_table: [B, T] int32, the page of each 64 tokens, S = 64 T; None: the cache is one piece.
+        backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere, whose bits promise nothing.
+
+    Returns:
+        [B, N, H, D], contiguous, dtype of `query`. A node that sees nothing returns 0.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+    """
+    _check(query, key, value, prefix_length, paths, window, softcap, sink, block_table)
+    if scale is None:
+        scale = query.shape[3] ** -0.5
+    others = [x for x in (sink, block_table) if x is not None]
+    if choose_backend("canonical_attention", backend, query, key, value, prefix_length, *paths, *others) == "torch":
+        return reference_canonical.canonical_attention(
+            query, key, value, prefix_length, paths, scale=scale, window=window, softcap=softcap, sink=sink,
+            block_table=block_table,
+        )  # fmt: skip
+    if query.dtype == torch.float64:
+        raise ValueError("canonical_attention: the Triton kernel takes float16, bfloat16 or float32, got torch.float64")
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    paths = Paths(paths.columns.contiguous(), paths.lengths)
+    output: Tensor = _launch(
+        query,
+        key,
+        value,
+        prefix_length,
+        paths.columns,
+        paths.lengths,
+        scale,
+        window or 0,
+        softcap or 0.0,
+        sink,
+        block_table,
+    )
+    return output

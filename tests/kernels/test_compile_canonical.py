@@ -1,0 +1,76 @@
+"""Compiles canonical attention for real GPUs without one; see test_compile.py, whose tools this uses."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+import torch
+from test_compile import ARCHITECTURES, LLAMA, assert_fits, compile_elsewhere, compile_launch
+
+CASES = [  # dtype, shape, options
+    (torch.bfloat16, {**LLAMA, "nodes": 60}, {}),
+    (torch.bfloat16, {"heads": 16, "kv_heads": 8, "dim": 256, "nodes": 1}, {"window": 1024, "softcap": 50.0}),
+    (torch.float16, {"heads": 64, "kv_heads": 8, "dim": 64, "nodes": 60}, {"paged": True, "sink": True, "window": 128}),
+    (torch.float32, {**LLAMA, "nodes": 10}, {}),
+]
+# bytes a thread keeps outside of registers: rows of 256 numbers, and float32, whose products are unrolled
+SPILLED = {"256": 160, "float32": 256}
+
+
+def record_launches(arch: int) -> list[tuple]:
+    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+    import radar_kernels
+    from radar_kernels import _launch
+
+    launches: list[tuple] = []
+    label = ""
+    _launch.interpreting = lambda: True  # lets CPU tensors through
+    op = importlib.import_module("radar_kernels.canonical_attention")
+    op.architecture = lambda device: arch
+    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    for dtype, shape, options in CASES:
+        label, options = f"{dtype} {shape}", dict(options)
+        query = torch.empty(1, shape["nodes"], shape["heads"], shape["dim"], dtype=dtype).transpose(1, 2)
+        size = (64, shape["kv_heads"], 64) if options.pop("paged", False) else (1, shape["kv_heads"], 4096)
+        cache = torch.empty(*size, shape["dim"], dtype=dtype)
+        if len(cache) > 1:
+            options["block_table"] = torch.zeros(1, 64, dtype=torch.int32)
+        if options.pop("sink", False):
+            options["sink"] = torch.zeros(shape["heads"])
+        paths = op.Paths(torch.zeros(1, shape["nodes"], 17).int(), torch.zeros(1, shape["nodes"]).int())
+        inputs = (query, cache, cache, torch.zeros(1, dtype=torch.int64), paths)
+        radar_kernels.canonical_attention(*inputs, **options, backend="triton")
+    return launches
+
+
+def main(arch: int) -> None:
+    for label, kernel, plan, arguments in record_launches(arch):
+        result = compile_launch(kernel, plan, arguments, arch)
+        ptx = result.pop("ptx")
+        result["pdl"] = "griddepcontrol.wait" in ptx
+        result["early loads"] = len(re.findall(r"\bld\.global", ptx.split("griddepcontrol.wait")[0])) * result["pdl"]
+        result["fused"] = len(re.findall(r"\bfma\.rn\.f32\b", ptx))
+        result["products"] = sorted(set(re.findall(r"(?:wg)?mma\.[\w.]+?\.m\d+n\d+k\d+", ptx)))
+        print(json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.options, **result}), flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_canonical_attention_fits_and_rounds_alike(arch, tmp_path):
+    results = compile_elsewhere(__file__, tmp_path, arch)
+    assert [result["kernel"] for result in results] == ["prefix_kernel", "path_kernel"] * len(CASES)
+    for result in results:
+        spilled = sum(most for name, most in SPILLED.items() if name in result["case"])
+        assert_fits(result, arch, spilled=spilled)
+        assert result["pdl"] == (arch >= 90)
+        assert result["early loads"] == 0, f"a load before the wait for what writes it: {result}"
+    for prefix, path in zip(results[::2], results[1::2], strict=True):
+        # the same block of keys does the same to a row in both: the same instructions, nothing fused here and not there
+        assert prefix["products"] == path["products"]
+        assert "float32" in prefix["case"] or (prefix["products"] and not prefix["fused"] and not path["fused"])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
