@@ -13,6 +13,7 @@ from radar.errors import UsageError
 from radar.generation.arguments import CALL_ARGUMENTS, check_argument
 from radar.generation.hf import call_of_prepared
 from radar.generation.streamers import ended
+from radar.target.bound import BoundModel
 from radar.target.families import stock_model
 
 __all__ = ["RadarGenerate", "radar_generate"]
@@ -29,6 +30,10 @@ class RadarGenerate:
         self._options = options
         self._making = threading.Lock()
         self.decoder: RadarDecoder | None = None
+
+    def __reduce__(self) -> tuple[type[RadarGenerate], tuple[dict[str, Any]]]:
+        """A copy makes a decoder of its own."""
+        return RadarGenerate, (self._options,)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -62,9 +67,11 @@ class RadarGenerate:
         return call.result(sequence.rounds, decoder.engine_name)
 
     def _decoder_of(self, model: Any) -> RadarDecoder:
+        model = stock_model(model)
+        BoundModel.of(model).turn.check()  # who makes a decoder may wait for it
         with self._making:
             decoder = self.decoder
-            if decoder is None or decoder.model is not stock_model(model):
+            if decoder is None or decoder.model is not model:
                 self.decoder = decoder = None  # its memory is free before the next one takes its own
                 self.decoder = decoder = RadarDecoder(model, **self._options)
             return decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from importlib.resources import files
@@ -14,6 +15,7 @@ from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fit import check_tree
+from radar.engine.ambient import ambient
 from radar.engine.base import RoundEngine
 from radar.engine.build import PlainRecipe, RoundRecipe
 from radar.engine.plain import PlainEngine
@@ -160,9 +162,12 @@ class RadarDecoder(Decoder[RoundEngine]):
     @policy.setter
     def policy(self, value: StopPolicy | StrPath | None) -> None:
         policy = resolve_policy(value)
-        with self._turn:
-            if self._engine is not None:  # else the next one is made with it
+        with self._taking_turn(), ambient(self.model.device):
+            self._order.follow(self.model.device)
+            if self._engine is not None:
                 self._engine.set_policy(policy)
+            else:  # the next one is made with it
+                copy.copy(policy).bind(1, self.tree, self.model.device)
             self._rounds.policy = policy
 
 

@@ -1,5 +1,7 @@
 """`custom_generate` and streamers: RADAR behind transformers' own call, and tokens to whom they are promised."""
 
+import copy
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import DEVICE, tiny_draft, tiny_target
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, GenerationConfig, StopStringCriteria, TextStreamer
 
 from radar import FixedDepth, RadarDecoder, TreeConfig, radar_generate
@@ -134,6 +137,18 @@ def test_threads_share_what_decodes(monkeypatch):
         assert len(made) == 1
         order = [0, 1, 0, 1, 1, 0]
         assert list(pool.map(call, order)) == [expected[index] for index in order]
+
+
+def test_one_decoder_serves_a_model_and_its_adapters_and_goes_into_no_copy(model):
+    text = radar()
+    copies = [copy.deepcopy(text), pickle.loads(pickle.dumps(text))]
+    model.generate(PROMPT, max_new_tokens=5, custom_generate=text)
+    assert text.decoder is not None
+    assert [other.decoder for other in (*copies, copy.copy(text))] == [None] * 3
+    wrapped, first = get_peft_model(model, LoraConfig(target_modules=["q_proj"])), text.decoder
+    wrapped.generate(input_ids=PROMPT, max_new_tokens=5, custom_generate=text)
+    assert text.decoder is first
+    wrapped.unload()
 
 
 def test_a_streamer_ends_where_no_decoder_can_be_made(model):

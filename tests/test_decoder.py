@@ -1,5 +1,6 @@
 """RadarDecoder and AutoregressiveDecoder as people use them: limits, end tokens, streams."""
 
+import numpy as np
 import pytest
 import torch
 from decoders import PROMPT, WordTokenizer, both, make
@@ -53,7 +54,15 @@ def test_end_tokens_that_were_assigned_end_ids_too():
             assert said(eos_token_id=[]) == free
             decoder.eos_token_ids = ()
             assert said() == free
-    for wrong in ({VOCAB}, {-1}, {"</s>"}, {True}):
+    for same in (end, torch.tensor([end]), np.array([end]), (end,)):
+        decoder.eos_token_ids = same
+        assert decoder.eos_token_ids == {end}
+        assert said(eos_token_id=same) == free[: free.index(end) + 1]
+    assert said(eos_token_id=np.array([], dtype=np.int64)) == free
+    decoder.eos_token_ids = None
+    assert decoder.eos_token_ids == {free[3]}
+    decoder.eos_token_ids = ()
+    for wrong in ({VOCAB}, {-1}, {"</s>"}, {True}, VOCAB, [[5]]):
         with pytest.raises(UsageError, match="eos_token_id must be a token id or several, 0 to 16"):
             decoder.eos_token_ids = wrong
     assert decoder.eos_token_ids == frozenset()
@@ -197,6 +206,18 @@ def test_a_policy_that_is_assigned_decides_from_the_next_text_on():
     seen += rounds
     assert {item.num_draft_calls for item in seen[1:]} == {2}
     assert {item.num_draft_calls for item in list(decoder.rounds(PROMPT, max_new_tokens=40))[1:]} == {4}
+
+
+def test_one_policy_object_serves_two_texts_at_once():
+    policy = FixedDepth(3)
+    pair = [make(policy=policy) for _ in range(2)]
+    seen = [item for both in zip(*(d.rounds(PROMPT, max_new_tokens=30) for d in pair), strict=True) for item in both]
+    assert {item.num_draft_calls for item in seen if not item.is_prefill} == {3}
+
+
+def test_the_default_tree_is_the_devices():
+    rounds = make(tree=None)._rounds
+    assert [rounds.tree_on(torch.device(kind)).total_tokens for kind in ("cpu", "cuda")] == [32, 60]
 
 
 def test_the_default_policy_needs_no_training():

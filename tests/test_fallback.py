@@ -222,6 +222,22 @@ def test_a_policy_set_in_between_does_not_confuse_what_was_launched(monkeypatch)
     assert tokens == expected
 
 
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_another_policy_counts_from_the_next_text_on_whoever_drives_it(engine, monkeypatch):
+    """What is known of the old one's rounds is void then, once; the host drives the text with processors."""
+    ours = decoder() if engine == "eager" else graphed(monkeypatch)
+    ours.engine.fallback, forgotten = Fallback(), []
+    monkeypatch.setattr(ours.engine.fallback, "forget_rounds", lambda: forgotten.append(1))
+    policies, same = [ours.policy, FixedDepth(1), FixedDepth(2)], [lambda ids, scores: scores]
+    for count, policy in enumerate(policies):
+        ours.policy = policy
+        assert len(forgotten) == max(0, count - 1)
+        for options in ({}, {"logits_processor": same}):
+            rounds = list(ours.rounds(PROMPT, max_new_tokens=20, **options))[1:]
+            assert {item.num_draft_calls for item in rounds if not item.is_fallback} == {policy.calls}
+        assert len(forgotten) == count
+
+
 @needs_cuda
 @pytest.mark.gpu
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -144,6 +144,20 @@ def test_files_stay_short(place):
         assert statistics.median(n for n in lines.values() if n > 1) <= 120
 
 
+@pytest.mark.parametrize(("place", "most"), [("radar/train", 2400), ("bench", 4000)])
+def test_what_only_serves_the_engine_stays_small(place, most):
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / place).rglob("*.py")) <= most
+
+
+def test_results_and_decisions_stay_few():
+    """A line of their README for each file; decisions, not a diary."""
+    results = [path for path in (ROOT / "bench" / "results").rglob("*") if path.is_file()]
+    described = (ROOT / "bench" / "results" / "README.md").read_text()
+    assert len(results) <= 35
+    assert [path.name for path in results if path.name not in described and path.name != "README.md"] == []
+    assert len((ROOT / "bench" / "NOTES.md").read_text().splitlines()) <= 150
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1500
 

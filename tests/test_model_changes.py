@@ -147,6 +147,8 @@ def test_a_head_of_the_callers_is_not_cast_behind_his_back():
     assert decoder.metrics.num_generations == 1
     assert (decoder.vocab_size, decoder.engine_name) == (17, "graph" if DEVICE.type == "cuda" else "eager")
     decoder.policy = FixedDepth(2)
+    with pytest.raises(UsageError, match="needs TreeConfig"):
+        decoder.policy = FixedDepth(17)
     draft.float()
     out = decoder.generate(FIRST, max_new_tokens=20)
     assert out.metrics.num_draft_calls == 2 * out.metrics.num_spec_steps > 0
@@ -169,8 +171,30 @@ def test_a_vocabulary_that_grows_or_shrinks_is_seen():
     with pytest.raises(UsageError, match=r"proposes ids up to 1\d, the target's vocabulary ends at 11"):
         pair[0].generate(FIRST)
     model.set_output_embeddings(nn.Linear(32, 30, bias=False).to(DEVICE))
-    with pytest.raises(UsageError, match="output layer has 30 rows and its config a vocabulary of 12"):
+    with pytest.raises(UsageError, match="logits are 30 wide and its vocabulary has 12 ids"):
         pair[1].generate(FIRST)
+    model.lm_head.register_forward_hook(lambda _module, _args, out: out[..., :12])  # rows that pad it, cut off again
+    says_what_generate_says(pair[1], FIRST)
+
+
+def test_a_prompt_of_a_vocabulary_that_shrank_is_refused():
+    decoder = decoders(tiny_target())[1]
+    rounds = decoder.rounds([1, 2, 16])
+    decoder.model.resize_token_embeddings(12, mean_resizing=False)
+    with pytest.raises(UsageError, match="holds id 16, and the vocabulary has shrunk to 12"):
+        next(rounds)
+
+
+def test_a_resized_model_that_shares_its_config_leaves_the_other_alone():
+    model = tiny_target()
+    other = type(model)(model.config).to(DEVICE).eval()
+    pair = decoders(other)
+    model.resize_token_embeddings(20, mean_resizing=False)
+    for decoder in pair:
+        assert decoder.vocab_size == 17
+        with pytest.raises(UsageError, match="must be integers from 0 to 16, got 18"):
+            decoder.generate([1, 18])
+        says_what_generate_says(decoder, FIRST)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

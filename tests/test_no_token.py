@@ -83,6 +83,42 @@ def test_a_processor_may_force_a_token_by_an_infinite_score():
         assert decoder.generate([1, 2, 3], max_new_tokens=20).token_ids == hf_greedy(decoder.model, [1, 2, 3], 20)
 
 
+def test_broken_weights_are_not_blamed_on_processors():
+    same = [lambda ids, scores: scores]
+    for bad in (INF, float("nan")):
+        for decoder in both():
+            decoder.model.lm_head.register_forward_hook(
+                lambda _module, _args, out, bad=bad: out.index_fill(-1, torch.tensor([5], device=out.device), bad)
+            )
+            ids = torch.tensor([[1, 2, 3]], device=DEVICE)
+            for options in ({}, {"logits_processor": same}, {"logits_processor": same, "do_sample": True}):
+                with pytest.raises(NumericalError, match="the target's scores hold NaN"):
+                    decoder.generate(ids, **options)
+            with pytest.raises(NumericalError, match="the target's scores hold NaN"):
+                decoder.generate_ids(ids, return_dict_in_generate=True, output_logits=True, max_new_tokens=4)
+
+
+def test_a_text_that_has_ended_needs_no_token_behind_it():
+    """The round may hold scores behind the end: a draft guesses the end, and its successor is no number."""
+    text = hf_greedy(tiny_target(), [1, 2, 3], 20)
+    at = next(i for i in range(6, 20) if text[i] not in (1, 2, 3, *text[:i]))
+
+    def spoil(_module, _args, options, out):
+        ids = options["input_ids"][:, -out.logits.shape[1] :]
+        out.logits = out.logits.masked_fill((ids == text[at])[..., None], float("nan"))
+        return out
+
+    for decoder in both():
+        decoder.model.register_forward_hook(spoil, with_kwargs=True)
+        prompt, room = [1, 2, 3], at + 1
+        assert decoder.generate(prompt, max_new_tokens=room).token_ids == text[:room]
+        assert decoder.generate(prompt, max_new_tokens=30, eos_token_id=text[at]).token_ids == text[:room]
+        broken = decoder.rounds(prompt, max_new_tokens=30)
+        with pytest.raises(NumericalError, match=f"behind token {3 + room} "):
+            list(broken)
+        assert broken.token_ids == text[:room]
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}], ids=["greedy", "sampled"])
 def test_who_forbids_every_token_is_told_apart_from_broken_weights(options):
     def nothing(ids, scores):
@@ -91,12 +127,12 @@ def test_who_forbids_every_token_is_told_apart_from_broken_weights(options):
     for decoder in both():
         with pytest.raises(NumericalError, match=r"behind token 3 .* the logits processors leave no token"):
             decoder.generate([1, 2, 3], logits_processor=[nothing], **options)
-        with pytest.raises(NumericalError, match="are all tokens forbidden, by logit_bias or suppress_tokens"):
+        with pytest.raises(NumericalError, match="or logit_bias or suppress_tokens forbid every token"):
             decoder.generate([1, 2, 3], suppress_tokens=list(range(17)), **options)
         broken = decoder.rounds([1, 2, 3], logits_processor=[nothing], max_new_tokens=9, stop_strings=None, **options)
         with pytest.raises(NumericalError):
             next(broken)
-        assert broken.output(None, "eager").finish_reason == "error"
+        assert broken.finish_reason == "error"
         assert broken.output(None, "eager").token_ids == []
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from fakes import DEVICE, tiny_draft, tiny_target
 
-from radar import AutoregressiveDecoder, RadarDecoder, TreeConfig
+from radar import AutoregressiveDecoder, RadarDecoder, TreeConfig, radar_generate
 from radar.draft import eagle3
 from radar.draft.drafter import Eagle3Drafter
+from radar.engine.ambient import StreamOrder
 from radar.engine.capture import capture
 from radar.errors import BusyError
+from radar.target.attending import _users
 from radar.target.layers import fuse_projections
 from radar.target.model import TargetModel
 
@@ -152,6 +154,7 @@ def test_models_may_share_a_config():
 
         assert torch.equal(scores(first, meanwhile), expected[0])
     assert type(model.config) is type(tiny_target().config)
+    assert _users == {}
 
 
 def test_a_hook_that_asks_for_a_text_of_the_same_model_is_told_so():
@@ -170,6 +173,56 @@ def test_a_hook_that_asks_for_a_text_of_the_same_model_is_told_so():
         hook.remove()
         assert ours.generate([1, 2, 3], max_new_tokens=20).token_ids == expected
         assert len(other.generate([4, 5], max_new_tokens=4).token_ids) == 4
+
+
+@pytest.mark.parametrize("entry", ["decoder", "custom_generate"])
+def test_a_hook_does_not_wait_for_who_waits_for_its_model(entry):
+    """The other decoder is in the middle of a text, or being made, in another thread, which waits for this forward."""
+    model = tiny_target()
+    ours = AutoregressiveDecoder(model, max_length=64, engine="eager")
+    other = RadarDecoder(model, draft=tiny_draft(), tree=TREE, max_length=64, compile=False, engine="eager")
+    function = radar_generate(draft=tiny_draft(), tree=TREE, max_length=64, compile=False, engine="eager")
+    prompt, pool = torch.tensor([[4, 5]], device=DEVICE), ThreadPoolExecutor(1)
+    found = []
+
+    def ask():
+        if entry == "decoder":
+            return other.generate_ids(prompt, max_new_tokens=4, pad_token_id=0)
+        return model.generate(prompt, custom_generate=function, max_new_tokens=4, pad_token_id=0)
+
+    def hook(*_):
+        if not found:
+            found.append(pool.submit(ask))
+            with contextlib.suppress(TimeoutError):
+                found[0].result(0.5)
+            with pytest.raises(BusyError, match="of the same model"):
+                ask()
+
+    model.model.layers[1].mlp.register_forward_hook(hook)
+    with pool:
+        assert len(ours.generate([1, 2, 3], max_new_tokens=6).token_ids) == 6
+        assert found[0].result(600).shape == (1, 6)
+
+
+class Stream:
+    def __init__(self):
+        self.waited = []
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+
+def test_every_round_comes_behind_the_one_before_on_whatever_stream(monkeypatch):
+    one, two = Stream(), Stream()
+    streams = iter([one, one, two, two, one])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: next(streams))
+    order = StreamOrder()
+    for _ in range(5):
+        order.follow(torch.device("cuda"))
+    assert (one.waited, two.waited) == ([two], [one])
+    ours, asked = AutoregressiveDecoder(tiny_target(), max_length=64, engine="eager"), []
+    monkeypatch.setattr(ours._order, "follow", asked.append)
+    assert len(list(ours.rounds([1, 2, 3], max_new_tokens=5))) == 5 == len(asked)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -21,7 +21,7 @@ from radar.target.shared import shared
 from radar.target.turn import Turn
 from radar_kernels import topk_confidence
 
-__all__ = ["Eagle3Drafter"]
+__all__ = ["Eagle3Drafter", "turn_of"]
 
 
 class Eagle3Drafter:
@@ -139,11 +139,16 @@ class Eagle3Drafter:
         return self._causal[count]
 
 
+def turn_of(draft: Eagle3Draft) -> Turn:
+    """By which the drafters of a head take turns."""
+    return shared(draft, _BoundHead).turn
+
+
 class _BoundHead:
     """What all drafters of a head share: the turn that they take, and its fused layers."""
 
     def __init__(self) -> None:
-        self.turn = Turn()
+        self.turn = Turn("draft head")
         self.owner = Owner()
         self.groups: list[FusedLinears] = []
         self._print: Fingerprint | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from radar.config import TreeConfig
-from radar.draft.drafter import Eagle3Drafter
+from radar.draft.drafter import Eagle3Drafter, turn_of
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fit import TargetSizes, check_fit, default_tree
 from radar.engine.base import RoundEngine, choose_engine
@@ -19,7 +19,9 @@ from radar.engine.graph import GraphEngine
 from radar.engine.plain import PlainEngine
 from radar.engine.prefill import chunk_sizes
 from radar.policy.base import StopPolicy
+from radar.target.bound import BoundModel
 from radar.target.model import TargetModel
+from radar.target.turn import Turn
 
 __all__ = ["PlainRecipe", "RoundRecipe"]
 
@@ -31,6 +33,10 @@ class PlainRecipe:
     max_length: int
     engine: str | None
     compile: bool
+
+    def turns(self, model: Any) -> list[Turn]:
+        """What a round waits for."""
+        return [BoundModel.of(model).turn]
 
     def build(self, model: Any) -> PlainEngine:
         """An engine for the model as it is now."""
@@ -69,6 +75,10 @@ class RoundRecipe:
     def tree_on(self, device: torch.device) -> TreeConfig:
         """Shape of the trees on a device."""
         return default_tree(device) if self.tree is None else self.tree
+
+    def turns(self, model: Any) -> list[Turn]:
+        """What a round waits for."""
+        return [BoundModel.of(model).turn, turn_of(self.draft)]
 
     def build(self, model: Any) -> RoundEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""

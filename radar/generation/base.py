@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 from torch import Tensor
@@ -21,6 +22,8 @@ from radar.generation.sequence import GenerationOutput, Sequence
 from radar.generation.streamers import ended, feed
 from radar.generation.text import TextStream
 from radar.metrics import DecodeMetrics, Round, Tally
+from radar.target.families import vocabulary_size
+from radar.target.turn import Turn
 
 __all__ = ["Decoder", "Prompt", "end_token_ids"]
 
@@ -31,6 +34,9 @@ E_co = TypeVar("E_co", bound=Engine, covariant=True)
 
 class Recipe(Protocol[E_co]):
     """What an engine is made of beside the model."""
+
+    def turns(self, model: Any) -> list[Turn]:
+        """What its rounds wait for."""
 
     def build(self, model: Any) -> E_co:
         """An engine for the model as it is now."""
@@ -69,7 +75,7 @@ class Decoder(Generic[E]):
         """What makes the rounds; made again once the model was moved, cast or given other modules."""
         engine = self._engine
         if engine is None:
-            with self._turn:  # a thread that reads figures must not make a second one beside it
+            with self._taking_turn():  # a thread that reads figures must not make a second one beside it
                 if self._engine is None:
                     with ambient(self.model.device):
                         self._order.follow(self.model.device)
@@ -86,17 +92,19 @@ class Decoder(Generic[E]):
     @property
     def vocab_size(self) -> int:
         """Ids that the model knows, as it is now."""
-        return int(self.model.config.vocab_size)
+        return vocabulary_size(self.model)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Ids that end a text: assigned here, else of the model's generation config, else the tokenizer's."""
+        """Ids that end a text: assigned here (None: no longer), else of the model's generation config, else the
+        tokenizer's."""
         return frozenset(end_token_ids(self.model, self.tokenizer)) if self._ends is None else self._ends
 
     @eos_token_ids.setter
-    def eos_token_ids(self, ids: Iterable[int]) -> None:
-        check_end_tokens(ids := frozenset(ids), self.vocab_size)
-        self._ends = ids
+    def eos_token_ids(self, ids: Iterable[int] | int | None) -> None:
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        check_end_tokens(ids, self.vocab_size)
+        self._ends = None if ids is None else frozenset(ids if isinstance(ids, Iterable) else (ids,))
 
     @property
     def metrics(self) -> DecodeMetrics:
@@ -161,7 +169,7 @@ class Decoder(Generic[E]):
 
     def run(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> Sequence:
         """Decode a request to its end, before anybody else has a turn, and feed a streamer."""
-        with self._turn:
+        with self._taking_turn():
             sequence = self._open(request)
             try:
                 feed(sequence, streamer, put_prompt=put_prompt)
@@ -190,6 +198,13 @@ class Decoder(Generic[E]):
     def _open(self, request: Request) -> Sequence:
         return Sequence(request, self._step, self._release, self.model.device)
 
+    @contextmanager
+    def _taking_turn(self) -> Iterator[None]:
+        for turn in self._recipe.turns(self.model):
+            turn.check()  # who has the decoder's turn may wait for what we hold
+        with self._turn:
+            yield
+
     def _step(self, sequence: Sequence) -> Round | None:
         """Make the sequence's next round; None if it was closed meanwhile."""
         if self._stepping == threading.get_ident():
@@ -197,12 +212,12 @@ class Decoder(Generic[E]):
                 "this decoder is in the middle of a round, whose processor or criterion asks it for another text: use "
                 "another decoder there, or ask when the round has ended"
             )
-        with self._turn:
+        with self._taking_turn():
             if sequence.has_ended:
                 return None
             started = time.perf_counter()
-            self._stepping = threading.get_ident()
             try:
+                self._stepping = threading.get_ident()
                 with ambient(self.model.device):
                     self._order.follow(self.model.device)
                     item = self._make(sequence)
@@ -238,6 +253,11 @@ class Decoder(Generic[E]):
             if not self.engine.refresh():
                 self._engine = None  # its memory is free before the next one takes its own
             self._held = None  # until the prompt is in, the engine holds nobody's text
+            if max(sequence.ids) >= self.engine.target.vocab_size:
+                raise UsageError(
+                    f"the prompt holds id {max(sequence.ids)}, and the vocabulary has shrunk to "
+                    f"{self.engine.target.vocab_size} ids since it was taken"
+                )
             item = self.engine.admit(sequence.resumed())
             self._held = sequence.token
             if sequence.rounds:  # it goes on, after another text had its turn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -79,7 +79,8 @@ def prepare_request(
         check_int("generate", "seed", seed, 0, 2**63 - 1)
     if context.assigned_ends is not None:
         given.setdefault("eos_token_id", sorted(context.assigned_ends))
-    if given.get("eos_token_id") in ([], (), frozenset(), set()):
+    ends = given.get("eos_token_id")
+    if isinstance(ends, Sized) and getattr(ends, "ndim", 1) != 0 and len(ends) == 0:
         given["eos_token_id"] = None
     length = 1 if input_ids is None else input_ids.shape[1]
     asked = _asks_for_limit(given, length)

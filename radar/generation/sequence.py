@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from radar.errors import NumericalError
 from radar.generation.detokenize import text_of
@@ -119,15 +120,15 @@ class Sequence(Iterator[Round]):
     def take(self, item: Round) -> None:
         """Add a round: keep its tokens up to the text's end, and say in its `finish_reason` why it ends.
 
-        Raises NumericalError if the target's scores were no numbers.
+        Raises NumericalError if the scores left no token, as no numbers or all forbidden. What came before stays.
         """
-        if any(token < 0 for token in item.tokens):
-            raise NumericalError(self._why_no_token(item))
-        item.is_host_processed = item.scores is not None
+        logits, item.is_host_processed = item.logits, item.scores is not None
         if self.request.processing is None or not self.request.processing.keep:
             item.logits = item.scores = None
         count = 0
         while count < len(item.tokens) and item.finish_reason is None:
+            if item.tokens[count] < 0:
+                raise NumericalError(self._why_no_token(None if logits is None else logits[count]))
             self.ids.append(item.tokens[count])
             item.finish_reason = self._end.reason(self.ids, None if item.scores is None else item.scores[count])
             count += 1
@@ -137,23 +138,19 @@ class Sequence(Iterator[Round]):
         self.rounds.append(item)
         self.finish_reason = item.finish_reason
 
-    def _why_no_token(self, item: Round) -> str:
-        where = f"behind token {len(self.ids) + len(item.tokens) - 1} there is no next token"
-        if (
-            item.logits is not None
-            and bool(item.logits[-1].isfinite().any())
-            and not bool(item.logits[-1].isnan().any())
-        ):
+    def _why_no_token(self, logits: Tensor | None) -> str:
+        """`logits` [V]: the target's own, if they are known."""
+        where, request = f"behind token {len(self.ids)} there is no next token", self.request
+        processed = request.processing is not None and len(request.processing.processors) > 0
+        if processed and logits is not None and bool((logits < torch.inf).all() and logits.isfinite().any()):
             return (
                 f"{where}: the logits processors leave no token a finite score, or make one NaN (or +inf, where one "
                 "samples). Look at logits_processor=, prefix_allowed_tokens_fn= and the tokens that are forbidden"
             )
-        forbidden = " (nor are all tokens forbidden, by logit_bias or suppress_tokens?)" * bool(
-            self.request.sampling.logit_bias
-        )
         return (
             f"{where}: the target's scores hold NaN or no finite number. Look for a weight that is no number, or load "
-            f"the model in a wider type (dtype=torch.bfloat16 or float32){forbidden}"
+            "the model in a wider type (dtype=torch.bfloat16 or float32)"
+            + (", or logit_bias or suppress_tokens forbid every token" if request.sampling.logit_bias else "")
         )
 
     def output(self, tokenizer: Any, engine: str, seconds: float | None = None) -> GenerationOutput:

@@ -60,12 +60,13 @@ class BoundModel:
     Attributes:
         model: the model.
         decoder: the model without its output layer.
+        turn: whose forward runs.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.decoder: Any = model.get_decoder()
-        self._turn = Turn()
+        self.turn = Turn("model")
         self._owner = Owner()
         self._print: Fingerprint | None = None
         self._groups: list[FusedLinears] = []
@@ -79,7 +80,7 @@ class BoundModel:
 
     def refresh(self) -> Fingerprint:
         """Take the model as it is now: modules that were replaced, weights that were moved. Call it before a text."""
-        with self._turn.taken():  # a thread that runs the model has hooks and forwards of ours on it
+        with self.turn.taken():  # a thread that runs the model has hooks and forwards of ours on it
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
                 self._compiled.clear()
@@ -98,7 +99,7 @@ class BoundModel:
     def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
         """Where `scores` may be called; rows go to this cache and see it. Raises BusyError inside of itself."""
         with (
-            self._turn.taken(),
+            self.turn.taken(),
             self._tapped(tap_layers).listening(),
             fused(self._groups),
             running(self._owner, cache),

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from radar.errors import UsageError
 from radar.target.positions import position_limit
 
-__all__ = ["SUPPORTED_MODEL_TYPES", "check_target", "default_max_length", "stock_model"]
+__all__ = ["SUPPORTED_MODEL_TYPES", "check_target", "default_max_length", "stock_model", "vocabulary_size"]
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -48,6 +48,12 @@ def default_max_length(model: Any) -> int:
     return min(2048, position_limit(model.config) or 2048)
 
 
+def vocabulary_size(model: Any) -> int:
+    """Ids that a model knows: its config's, as many as have an embedding (models may share a config)."""
+    known = int(model.config.vocab_size)
+    return min(known, int(getattr(model.get_input_embeddings(), "num_embeddings", known)))
+
+
 def check_target(model: Any, max_length: int) -> None:
     """Raise UsageError for a model that cannot be a target with so many tokens, and say what can."""
     config = model.config
@@ -72,12 +78,6 @@ def check_target(model: Any, max_length: int) -> None:
             f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "
             "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
             "type default, linear, yarn or llama3"
-        )
-    rows = getattr(model.get_output_embeddings(), "out_features", config.vocab_size)
-    if rows != config.vocab_size:
-        raise UsageError(
-            f"the target's output layer has {rows} rows and its config a vocabulary of {config.vocab_size}: change "
-            "both with model.resize_token_embeddings"
         )
     if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")

@@ -12,7 +12,7 @@ from radar.errors import UsageError
 from radar.target.attention import causal_ancestors
 from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
-from radar.target.families import check_target
+from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
 
 __all__ = ["TargetModel", "default_tap_layers", "resolve_tap_layers"]
@@ -68,7 +68,7 @@ class TargetModel:
         self.tap_layers = resolve_tap_layers(num_layers, tap_layers)
         self.max_length = max_length
         self.max_rows = max_rows
-        self.vocab_size = int(config.vocab_size)
+        self.vocab_size = vocabulary_size(model)
         self.hidden_size = int(config.hidden_size)
         self.device = model.device
         self.dtype = model.dtype
@@ -103,7 +103,7 @@ class TargetModel:
         """
         inputs = (input_ids, depths, ancestors, self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
-            return self.bound.scores(self.tap_layers, *inputs, compile=self._compile)
+            return self._fit(self.bound.scores(self.tap_layers, *inputs, compile=self._compile))
 
     def verify_chain(self, input_ids: Tensor, *, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`verify` for N tokens [B, N] that follow the committed ones, uncompiled; see `advance`.
@@ -113,7 +113,16 @@ class TargetModel:
         """
         inputs = (*self.chain(input_ids), self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
-            return self.bound.scores(self.tap_layers, *inputs, keep=keep)
+            return self._fit(self.bound.scores(self.tap_layers, *inputs, keep=keep))
+
+    def _fit(self, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        width = scores[0].shape[-1]
+        if width != self.vocab_size:
+            raise UsageError(
+                f"the target's logits are {width} wide and its vocabulary has {self.vocab_size} ids: change both with "
+                "model.resize_token_embeddings"
+            )
+        return scores
 
     def chain(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of `verify` for N tokens [B, N] that follow one another."""
