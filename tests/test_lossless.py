@@ -9,7 +9,7 @@ from radar.draft.tree import DraftTree
 from radar.target.cache import StaticKVCache
 
 PROMPTS = [[1], [5, 3], [2, 7, 1, 8, 2, 8], [(i * i) % VOCAB for i in range(70)]]
-LENGTH = 24
+LENGTH = 18
 
 
 def decoder(model, draft, policy, **tree):
@@ -31,7 +31,7 @@ def test_every_depth_equals_generate(family):
             assert out.token_ids == expected, (prompt, calls)
             assert set(out.metrics.stop_histogram) == {calls}
             accepted += out.metrics.num_accepted_draft_tokens
-    assert accepted > 60  # the drafts were right often enough to exercise acceptance and compaction
+    assert accepted > 45  # the drafts were right often enough to exercise acceptance and compaction
 
 
 @pytest.mark.parametrize("total_tokens", [2, 3, 17, 60, 65, 200])

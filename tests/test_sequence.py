@@ -42,7 +42,7 @@ def decoder(request, monkeypatch):
 
 
 def texts(decoder, **options):
-    return [decoder.generate(prompt, max_new_tokens=24, **options).token_ids for prompt in PROMPTS]
+    return [decoder.generate(prompt, max_new_tokens=18, **options).token_ids for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "repetition_penalty": 1.3}])
@@ -50,7 +50,7 @@ def test_streams_of_one_decoder_take_turns(decoder, options):
     """Each goes on where it was: the engine takes its text in again, and the noise depends on the place alone."""
     expected = texts(decoder, **options)
     before = decoder.metrics
-    open_ones = [decoder.rounds(prompt, max_new_tokens=24, **options) for prompt in PROMPTS]
+    open_ones = [decoder.rounds(prompt, max_new_tokens=18, **options) for prompt in PROMPTS]
     found = [[], [], []]
     while not all(one.has_ended for one in open_ones):
         for mine, one in zip(found, open_ones, strict=True):
@@ -83,7 +83,7 @@ def test_threads_wait_for_their_turn(decoder):
     expected, found = texts(decoder), {}
 
     def work(k):
-        found[k] = [decoder.generate(PROMPTS[k], max_new_tokens=24).token_ids for _ in range(3)]
+        found[k] = [decoder.generate(PROMPTS[k], max_new_tokens=18).token_ids for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
     for thread in threads:
@@ -94,10 +94,10 @@ def test_threads_wait_for_their_turn(decoder):
 
 
 def test_streams_in_an_event_loop(decoder):
-    expected = ["".join(decoder.stream(prompt, max_new_tokens=24)) for prompt in PROMPTS]
+    expected = ["".join(decoder.stream(prompt, max_new_tokens=18)) for prompt in PROMPTS]
 
     async def read(prompt):
-        stream = await asyncio.to_thread(decoder.stream, prompt, max_new_tokens=24)
+        stream = await asyncio.to_thread(decoder.stream, prompt, max_new_tokens=18)
         pieces = []
         while (piece := await asyncio.to_thread(next, stream, None)) is not None:
             pieces.append(piece)
@@ -202,7 +202,7 @@ def test_a_decoder_survives_what_it_calls(decoder, where, at, error):
             raise error("broken")
         return scores if where == "logits_processor" else False
 
-    stream = decoder.stream(PROMPTS[0], max_new_tokens=24, **{where: [fail]})
+    stream = decoder.stream(PROMPTS[0], max_new_tokens=18, **{where: [fail]})
     with pytest.raises(error, match="broken"):
         list(stream)
     assert list(stream) == []  # it has ended
@@ -254,7 +254,7 @@ def test_a_streamer_is_always_ended_once(decoder, entry):
 def test_a_streamer_may_ask_for_another_text(decoder):
     expected = texts(decoder)
     nested = Streamer(decoder=decoder)
-    assert decoder.generate(PROMPTS[0], max_new_tokens=24, streamer=nested).token_ids == expected[0]
+    assert decoder.generate(PROMPTS[0], max_new_tokens=18, streamer=nested).token_ids == expected[0]
     assert nested.nested == expected[1][:5]
     assert nested.ends == 1
 
@@ -265,6 +265,8 @@ def test_reading_figures_while_an_engine_is_made_again_makes_no_second_one():
     build, made = ours._recipe.build, []
 
     class Slow:
+        turns = ours._recipe.turns
+
         def build(self, model):
             made.append(threading.get_ident())
             threading.Event().wait(0.3)
@@ -272,7 +274,7 @@ def test_reading_figures_while_an_engine_is_made_again_makes_no_second_one():
 
     ours._recipe = Slow()
     model.model.layers[0].mlp.register_forward_hook(lambda _module, _args, out: out * 0.5)
-    threads = [threading.Thread(target=lambda: [ours.metrics for _ in range(50)]) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: [ours.engine for _ in range(50)]) for _ in range(3)]
     ours._engine = None
     for thread in threads:
         thread.start()
