@@ -24,8 +24,8 @@ def decoders(model, **options):
 
 
 def says_what_generate_says(decoder, prompt, **options):
-    text = decoder.generate(prompt, max_new_tokens=30, **options).token_ids
-    assert text == hf_greedy(decoder.model, prompt, 30)
+    text = decoder.generate(prompt, max_new_tokens=20, **options).token_ids
+    assert text == hf_greedy(decoder.model, prompt, 20)
     return text
 
 

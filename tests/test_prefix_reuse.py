@@ -40,7 +40,7 @@ def make(request, monkeypatch):
 
 
 def generate(decoder, prompt, **options):
-    out = decoder.generate(prompt, **{"max_new_tokens": 24} | options)
+    out = decoder.generate(prompt, **{"max_new_tokens": 18} | options)
     return out, out.metrics.num_reused_prompt_tokens
 
 
@@ -64,7 +64,7 @@ def test_a_conversation_says_what_fresh_decoders_say(make, options):
     assert decoder.metrics.num_reused_prompt_tokens > 2 * 90
 
 
-@pytest.mark.parametrize("cut", [1, 65, 110])
+@pytest.mark.parametrize("cut", [1, 65, 105])
 def test_a_prompt_may_leave_the_text_anywhere(make, cut):
     decoder = make()
     text = FIRST + generate(decoder, FIRST)[0].token_ids
@@ -72,7 +72,7 @@ def test_a_prompt_may_leave_the_text_anywhere(make, cut):
         out, reused = generate(decoder, prompt, reuse_prefix=True)
         assert out.token_ids == generate(make(), prompt)[0].token_ids
         assert reused <= cut - 1
-        assert reused >= min(cut, 109) - 6
+        assert reused >= min(cut, 103) - 6
         generate(decoder, FIRST)
 
 
