@@ -139,10 +139,9 @@ class Sequence(Iterator[Round]):
         self.finish_reason = item.finish_reason
 
     def _why_no_token(self, logits: Tensor | None) -> str:
-        """`logits` [V]: the target's own, if they are known."""
-        where, request = f"behind token {len(self.ids)} there is no next token", self.request
-        processed = request.processing is not None and len(request.processing.processors) > 0
-        if processed and logits is not None and bool((logits < torch.inf).all() and logits.isfinite().any()):
+        """`logits` [V]: the target's own, known where processors follow them."""
+        where = f"behind token {len(self.ids)} there is no next token"
+        if logits is not None and bool((logits < torch.inf).all() and logits.isfinite().any()):
             return (
                 f"{where}: the logits processors leave no token a finite score, or make one NaN (or +inf, where one "
                 "samples). Look at logits_processor=, prefix_allowed_tokens_fn= and the tokens that are forbidden"
@@ -150,7 +149,7 @@ class Sequence(Iterator[Round]):
         return (
             f"{where}: the target's scores hold NaN or no finite number. Look for a weight that is no number, or load "
             "the model in a wider type (dtype=torch.bfloat16 or float32)"
-            + (", or logit_bias or suppress_tokens forbid every token" if request.sampling.logit_bias else "")
+            + (", or logit_bias or suppress_tokens forbid every token" if self.request.sampling.logit_bias else "")
         )
 
     def output(self, tokenizer: Any, engine: str, seconds: float | None = None) -> GenerationOutput:
