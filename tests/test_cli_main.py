@@ -138,3 +138,10 @@ def test_a_reader_that_goes_away_is_no_error(words):
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m radar {words} | true"], capture_output=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", ["--help", "generate x --max-new-tokens 2 --device cpu --no-compile"])
+def test_a_stdout_that_was_closed_is_no_error(words):
+    command = f'"{sys.executable}" -m radar {words} >&-'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=600, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -1,11 +1,15 @@
 """What a decoder refuses, before any work, and what it says then."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from decoders import PROMPT, WordTokenizer, both, make
 from fakes import VOCAB, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
+from radar.errors import UsageError
 from radar.policy.lstm import PolicyNetwork
 
 
@@ -13,6 +17,7 @@ from radar.policy.lstm import PolicyNetwork
     ("options", "message"),
     [
         ({"temprature": 1.0}, "unknown argument 'temprature': did you mean 'temperature'"),
+        ({"stop": "x"}, "unknown argument 'stop': did you mean 'stop_strings'"),
         ({"num_beams": 4}, "cannot honour num_beams=4: beam search is not supported"),
         ({"sampling": SamplingParams(), "top_p": 0.5}, "sampling= or top_p=, not both"),
         ({"sampling": SamplingParams(), "do_sample": True}, "sampling= or do_sample=, not both"),
@@ -126,3 +131,24 @@ def test_from_pretrained_says_what_is_missing(tmp_path):
         RadarDecoder.from_pretrained(draft=tmp_path)
     with pytest.raises(ValueError, match="pass draft="):
         RadarDecoder.from_pretrained(target=tmp_path)
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda how: how.__name__)
+def test_what_shares_caches_is_not_copied(how):
+    """A copy would not know whose text they hold, and one of a text would end the original when it goes."""
+    for decoder in both():
+        text = decoder.rounds(PROMPT, max_new_tokens=9)
+        first = next(text).tokens
+        with pytest.raises(UsageError, match="cannot be copied or pickled: make another one"):
+            how(decoder)
+        with pytest.raises(UsageError, match="cannot be copied or pickled: take its token_ids"):
+            how(text)
+        rest = [token for item in text for token in item.tokens]
+        assert [*first, *rest] == decoder.generate(PROMPT, max_new_tokens=9).token_ids
+
+
+def test_what_a_decoder_was_made_for_stays():
+    for decoder in both():
+        for name in ("model", "max_length"):
+            with pytest.raises(AttributeError):
+                setattr(decoder, name, getattr(decoder, name))

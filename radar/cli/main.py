@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, and a reader of stdout that went away is 0.
     """
     args = argparse.Namespace(command="", debug=False)
+    if sys.stdout is None:  # closed by the caller, who wants no output
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a question mark instead of an error for what it cannot show
     try:

@@ -179,7 +179,9 @@ def _equal(value: Any, other: Any) -> bool:
 
 def unknown_argument(name: str, known: Iterable[str]) -> UsageError:
     """What to raise for a name that is not in the table."""
-    close = difflib.get_close_matches(name, known := sorted(known), n=1)
+    known = sorted(known)
+    close = [other for other in known if len(name) > 3 and other.startswith(name)]
+    close += difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     return UsageError(f"unknown argument {name!r}: {advice}")
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar, Unpack
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, Unpack
 
 from torch import Tensor
 
@@ -57,9 +57,9 @@ class Decoder(Generic[E]):
 
     def __init__(self, model: Any, recipe: Recipe[E], *, tokenizer: Any, max_length: int) -> None:
         check_tokenizer(tokenizer)
-        self.model = model
+        self._model = model
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self._max_length = max_length
         self._recipe = recipe
         self._ends: frozenset[int] | None = None
         self._turn = threading.RLock()
@@ -69,6 +69,20 @@ class Decoder(Generic[E]):
         self._order = StreamOrder()
         self._engine: E | None = None
         self._engine = self.engine  # what does not fit is refused now
+
+    def __reduce__(self) -> NoReturn:
+        """A copy would share the caches and not know whose text they hold."""
+        raise UsageError(f"a {type(self).__name__} cannot be copied or pickled: make another one for the same model")
+
+    @property
+    def model(self) -> Any:
+        """The model that decodes; another one needs a decoder of its own."""
+        return self._model
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the cache holds, prompt and output together."""
+        return self._max_length
 
     @property
     def engine(self) -> E:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from radar.errors import NumericalError
+from radar.errors import NumericalError, UsageError
 from radar.generation.detokenize import text_of
 from radar.generation.request import Request
 from radar.generation.stops import TextEnd
@@ -77,6 +77,10 @@ class Sequence(Iterator[Round]):
         self.rounds: list[Round] = []
         self.finish_reason: str | None = None
         self.seconds = 0.0
+
+    def __reduce__(self) -> NoReturn:
+        """A copy that goes would end the original."""
+        raise UsageError("a text that is being decoded cannot be copied or pickled: take its token_ids or its output")
 
     def __iter__(self) -> Sequence:
         return self
