@@ -98,6 +98,8 @@ def test_the_inputs_may_be_named(model, ours):
     mask = torch.ones_like(PROMPT)
     assert ours.generate_ids(input_ids=PROMPT, attention_mask=mask, max_new_tokens=20).tolist() == expected
     assert ours.generate_ids(inputs=PROMPT, num_return_sequences=1, num_beams=1, max_new_tokens=20).tolist() == expected
+    nothing = dict.fromkeys(("num_return_sequences", "num_beams", "custom_generate", "assistant_model", "use_cache"))
+    assert ours.generate_ids(inputs=PROMPT, max_new_tokens=20, **nothing).tolist() == expected
 
 
 def test_the_models_own_generation_config_counts(ours):

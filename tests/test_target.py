@@ -153,6 +153,12 @@ def test_taps_that_do_not_exist_are_refused(taps):
         TargetModel(tiny_target(), max_length=64, max_rows=16, tap_layers=taps)
 
 
+@pytest.mark.parametrize("taps", [3, "1,2", (1, 2.0), (True, 2)], ids=repr)
+def test_taps_are_indices(taps):
+    with pytest.raises(ValueError, match=r"tap_layers must be hidden_states indices, such as \(2, 16, 29\), got "):
+        TargetModel(tiny_target(), max_length=64, max_rows=16, tap_layers=taps)
+
+
 def test_unsupported_architecture_is_refused_by_name():
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -82,6 +82,7 @@ def call_of_ids(inputs: Tensor | None, arguments: Mapping[str, Any], context: Co
         if table[name].only == TEXT and value is not None:
             raise UsageError(f"{name}= is an argument of {TEXT}: {table[name].about}")
         check_argument(name, value, table[name])
+    given = {name: value for name, value in given.items() if value is not None or table[name].values is None}
     prompts = [ids for ids in (inputs, given.pop("inputs", None), given.pop("input_ids", None)) if ids is not None]
     if len(prompts) > 1:
         raise UsageError("pass the token ids once, as inputs or as input_ids=")

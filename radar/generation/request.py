@@ -154,7 +154,10 @@ def _check_for_model(prepared: Prepared, length: int) -> None:
             continue
         if name == "attention_mask":
             if not bool((value != 0).all()):
-                raise UsageError("RADAR cannot honour an attention_mask with zeros: pass the prompt without padding")
+                raise UsageError(
+                    "RADAR cannot honour an attention_mask with zeros: pass the prompt without padding (and with a "
+                    "mask of ones, if it holds pad_token_id: transformers takes that for padding)"
+                )
         elif name == "position_ids":
             if value.flatten().tolist() != list(range(length)):
                 check_argument(name, value, CALL_ARGUMENTS[name])

@@ -25,6 +25,10 @@ def default_tap_layers(num_layers: int) -> tuple[int, int, int]:
 
 def resolve_tap_layers(num_layers: int, tap_layers: Sequence[int] | None) -> tuple[int, ...]:
     """The taps named, or the default's. Raises UsageError for indices that a model of `num_layers` does not have."""
+    if tap_layers is not None and (
+        not isinstance(tap_layers, Sequence) or not all(type(layer) is int for layer in tap_layers)
+    ):
+        raise UsageError(f"tap_layers must be hidden_states indices, such as (2, 16, 29), got {tap_layers!r}")
     taps = default_tap_layers(num_layers) if tap_layers is None else tuple(tap_layers)
     if any(not 0 <= layer < num_layers for layer in taps):
         raise UsageError(
