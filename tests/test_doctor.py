@@ -187,6 +187,7 @@ def test_what_makes_no_difference_is_not_decided(pair):
     assert {m.config.norm_before_residual for m in diagnosis.rivals} == {True, False}
 
 
+@pytest.mark.slow
 def test_the_command_on_a_misread_file(capsys, tmp_path):
     shutil.copytree(ASSETS / "draft", tmp_path / "draft")
     file = tmp_path / "draft" / "config.json"

@@ -31,6 +31,7 @@ def test_kernel_equals_reference(shape, setting, device):
     assert_same(logits, positions, state, **make_tree(batch, nodes, vocabulary, device))
 
 
+@pytest.mark.slow
 def test_a_whole_tree(device):
     nodes = 66  # two words of ancestors
     logits, positions = make(1, nodes, 33, device=device)
