@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from importlib.resources import files
@@ -21,7 +20,7 @@ from radar.engine.build import PlainRecipe, RoundRecipe
 from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder
-from radar.policy.base import StopPolicy
+from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
@@ -167,7 +166,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             if self._engine is not None:
                 self._engine.set_policy(policy)
             else:  # the next one is made with it
-                copy.copy(policy).bind(1, self.tree, self.model.device)
+                nothing = torch.zeros(1, dtype=torch.int64, device=self.model.device)
+                bound_copy(policy, RoundSignals(nothing, nothing), self.tree)
             self._rounds.policy = policy
 
 

@@ -11,10 +11,9 @@ from radar_kernels import reference_canonical
 from radar_kernels._canonical_kernels import path_kernel, prefix_kernel
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
 from radar_kernels.reference_canonical import PAGE, Paths, ancestor_paths
+from radar_kernels.tree_attention import LOG2_E, check_tensors
 
 __all__ = ["Paths", "ancestor_paths", "canonical_attention", "chunk_of"]
-
-LOG2_E = 1.4426950408889634
 
 
 class Blocks(NamedTuple):
@@ -123,19 +122,8 @@ def _check(
     def fail(message: str) -> None:
         raise ValueError(f"canonical_attention: {message}")
 
-    if query.dim() != 4 or key.dim() != 4:
-        fail(f"query must be [B, H, N, D] and key 4-dimensional, got {tuple(query.shape)} and {tuple(key.shape)}")
-    batch, heads, nodes, dim = query.shape
-    if key.shape != value.shape:
-        fail(f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}")
-    if key.shape[3] != dim or (block_table is None and key.shape[0] != batch):
-        fail(f"key must be [{batch}, KV, S, {dim}] like the query, or pages, got {tuple(key.shape)}")
-    if heads % key.shape[1]:
-        fail(f"query heads must be a multiple of key-value heads, got {heads} and {key.shape[1]}")
-    if not query.dtype.is_floating_point or key.dtype != query.dtype or value.dtype != query.dtype:
-        fail(f"query, key and value must share one float dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
-    if prefix_length.shape != (batch,) or prefix_length.dtype != torch.int64:
-        fail(f"prefix_length must be int64 [{batch}], got {prefix_length.dtype} {tuple(prefix_length.shape)}")
+    check_tensors("canonical_attention", query, key, value, prefix_length, paged=block_table is not None)
+    batch, heads, nodes, _ = query.shape
     columns, lengths = paths
     if columns.dim() != 3 or columns.shape[:2] != (batch, nodes) or columns.dtype != torch.int32:
         fail(f"paths.columns must be int32 [{batch}, {nodes}, P], got {columns.dtype} {tuple(columns.shape)}")

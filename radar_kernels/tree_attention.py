@@ -11,7 +11,7 @@ from radar_kernels import reference
 from radar_kernels._attention_kernels import combine_kernel, split_kernel
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
 
-__all__ = ["tree_attention"]
+__all__ = ["LOG2_E", "check_tensors", "tree_attention"]
 
 LOG2_E = 1.4426950408889634
 
@@ -120,25 +120,37 @@ def _(query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, ancestor
     return query.new_empty(batch, nodes, heads, dim)
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, ancestors: Tensor) -> None:
+def check_tensors(
+    op: str, query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, *, paged: bool = False
+) -> None:
+    """What every attention here asks of its tensors; a `paged` cache has pages for rows. Raises ValueError."""
+
     def fail(message: str) -> None:
-        raise ValueError(f"tree_attention: {message}")
+        raise ValueError(f"{op}: {message}")
 
     if query.dim() != 4 or key.dim() != 4:
         fail(f"query must be [B, H, N, D] and key [B, KV, S, D], got {tuple(query.shape)} and {tuple(key.shape)}")
-    batch, heads, nodes, dim = query.shape
+    batch, heads, _, dim = query.shape
     if key.shape != value.shape:
         fail(f"key and value must have one shape, got {tuple(key.shape)} and {tuple(value.shape)}")
-    if key.shape[0] != batch or key.shape[3] != dim:
-        fail(f"key must be [{batch}, KV, S, {dim}] like the query, got {tuple(key.shape)}")
+    if key.shape[3] != dim or (key.shape[0] != batch and not paged):
+        fail(f"key must be [{'P' if paged else batch}, KV, S, {dim}] like the query, got {tuple(key.shape)}")
     if heads % key.shape[1]:
         fail(f"query heads must be a multiple of key-value heads, got {heads} and {key.shape[1]}")
     if not query.dtype.is_floating_point or key.dtype != query.dtype or value.dtype != query.dtype:
         fail(f"query, key and value must share one float dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
     if prefix_length.shape != (batch,) or prefix_length.dtype != torch.int64:
         fail(f"prefix_length must be int64 [{batch}], got {prefix_length.dtype} {tuple(prefix_length.shape)}")
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, ancestors: Tensor) -> None:
+    check_tensors("tree_attention", query, key, value, prefix_length)
+    batch, _, nodes, _ = query.shape
     if ancestors.dim() != 3 or ancestors.shape[:2] != (batch, nodes) or ancestors.dtype != torch.int64:
-        fail(f"ancestors must be int64 [{batch}, {nodes}, W], got {ancestors.dtype} {tuple(ancestors.shape)}")
+        raise ValueError(
+            f"tree_attention: ancestors must be int64 [{batch}, {nodes}, W], got {ancestors.dtype} "
+            f"{tuple(ancestors.shape)}"
+        )
 
 
 def tree_attention(

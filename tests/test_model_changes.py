@@ -9,6 +9,7 @@ from torch import nn
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
 from radar.errors import UsageError
+from radar.policy.baselines_history import GammaTune
 
 FIRST = [(7 * i + i // 3) % 9 for i in range(40)]
 TREE = TreeConfig(total_tokens=20, max_calls=5, tree_top_k=4)
@@ -146,6 +147,7 @@ def test_a_head_of_the_callers_is_not_cast_behind_his_back():
     # what needs no rounds works on
     assert decoder.metrics.num_generations == 1
     assert (decoder.vocab_size, decoder.engine_name) == (17, "graph" if DEVICE.type == "cuda" else "eager")
+    decoder.policy = GammaTune()  # one that reads signals
     decoder.policy = FixedDepth(2)
     with pytest.raises(UsageError, match="needs TreeConfig"):
         decoder.policy = FixedDepth(17)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.sampler import Sampler
-from radar.policy.base import RoundSignals, StopPolicy, attach_signals
+from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
 from radar_kernels import accept_nodes
 
@@ -52,11 +50,8 @@ class RoundSteps:
         self.policy = self.bind(policy)
 
     def bind(self, policy: StopPolicy) -> StopPolicy:
-        """A copy that can decide here, as policies may serve two decoders. Raises UsageError if it cannot."""
-        bound = copy.copy(policy)
-        attach_signals(bound, self.signals)
-        bound.bind(self.root.shape[0], self.config, self.target.device)
-        return bound
+        """A copy that can decide here. Raises UsageError if it cannot."""
+        return bound_copy(policy, self.signals, self.config)
 
     def load(self, token: Tensor, taps: Tensor) -> None:
         """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]."""

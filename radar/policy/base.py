@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -11,7 +12,16 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.errors import UsageError
 
-__all__ = ["FixedDepth", "RoundSignals", "Settled", "SignalPolicy", "StopPolicy", "Threshold", "attach_signals"]
+__all__ = [
+    "FixedDepth",
+    "RoundSignals",
+    "Settled",
+    "SignalPolicy",
+    "StopPolicy",
+    "Threshold",
+    "attach_signals",
+    "bound_copy",
+]
 
 
 class StopPolicy(Protocol):
@@ -59,6 +69,15 @@ def attach_signals(policy: StopPolicy, signals: RoundSignals) -> None:
     attach = getattr(policy, "attach", None)
     if attach is not None:
         attach(signals)
+
+
+def bound_copy(policy: StopPolicy, signals: RoundSignals, tree: TreeConfig) -> StopPolicy:
+    """A copy that can decide where the signals live, as policies may serve two decoders. Raises UsageError if it
+    cannot."""
+    bound = copy.copy(policy)
+    attach_signals(bound, signals)
+    bound.bind(len(signals.accept_length), tree, signals.accept_length.device)
+    return bound
 
 
 class Settled:
