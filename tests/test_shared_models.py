@@ -215,10 +215,11 @@ class Stream:
 def test_every_round_comes_behind_the_one_before_on_whatever_stream(monkeypatch):
     one, two = Stream(), Stream()
     streams = iter([one, one, two, two, one])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: next(streams))
     order = StreamOrder()
-    for _ in range(5):
-        order.follow(torch.device("cuda"))
+    with monkeypatch.context() as patch:  # a decoder on a GPU asks for real streams
+        patch.setattr(torch.cuda, "current_stream", lambda device: next(streams))
+        for _ in range(5):
+            order.follow(torch.device("cuda"))
     assert (one.waited, two.waited) == ([two], [one])
     ours, asked = AutoregressiveDecoder(tiny_target(), max_length=64, engine="eager"), []
     monkeypatch.setattr(ours._order, "follow", asked.append)
