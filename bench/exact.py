@@ -72,7 +72,7 @@ def logits(model: Any) -> dict[str, bool]:
         same = True
         for seed in range(len(BESIDE) + TREES):
             nodes = (
-                BESIDE[seed] + depth if seed < len(BESIDE) else int(torch.randint(depth, most, (), generator=generator))
+                BESIDE[seed] + DEPTH if seed < len(BESIDE) else int(torch.randint(DEPTH, most, (), generator=generator))
             )
             place = [*torch.randperm(nodes - 1, generator=generator)[: DEPTH - 1].sort().values.tolist(), nodes - 1]
             dense = torch.eye(nodes, dtype=torch.bool)
