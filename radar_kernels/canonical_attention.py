@@ -8,32 +8,39 @@ import torch
 from torch import Tensor
 
 from radar_kernels import reference_canonical
-from radar_kernels._canonical_kernels import path_kernel, prefix_kernel
+from radar_kernels._canonical_kernels import join_kernel, path_kernel, prefix_kernel
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
-from radar_kernels.reference_canonical import PAGE, Paths, ancestor_paths
+from radar_kernels.reference_canonical import PAGE, Paths
 from radar_kernels.tree_attention import LOG2_E, check_tensors
 
-__all__ = ["Paths", "ancestor_paths", "canonical_attention", "chunk_of"]
+__all__ = ["Paths", "canonical_attention", "chunk_of"]
+
+
+JOINED = 4  # rows of a program of `join_kernel`: 16 bytes a thread of 128 numbers
 
 
 class Blocks(NamedTuple):
     """Block sizes, of which the result depends on `keys` alone."""
 
     prefix_rows: int  # node-head pairs of a program of `prefix_kernel`
-    path_rows: int  # heads of a program of `path_kernel`
-    keys: int  # of a block; divides a page
+    prefix_warps: int
     stages: int
-    warps: int
+    path_rows: int  # heads of a program of `path_kernel`
+    path_warps: int
+    keys: int  # of a block; divides a page
 
 
-def choose_blocks(*, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
-    """One kind of tensor core instruction for a type, a head dimension and a card, whatever the number of rows."""
+def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
+    """For `rows` node-head pairs of a key-value head; one kind of tensor core instruction for a type, a head dimension
+    and a card, whatever the number of rows."""
     wide = next_power_of_2(dim) > 128
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
-        return Blocks(16, 16, 16 if dim > 64 else 32, 1, 4)
+        return Blocks(16, 4, 1, 16, 4, 16 if dim > 64 else 32)
     if arch != 90:  # 16 rows an instruction
-        return Blocks(16 if wide else 32, 16, 32 if wide else 64, 2, 4)
-    return Blocks(64, 64, 32 if wide else 64, 2 if wide else 3, 4)  # wgmma: 64 rows an instruction
+        return Blocks(16 if wide else 32, 4, 2, 16, 4, 32 if wide else 64)
+    if wide:  # wgmma: 64 rows an instruction
+        return Blocks(64, 8, 2, 64, 8, 32)
+    return Blocks(128, 8, 3, 64, 4, 64) if rows > 64 else Blocks(64, 4, 4, 64, 4, 64)
 
 
 def chunk_of(position: int) -> int:
@@ -52,30 +59,53 @@ class Shape(NamedTuple):
     nodes: int
     capacity: int
     dim: int
+    longest: int  # path
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.nodes * self.kv_heads * self.group
+
+
+class Plans(NamedTuple):
+    """Of the three kernels, and how many states they pass on."""
+
+    prefix: Plan
+    path: Plan
+    join: Plan
+    chunks: int
+    blocks: int
 
 
 def plans(
     shape: Shape, *, dtype: torch.dtype, arch: int, window: bool, softcap: bool, paged: bool, sink: bool
-) -> tuple[Plan, Plan]:
-    """Of `prefix_kernel` and `path_kernel`."""
-    blocks = choose_blocks(dim=shape.dim, dtype=dtype, arch=arch)
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": False}
-    options |= {"launch_pdl": True} if arch >= 90 else {}
-    constants = {
-        "GROUP": shape.group, "DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)),
-        "KEYS": blocks.keys, "STAGES": blocks.stages, "WINDOW": window, "SOFTCAP": softcap, "PAGED": paged,
-        "PDL": arch >= 90,
-    }  # fmt: skip
-    heads = shape.batch * shape.kv_heads
-    tiles, chunks = -(-shape.nodes * shape.group // blocks.prefix_rows), chunk_of(shape.capacity - 1) + 1
-    return (
-        Plan((chunks, heads, tiles), constants | {"ROWS": blocks.prefix_rows}, options),
+) -> Plans:
+    blocks = choose_blocks(rows=shape.nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch)
+    options = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
+    dims = {"DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)), "PDL": arch >= 90}
+    constants = {"GROUP": shape.group, "KEYS": blocks.keys, "WINDOW": window, "SOFTCAP": softcap, "PAGED": paged} | dims
+    heads, tiles = shape.batch * shape.kv_heads, -(-shape.group // blocks.path_rows)
+    chunks = chunk_of(shape.capacity - 1) + 1
+    own = (blocks.keys - 1 + shape.longest + blocks.keys - 1) // blocks.keys
+    of_batch = shape.rows // shape.batch
+    return Plans(
         Plan(
-            (shape.nodes, heads, -(-shape.group // blocks.path_rows)),
-            constants | {"ROWS": blocks.path_rows, "SINK": sink},
-            options,
+            (-(-shape.nodes * shape.group // blocks.prefix_rows), heads, chunks),
+            constants | {"ROWS": blocks.prefix_rows, "STAGES": blocks.stages},
+            options | {"num_warps": blocks.prefix_warps, "num_stages": blocks.stages},
         ),
-    )
+        Plan(
+            (shape.nodes, heads, tiles * own),
+            constants | {"ROWS": blocks.path_rows, "TILES": tiles},
+            options | {"num_warps": blocks.path_warps},
+        ),
+        Plan(
+            (-(-of_batch // JOINED), shape.batch),
+            dims | {"KEYS": blocks.keys, "ROWS": JOINED, "SINK": sink},
+            options | {"num_warps": 4},
+        ),
+        chunks,
+        own,
+    )  # fmt: skip
 
 
 @torch.library.custom_op("radar_kernels::canonical_attention", mutates_args=())
@@ -84,25 +114,28 @@ def _launch(
     seen: Tensor, scale: float, window: int, softcap: float, sink: Tensor | None, block_table: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, heads, nodes, dim = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, longest = key.shape[1], columns.shape[2]
     capacity = key.shape[2] if block_table is None else block_table.shape[1] * PAGE
-    shape = Shape(batch, kv_heads, heads // kv_heads, nodes, capacity, dim)
-    prefix, path = plans(
+    shape = Shape(batch, kv_heads, heads // kv_heads, nodes, capacity, dim, longest)
+    prefix, path, join, chunks, blocks = plans(
         shape, dtype=query.dtype, arch=architecture(query.device), window=window > 0, softcap=softcap > 0.0,
         paged=block_table is not None, sink=sink is not None,
     )  # fmt: skip
-    rows, chunks = batch * nodes * heads, prefix.grid[0]
-    mixed = query.new_empty(chunks, rows, dim, dtype=torch.float32)
-    peak, total = query.new_empty(2, chunks, rows, dtype=torch.float32)
+    rows, states = shape.rows, chunks + blocks
+    mixed = query.new_empty(states, rows, dim, dtype=torch.float32)
+    peak, total = query.new_empty(2, states, rows, dtype=torch.float32)
     output = query.new_empty(batch, nodes, heads, dim)
     table = prefix_length if block_table is None else block_table
     # softcap * tanh(score / softcap), in base 2
     factors = (scale / softcap, softcap * LOG2_E) if softcap > 0.0 else (scale * LOG2_E, 0.0)
     strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *columns.stride()[:2], table.stride(0))
-    inputs = (query, key, value, prefix_length, columns, seen, table, peak, total, mixed)
-    sizes = (columns.shape[2], nodes, capacity, kv_heads, rows)
-    prefix.launch(prefix_kernel, *inputs, *factors, window, *strides, *sizes)
-    path.launch(path_kernel, *inputs, peak if sink is None else sink, output, *factors, window, *strides, *sizes)
+    found = (peak, total, mixed)
+    inputs = (query, key, value, prefix_length, columns, seen, table, *found, *factors, window, *strides)
+    inputs += (longest, nodes, capacity, kv_heads, rows, chunks)
+    prefix.launch(prefix_kernel, *inputs)
+    path.launch(path_kernel, *inputs)
+    sinks, of_batch = peak if sink is None else sink, rows // batch
+    join.launch(join_kernel, prefix_length, *found, sinks, output, capacity, heads, of_batch, rows, chunks, blocks)
     return output
 
 

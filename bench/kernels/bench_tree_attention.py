@@ -7,7 +7,7 @@ from tolerances import assert_close
 from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of, rotation
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, VICUNA_13B, Geometry
 from radar_kernels import canonical_attention, reference, tree_attention
-from radar_kernels.canonical_attention import ancestor_paths
+from radar_kernels.ancestor_paths import ancestor_paths
 
 if ON_GPU:
     DTYPE = torch.bfloat16

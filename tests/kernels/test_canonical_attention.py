@@ -8,7 +8,9 @@ from test_tree_attention import SHAPES, Case
 from tolerances import assert_close
 
 from radar_kernels import canonical_attention, reference_canonical
-from radar_kernels.reference_canonical import PAGE, ancestor_paths
+from radar_kernels.ancestor_paths import ancestor_paths
+from radar_kernels.reference_canonical import PAGE
+from radar_kernels.reference_tree import pack_bits
 
 op = importlib.import_module("radar_kernels.canonical_attention")
 NAN = float("nan")
@@ -190,3 +192,18 @@ def test_chunks_are_where_the_kernels_think(device):
     for chunk, start in enumerate(starts):
         assert op.chunk_of(start) == chunk
         assert start == 0 or op.chunk_of(start - 1) == chunk - 1
+
+
+@pytest.mark.parametrize("nodes", [1, 10, 70, 140])
+def test_paths_are_the_bits_in_order(nodes, device):
+    dense = torch.eye(nodes, dtype=torch.bool)
+    for child in range(1, nodes):
+        dense[child] |= dense[int(torch.randint(child, ()))]
+    words = pack_bits(dense)[None].expand(2, -1, -1).to(device)
+    expected, found = (ancestor_paths(words, 20, backend=backend) for backend in ("torch", "triton"))
+    assert torch.equal(found.lengths, dense.sum(1).expand(2, -1).int().to(device))
+    assert torch.equal(found.lengths, expected.lengths)
+    for node in range(nodes):
+        path = dense[node].nonzero().flatten()[:20].int().to(device)
+        for paths in (found, expected):
+            assert torch.equal(paths.columns[1, node, : len(path)], path)
