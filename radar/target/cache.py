@@ -57,7 +57,7 @@ class StaticKVCache:
         [B, KV, first + N, D]."""
         end = first + keys.shape[2]
         layer_keys, layer_values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-        layer_keys[:, :, first:], layer_values[:, :, first:] = keys, values
+        store_rows(layer_keys, layer_values, keys, values, torch.full_like(self.length, first))
         return layer_keys, layer_values
 
     def set_window(self, rows: int) -> None:
