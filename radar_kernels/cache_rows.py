@@ -18,7 +18,7 @@ def store_kernel(
     key_b, key_h, key_n, value_b, value_h, value_n, nodes, capacity,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """cache[start + n] = new[n] for ROWS rows of one head, keys and values."""
+    """cache[start + n] = new[n] for ROWS rows of one head, keys and values; NaN and 0 if one is not finite."""
     head = tl.program_id(1).to(tl.int64)  # int64: a cache can hold more than 2**31 elements
     batch = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -29,8 +29,12 @@ def store_kernel(
     first = tl.load(start + batch)
     new = (n < nodes)[:, None] & (d < DIM)
     node = n[:, None].to(tl.int64)
-    k = tl.load(key + batch * key_b + head * key_h + node * key_n + d, mask=new)
-    v = tl.load(value + batch * value_b + head * value_h + node * value_n + d, mask=new)
+    k = tl.load(key + batch * key_b + head * key_h + node * key_n + d, mask=new, other=0.0)
+    v = tl.load(value + batch * value_b + head * value_h + node * value_n + d, mask=new, other=0.0)
+    nothing = (k.to(tl.float32) - k.to(tl.float32)) + (v.to(tl.float32) - v.to(tl.float32))  # or NaN
+    sound = tl.sum((nothing != 0).to(tl.int32), 1)[:, None] == 0
+    k = tl.where(sound, k, tl.full([ROWS, DIM_PAD], float("nan"), tl.float32).to(k.dtype))
+    v = tl.where(sound, v, tl.zeros([ROWS, DIM_PAD], tl.float32).to(v.dtype))
     row = first + node
     inside = new & (row >= 0) & (row < capacity)
     tl.store(key_cache + batch * key_cache_b + head * key_cache_h + row * key_cache_s + d, k, mask=inside)
@@ -149,6 +153,10 @@ def store_rows(
     key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, start: Tensor, *, backend: Backend | None = None
 ) -> None:
     """Write N new rows of every sequence into one layer's cache, from row start[b] on, in place.
+
+    A head's row that holds NaN or infinity is stored as a key of NaN and a value of 0: whoever sees it has no
+    number for a result, as without this, and whoever does not is not touched by it, since a weight of 0 times NaN would
+    be NaN: a tree's nodes would spoil their siblings, and the text would not be that of plain decoding.
 
     Args:
         key_cache, value_cache: [B, KV, S, D], float; views of a larger buffer with a contiguous last dimension.

@@ -69,14 +69,17 @@ def tree_attention(
     kv_heads, capacity = key.shape[1], key.shape[2]
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     visible = visible_keys(prefix_length, ancestors, capacity)
-    # 0 * NaN = NaN: a probability of zero does not hide what an unused cache row holds, so such rows are emptied
-    unseen = ~visible.any(1)[:, None, :, None]
-    key, value = (cache.to(compute).masked_fill(unseen, 0) for cache in (key, value))
+    # 0 * NaN = NaN: a probability of zero does not hide what a cache row holds, so rows that nobody sees and rows that
+    # are no numbers (see `store_rows`) are emptied, and who sees one of these gets NaN
+    broken = key[..., 0].isnan()
+    lost = (visible.to(compute) @ broken.mT.to(compute) > 0).mT.repeat_interleave(heads // kv_heads, 1)
+    empty = (broken | ~visible.any(1)[:, None])[..., None]
+    key, value = (cache.to(compute).masked_fill(empty, 0) for cache in (key, value))
     rows = query.to(compute).reshape(batch, kv_heads, -1, dim)  # the heads of a group one below the other
     mask = visible.repeat(1, heads // kv_heads, 1)[:, None]
     mixed = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     blind = ~visible.any(2)[:, None, :, None]  # softmax over nothing: 0 or NaN, depending on the backend
-    mixed = mixed.reshape(batch, heads, nodes, dim).masked_fill(blind, 0)
+    mixed = mixed.reshape(batch, heads, nodes, dim).masked_fill(blind, 0).masked_fill(lost[..., None], torch.nan)
     return mixed.transpose(1, 2).to(query.dtype).contiguous()
 
 
@@ -137,8 +140,9 @@ def store_rows(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tenso
     """Write new rows at `start`; see `radar_kernels.store_rows`."""
     index = start[:, None] + torch.arange(key.shape[2], device=start.device)
     index = index[:, None, :, None].expand(key.shape)
-    key_cache.scatter_(2, index, key)
-    value_cache.scatter_(2, index, value)
+    unsound = ~(key.isfinite() & value.isfinite()).all(-1, keepdim=True)
+    key_cache.scatter_(2, index, key.masked_fill(unsound, torch.nan))
+    value_cache.scatter_(2, index, value.masked_fill(unsound, 0))
 
 
 def keep_rows(key_cache: Tensor, value_cache: Tensor, length: Tensor, path: Tensor, count: Tensor) -> None:

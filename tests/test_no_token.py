@@ -58,6 +58,16 @@ def test_a_text_that_meets_such_scores_is_an_error_and_the_next_one_is_not(plain
     assert found.token_ids == text
 
 
+@pytest.mark.parametrize("token", [0, 4, 7, 10])
+def test_a_draft_of_a_token_without_numbers_spoils_no_other(token):
+    """Plain decoding never reads the token; a tree may hold it beside the text, and 0 is what padding holds."""
+    expected = hf_greedy(tiny_target(), [1, 2, 3], 20)
+    assert token not in (1, 2, 3, *expected)
+    decoder = RadarDecoder(spoiled(token), draft=tiny_draft(), fallback=False, max_length=128, compile=False)
+    found = decoder.generate([1, 2, 3], max_new_tokens=20, sampling=SamplingParams())
+    assert found.token_ids == expected
+
+
 def both(**options):
     model = tiny_target()
     ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128, compile=False)

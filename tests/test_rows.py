@@ -79,6 +79,15 @@ def test_three_rows_of_different_lengths_say_what_each_says_alone(policy, sampli
         assert len({tuple(made[:10]) for made in calls}) == 3  # the rows stop at different depths
 
 
+def test_large_chunks_of_prompts_of_different_lengths(monkeypatch):
+    """The short ones end in chunks before the last."""
+    expected = decode(PROMPTS, FixedDepth(2), SamplingParams())
+    monkeypatch.setattr("radar.engine.prefill.SIZES", {"cpu": {8: 1}, "cuda": {8: 1}})
+    monkeypatch.setattr("radar.engine.prefill.has_flash", lambda *_: True)
+    monkeypatch.setattr("radar.engine.prefill.MOST_ROWS", 24)
+    assert decode(PROMPTS, FixedDepth(2), SamplingParams()) == expected
+
+
 def test_a_row_that_stops_late_would_be_seen():
     """The comparison has teeth: without sticky flags a row that has stopped goes on when its beam is better again."""
 

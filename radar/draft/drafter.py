@@ -54,8 +54,7 @@ class Eagle3Drafter:
         batch_size: int = 1,
         compile: bool = False,
     ) -> None:
-        weight, rows = draft.fc.weight, max(max_rows, config.max_accepted)
-        device = weight.device
+        weight, device = draft.fc.weight, draft.fc.weight.device
         self.draft = draft
         self.embed_tokens = embed_tokens
         self.config = config
@@ -69,13 +68,13 @@ class Eagle3Drafter:
             num_layers=1,
             batch_size=batch_size,
             num_kv_heads=draft.config.num_key_value_heads,
-            capacity=max_length + rows + config.num_draft_columns,
+            capacity=max_length + max(max_rows, config.max_accepted) + config.num_draft_columns,
             head_dim=draft.config.head_dim,
             dtype=weight.dtype,
             device=device,
         )
-        self._rows = torch.arange(rows, device=device)
-        self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
+        self._rows = torch.arange(config.max_accepted, device=device)  # of `begin`
+        self._chain = causal_ancestors(config.max_accepted, device).expand(batch_size, -1, -1).contiguous()
         self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._bound = shared(draft, _BoundHead)
@@ -100,17 +99,18 @@ class Eagle3Drafter:
             aux_hidden_states: the target's taps [B, A, taps * hidden].
             count: how many of the A rows are real, [B] or a number; the rest is padding.
         """
-        rows = self._rows[: tokens.shape[1]]
-        with self._running():
-            _pairs(self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows))
+        positions = self.cache.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        # keys and values alone: the layers are not fused, since a group begins with the queries
+        with self._bound.turn.taken():
+            embeds, hidden = self.embed_tokens(tokens.clamp(min=0)), self.draft.fuse(aux_hidden_states)
+            self.cache.write(0, *self.draft.keys(embeds, hidden, positions), self.cache.length)
         self.cache.length += count
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
-        rows = self._rows[: tokens.shape[1]]
         with self._running():
             hidden, logits = self._run_first(
-                self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows),
+                self.draft, self.embed_tokens, tokens, aux_hidden_states, self._rows, self.cache.length, self._chain,
                 count,
             )  # fmt: skip
         self.cache.length += count
@@ -130,13 +130,6 @@ class Eagle3Drafter:
 
     def reset(self) -> None:
         self.cache.reset()
-
-    def _chain(self, rows: Tensor) -> Tensor:
-        """Ancestor words of as many pairs, no more than they need: attention goes through all the words' columns."""
-        count, batch = len(rows), self._root_scores.shape[0]
-        if count not in self._causal:
-            self._causal[count] = causal_ancestors(count, rows.device).expand(batch, -1, -1).contiguous()
-        return self._causal[count]
 
 
 def turn_of(draft: Eagle3Draft) -> Turn:
@@ -171,7 +164,8 @@ def _first(
     length: Tensor, ancestors: Tensor, count: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """State and logits of the last real pair [B, 1, ...]."""
-    hidden = _pairs(draft, embed_tokens, tokens, aux_hidden_states, rows, length, ancestors)
+    hidden = draft.fuse(aux_hidden_states)
+    hidden = _forward(draft, embed_tokens, tokens, hidden, length[:, None] + rows, length, ancestors)
     hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
     return hidden, draft.logits(hidden)
 
@@ -186,14 +180,6 @@ def _next(
     column = length + depth * tokens.shape[1]
     hidden = _forward(draft, embed_tokens, tokens, hidden, positions, column, ancestors)
     return hidden, draft.logits(hidden)
-
-
-def _pairs(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, aux_hidden_states: Tensor, rows: Tensor,
-    length: Tensor, ancestors: Tensor,
-) -> Tensor:  # fmt: skip
-    hidden = draft.fuse(aux_hidden_states)
-    return _forward(draft, embed_tokens, tokens, hidden, length[:, None] + rows, length, ancestors)
 
 
 def _forward(

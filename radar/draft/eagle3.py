@@ -55,10 +55,13 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         batch, rows, _ = x.shape  # [B, N, 2H]
         query = self.q_norm(self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        out = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        out = attend(_rotate(query, cos, sin), *self.keys(x, cos, sin))
         return self.o_proj(out.reshape(batch, rows, -1))  # type: ignore[no-any-return]
+
+    def keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (*x.shape[:2], self.num_kv_heads, self.head_dim)
+        key = self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2)
+        return _rotate(key, cos, sin), self.v_proj(x).view(shape).transpose(1, 2)
 
 
 class _MLP(nn.Module):
@@ -85,10 +88,16 @@ class _MidLayer(nn.Module):
         self.norm_before_residual = config.norm_before_residual
 
     def forward(self, embeds: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        normed = self.hidden_norm(hidden)
-        x = torch.cat((self.input_layernorm(embeds), normed), dim=-1)
+        x, normed = self._inputs(embeds, hidden)
         hidden = (normed if self.norm_before_residual else hidden) + self.self_attn(x, cos, sin, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+    def keys(self, embeds: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return self.self_attn.keys(self._inputs(embeds, hidden)[0], cos, sin)
+
+    def _inputs(self, embeds: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.hidden_norm(hidden)
+        return torch.cat((self.input_layernorm(embeds), normed), dim=-1), normed
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -155,13 +164,20 @@ class Eagle3Draft(nn.Module):
             What the next level is fed with [B, N, hidden]: hidden states before the final norm, or after it if the
             config says `norm_output`.
         """
+        hidden = self.midlayer(embeds, hidden, *self._rotation(position_ids, hidden.dtype), attend)
+        return self.norm(hidden) if self.config.norm_output else hidden
+
+    def keys(self, embeds: Tensor, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, KV, N, D] of N rows, which is all that later rows need of them; see `forward`."""
+        return self.midlayer.keys(embeds, hidden, *self._rotation(position_ids, hidden.dtype))
+
+    def _rotation(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         angle = position_ids[:, None, :, None].float() * self.inv_freq  # [B, 1, N, D/2]
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos(), angle.sin()
         if self._attention_factor != 1.0:
             cos, sin = cos * self._attention_factor, sin * self._attention_factor
-        hidden = self.midlayer(embeds, hidden, cos.to(hidden.dtype), sin.to(hidden.dtype), attend)
-        return self.norm(hidden) if self.config.norm_output else hidden
+        return cos.to(dtype), sin.to(dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the draft vocabulary [B, N, draft_vocab] from what `forward` returned; i means id `i + d2t[i]`."""

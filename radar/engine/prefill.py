@@ -1,4 +1,4 @@
-"""Run a prompt through the target, and through the draft head beside it, in chunks of a few fixed shapes."""
+"""Run a prompt through the target, and through the draft head beside it, in chunks."""
 
 from __future__ import annotations
 
@@ -9,41 +9,52 @@ from torch import Tensor
 
 from radar.draft.base import Drafter
 from radar.target.model import TargetModel
+from radar.target.prompt_attention import MOST_ROWS, has_flash
 
 __all__ = ["Prefill", "chunk_sizes"]
 
 
 SIZES = {"cuda": {64: 1, 256: 65}, "cpu": {16: 1, 64: 33}}
-"""By device, the rows of a chunk, ascending, and from how many tokens on it is the quickest. On an H200 the chunks of
-Llama-3.1-8B take 9 and 12 ms (bench/results/round/prefill_h200.json): few rows wait for the weights. 1,024 rows would
-take 35, but their results have not been compared with anything on a card yet."""
+"""By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest. On an H200 the
+chunks of Llama-3.1-8B take 9 and 12 ms (bench/results/round/prefill_h200.json): few rows wait for the weights."""
 
 
 def chunk_sizes(device: torch.device) -> dict[int, int]:
-    """`SIZES` of a device; a chunk is padded to one of them."""
+    """`SIZES` of a device; a small chunk is padded to one of them."""
     return SIZES["cuda" if device.type == "cuda" else "cpu"]
 
 
-def split(start: int, stop: int, sizes: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
-    """(first, count, rows) of the chunks that cover start to stop: `count` tokens, padded to `rows`."""
+def split(start: int, stop: int, sizes: Mapping[int, int], large: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first, count, rows) of the chunks that cover start to stop: `count` tokens, padded to `rows`.
+
+    What is more than two of the largest of `sizes` goes in chunks of `large` tokens. The last takes up to a quarter
+    more, since a pass of some hundred rows waits for the host as long as one of a thousand.
+    """
+    is_long = stop - start > 2 * max(sizes)
     while start < stop:
         left = stop - start
-        rows = max(size for size, least in sizes.items() if left >= least)
-        count = min(rows, left)
+        if large is not None and is_long:
+            count = rows = left if left <= large + large // 4 else large
+        else:
+            rows = max(size for size, least in sizes.items() if left >= least)
+            count = min(rows, left)
         yield start, count, rows
         start += count
 
 
 class Prefill:
-    """Fills the caches with prompts.
+    """Fills the caches with prompts, in the same way whoever decodes them.
 
-    `chunk` works on static buffers and asks the host for nothing, so a graph can hold it.
+    A short prompt goes through `chunk`, which works on static buffers and asks the host for nothing, so a graph can
+    hold it. The many rows of a long one are eager (`TargetModel.read`). The rows that a prompt goes on from may have
+    been computed in other chunks, or as the tokens of an answer: in 16 bits they need not be those of a fresh pass.
 
     Args:
         target, drafter: made for the largest of `chunk_sizes` at least; without a drafter only the target runs.
 
     Attributes:
         sizes: rows that `chunk` may be called for, and from how many tokens on.
+        large: tokens of a long prompt's chunk; None: there is no fast attention for them, all go in small ones.
         logits: [B, vocabulary] of each prompt's last token.
         taps: its features [B, 1, taps * hidden]: with the next token, the pair that the first `Drafter.begin` adds.
     """
@@ -51,6 +62,8 @@ class Prefill:
     def __init__(self, target: TargetModel, drafter: Drafter | None = None) -> None:
         batch, device = target.cache.length.shape[0], target.device
         self.sizes = chunk_sizes(device)
+        flash = has_flash(device, target.dtype, target.cache.keys.shape[-1])
+        self.large = MOST_ROWS if flash else None
         self.target, self.drafter = target, drafter
         self.tokens = torch.zeros((batch, max(self.sizes) + 1), dtype=torch.int64, device=device)
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
@@ -80,8 +93,8 @@ class Prefill:
             cache.set_window(length + most)
             cache.length.fill_(start)
         padded = torch.nn.functional.pad(input_ids, (0, most))  # the pairs look one token ahead
-        for first, count, rows in split(start, length, self.sizes):
-            self.tokens[:, : rows + 1].copy_(padded[:, first : first + rows + 1])
+        for first, count, rows in split(start, length, self.sizes, self.large):
+            tokens = padded[:, first : first + rows + 1]
             # pairs (token t + 1, feature t); the last token's partner is not known yet
             if lengths is None:
                 self.count.fill_(count)
@@ -89,6 +102,10 @@ class Prefill:
             else:
                 self.count.copy_((lengths - first).clamp(0, count))
                 self.known.copy_((lengths - 1 - first).clamp(0, count))
+            if rows not in self.sizes:
+                self._take(tokens, *self.target.read(tokens[:, :-1], first, keep=self._last()))
+                continue
+            self.tokens[:, : rows + 1].copy_(tokens)
             if chunks is None:
                 self.chunk(rows)
             else:
@@ -96,22 +113,20 @@ class Prefill:
 
     def chunk(self, rows: int) -> None:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""
-        batch = len(self.count)
-        last = self.count - 1
-        # of one prompt the last row alone goes through the output layer
-        logits, taps = self.target.verify_chain(self.tokens[:, :rows], keep=last if batch == 1 else None)
+        tokens = self.tokens[:, : rows + 1]
+        self._take(tokens, *self.target.verify_chain(tokens[:, :-1], keep=self._last()))
+
+    def _last(self) -> Tensor:
+        """Of each prompt [B] the last row, which goes through the output layer."""
+        return (self.count - 1).clamp(min=0)
+
+    def _take(self, tokens: Tensor, logits: Tensor, taps: Tensor) -> None:
+        """Commit what ran: tokens [B, N] and the one behind them, logits [B, B, vocabulary] of the rows of `_last`."""
         self.target.advance(self.count)
         if self.drafter is not None:
-            self.drafter.extend(self.tokens[:, 1 : rows + 1], taps, self.known)
-        if batch == 1:
-            self.logits.copy_(logits[:, 0])
-            self.taps.copy_(_rows(taps, last))
-            return
+            self.drafter.extend(tokens[:, 1:], taps, self.known)
         here = self.count > 0  # a prompt that ended in an earlier chunk keeps what that one left
-        self.logits.copy_(torch.where(here[:, None], _rows(logits, last.clamp(min=0))[:, 0], self.logits))
-        self.taps.copy_(torch.where(here[:, None, None], _rows(taps, last.clamp(min=0)), self.taps))
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """values[b, index[b]] for every b: [B, N, W] -> [B, 1, W]."""
-    return values.gather(1, index[:, None, None].expand(-1, 1, values.shape[-1]))
+        own = logits.diagonal(dim1=0, dim2=1).T
+        self.logits.copy_(torch.where(here[:, None], own, self.logits))
+        last = self._last()[:, None, None].expand(-1, 1, taps.shape[-1])
+        self.taps.copy_(torch.where(here[:, None, None], taps.gather(1, last), self.taps))

@@ -23,6 +23,7 @@ from radar.target.cache import StaticKVCache
 from radar.target.compiled import compiled
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
+from radar.target.prompt_attention import attend_prompt
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
@@ -37,6 +38,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if "radar_first" in kwargs:
+        return attend_prompt(query, key, value, kwargs["radar_first"], module.layer_idx, scale), None  # type: ignore[arg-type]
     start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
     return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
 
@@ -138,6 +141,12 @@ class BoundModel:
             self._compiled[layout] = compiled(_scores)
         return self._compiled[layout](self.model, taps, *inputs, None)
 
+    def read(self, tap_layers: tuple[int, ...], input_ids: Tensor, first: int, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """`scores` of a part of a prompt [B, N] that follows the cache's first `first` rows in the whole batch, through
+        large products and PyTorch's attention: from some hundred tokens on. `keep` as there."""
+        positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
+        return _run(self.model, self._tapped(tap_layers), input_ids, positions, keep, radar_first=first)
+
     def _tapped(self, layers: tuple[int, ...]) -> Taps:
         if layers not in self._taps:
             self._taps[layers] = Taps(self.decoder, layers, self._owner)
@@ -147,16 +156,22 @@ class BoundModel:
 def _scores(
     model: Any, taps: Taps, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    out = model(
-        input_ids=input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
-        position_ids=length[:, None] + depths,
+    ids = input_ids.clamp(min=0)  # of a row without a next token, NO_TOKEN
+    return _run(model, taps, ids, length[:, None] + depths, keep, radar_start=length, radar_ancestors=ancestors)
+
+
+def _run(
+    model: Any, taps: Taps, input_ids: Tensor, position_ids: Tensor, keep: Tensor | None, **rows: Any
+) -> tuple[Tensor, Tensor]:
+    """Logits and taps; `rows` says to `_attention` what they see."""
+    logits: Tensor = model(
+        input_ids=input_ids,
+        position_ids=position_ids,
         use_cache=False,
         return_dict=True,
         logits_to_keep=0 if keep is None else keep,
-        radar_start=length,
-        radar_ancestors=ancestors,
-    )
-    logits: Tensor = out.logits
+        **rows,
+    ).logits
     found = taps.collect()
     return logits, logits[..., :0] if found is None else found
 

@@ -113,11 +113,17 @@ class TargetModel:
         """`verify` for N tokens [B, N] that follow the committed ones, uncompiled; see `advance`.
 
         Args:
-            keep: [1] index of the row whose logits are made, the same in the whole batch; None: those of all rows.
+            keep: [M] indices of the rows whose logits are made, the same in the whole batch; None: those of all rows.
         """
         inputs = (*self.chain(input_ids), self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs, keep=keep))
+
+    def read(self, input_ids: Tensor, first: int, *, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """`verify_chain` for many tokens [B, N] behind `first` others, a number that the host knows and the same in the
+        whole batch; as many as fit `max_length`, whatever `max_rows` is."""
+        with self.bound.running(self.cache, self.tap_layers):
+            return self._fit(self.bound.read(self.tap_layers, input_ids, first, keep))
 
     def _fit(self, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         width = scores[0].shape[-1]
@@ -136,5 +142,5 @@ class TargetModel:
         return input_ids, self._rows[None, :rows], self._causal[rows]
 
     def advance(self, count: Tensor | int) -> None:
-        """Commit the first `count` rows of the last `verify_chain`."""
+        """Commit the first `count` rows of the last `verify_chain` or `read`."""
         self.cache.length += count

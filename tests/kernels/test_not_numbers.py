@@ -6,7 +6,8 @@ import pytest
 import torch
 from sampling_cases import INF, SETTINGS, make, make_state, make_tree
 
-from radar_kernels import accept_nodes, greedy_tokens, sample_tokens, topk_confidence
+from radar_kernels import accept_nodes, greedy_tokens, sample_tokens, store_rows, topk_confidence, tree_attention
+from radar_kernels.reference_tree import pack_bits
 from radar_kernels.sample_tokens import NO_TOKEN
 
 op = importlib.import_module("radar_kernels.sample_tokens")
@@ -159,3 +160,28 @@ def test_a_draft_row_without_numbers_is_dead(backend, value, device):
     assert not (got.indices // 5 == 1).any()
     alone = topk_confidence(logits[:, 1:2], parents[:, 1:2], 5, backend=backend)
     assert (alone.scores == -INF).all()
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("parts", [(0, 1), (0,), (1,)], ids=["key and value", "key", "value"])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_node_without_numbers_spoils_those_that_see_it_alone(backend, bad, parts, bits, device):
+    """Nodes 2 and 4 see node 2. To the others it has a weight of 0, and 0 times NaN is NaN."""
+    dtype = torch.float32 if bits == 32 else torch.float16 if device.type == "cpu" else torch.bfloat16
+    visible = torch.eye(6, dtype=torch.bool, device=device)[None]
+    visible[0, 4, 2] = True
+    query = torch.randn(1, 4, 6, 16, device=device).to(dtype)
+    new, caches = (torch.randn(2, 1, 2, rows, 16, device=device).to(dtype) for rows in (6, 64))
+    length = torch.tensor([20], device=device)
+
+    def attend():
+        store_rows(*caches, *new, length, backend=backend)
+        return tree_attention(query, *caches, length, pack_bits(visible), backend=backend)[0]
+
+    clean = attend()
+    for part in parts:
+        new[part][:, :, 2, 3] = bad
+    found = attend()
+    assert torch.equal(found[[0, 1, 3, 5]], clean[[0, 1, 3, 5]])
+    assert found[[2, 4]].isnan().all()
