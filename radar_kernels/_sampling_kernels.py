@@ -7,7 +7,7 @@ any token behind it in score is kept, and the best of those ahead is tried. It i
 shrinks as the product of uniform numbers does, and 1 + log(1 / p) tries are expected. Nothing is sorted.
 
 Scores that are not numbers are found by the scan's own maximum, which counts NaN as +inf: a row whose best score is not
-finite has no token.
+finite has no token. A greedy row's own +inf is the largest finite number from there on.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -17,6 +17,7 @@ from radar_kernels.noise import gumbel, uniforms
 from radar_kernels.nucleus import best_of_parts, select_weighed, weigh_row
 from radar_kernels.ranking import list_ranked, select_ranked
 from radar_kernels.scores import (
+    LARGEST,
     NO_TOKEN,
     NOWHERE,
     best_score,
@@ -59,6 +60,8 @@ def scan_kernel(
     else:
         PARTS: tl.constexpr = BLOCK // PART
         part = x.reshape([PARTS, PART])
+        if t <= 0.0:  # the best score may be +inf; where one samples, it has no share
+            part = tl.where(part == float("inf"), LARGEST, part)
         peaks = best_score(part, 1)
         value = part - finite(peaks)[:, None]
         if t > 0.0:

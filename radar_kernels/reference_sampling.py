@@ -136,6 +136,8 @@ def sample_tokens(
 ) -> Tensor:
     """The token after each node; see `radar_kernels.sample_tokens`."""
     scores = _scores(logits, state, draft_tokens, ancestors)
+    greedy = state.temperature[:, None, None] <= 0
+    scores = torch.where(greedy & scores.isposinf(), torch.finfo(torch.float32).max, scores)
     peak = scores.amax(-1)  # NaN if one of them is
     scores = _filter(scores, state)
     scores = scores - scores.amax(-1, keepdim=True)  # near 0 neither is noise rounded away nor does a division overflow
@@ -151,7 +153,7 @@ def sample_tokens(
 def greedy_tokens(logits: Tensor) -> Tensor:
     """What `sample_tokens` does at temperature 0 without bias and penalty: logits [..., V] -> tokens [...], int64."""
     peak, token = logits.max(dim=-1)  # of equal ones the first
-    return torch.where(peak.isfinite(), token, NO_TOKEN)
+    return torch.where(peak > -torch.inf, token, NO_TOKEN)
 
 
 def mark_seen(seen: Tensor, tokens: Tensor, count: Tensor) -> None:

@@ -5,12 +5,13 @@
 from radar_kernels._launch import jit, tl
 
 __all__ = [
-    "LEAST_MASS", "NOWHERE", "NO_TOKEN", "best_score", "finite", "float_key", "float_of_key", "has_token", "is_ahead",
-    "is_ranked", "is_weighed", "score_source", "score_tokens",
+    "LARGEST", "LEAST_MASS", "NOWHERE", "NO_TOKEN", "best_score", "finite", "float_key", "float_of_key", "has_token",
+    "is_ahead", "is_ranked", "is_weighed", "score_source", "score_tokens",
 ]  # fmt: skip
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # behind all tokens
 LEAST_MASS = tl.constexpr(1e-37)  # above 0, so that the best token is kept even where top_p is 0 in float32
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
 NO_TOKEN = tl.constexpr(-1)  # of a row whose scores are not numbers
 
 

@@ -40,12 +40,7 @@ class HostProcessing:
         device = logits.device
         last, root = (torch.tensor([[value]], device=device) for value in (text[-1], 0))
         scores = apply_processors(self.processors, logits[None, None], [text[:-1]], last, root)
-        place, forced = torch.tensor([[len(text)]], device=device), scores.isposinf()
-        if sampler.is_greedy and bool(forced.any()) and not bool(logits.isposinf().any()):
-            # a processor has made a token certain; where one samples, +inf is no number, as in transformers
-            token = sampler.sample(torch.zeros_like(scores).masked_fill(~forced, -torch.inf), place)
-        else:
-            token = sampler.sample(scores, place)
+        token = sampler.sample(scores, torch.tensor([[len(text)]], device=device))
         return int(token), scores[0, 0]
 
     def walk(
