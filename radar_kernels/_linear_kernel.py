@@ -1,0 +1,122 @@
+"""The kernels of `skinny_linear`: weights streamed through shared memory, and parts of a sum added up."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from radar_kernels._launch import gl, gluon_jit, hopper, jit, load_tile, tl
+
+__all__ = ["linear_kernel", "sum_kernel"]
+
+
+@gluon_jit
+def linear_kernel(
+    x, weight, bias, scale, output, rows, n,
+    K: gl.constexpr, ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    PARTS: gl.constexpr, SPLIT: gl.constexpr, NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr,
+    EARLY: gl.constexpr,
+):  # fmt: skip
+    """y^T = W x^T for BN of the N outputs and ROWS of the rows; each of the PARTS of K summed on its own, then added.
+
+    The copy engine fills a ring of STAGES tiles. Weights are nobody's output: the first of them are asked for before
+    the kernel in front has ended. They stand where a matrix product has its many rows, so that no tensor core works for
+    padding.
+    """
+    STEPS: gl.constexpr = (K + BK - 1) // BK
+    EACH: gl.constexpr = (STEPS + PARTS - 1) // PARTS
+    WARPS: gl.constexpr = gl.num_warps()
+    SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ROWS, 16])
+    row = gl.program_id(0) * ROWS
+    first = gl.program_id(1) * BN
+    begin = gl.program_id(2) * EACH
+    count = gl.minimum(EACH, STEPS - begin)
+    if not SPLIT:
+        count = STEPS
+    BYTES: gl.constexpr = (ROWS * x.dtype.primitive_bitwidth + BN * weight.dtype.primitive_bitwidth) * BK // 8
+    w_ring = gl.allocate_shared_memory(weight.dtype, [STAGES, BN, BK], weight.layout)
+    x_ring = gl.allocate_shared_memory(x.dtype, [STAGES, ROWS, BK], x.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], hopper.mbarrier.MBarrierLayout())
+    for early in gl.static_range(STAGES):
+        hopper.mbarrier.init(ready.index(early), count=1)
+    if PDL and EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    for early in gl.static_range(STAGES):
+        hopper.mbarrier.expect(ready.index(early), BYTES, pred=early < count)
+        load_tile(weight, [first, (begin + early) * BK], ready.index(early), w_ring.index(early), pred=early < count)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+    for early in gl.static_range(STAGES):
+        load_tile(x, [row, (begin + early) * BK], ready.index(early), x_ring.index(early), pred=early < count)
+
+    y = gl.zeros([BN, ROWS], gl.float32, SUM)
+    for part in range(0, 1 if SPLIT else PARTS):
+        start = part * EACH
+        stop = gl.minimum(start + EACH, count)
+        running = hopper.warpgroup_mma_init(gl.zeros([BN, ROWS], gl.float32, SUM))
+        for step in range(start, stop):
+            slot = step % STAGES
+            hopper.mbarrier.wait(ready.index(slot), (step // STAGES) & 1)
+            x_tile = x_ring.index(slot).permute((1, 0))
+            if NARROW:  # by way of registers; the step in front is in its products meanwhile
+                w_tile = w_ring.index(slot).load(gl.DotOperandLayout(0, SUM, 2)).to(x.dtype)
+                acc = hopper.warpgroup_mma_wait(0, deps=(running,))
+                running = hopper.warpgroup_mma(w_tile, x_tile, acc, is_async=True)
+            else:
+                running = hopper.warpgroup_mma(w_ring.index(slot), x_tile, running, is_async=True)
+                acc = hopper.warpgroup_mma_wait(1, deps=(running,))
+                running = hopper.warpgroup_mma_init(acc)
+            # the step in front is done with its tiles
+            ahead = step - 1 + STAGES
+            free = ahead % STAGES
+            more = (step > 0) & (ahead < count)
+            hopper.mbarrier.expect(ready.index(free), BYTES, pred=more)
+            load_tile(weight, [first, (begin + ahead) * BK], ready.index(free), w_ring.index(free), pred=more)
+            load_tile(x, [row, (begin + ahead) * BK], ready.index(free), x_ring.index(free), pred=more)
+        total = hopper.warpgroup_mma_wait(0, deps=(running,))
+        if PARTS == 1 or SPLIT:
+            y = total
+        else:
+            y = y + total
+
+    STORED: gl.constexpr = gl.BlockedLayout([8, 1], [BN // 8, 32 * 8 // BN], [1, WARPS], [0, 1])
+    OUTPUTS: gl.constexpr = gl.SliceLayout(1, STORED)
+    i = first + gl.arange(0, BN, OUTPUTS)
+    m = row + gl.arange(0, ROWS, gl.SliceLayout(0, STORED))
+    at = m[None, :].to(gl.int64) * n + i[:, None]
+    inside = (i < n)[:, None] & (m < rows)[None, :]
+    if SPLIT:
+        at += gl.program_id(2).to(gl.int64) * rows * n
+        gl.store(output + at, gl.convert_layout(y, STORED), mask=inside)
+    else:
+        if NARROW:
+            j = first + gl.arange(0, BN, gl.SliceLayout(1, SUM))
+            y = y * gl.load(scale + j, mask=j < n, other=0.0)[:, None]
+        if BIAS:
+            j = first + gl.arange(0, BN, gl.SliceLayout(1, SUM))
+            y = y + gl.load(bias + j, mask=j < n, other=0.0).to(gl.float32)[:, None]
+        gl.store(output + at, gl.convert_layout(y.to(output.dtype.element_ty), STORED), mask=inside)
+
+
+@jit
+def sum_kernel(
+    parts, bias, scale, output, size, n,
+    PARTS: tl.constexpr, NARROW: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """output = (parts[0] + parts[1] + ...) * scale + bias, in this order, as `linear_kernel` does by itself."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    if PDL and EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+    y = tl.zeros([BLOCK], tl.float32)
+    for part in tl.static_range(PARTS):
+        y += tl.load(parts + part * size + at, mask=inside, other=0.0)
+    if NARROW:
+        y *= tl.load(scale + at % n, mask=inside, other=0.0)
+    if BIAS:
+        y += tl.load(bias + at % n, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output + at, y.to(output.dtype.element_ty), mask=inside)
