@@ -1,10 +1,10 @@
-"""The kernels of `skinny_linear`: weights streamed through shared memory, and parts of a sum added up."""
+"""The kernels of `skinny_linear`: weights streamed through shared memory, parts of a sum added up, and a plain one."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from radar_kernels._launch import gl, gluon_jit, hopper, jit, load_tile, tl
 
-__all__ = ["linear_kernel", "sum_kernel"]
+__all__ = ["linear_kernel", "plain_kernel", "sum_kernel"]
 
 
 @gluon_jit
@@ -12,7 +12,6 @@ def linear_kernel(
     x, weight, bias, scale, output, rows, n,
     K: gl.constexpr, ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
     PARTS: gl.constexpr, SPLIT: gl.constexpr, NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr,
-    EARLY: gl.constexpr,
 ):  # fmt: skip
     """y^T = W x^T for BN of the N outputs and ROWS of the rows; each of the PARTS of K summed on its own, then added.
 
@@ -36,15 +35,12 @@ def linear_kernel(
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], hopper.mbarrier.MBarrierLayout())
     for early in gl.static_range(STAGES):
         hopper.mbarrier.init(ready.index(early), count=1)
-    if PDL and EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         hopper.mbarrier.expect(ready.index(early), BYTES, pred=early < count)
         load_tile(weight, [first, (begin + early) * BK], ready.index(early), w_ring.index(early), pred=early < count)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        if not EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         load_tile(x, [row, (begin + early) * BK], ready.index(early), x_ring.index(early), pred=early < count)
 
@@ -101,17 +97,13 @@ def linear_kernel(
 def sum_kernel(
     parts, bias, scale, output, size, n,
     PARTS: tl.constexpr, NARROW: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """output = (parts[0] + parts[1] + ...) * scale + bias, in this order, as `linear_kernel` does by itself."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    if PDL and EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
     if PDL:
         tl.extra.cuda.gdc_wait()
-        if not EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
     y = tl.zeros([BLOCK], tl.float32)
     for part in tl.static_range(PARTS):
         y += tl.load(parts + part * size + at, mask=inside, other=0.0)
@@ -120,3 +112,41 @@ def sum_kernel(
     if BIAS:
         y += tl.load(bias + at % n, mask=inside, other=0.0).to(tl.float32)
     tl.store(output + at, y.to(output.dtype.element_ty), mask=inside)
+
+
+@jit
+def plain_kernel(
+    x, weight, bias, scale, output, x_m, rows, n,
+    K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    NARROW: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """y^T = W x^T for BN of the N outputs and ROWS of the rows, from the first column to the last, in Triton alone."""
+    first = tl.program_id(1) * BN  # programs of the same weights follow one another
+    i = tl.arange(0, BN)
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, BK)
+    weight += first.to(tl.int64) * K  # int64: weights can hold more than 2**31 elements
+    last = n - 1 - first
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    # outputs behind the last one are computed from its weights and not stored
+    w_at = tl.minimum(i, last)[:, None] * K + k[None, :]
+    x_at = m[None, :] * x_m + k[:, None]
+    real = (m < rows)[None, :]
+    y = tl.zeros([BN, ROWS], tl.float32)
+    for step in tl.range(0, (K + BK - 1) // BK, num_stages=STAGES):
+        if K % BK == 0:
+            w = tl.load(weight + step * BK + w_at)
+            x_t = tl.load(x + step * BK + x_at, mask=real, other=0.0)
+        else:  # both, because 0 * NaN = NaN
+            inside = k < K - step * BK
+            w = tl.load(weight + step * BK + w_at, mask=inside[None, :], other=0.0)
+            x_t = tl.load(x + step * BK + x_at, mask=real & inside[:, None], other=0.0)
+        y = tl.dot(w.to(x_t.dtype), x_t, y)
+    if NARROW:
+        y *= tl.load(scale + first + tl.minimum(i, last))[:, None]
+    if BIAS:
+        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[:, None]
+    at = m[None, :] * n + (first + i)[:, None]
+    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[:, None])

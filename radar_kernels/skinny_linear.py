@@ -16,18 +16,19 @@ from radar_kernels._launch import (
     gl,
     next_power_of_2,
 )
-from radar_kernels._linear_kernel import linear_kernel, sum_kernel
+from radar_kernels._linear_kernel import linear_kernel, plain_kernel, sum_kernel
 
 __all__ = ["quantize_rows", "skinny_linear"]
 
 MOST_ROWS = 256
 FEW_ROWS = 16
 SUMMED = 1024  # results of a program that adds up parts
+STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class Blocks(NamedTuple):
-    """How the work is cut. `parts` decides the order of the sums, so it is never a function of the rows."""
+    """How the work is cut. `depth` and `parts` decide the order of the sums, so rows have no part in them."""
 
     outputs: int  # of a program
     depth: int  # columns of a tile
@@ -36,18 +37,22 @@ class Blocks(NamedTuple):
     parts: int = 1  # of the columns, each summed by programs of its own, or by one program if the rows are few
     few_outputs: int = 0  # of a program then; 0: as many
     rows: int = 128  # of a program, at the most
-    early: bool = True  # lets the next kernel start before the one in front has ended
 
 
 def choose_blocks(*, n: int, k: int, narrow: bool) -> Blocks:
-    """By what an H200 was fastest with."""
+    """For `linear_kernel`, by what an H200 was fastest with."""
     if n >= 24576:
-        return Blocks(128, 128 if narrow else 64, 4, 115_000)  # two programs a multiprocessor
-    return Blocks(64, 128, 4, 225_000)  # one, with all of its shared memory in flight
+        return Blocks(128, 128 if narrow else 64, 4, 110_000)  # two programs a multiprocessor
+    return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight
+
+
+def plain_blocks(*, n: int) -> Blocks:
+    """For `plain_kernel`: the fastest of those in bench/results/kernels/tune_skinny_linear_h200.json."""
+    return Blocks(128, 64, 4, 110_000, rows=64) if n >= 24576 else Blocks(64, 128, 4, 220_000, rows=64)
 
 
 class Launches(NamedTuple):
-    """How a product runs: `linear_kernel` and, where programs share sums, `sum_kernel` behind it."""
+    """How a product runs: in one kernel or, where programs share sums, with `sum_kernel` behind it."""
 
     linear: Plan
     sum: Plan | None
@@ -58,31 +63,31 @@ def skinny_plan(
     *, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int, narrow: bool = False
 ) -> Launches | None:
     """None where the reference runs, as on all that is not Hopper: nothing was measured there."""
-    if arch != 90 or not HAS_GLUON or not 1 <= rows <= MOST_ROWS or k % 16:
+    if arch not in (0, 90) or not 1 <= rows <= MOST_ROWS or k % 16 or dtype not in (torch.float16, torch.bfloat16):
         return None
-    if dtype not in (torch.float16, torch.bfloat16):
-        return None
-    blocks = choose_blocks(n=n, k=k, narrow=narrow)
-    outputs = blocks.outputs
+    streamed = STREAMED and arch == 90
+    blocks = choose_blocks(n=n, k=k, narrow=narrow) if streamed else plain_blocks(n=n)
+    few = rows <= FEW_ROWS
+    outputs = blocks.few_outputs if few and blocks.few_outputs else blocks.outputs
     pad = min(max(16, next_power_of_2(rows)), blocks.rows)
-    parts = blocks.parts
-    split = parts > 1 and rows > FEW_ROWS
-    if rows <= FEW_ROWS and blocks.few_outputs:
-        outputs = blocks.few_outputs
     steps = -(-k // blocks.depth)
-    each = -(-steps // parts)
+    each = -(-steps // blocks.parts)
     parts = -(-steps // each)  # none is empty
+    split = parts > 1 and not few
     stage = (outputs * (1 if narrow else 2) + pad * 2) * blocks.depth
+    common = {"NARROW": narrow, "BIAS": bias, "PDL": arch >= 90}
+    constants = {"K": k, "ROWS": pad, "BN": outputs, "BK": blocks.depth, **common}
+    options: dict[str, Any] = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
+    grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, blocks.depth)
+    if not streamed:
+        stages = max(2, min(8, blocks.shared // stage))
+        plan = Plan(grid, {"STAGES": stages} | constants, {"num_warps": blocks.warps, "num_stages": stages} | options)
+        return Launches(plan, None, box)
     stages = max(2, min(16, blocks.shared // stage, each if split else steps))
-    common = {"PARTS": parts, "NARROW": narrow, "BIAS": bias, "PDL": True, "EARLY": blocks.early}
-    options = {"launch_pdl": True, "enable_fp_fusion": False}
-    linear = Plan(
-        grid=(-(-rows // pad), -(-n // outputs), parts if split else 1),
-        constants={"K": k, "ROWS": pad, "BN": outputs, "BK": blocks.depth, "STAGES": stages, "SPLIT": split} | common,
-        options={"num_warps": blocks.warps} | options,
-    )
-    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED} | common, {"num_warps": 4} | options)
-    return Launches(linear, add if split else None, (outputs, pad, blocks.depth))
+    constants |= {"PARTS": parts, "SPLIT": split, "STAGES": stages}
+    linear = Plan((*grid, parts if split else 1), constants, {"num_warps": blocks.warps} | options)
+    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED, "PARTS": parts} | common, {"num_warps": 4} | options)
+    return Launches(linear, add if split else None, box)
 
 
 def tile(tensor: Tensor, lines: int, columns: int) -> Any:
@@ -101,10 +106,13 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:
         return reference.skinny_linear(x, weight, bias, scale)
     x_rows = x.reshape(rows, k)
-    if x_rows.stride(1) != 1 or x_rows.stride(0) % 8 or x_rows.data_ptr() % 16:
-        x_rows = x_rows.contiguous() if x_rows.data_ptr() % 16 == 0 else x_rows.clone()
+    if x_rows.stride(1) != 1 or x_rows.stride(0) % 8 or x_rows.stride(0) * rows >= 2**31 or x_rows.data_ptr() % 16:
+        x_rows = x_rows.clone(memory_format=torch.contiguous_format)
     output = x.new_empty(*x.shape[:-1], n)
     addends = (x if bias is None else bias.contiguous(), x if scale is None else scale.contiguous())
+    if "PARTS" not in plan.linear.constants:
+        plan.linear.launch(plain_kernel, x_rows, weight, *addends, output, x_rows.stride(0), rows, n)
+        return output
     outputs, pad, depth = plan.box
     tiles = tile(x_rows, pad, depth), tile(weight, outputs, depth)
     if plan.sum is None:
