@@ -78,10 +78,9 @@ def linear_kernel(
     OUTPUTS: gl.constexpr = gl.SliceLayout(1, STORED)
     i = first + gl.arange(0, BN, OUTPUTS)
     m = row + gl.arange(0, ROWS, gl.SliceLayout(0, STORED))
-    at = m[None, :].to(gl.int64) * n + i[:, None]
+    at = (gl.program_id(2) * rows + m)[None, :].to(gl.int64) * n + i[:, None]
     inside = (i < n)[:, None] & (m < rows)[None, :]
     if SPLIT:
-        at += gl.program_id(2).to(gl.int64) * rows * n
         gl.store(output + at, gl.convert_layout(y, STORED), mask=inside)
     else:
         if NARROW:

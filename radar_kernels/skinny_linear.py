@@ -92,7 +92,8 @@ def skinny_plan(
 
 def tile(tensor: Tensor, lines: int, columns: int) -> Any:
     """The rows and columns of [M, K] that the copy engine fetches at once; zero beyond the last."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * tensor.element_size(), rank=2)
+    size = tensor.element_size()
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=min(128, columns * size), element_bitwidth=8 * size, rank=2)
     return TensorDescriptor.from_tensor(tensor, [lines, columns], layout)
 
 
