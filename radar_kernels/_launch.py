@@ -24,7 +24,7 @@ class _Missing:
         return self
 
     def __call__(self, function: Any = None, *_: Any, **__: Any) -> Any:
-        return function
+        return self if function is None else function
 
 
 try:

@@ -7,11 +7,11 @@ from radar_kernels._launch import gl, gluon_jit, hopper, jit, load_tile, tl
 __all__ = ["linear_kernel", "plain_kernel", "sum_kernel"]
 
 
-@gluon_jit
+@gluon_jit(do_not_specialize=["rows", "steps"])
 def linear_kernel(
-    x, weight, bias, scale, output, rows, n,
-    K: gl.constexpr, ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
-    PARTS: gl.constexpr, SPLIT: gl.constexpr, NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr,
+    x, weight, bias, scale, output, rows, n, steps,
+    ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    SPLIT: gl.constexpr, NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """y^T = W x^T for BN of the N outputs and ROWS of the rows; each of the PARTS of K summed on its own, then added.
 
@@ -19,35 +19,37 @@ def linear_kernel(
     the kernel in front has ended. They stand where a matrix product has its many rows, so that no tensor core works for
     padding.
     """
-    STEPS: gl.constexpr = (K + BK - 1) // BK
-    EACH: gl.constexpr = (STEPS + PARTS - 1) // PARTS
     WARPS: gl.constexpr = gl.num_warps()
     SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ROWS, 16])
     row = gl.program_id(0) * ROWS
     first = gl.program_id(1) * BN
-    begin = gl.program_id(2) * EACH
-    count = gl.minimum(EACH, STEPS - begin)
-    if not SPLIT:
-        count = STEPS
+    each = (steps + PARTS - 1) // PARTS  # tiles of a part
+    begin = gl.program_id(2) * each
+    count = steps
+    if SPLIT:
+        count = gl.minimum(each, steps - begin)
     BYTES: gl.constexpr = (ROWS * x.dtype.primitive_bitwidth + BN * weight.dtype.primitive_bitwidth) * BK // 8
     w_ring = gl.allocate_shared_memory(weight.dtype, [STAGES, BN, BK], weight.layout)
     x_ring = gl.allocate_shared_memory(x.dtype, [STAGES, ROWS, BK], x.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], hopper.mbarrier.MBarrierLayout())
     for early in gl.static_range(STAGES):
         hopper.mbarrier.init(ready.index(early), count=1)
+    if PDL and EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         hopper.mbarrier.expect(ready.index(early), BYTES, pred=early < count)
         load_tile(weight, [first, (begin + early) * BK], ready.index(early), w_ring.index(early), pred=early < count)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         load_tile(x, [row, (begin + early) * BK], ready.index(early), x_ring.index(early), pred=early < count)
 
     y = gl.zeros([BN, ROWS], gl.float32, SUM)
     for part in range(0, 1 if SPLIT else PARTS):
-        start = part * EACH
-        stop = gl.minimum(start + EACH, count)
+        start = part * each
+        stop = gl.minimum(start + each, count)
         running = hopper.warpgroup_mma_init(gl.zeros([BN, ROWS], gl.float32, SUM))
         for step in range(start, stop):
             slot = step % STAGES
@@ -69,10 +71,7 @@ def linear_kernel(
             load_tile(weight, [first, (begin + ahead) * BK], ready.index(free), w_ring.index(free), pred=more)
             load_tile(x, [row, (begin + ahead) * BK], ready.index(free), x_ring.index(free), pred=more)
         total = hopper.warpgroup_mma_wait(0, deps=(running,))
-        if PARTS == 1 or SPLIT:
-            y = total
-        else:
-            y = y + total
+        y = total if PARTS == 1 or SPLIT else y + total
 
     STORED: gl.constexpr = gl.BlockedLayout([8, 1], [BN // 8, 32 * 8 // BN], [1, WARPS], [0, 1])
     OUTPUTS: gl.constexpr = gl.SliceLayout(1, STORED)
@@ -96,13 +95,17 @@ def linear_kernel(
 def sum_kernel(
     parts, bias, scale, output, size, n,
     PARTS: tl.constexpr, NARROW: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """output = (parts[0] + parts[1] + ...) * scale + bias, in this order, as `linear_kernel` does by itself."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
     y = tl.zeros([BLOCK], tl.float32)
     for part in tl.static_range(PARTS):
         y += tl.load(parts + part * size + at, mask=inside, other=0.0)

@@ -24,6 +24,9 @@ MOST_ROWS = 256
 FEW_ROWS = 16
 SUMMED = 1024  # results of a program that adds up parts
 STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
+# True: the next kernel may start before the one in front of a product has ended, and take over the multiprocessors that
+# are done. Not for a next kernel that reads, ahead of its wait, what older ones wrote, as Inductor's do.
+EARLY = False
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
@@ -76,17 +79,16 @@ def skinny_plan(
     split = parts > 1 and not few
     stage = (outputs * (1 if narrow else 2) + pad * 2) * blocks.depth
     common = {"NARROW": narrow, "BIAS": bias, "PDL": arch >= 90}
-    constants = {"K": k, "ROWS": pad, "BN": outputs, "BK": blocks.depth, **common}
+    constants = {"ROWS": pad, "BN": outputs, "BK": blocks.depth, **common}
     options: dict[str, Any] = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
     grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, blocks.depth)
+    stages = max(2, min(24 if streamed else 8, blocks.shared // stage))
+    constants["STAGES"], warps = stages, {"num_warps": blocks.warps}
     if not streamed:
-        stages = max(2, min(8, blocks.shared // stage))
-        plan = Plan(grid, {"STAGES": stages} | constants, {"num_warps": blocks.warps, "num_stages": stages} | options)
-        return Launches(plan, None, box)
-    stages = max(2, min(16, blocks.shared // stage, each if split else steps))
-    constants |= {"PARTS": parts, "SPLIT": split, "STAGES": stages}
-    linear = Plan((*grid, parts if split else 1), constants, {"num_warps": blocks.warps} | options)
-    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED, "PARTS": parts} | common, {"num_warps": 4} | options)
+        return Launches(Plan(grid, {"K": k} | constants, warps | {"num_stages": stages} | options), None, box)
+    shared = {"PARTS": parts, "EARLY": EARLY}
+    linear = Plan((*grid, parts if split else 1), {"SPLIT": split} | shared | constants, warps | options)
+    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED} | shared | common, {"num_warps": 4} | options)
     return Launches(linear, add if split else None, box)
 
 
@@ -115,12 +117,12 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
         plan.linear.launch(plain_kernel, x_rows, weight, *addends, output, x_rows.stride(0), rows, n)
         return output
     outputs, pad, depth = plan.box
-    tiles = tile(x_rows, pad, depth), tile(weight, outputs, depth)
+    tiles, steps = (tile(x_rows, pad, depth), tile(weight, outputs, depth)), -(-k // depth)
     if plan.sum is None:
-        plan.linear.launch(linear_kernel, *tiles, *addends, output, rows, n)
+        plan.linear.launch(linear_kernel, *tiles, *addends, output, rows, n, steps)
         return output
     parts = x.new_empty(plan.linear.grid[2], rows, n, dtype=torch.float32)
-    plan.linear.launch(linear_kernel, *tiles, *addends, parts, rows, n)
+    plan.linear.launch(linear_kernel, *tiles, *addends, parts, rows, n, steps)
     plan.sum.launch(sum_kernel, parts, *addends, output, rows * n, n)
     return output
 

@@ -5,6 +5,7 @@ waited for its barrier; a product reads its operands when somebody waits for it.
 early, a barrier that counts wrongly and an input that is read before the kernel in front has ended are seen.
 """
 
+import itertools
 import math
 import types
 from types import SimpleNamespace
@@ -73,9 +74,9 @@ class Machine:
             mbarrier=mbarrier, warpgroup_mma=self.multiply, warpgroup_mma_wait=self.finish,
             warpgroup_mma_init=lambda y: y,
         )  # fmt: skip
-        layouts = {name: nothing for name in ("NVMMADistributedLayout", "BlockedLayout", "SliceLayout")}
+        names = ("NVMMADistributedLayout", "BlockedLayout", "SliceLayout", "DotOperandLayout")
         gl = SimpleNamespace(
-            **layouts, DotOperandLayout=nothing, num_warps=lambda: self.warps, program_id=lambda axis: self.program[axis],
+            **dict.fromkeys(names, nothing), num_warps=lambda: self.warps, program_id=lambda axis: self.program[axis],
             minimum=min, static_range=range, float32=torch.float32, int64=torch.int64, load=self.load, store=self.store,
             zeros=lambda shape, dtype, layout: register(torch.zeros(shape, dtype=dtype)),
             arange=lambda first, last, layout: register(torch.arange(first, last)),
@@ -122,7 +123,7 @@ class Machine:
             data[: part.shape[0], : part.shape[1]] = part
             barrier.bytes -= math.prod(data.shape) * data.element_size()
         barrier.under_way = []
-        assert barrier.missing == 0 and barrier.bytes == 0, "nobody will ever pass this barrier"
+        assert (barrier.missing, barrier.bytes) == (0, 0), "nobody will ever pass this barrier"
         barrier.phase, barrier.missing = barrier.phase + 1, barrier.count
 
     def multiply(self, a, b, y, *, is_async):
@@ -159,8 +160,7 @@ def poison(tensor: torch.Tensor) -> torch.Tensor:
 def emulate(plan, kernel, *arguments) -> None:
     """In place of `Plan.launch`. Descriptors and vectors behind the first argument are nobody's output (weights)."""
     weights = {id(one.base) for one in arguments[1:] if hasattr(one, "base")}
-    sizes = (*plan.grid, 1, 1)[:3]
-    for program in ((i, j, l) for l in range(sizes[2]) for j in range(sizes[1]) for i in range(sizes[0])):
+    for program in itertools.product(*map(range, plan.grid)):
         machine = Machine(program, plan.options["num_warps"], weights)
         values = []
         for one in arguments:
