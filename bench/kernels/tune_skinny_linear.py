@@ -107,8 +107,8 @@ def cases() -> list[Case]:
     cublas, found = {"cuBLAS": put(LINEAR=F.linear)}, []
     for name, (n, k) in (SHAPES | HEAD).items():
         variants = {label: table(b, b) for label, b in (WIDE if n >= 24576 else NARROW).items()}
-        for rows in (1, 10, 17) if name in HEAD else (1, 10, 60, 128):
-            found.append(case(name, [(n, k)], rows, cublas | variants))
+        counts = (1, 10, 17) if name in HEAD else (1, 10, 60, 128)
+        found += [case(name, [(n, k)], rows, cublas | variants) for rows in counts]
     variants = {label: table(b, b) for label, b in EIGHT.items()}
     for name, size in (SHAPES | HEAD).items():
         if name not in ("qkv", "lm_head"):  # the head's
