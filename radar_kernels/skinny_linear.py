@@ -109,7 +109,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:
         return reference.skinny_linear(x, weight, bias, scale)
     x_rows = x.reshape(rows, k)
-    if x_rows.stride(1) != 1 or x_rows.stride(0) % 8 or x_rows.stride(0) * rows >= 2**31 or x_rows.data_ptr() % 16:
+    x_m = x_rows.stride(0)
+    if x_rows.stride(1) != 1 or x_m < k or x_m % 8 or x_m * rows >= 2**31 or x_rows.data_ptr() % 16:
         x_rows = x_rows.clone(memory_format=torch.contiguous_format)
     output = x.new_empty(*x.shape[:-1], n)
     addends = (x if bias is None else bias.contiguous(), x if scale is None else scale.contiguous())
