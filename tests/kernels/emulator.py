@@ -65,6 +65,7 @@ class Machine:
 
     def __init__(self, program: tuple[int, ...], warps: int, own: set[int]) -> None:
         self.program, self.warps, self.own, self.alone = program, warps, own, False
+        self.barriers: list[Barrier] = []
         self.products: list[list] = []  # accumulators and their operands, in the order they were asked for
 
     def namespace(self):
@@ -91,7 +92,8 @@ class Machine:
 
     def allocate(self, dtype, shape, layout):
         if dtype == torch.int64:
-            return Tile([Barrier() for _ in range(shape[0])])
+            self.barriers = [Barrier() for _ in range(shape[0])]
+            return Tile(self.barriers)
         kind = dtype.torch
         return Tile(poison(torch.empty(shape, dtype=kind)))
 
@@ -174,3 +176,4 @@ def emulate(plan, kernel, *arguments) -> None:
         run = types.FunctionType(kernel.fn.__code__, machine.namespace() | {"__builtins__": __builtins__})
         run(*values, **plan.constants)
         assert not machine.products, "a product was not waited for"
+        assert not any(barrier.under_way for barrier in machine.barriers), "what was fetched was not waited for"
