@@ -8,7 +8,7 @@ from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
-from radar_kernels.skinny_linear import skinny_linear
+from radar_kernels.skinny_linear import quantize_rows, skinny_linear
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
@@ -27,6 +27,7 @@ __all__ = [
     "keep_rows",
     "lstm_step",
     "mark_seen",
+    "quantize_rows",
     "sample_tokens",
     "select_nodes",
     "skinny_linear",

@@ -24,7 +24,7 @@ class _Missing:
         return self
 
     def __call__(self, function: Any = None, *_: Any, **__: Any) -> Any:
-        return function
+        return self if function is None else function
 
 
 try:
@@ -33,6 +33,17 @@ try:
 except ImportError:
     triton = None
     tl = _Missing()
+try:  # Gluon is young: a Triton whose Gluon has other names does without the kernels written in it
+    from triton.experimental.gluon import jit as gluon_jit
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia import hopper
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    load_tile = getattr(hopper.tma, "async_load", None) or hopper.tma.async_copy_global_to_shared
+    HAS_GLUON = True
+except (ImportError, AttributeError):
+    gluon_jit = gl = hopper = TensorDescriptor = load_tile = _Missing()
+    HAS_GLUON = False
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
 

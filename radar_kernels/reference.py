@@ -14,6 +14,7 @@ __all__ = [
     "TopkConfidence",
     "keep_rows",
     "lstm_step",
+    "skinny_linear",
     "store_rows",
     "topk_confidence",
     "tree_attention",
@@ -156,3 +157,11 @@ def keep_rows(key_cache: Tensor, value_cache: Tensor, length: Tensor, path: Tens
     source, target = (index[None, :, None, :, None].expand(shape) for index in (source, target))
     for cache in (key_cache, value_cache):
         cache.scatter_(3, target, cache.gather(3, source))  # gather copies first, so overlaps are safe
+
+
+def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """F.linear; with `scale` the 8-bit weight's rows are multiplied by it in float32; see `radar_kernels`."""
+    if scale is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    y = torch.nn.functional.linear(x.float(), weight.float()) * scale
+    return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -1,141 +1,174 @@
-"""A linear layer of a few rows: reading its weights, by a kernel that starts while the one in front of it ends."""
+"""A linear layer of few rows: reading its weights, by kernels that start while the one in front of them ends."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
+from radar_kernels import reference
+from radar_kernels._launch import (
+    HAS_GLUON,
+    Backend,
+    Plan,
+    TensorDescriptor,
+    architecture,
+    choose_backend,
+    gl,
+    next_power_of_2,
+)
+from radar_kernels._linear_kernel import linear_kernel, plain_kernel, sum_kernel
 
-__all__ = ["skinny_linear"]
+__all__ = ["quantize_rows", "skinny_linear"]
 
-MOST_ROWS = 64
-FEW_ROWS = 16  # with more, cuBLAS reads the weights of one layer faster
-MANY_OUTPUTS = 65536  # but not those of an output layer
-
-
-@jit
-def linear_kernel(
-    x, weight, bias, output, x_m, rows, n,
-    K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, BIAS: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """y^T = W x^T + b for BN of the N outputs and all rows, summed in float32 from the first column to the last.
-
-    The weights stand where a matrix product has its many rows, so that no tensor core works for padding.
-    """
-    first = tl.program_id(0) * BN
-    i = tl.arange(0, BN)
-    m = tl.arange(0, ROWS)
-    k = tl.arange(0, BK)
-    weight += first.to(tl.int64) * K  # int64: weights can hold more than 2**31 elements
-    last = n - 1 - first
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    # outputs behind the last one are computed from its weights and not stored
-    w_at = tl.minimum(i, last)[:, None] * K + k[None, :]
-    x_at = m[None, :] * x_m + k[:, None]
-    real = (m < rows)[None, :]
-    y = tl.zeros([BN, ROWS], tl.float32)
-    for step in tl.range(0, (K + BK - 1) // BK, num_stages=STAGES):
-        if K % BK == 0:
-            w = tl.load(weight + step * BK + w_at)
-            x_t = tl.load(x + step * BK + x_at, mask=real, other=0.0)
-        else:  # both, because 0 * NaN = NaN
-            inside = k < K - step * BK
-            w = tl.load(weight + step * BK + w_at, mask=inside[None, :], other=0.0)
-            x_t = tl.load(x + step * BK + x_at, mask=real & inside[:, None], other=0.0)
-        y = tl.dot(w, x_t, y)
-    if BIAS:
-        y += tl.load(bias + first + tl.minimum(i, last)).to(tl.float32)[:, None]
-    at = m[None, :] * n + (first + i)[:, None]
-    tl.store(output + at, y.to(output.dtype.element_ty), mask=real & (i <= last)[:, None])
+MOST_ROWS = 256
+FEW_ROWS = 16
+SUMMED = 1024  # results of a program that adds up parts
+STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
+# True: the next kernel may start before the one in front of a product has ended, and take over the multiprocessors that
+# are done. Not for a next kernel that reads, ahead of its wait, what older ones wrote, as Inductor's do.
+EARLY = False
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class Blocks(NamedTuple):
-    """Block sizes of `linear_kernel`. Never a function of the rows: they decide the order of the sums."""
+    """How the work is cut. `depth` and `parts` decide the order of the sums, so rows have no part in them."""
 
     outputs: int  # of a program
-    depth: int  # columns of a step
+    depth: int  # columns of a tile
     warps: int
-    shared: int  # bytes of shared memory that a program may fill with steps in flight
+    shared: int  # bytes of shared memory that the tiles of a program may fill
+    parts: int = 1  # of the columns, each summed by programs of its own, or by one program if the rows are few
+    few_outputs: int = 0  # of a program then; 0: as many
+    rows: int = 128  # of a program, at the most
 
 
-def choose_blocks(*, n: int) -> Blocks:
-    """The fastest on an H200 of those in bench/results/kernels/tune_skinny_linear_h200.json."""
+def choose_blocks(*, n: int, k: int, narrow: bool) -> Blocks:
+    """For `linear_kernel`, by what an H200 was fastest with."""
     if n >= 24576:
-        return Blocks(128, 64, 4, 110_000)  # two programs a multiprocessor
+        return Blocks(128, 128 if narrow else 64, 4, 110_000)  # two programs a multiprocessor
     return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight
 
 
-def skinny_plan(*, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int) -> Plan | None:
-    """How `linear_kernel` runs; None where F.linear does, as on all that is not Hopper: nothing was measured there."""
+def plain_blocks(*, n: int) -> Blocks:
+    """For `plain_kernel`: the fastest of those in bench/results/kernels/tune_skinny_linear_h200.json."""
+    return Blocks(128, 64, 4, 110_000, rows=64) if n >= 24576 else Blocks(64, 128, 4, 220_000, rows=64)
+
+
+class Launches(NamedTuple):
+    """How a product runs: in one kernel or, where programs share sums, with `sum_kernel` behind it."""
+
+    linear: Plan
+    sum: Plan | None
+    box: tuple[int, int, int]  # outputs, rows and columns of the tiles that the copy engine fetches
+
+
+def skinny_plan(
+    *, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int, narrow: bool = False
+) -> Launches | None:
+    """None where the reference runs, as on all that is not Hopper: nothing was measured there."""
     if arch not in (0, 90) or not 1 <= rows <= MOST_ROWS or k % 16 or dtype not in (torch.float16, torch.bfloat16):
         return None
-    if rows > FEW_ROWS and n < MANY_OUTPUTS:
-        return None
-    outputs, depth, warps, shared = choose_blocks(n=n)
-    pad = max(16, next_power_of_2(rows))
-    stages = max(2, min(8, shared // ((outputs + pad) * depth * 2)))
-    return Plan(
-        grid=(-(-n // outputs),),
-        constants={
-            "K": k, "ROWS": pad, "BN": outputs, "BK": depth, "STAGES": stages, "BIAS": bias, "PDL": arch >= 90,
-        },
-        options={"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if arch >= 90 else {}),
-    )  # fmt: skip
+    streamed = STREAMED and arch == 90
+    blocks = choose_blocks(n=n, k=k, narrow=narrow) if streamed else plain_blocks(n=n)
+    few = rows <= FEW_ROWS
+    outputs = blocks.few_outputs if few and blocks.few_outputs else blocks.outputs
+    pad = min(max(16, next_power_of_2(rows)), blocks.rows)
+    steps = -(-k // blocks.depth)
+    each = -(-steps // blocks.parts)
+    parts = -(-steps // each)  # none is empty
+    split = parts > 1 and not few
+    stage = (outputs * (1 if narrow else 2) + pad * 2) * blocks.depth
+    common = {"NARROW": narrow, "BIAS": bias, "PDL": arch >= 90}
+    constants = {"ROWS": pad, "BN": outputs, "BK": blocks.depth, **common}
+    options: dict[str, Any] = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
+    grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, blocks.depth)
+    stages = max(2, min(24 if streamed else 8, blocks.shared // stage))
+    constants["STAGES"], warps = stages, {"num_warps": blocks.warps}
+    if not streamed:
+        return Launches(Plan(grid, {"K": k} | constants, warps | {"num_stages": stages} | options), None, box)
+    shared = {"PARTS": parts, "EARLY": EARLY}
+    linear = Plan((*grid, parts if split else 1), {"SPLIT": split} | shared | constants, warps | options)
+    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED} | shared | common, {"num_warps": 4} | options)
+    return Launches(linear, add if split else None, box)
+
+
+def tile(tensor: Tensor, lines: int, columns: int) -> Any:
+    """The rows and columns of [M, K] that the copy engine fetches at once; zero beyond the last."""
+    size = tensor.element_size()
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=min(128, columns * size), element_bitwidth=8 * size, rank=2)
+    return TensorDescriptor.from_tensor(tensor, [lines, columns], layout)
 
 
 @torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     # an opaque op, so that torch.compile keeps the graph whole and the launches as they are
     n, k = weight.shape
     rows = x.numel() // k
-    plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, bias=bias is not None, arch=architecture(x.device))
+    how = {"bias": bias is not None, "narrow": scale is not None, "arch": architecture(x.device)}
+    plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, **how)
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:
-        return F.linear(x, weight, bias)
+        return reference.skinny_linear(x, weight, bias, scale)
     x_rows = x.reshape(rows, k)
-    if x_rows.stride(1) != 1 or rows * x_rows.stride(0) >= 2**31:
-        x_rows = x_rows.contiguous()
+    x_m = x_rows.stride(0)
+    if x_rows.stride(1) != 1 or x_m < k or x_m % 8 or x_m * rows >= 2**31 or x_rows.data_ptr() % 16:
+        x_rows = x_rows.clone(memory_format=torch.contiguous_format)
     output = x.new_empty(*x.shape[:-1], n)
-    addend = weight if bias is None else bias.contiguous()
-    plan.launch(linear_kernel, x_rows, weight, addend, output, x_rows.stride(0), rows, n)
+    addends = (x if bias is None else bias.contiguous(), x if scale is None else scale.contiguous())
+    if "PARTS" not in plan.linear.constants:
+        plan.linear.launch(plain_kernel, x_rows, weight, *addends, output, x_rows.stride(0), rows, n)
+        return output
+    outputs, pad, depth = plan.box
+    tiles, steps = (tile(x_rows, pad, depth), tile(weight, outputs, depth)), -(-k // depth)
+    if plan.sum is None:
+        plan.linear.launch(linear_kernel, *tiles, *addends, output, rows, n, steps)
+        return output
+    parts = x.new_empty(plan.linear.grid[2], rows, n, dtype=torch.float32)
+    plan.linear.launch(linear_kernel, *tiles, *addends, parts, rows, n, steps)
+    plan.sum.launch(sum_kernel, parts, *addends, output, rows * n, n)
     return output
 
 
 @_launch.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
     def fail(message: str) -> None:
         raise ValueError(f"skinny_linear: {message}")
 
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         fail(f"x must be [..., K] and weight [N, K], got {tuple(x.shape)} and {tuple(weight.shape)}")
-    if not x.dtype.is_floating_point or weight.dtype != x.dtype:
+    if scale is None and (not x.dtype.is_floating_point or weight.dtype != x.dtype):
         fail(f"x and weight must share one float dtype, got {x.dtype} and {weight.dtype}")
+    if scale is not None and (not x.dtype.is_floating_point or weight.dtype not in LARGEST):
+        fail(f"with scale, x must be floating and weight int8 or float8_e4m3fn, got {x.dtype} and {weight.dtype}")
+    if scale is not None and (scale.shape != weight.shape[:1] or scale.dtype != torch.float32):
+        fail(f"scale must be torch.float32 [{weight.shape[0]}], got {scale.dtype} {tuple(scale.shape)}")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
         fail(f"bias must be {x.dtype} [{weight.shape[0]}], got {bias.dtype} {tuple(bias.shape)}")
 
 
-def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: Backend | None = None) -> Tensor:
-    """F.linear for the few rows of a token, a draft call or an output layer, without gaps between kernels.
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """F.linear for up to 256 rows, whose results do not depend on one another, without gaps between kernels.
 
-    cuBLAS takes no part in programmatic dependent launch, and splits long sums over two kernels; one kernel that starts
-    while the one in front of it ends is 7 % faster over a layer of 1 to 16 rows (bench/NOTES.md). Up to 16 rows a row's
-    result is the same, bit for bit, whatever their number. Everything else, and other cards, go to F.linear. No
-    gradients.
+    On Hopper a row's result is the same, bit for bit, whatever the number of rows: columns are summed in one order that
+    N and K alone decide. cuBLAS promises nothing of the kind and takes no part in programmatic dependent launch, where
+    these kernels fetch their first weights while the kernel in front of them ends. So that one must not write the
+    weights. Other cards, more rows and other dtypes go to F.linear. No gradients.
 
     Args:
         x: [..., K], float16 or bfloat16 for the kernel; any strides, copied unless each row is contiguous.
-        weight: [N, K], dtype of `x`.
+        weight: [N, K], dtype of `x`; with `scale` int8 or float8_e4m3fn.
         bias: [N], dtype of `x`; None for none.
+        scale: [N] float32 that the rows of an 8-bit weight are multiplied by (`quantize_rows` makes both).
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
@@ -144,12 +177,36 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, back
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
 
-    Source: the linear layers of RADAR's draft and verify steps (arXiv 2512.14069); programmatic dependent launch of
-        the CUDA programming guide.
+    Source: the linear layers of RADAR's draft and verify steps (arXiv 2512.14069); programmatic dependent launch and
+        tensor maps of the CUDA programming guide.
     """
-    _check(x, weight, bias)
-    tensors = (x, weight) if bias is None else (x, weight, bias)
+    _check(x, weight, bias, scale)
+    tensors = [x, weight, *(one for one in (bias, scale) if one is not None)]
     if choose_backend("skinny_linear", backend, *tensors) == "torch" or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
-        return F.linear(x, weight, bias)
-    output: Tensor = _launch(x, weight, bias)
+        return reference.skinny_linear(x, weight, bias, scale)
+    output: Tensor = _launch(x, weight, bias, scale)
     return output
+
+
+def quantize_rows(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """An 8-bit weight for `skinny_linear`: every row is divided by what makes its largest value the dtype's.
+
+    Args:
+        weight: [N, K], floating.
+        dtype: torch.float8_e4m3fn or torch.int8.
+
+    Returns:
+        weight [N, K] in `dtype`, rounded to nearest, and scale [N] float32.
+
+    Raises:
+        ValueError: no such dtype, or no matrix.
+    """
+    if weight.dim() != 2 or not weight.dtype.is_floating_point or dtype not in LARGEST:
+        raise ValueError(
+            f"quantize_rows: weight must be floating [N, K] and dtype one of {[*LARGEST]}, "
+            f"got {weight.dtype} {tuple(weight.shape)} and {dtype}"
+        )
+    largest = weight.float().abs().amax(1)
+    scale = torch.where(largest == 0, 1.0, largest / LARGEST[dtype])
+    scaled = weight.float() / scale[:, None]
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale

@@ -3,11 +3,13 @@
 python -m bench.kernels.tune_skinny_linear RESULTS.json
 
 Every linear stands behind a small kernel that writes its input, as in a model: only then does it show what begins
-before the input is ready. That kernel takes part in programmatic dependent launch, cuBLAS does not.
+before the input is ready. That kernel takes part in programmatic dependent launch, cuBLAS does not. A variant in which
+a row's bits depend on the number of rows is wrong by 1.
 """
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -16,70 +18,109 @@ from bench.conftest import rotation
 from bench.kernels.bench_skinny_linear import shapes
 from bench.kernels.tuning import Case, sweep
 from bench.shapes import LLAMA_8B
-from radar_kernels import skinny_linear
+from radar_kernels import quantize_rows, skinny_linear
 from radar_kernels._launch import Plan, jit, tl
 
 op = importlib.import_module("radar_kernels.skinny_linear")
 DTYPE = torch.bfloat16
 LIMIT = 4e-3  # relative error: one rounding of the result to 8 bits, and some for cuBLAS
-NARROW = [  # up to 8192 outputs; Blocks: outputs, depth, warps, shared
-    op.Blocks(64, 128, 4, 220_000), op.Blocks(64, 64, 4, 110_000), op.Blocks(32, 128, 8, 110_000),
-    op.Blocks(32, 64, 4, 110_000),
-]  # fmt: skip
-WIDE = [
-    op.Blocks(128, 64, 4, 110_000), op.Blocks(128, 64, 8, 110_000), op.Blocks(128, 128, 8, 110_000),
-    op.Blocks(64, 64, 4, 56_000),
-]  # fmt: skip
-SHAPES = {name: (shape, (1, 10, 60)) for name, shape in shapes(LLAMA_8B).items()}
-SHAPES |= {"draft qkv": ((6144, 8192), (10,)), "draft lm_head": ((32000, 4096), (10,))}  # (N, K), rows
+ROWS = (1, 2, 10, 16, 17, 33, 60, 64, 65, 128, 200)  # among 256
+WIDE = {
+    "128x64, two": op.Blocks(128, 64, 4, 115_000), "256x64": op.Blocks(256, 64, 8, 228_000),
+    "64x64, three": op.Blocks(64, 64, 4, 75_000), "128x64, rows by 64": op.Blocks(128, 64, 4, 115_000, rows=64),
+}  # fmt: skip
+NARROW = {
+    "64x128": op.Blocks(64, 128, 4, 228_000), "64x128 / 2": op.Blocks(64, 128, 4, 228_000, parts=2),
+    "128x64 / 2": op.Blocks(128, 64, 4, 228_000, parts=2, few_outputs=64),
+    "128x64 / 4": op.Blocks(128, 64, 4, 228_000, parts=4, few_outputs=64),
+}  # fmt: skip
+EIGHT = {
+    "64x128, two": op.Blocks(64, 128, 4, 115_000), "64x256": op.Blocks(64, 256, 4, 228_000),
+    "128x128, two": op.Blocks(128, 128, 4, 115_000), "128x128, 8 warps": op.Blocks(128, 128, 8, 115_000),
+}  # fmt: skip
+SHAPES = shapes(LLAMA_8B)  # (N, K)
+HEAD = {"fc": (4096, 12288), "draft qkv": (6144, 8192), "draft lm_head": (32000, 4096)}
 
 
 @jit
-def write_kernel(source, x, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def write_kernel(source, x, size, BLOCK: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr):
     """x = source, for the kernel in front of a linear."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     tl.store(x + i, tl.load(source + i, mask=i < size), mask=i < size)
 
 
-def behind_a_kernel(source: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def behind_a_kernel(*products: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The last result of (source, x, weight, scale or none)."""
     pdl = torch.cuda.get_device_capability() >= (9, 0)
-    plan = Plan((-(-x.numel() // 1024),), {"BLOCK": 1024, "PDL": pdl}, {"launch_pdl": True} if pdl else {})
-    plan.launch(write_kernel, source, x, x.numel())
-    return op.LINEAR(x, weight)
+    for source, x, weight, *scale in products:
+        constants = {"BLOCK": 1024, "PDL": pdl, "EARLY": op.EARLY}
+        plan = Plan((-(-x.numel() // 1024),), constants, {"launch_pdl": True} if pdl else {})
+        plan.launch(write_kernel, source, x, x.numel())
+        y = op.LINEAR(x, weight, *scale)
+    return y
 
 
-def variant(blocks: op.Blocks | None) -> Callable[[], None]:
-    """None: cuBLAS."""
-
-    def apply() -> None:
-        if blocks is None:
-            op.LINEAR = F.linear
-        else:
-            op.choose_blocks = lambda **_: blocks
-
-    return apply
+def ours(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    return skinny_linear(x, weight, scale=scale)
 
 
-def error(got: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> float:
-    exact = F.linear(inputs[0].float(), inputs[2].float())
+def put(**names: object) -> Callable[[], None]:
+    return lambda: vars(op).update(names)
+
+
+def table(wide: op.Blocks, narrow: op.Blocks, **names: object) -> Callable[[], None]:
+    return put(choose_blocks=lambda n, **_: wide if n >= 24576 else narrow, **names)
+
+
+def error(got: torch.Tensor, inputs: tuple[tuple[torch.Tensor, ...], ...]) -> float:
+    source, _, weight, *scale = inputs[-1]
+    exact = F.linear(source.float(), weight.float()) * (scale[0] if scale else 1)
+    if op.LINEAR is ours and len(inputs) == 1:
+        x = torch.randn(most := 32 if scale else 256, source.shape[1], device="cuda", dtype=DTYPE)
+        y = ours(x, weight, *scale)
+        parts = [slice(at, at + rows) for rows in ROWS if rows < most for at in (0, most - rows)]
+        if not all(torch.equal(ours(x[part], weight, *scale), y[part]) for part in parts):
+            return 1.0
     return float((got.float() - exact).norm() / exact.norm())
 
 
-def case(name: str, n: int, k: int, rows: int) -> Case:
-    def inputs(count: int) -> list[tuple[torch.Tensor, ...]]:
-        source = torch.randn(rows, k, device="cuda", dtype=DTYPE)
-        return [(source, torch.empty_like(source), torch.randn(n, k, device="cuda", dtype=DTYPE)) for _ in range(count)]
+def make(sizes: list[tuple[int, int]], rows: int, dtype: torch.dtype | None, count: int) -> list[tuple]:
+    def one(n: int, k: int) -> tuple[torch.Tensor, ...]:
+        source, weight = (torch.randn(lines, k, device="cuda", dtype=DTYPE) for lines in (rows, n))
+        return source, torch.empty_like(source), *((weight,) if dtype is None else quantize_rows(weight, dtype))
 
-    variants = {"cuBLAS": variant(None)}
-    variants |= {str(tuple(blocks)): variant(blocks) for blocks in (NARROW if n <= 8192 else WIDE)}
-    title = f"{name} {n} x {k}, {rows} rows, kernel in front included"
-    return Case(title, inputs, rotation(2 * n * k), behind_a_kernel, error, LIMIT, variants, {})
+    return [tuple(one(*size) for size in sizes) for _ in range(count)]
+
+
+def case(name: str, sizes: list[tuple[int, int]], rows: int, variants: dict, dtype: torch.dtype | None = None) -> Case:
+    size = sum(n * k for n, k in sizes) * (2 if dtype is None else 1)
+    title, made = f"{name}, {rows} rows", partial(make, sizes, rows, dtype)
+    return Case(title, made, rotation(size), behind_a_kernel, error, LIMIT, variants, {})
+
+
+def cases() -> list[Case]:
+    cublas, found = {"cuBLAS": put(LINEAR=F.linear)}, []
+    for name, (n, k) in (SHAPES | HEAD).items():
+        variants = {label: table(b, b) for label, b in (WIDE if n >= 24576 else NARROW).items()}
+        counts = (1, 10, 17) if name in HEAD else (1, 10, 60, 128)
+        found += [case(name, [(n, k)], rows, cublas | variants) for rows in counts]
+    variants = {label: table(b, b) for label, b in EIGHT.items()}
+    for name, size in (SHAPES | HEAD).items():
+        if name not in ("qkv", "lm_head"):  # the head's
+            found += [case(f"{name} e4m3", [size], rows, variants, torch.float8_e4m3fn) for rows in (10, 17)]
+    found += [case("gate-up int8", [SHAPES["gate-up"]], 10, variants, torch.int8)]
+    wide, layer = WIDE["128x64, two"], list(SHAPES.values())[:4]
+    layers = cublas | {"plain": put(STREAMED=False)}
+    for label, b in NARROW.items():
+        layers |= {label: table(wide, b), f"{label}, early": table(wide, b, EARLY=True)}
+    return found + [case("layer", layer, rows, layers) for rows in (1, 10, 60, 128)]
 
 
 if __name__ == "__main__":
-    op.MANY_OUTPUTS = 0  # any number of rows
-    op.LINEAR = skinny_linear
-    sweep(op, [case(name, *shape, rows) for name, (shape, counts) in SHAPES.items() for rows in counts])
+    op.LINEAR = ours
+    sweep(op, cases())

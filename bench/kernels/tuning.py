@@ -56,7 +56,8 @@ def sweep(op: ModuleType, cases: Iterable[Case]) -> None:
         op.Plan.launch = launch
 
     _compile(op, cases, restore)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"command": command, "hardware": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
     for case in cases:
         inputs = case.make(case.copies)
         print(f"{case.name}: us", *case.parts, flush=True)
@@ -69,8 +70,7 @@ def sweep(op: ModuleType, cases: Iterable[Case]) -> None:
             times = "  ".join(f"{row['us'].get(name, float('nan')):6.2f}" for name in ("whole", *case.parts))
             print(f"  {times}  error {row['error']:.1e}  {label}  {row.get('problem', '')}", flush=True)
         del inputs
-    result = {"command": command, "hardware": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
-    Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n")
+        Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n")  # after each: a run may be cut short
 
 
 def _measure(op: ModuleType, case: Case, inputs: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
@@ -91,12 +91,15 @@ def _compile(op: ModuleType, cases: Sequence[Case], restore: Callable[[], None])
     launches: dict[tuple[Any, ...], Launch] = {}
 
     def record(plan: Any, kernel: Any, *arguments: Any) -> None:
-        kinds = tuple(None if isinstance(a, torch.Tensor) else (a == 1, a % 16 == 0) for a in arguments)
+        kinds = tuple((a == 1, a % 16) if isinstance(a, int) else getattr(a, "base", a).dtype for a in arguments)
         launches[kernel.fn.__name__, str(plan.constants), str(plan.options), kinds] = (kernel, plan, arguments)
 
     def compile_one(launch: Launch) -> None:
         kernel, plan, arguments = launch
-        kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
+        try:
+            kernel.warmup(*arguments, grid=plan.grid, **plan.constants, **plan.options)
+        except Exception as problem:  # its variant will say so again
+            print(f"{kernel.fn.__name__} {plan.constants}: {str(problem)[:200]}", flush=True)
 
     for case in cases:
         inputs = case.make(1)[0]

@@ -115,14 +115,18 @@ def compile_launch(kernel, plan, arguments, arch: int) -> dict:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     pointers = {torch.bool: "i1", torch.int32: "i32", torch.int64: "i64"}
     pointers |= {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    pointers |= {torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv"}
     signature, constants, attributes = {}, dict(plan.constants), {}
     for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + pointers[value.dtype]
             attributes[position,] = [["tt.divisibility", 16]]
+        elif hasattr(value, "block_shape"):  # of Gluon
+            signature[name] = f"tensordesc<{pointers[value.base.dtype]}{value.block_shape},{value.layout!r}>"
         elif isinstance(value, float):
             signature[name] = "fp32"
         elif value == 1:
@@ -132,7 +136,8 @@ def compile_launch(kernel, plan, arguments, arch: int) -> dict:
             if value % 16 == 0:
                 attributes[position,] = [["tt.divisibility", 16]]
     signature = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    source_of = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = source_of(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=plan.options)
     cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_compile import assert_fits, compile_elsewhere, compile_launch
 
-ROWS = (1, 10, 30, 60)
+ROWS = (2, 17, 60, 200)
 CASES = [  # dtype, N, K, bias
     (torch.bfloat16, 6144, 4096, False),
     (torch.bfloat16, 4096, 4096, False),
@@ -19,6 +19,13 @@ CASES = [  # dtype, N, K, bias
     (torch.bfloat16, 6144, 8192, False),
     (torch.float16, 4608, 3584, True),
     (torch.float16, 10000, 1040, True),
+]
+KINDS = [  # name, dtype of 8-bit weights, parts of a sum, cases
+    ("plain", None, 1, CASES),
+    ("streamed", None, 1, CASES),
+    ("in parts", None, 4, CASES[3:4]),
+    ("int8", torch.int8, 1, CASES[2:4] + CASES[-1:]),
+    ("e4m3", torch.float8_e4m3fn, 1, CASES[2:4] + CASES[-1:]),
 ]
 ARCH = 90  # others leave it to cuBLAS
 
@@ -34,27 +41,39 @@ def record_launches(arch: int) -> list[tuple]:
     _launch.interpreting = lambda: True  # lets CPU tensors through
     op.architecture = lambda device: arch
     op.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
-    for dtype, n, k, bias in CASES:
-        weight, addend = torch.empty(n, k, dtype=dtype), torch.empty(n, dtype=dtype) if bias else None
-        for rows in ROWS if n >= op.MANY_OUTPUTS else ROWS[:2]:
-            label = f"{dtype} {n} x {k}"
+    whole = dict(vars(op))
+    for (name, kind, parts, _), (dtype, n, k, bias) in ((some, case) for some in KINDS for case in some[-1]):
+        op.STREAMED = name != "plain"
+        op.choose_blocks = lambda parts=parts, **how: whole["choose_blocks"](**how)._replace(parts=parts)
+        weight, addend = torch.empty(n, k, dtype=kind or dtype), torch.empty(n, dtype=dtype) if bias else None
+        scale = None if kind is None else torch.empty(n)
+        for rows in ROWS if kind is None else ROWS[:2]:
+            label = f"{name} {dtype} {n} x {k}"
             x = torch.empty(1, rows, k, dtype=dtype)
-            radar_kernels.skinny_linear(x, weight, addend, backend="triton")
+            radar_kernels.skinny_linear(x, weight, addend, scale=scale, backend="triton")
     return launches
 
 
 def main() -> None:
     for label, kernel, plan, arguments in record_launches(ARCH):
         result = compile_launch(kernel, plan, arguments, ARCH)
-        result["products"] = sorted(set(re.findall(r"(?:wg)?mma\.[\w.]+?\.m\d+n\d+k\d+", result.pop("ptx"))))
-        print(json.dumps({"case": label, **plan.constants, **plan.options, **result}), flush=True)
+        ptx = result.pop("ptx")
+        result["products"] = sorted(set(re.findall(r"(?:wg)?mma\.[\w.]+?\.m\d+n\d+k\d+", ptx)))
+        early, late = ptx.split("griddepcontrol.wait")
+        result["fetched"] = [len(re.findall(r"cp\.async\.bulk\.tensor", half)) for half in (early, late)]
+        print(
+            json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
+            flush=True,
+        )
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """What each launch compiled to."""
     results = compile_elsewhere(__file__, tmp_path_factory.mktemp("triton"))
-    assert {result["case"] for result in results} == {f"{dtype} {n} x {k}" for dtype, n, k, _ in CASES}
+    assert {result["case"] for result in results} == {
+        f"{name} {dtype} {n} x {k}" for name, _, _, cases in KINDS for dtype, n, k, _ in cases
+    }
     return results
 
 
@@ -65,12 +84,25 @@ def test_the_kernels_fit(compiled):
 
 
 @pytest.mark.slow
+def test_the_first_weights_are_fetched_before_the_wait_and_nothing_else(compiled):
+    for result in compiled:
+        early, late = result["fetched"]
+        if result["kernel"] != "linear_kernel":
+            assert early == late == 0
+            continue
+        # a tile has 128 bytes a line, or is fetched in pieces that have
+        pieces = [-(-result["BK"] * size // 128) for size in (1 if result["NARROW"] else 2, 2)]
+        assert early == result["STAGES"] * pieces[0]
+        assert late == result["STAGES"] * pieces[1] + sum(pieces)
+
+
+@pytest.mark.slow
 def test_a_row_is_summed_in_one_order(compiled):
     """One kind of instruction for all numbers of rows, which takes 16 columns at a time."""
     kinds = {}
-    for result in compiled:
+    for result in (one for one in compiled if one["kernel"] != "sum_kernel"):
         shapes = {re.sub(r"n\d+k", "k", event) for event in result["products"]}
-        assert len(shapes) == 1, f"several instructions add up: {result}"
+        assert len(shapes) == 1, f"none or several instructions add up: {result}"
         kinds.setdefault(result["case"], []).append(shapes)
     for case, shapes in kinds.items():
         assert len(shapes) > 1

@@ -4,10 +4,11 @@ import importlib
 
 import pytest
 import torch
+from emulator import emulate
 from tolerances import relative_error
 from torch.nn import functional as F
 
-from radar_kernels import skinny_linear
+from radar_kernels import quantize_rows, skinny_linear
 
 op = importlib.import_module("radar_kernels.skinny_linear")
 LIMITS = {  # RMS of the error over RMS of the result
@@ -15,23 +16,48 @@ LIMITS = {  # RMS of the error over RMS of the result
     torch.float16: 3e-4,  # one rounding to 11 bits
     torch.bfloat16: 2.4e-3,  # one rounding to 8 bits
 }
-BLOCKS = {
-    "narrow": op.Blocks(32, 64, 4, 40_000),
-    "wide": op.Blocks(128, 32, 4, 40_000),
-    "as chosen": op.choose_blocks(n=4096),
+PLAIN = {  # for Triton's interpreter, and cards whose Triton has no Gluon that we know
+    "plain, narrow": op.Blocks(32, 64, 4, 40_000),
+    "plain, wide": op.Blocks(128, 32, 4, 40_000, rows=64),
+    "plain": op.plain_blocks(n=4096),
 }
-SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 208), (60, 7, 16), (64, 64, 128)]
+STREAMED = {  # for a Hopper card; emulator.py stands in for it
+    "one part": op.Blocks(64, 64, 4, 70_000),
+    "two parts": op.Blocks(64, 64, 4, 100_000, parts=2, rows=64),
+    "four parts": op.Blocks(128, 64, 4, 100_000, parts=4, few_outputs=64),
+    "as chosen": op.choose_blocks(n=4096, k=4096, narrow=False),
+}
+SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 208), (60, 7, 16), (130, 64, 1024)]
+EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
 
 
-@pytest.fixture(params=BLOCKS.values(), ids=BLOCKS.keys())
-def blocks(request, monkeypatch):
-    monkeypatch.setattr(op, "choose_blocks", lambda **_: request.param)
-    monkeypatch.setattr(op, "MANY_OUTPUTS", 0)  # any number of rows
-    return request.param
+@pytest.fixture(params=[*PLAIN, *STREAMED])
+def blocks(request, monkeypatch, device):
+    if request.param in PLAIN:
+        monkeypatch.setattr(op, "STREAMED", False)
+        monkeypatch.setattr(op, "plain_blocks", lambda **_: PLAIN[request.param])
+        return PLAIN[request.param]
+    monkeypatch.setattr(op, "choose_blocks", lambda **_: STREAMED[request.param])
+    if device.type == "cpu":
+        monkeypatch.setattr(op, "architecture", lambda _: 90)
+        monkeypatch.setattr(op.Plan, "launch", on_cpu(op.Plan.launch))
+    return STREAMED[request.param]
+
+
+def on_cpu(launch):
+    """Kernels in Gluon by the emulator, others by the interpreter."""
+
+    def run(plan, kernel, *arguments):
+        if kernel.fn.__name__ == "linear_kernel":
+            emulate(plan, kernel, *arguments)
+        else:
+            launch(plan._replace(constants=plan.constants | {"PDL": False}, options={}), kernel, *arguments)
+
+    return run
 
 
 @pytest.fixture
-def launched(monkeypatch):
+def launched(blocks, monkeypatch):
     """Names of the kernels that were launched."""
     names = []
     launch = op.Plan.launch
@@ -75,7 +101,35 @@ def test_kernel_equals_float64(shape, blocks, kernel_dtype, device, launched):
     assert_close(skinny_linear(x, weight, backend="triton"), exact(x, weight), kernel_dtype)
     assert_close(skinny_linear(x, weight, bias, backend="triton"), exact(x, weight, bias), kernel_dtype)
     on_hopper = device.type == "cpu" or torch.cuda.get_device_capability() == (9, 0)
-    assert launched == ([] if kernel_dtype == torch.float32 or not on_hopper else 2 * ["linear_kernel"])
+    if kernel_dtype == torch.float32 or not on_hopper:
+        assert launched == []
+    elif blocks in PLAIN.values():
+        assert launched == 2 * ["plain_kernel"]
+    else:
+        assert set(launched) - {"sum_kernel"} == {"linear_kernel"}
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4] + SHAPES[-1:], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("eight", EIGHT_BITS, ids=str)
+def test_weights_of_8_bits(shape, blocks, eight, device, launched):
+    x, weight, bias = make(*shape, device=device)
+    weight8, scale = quantize_rows(weight, eight)
+    assert relative_error(weight8.float() * scale[:, None], weight) < (0.01 if eight == torch.int8 else 0.03)
+    got = skinny_linear(x, weight8, bias, scale=scale, backend="triton")
+    expected = exact(x, weight8.double() * scale[:, None].double(), bias)
+    assert_close(got, expected, torch.float16)
+    assert_close(skinny_linear(x, weight8, bias, scale=scale, backend="torch"), expected, torch.float16)
+    assert launched or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("eight", EIGHT_BITS, ids=str)
+def test_a_row_of_zeros_stays_one(eight):
+    weight8, scale = quantize_rows(torch.tensor([[0.0, 0.0], [-3.0, 1.5]]), eight)
+    assert (weight8.float() * scale[:, None])[0].tolist() == [0, 0]
+    assert scale[0] == 1
+    assert weight8[1, 0].item() == -op.LARGEST[eight]
+    with pytest.raises(ValueError, match="quantize_rows"):
+        quantize_rows(torch.zeros(2, 2), torch.int32)
 
 
 def cancelling(rows, n, k, depth, *, dtype, device):
@@ -93,60 +147,71 @@ def cancelling(rows, n, k, depth, *, dtype, device):
     return x.flatten(1).to(device, dtype), weight.flatten(1).to(device, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 40, 64])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 60, 65, 128])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(rows, blocks, kernel_dtype, device):
     """On a GPU this is about the order of the tensor cores too, so there any numbers will do."""
     if kernel_dtype == torch.float32:
         pytest.skip("F.linear promises nothing of the kind")
-    inputs = [cancelling(64, 160, 1024, blocks.depth, dtype=kernel_dtype, device=device)]
+    inputs = [cancelling(200, 160, 1024, blocks.depth, dtype=kernel_dtype, device=device)]
     if device.type == "cuda":
-        inputs.append(make(64, 160, 1024, dtype=kernel_dtype, device=device)[:2])
+        inputs.append(make(200, 160, 1024, dtype=kernel_dtype, device=device)[:2])
     for x, weight in inputs:
         everyone = skinny_linear(x, weight, backend="triton")
-        for first in {0, 64 - rows}:
+        for first in (0, 200 - rows):
             some = skinny_linear(x[first : first + rows], weight, backend="triton")
             assert torch.equal(some, everyone[first : first + rows])
 
 
-@pytest.mark.parametrize("change", [{"depth": 128}, {"depth": 16}], ids=str)
-def test_another_order_has_other_bits(change, device, monkeypatch):
-    """That the inputs tell orders apart, in the interpreter, which adds up a block at once."""
+@pytest.mark.parametrize(
+    ("blocks", "change"),
+    [("plain, narrow", {"depth": 128}), ("plain, narrow", {"depth": 16}), ("one part", {"parts": 2})],
+    indirect=["blocks"],
+)
+def test_another_order_has_other_bits(blocks, change, device, monkeypatch):
+    """That the inputs tell orders apart, on a CPU, which adds up a block at once."""
     if device.type == "cuda":
         pytest.skip("tensor cores go through k in the same short steps, whatever a block's depth")
-    monkeypatch.setattr(op, "MANY_OUTPUTS", 0)
     x, weight = cancelling(10, 160, 1024, 64, dtype=torch.float16, device=device)
     results = []
-    for blocks in (BLOCKS["narrow"], BLOCKS["narrow"]._replace(**change)):
-        monkeypatch.setattr(op, "choose_blocks", lambda blocks=blocks, **_: blocks)
+    for some in (blocks, blocks._replace(**change)):
+        for name in ("choose_blocks", "plain_blocks"):
+            monkeypatch.setattr(op, name, lambda some=some, **_: some)
         results.append(skinny_linear(x, weight, backend="triton"))
     assert not torch.equal(*results)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("name", [None, "two parts", "four parts"])
 @pytest.mark.parametrize(
     ("n", "k"), [(6144, 4096), (4096, 14336), (28672, 4096), (128256, 4096), (32000, 4096), (96, 80)]
 )
-def test_plans(n, k):
-    """Rows decide padding and steps in flight, nothing that orders a sum; more than a few rows are cuBLAS's."""
-    plans = []
-    for rows in (1, 10, 16, 17, 33, 64):
-        plan = op.skinny_plan(rows=rows, n=n, k=k, dtype=torch.bfloat16, bias=False, arch=90)
-        if rows > 16 and n < 65536:
-            assert plan is None
-            continue
-        assert plan.constants["ROWS"] >= max(rows, 16)
+def test_plans(n, k, name, narrow, streamed, monkeypatch):
+    """Rows decide padding, steps in flight and who sums a part, nothing that orders a sum."""
+    monkeypatch.setattr(op, "STREAMED", streamed)
+    if name:
+        monkeypatch.setattr(op, "choose_blocks", lambda **_: STREAMED[name])
+    orders = set()
+    for rows in (1, 10, 16, 17, 33, 64, 65, 128, 256):
+        how = {"dtype": torch.bfloat16, "bias": False, "arch": 90, "narrow": narrow}
+        plan, add, box = op.skinny_plan(rows=rows, n=n, k=k, **how)
+        constants = plan.constants
+        assert plan.grid[0] * constants["ROWS"] >= rows
+        assert (plan.grid[1] - 1) * constants["BN"] < n <= plan.grid[1] * constants["BN"]
+        assert box == (constants["BN"], constants["ROWS"], constants["BK"])
         assert plan.options["launch_pdl"]
-        assert plan.grid[0] * plan.constants["BN"] >= n > (plan.grid[0] - 1) * plan.constants["BN"]
-        assert 2 <= plan.constants["STAGES"] <= 8
-        for values in (plan.constants, plan.options):
-            for name in ("ROWS", "STAGES", "num_stages"):
-                values.pop(name, None)
-        plans.append(plan)
-    assert all(plan == plans[0] for plan in plans)
+        size = constants["STAGES"] * (constants["BN"] * (1 if narrow else 2) + constants["ROWS"] * 2) * constants["BK"]
+        assert size + 1024 <= 232448
+        assert constants["STAGES"] >= 2
+        assert (add is None) == (plan.grid[2:] in ((), (1,)))
+        assert plan.grid[2:] in ((), (1,), (constants.get("PARTS"),))
+        orders.add((constants["BK"], constants.get("PARTS", 1)))
+    assert len(orders) == 1
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"rows": 0}, {"rows": 65}, {"k": 4100}, {"dtype": torch.float32}, {"dtype": torch.float64}]
+    [{"rows": 0}, {"rows": 257}, {"k": 4100}, {"dtype": torch.float32}, {"dtype": torch.float64}]
     + [{"arch": arch} for arch in (75, 80, 100, 120)],
     ids=str,
 )
@@ -156,7 +221,8 @@ def test_what_the_kernel_cannot_do_or_was_not_measured_at_has_no_plan(change):
     assert op.skinny_plan(**shape | change) is None
 
 
-def test_leading_dimensions_and_strides(device, launched):
+@pytest.mark.parametrize("blocks", ["plain", "one part"], indirect=True)
+def test_leading_dimensions_and_strides(blocks, device, launched):
     _, weight, bias = make(1, 48, 64, device=device)
     wide = torch.randn(2, 3, 5, 128, device=device).half()
     for x in (
@@ -168,15 +234,16 @@ def test_leading_dimensions_and_strides(device, launched):
         wide[:1, :1, :1, :64].expand(1, 4, 3, 64),
     ):
         assert_close(skinny_linear(x, weight, bias, backend="triton"), exact(x, weight, bias), torch.float16)
-    assert launched == 6 * ["linear_kernel"]
+    assert launched == 6 * ["plain_kernel" if blocks in PLAIN.values() else "linear_kernel"]
 
 
+@pytest.mark.parametrize("blocks", ["plain", "one part"], indirect=True)
 @pytest.mark.parametrize(
     "case",
-    ["65 rows", "no rows", "K of 20", "K of 0", "float32", "weight by columns", "weight on 2 bytes", "backend torch"],
+    ["257 rows", "no rows", "K of 20", "K of 0", "float32", "weight by columns", "weight on 2 bytes", "backend torch"],
 )
 def test_everything_else_goes_to_linear(case, device, launched):
-    rows, k = {"65 rows": (65, 64), "no rows": (0, 64), "K of 20": (4, 20), "K of 0": (4, 0)}.get(case, (4, 64))
+    rows, k = {"257 rows": (257, 64), "no rows": (0, 64), "K of 20": (4, 20), "K of 0": (4, 0)}.get(case, (4, 64))
     dtype = torch.float32 if case == "float32" else torch.float16
     x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(24, k, device=device, dtype=dtype)
     if case == "weight by columns":
@@ -192,7 +259,7 @@ def test_everything_else_goes_to_linear(case, device, launched):
 def test_the_op_can_be_traced(bias, device):
     x, weight, b = make(3, 48, 64, device=device)
     torch.library.opcheck(
-        op._launch, (x[None], weight, b if bias else None), test_utils=("test_schema", "test_faketensor")
+        op._launch, (x[None], weight, b if bias else None, None), test_utils=("test_schema", "test_faketensor")
     )
     compiled = torch.compile(
         lambda *inputs: skinny_linear(*inputs, backend="triton") * 2, backend="eager", fullgraph=True
@@ -209,6 +276,11 @@ def test_the_op_can_be_traced(bias, device):
         ({"bias": torch.zeros(9)}, r"bias must be torch.float32 \[8\]"),
         ({"bias": torch.zeros(8, dtype=torch.float16)}, r"bias must be torch.float32 \[8\]"),
         ({"backend": "cuda"}, "backend must be"),
+        ({"scale": torch.ones(8)}, "weight int8 or float8_e4m3fn"),
+        (
+            {"scale": torch.ones(9), "weight": torch.zeros(8, 64, dtype=torch.int8)},
+            r"scale must be torch.float32 \[8\]",
+        ),
     ],
 )
 def test_wrong_inputs_are_named(change, message):
