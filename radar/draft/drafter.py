@@ -13,7 +13,6 @@ from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.tree import DraftTree
 from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
-from radar.target.compiled import compiled
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
 from radar.target.running import Owner, running
@@ -30,8 +29,8 @@ class Eagle3Drafter:
     The draft's cache holds pairs (token t + 1, feature t) of the verified text; above them, as scratch, the beam nodes
     of the round: level d, beam node i in column (d - 1) k + i.
 
-    Decoders may share a head. Threads take turns on it: every call holds the head's turn, compiling and capturing
-    included, since its linear layers are fused for that time only.
+    Decoders may share a head. Threads take turns on it: every call holds the head's turn, capturing included,
+    since its linear layers are fused for that time only.
 
     Args:
         draft: the head, on the target's device and dtype.
@@ -40,7 +39,6 @@ class Eagle3Drafter:
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
         batch_size: rows of the batch.
-        compile: let torch.compile make the forward of `begin` and `step`.
     """
 
     def __init__(
@@ -52,7 +50,6 @@ class Eagle3Drafter:
         max_length: int,
         max_rows: int,
         batch_size: int = 1,
-        compile: bool = False,
     ) -> None:
         weight, rows = draft.fc.weight, max(max_rows, config.max_accepted)
         device = weight.device
@@ -80,8 +77,6 @@ class Eagle3Drafter:
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._bound = shared(draft, _BoundHead)
         self.refresh()
-        self._run_first = compiled(_first) if compile else _first
-        self._run_next = compiled(_next) if compile else _next
 
     def refresh(self) -> Fingerprint:
         """Take the head as it is now; see `BoundModel.refresh`."""
@@ -109,7 +104,7 @@ class Eagle3Drafter:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         rows = self._rows[: tokens.shape[1]]
         with self._running():
-            hidden, logits = self._run_first(
+            hidden, logits = _first(
                 self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows),
                 count,
             )  # fmt: skip
@@ -121,7 +116,7 @@ class Eagle3Drafter:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
-            hidden, logits = self._run_next(
+            hidden, logits = _next(
                 self.draft, self.embed_tokens, tree.beam_tokens, self.hidden, self.cache.length, tree.calls,
                 tree.beam_ancestors,
             )  # fmt: skip
