@@ -67,8 +67,8 @@ def main() -> int:
         report["lengths"][length] = {"stock": measure(partial(stock, model, prompt), args.repeats, weights)}
     torch.cuda.empty_cache()
     for length, prompt in prompts.items():
-        decoder = RadarDecoder(  # a prompt's pass is not compiled, and nothing else is timed
-            model, draft=draft, policy=FixedDepth(8), max_length=length + 256, compile=False, fallback=False
+        decoder = RadarDecoder(  # nothing else is timed
+            model, draft=draft, policy=FixedDepth(8), max_length=length + 256, fallback=False
         )
         ours = partial(decoder.generate, prompt, max_new_tokens=1, reuse_prefix=False)  # and the token on the host
         report["lengths"][length]["ours"] = measure(ours, args.repeats, weights)

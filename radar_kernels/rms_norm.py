@@ -85,9 +85,7 @@ def _check(op: str, weight: Tensor, **inputs: Tensor | None) -> None:
         raise ValueError(f"{op}: x and weight must share one float dtype, got {x.dtype} and {weight.dtype}")
     for name, tensor in inputs.items():
         if tensor is not None and (tensor.shape != x.shape or tensor.dtype != x.dtype):
-            raise ValueError(
-                f"{op}: {name} must be {x.dtype} {list(x.shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
+            raise ValueError(f"{op}: {name} must be {x.dtype} {list(x.shape)}, got {tensor.dtype} {list(tensor.shape)}")
 
 
 def rms_norm(

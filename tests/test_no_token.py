@@ -60,8 +60,8 @@ def test_a_text_that_meets_such_scores_is_an_error_and_the_next_one_is_not(plain
 
 def both(**options):
     model = tiny_target()
-    ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128, compile=False)
-    return [ours, AutoregressiveDecoder(model, max_length=128, compile=False)]
+    ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128)
+    return [ours, AutoregressiveDecoder(model, max_length=128)]
 
 
 def test_a_processor_may_force_a_token_by_an_infinite_score():

@@ -88,7 +88,8 @@ class FusedLinears:
     def product(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of the layers makes of x [..., in_features], between `enter` and `leave`."""
         assert self._product.weight is not None
-        return skinny_linear(x, self._product.weight, self._product.bias).split(self._product.sizes, dim=-1)
+        whole: Tensor = skinny_linear(x, self._product.weight, self._product.bias)
+        return torch.split(whole, self._product.sizes, dim=-1)
 
     def leave(self) -> None:
         for linear in self.linears:
