@@ -1,4 +1,4 @@
-"""A decoder layer's glue in plain PyTorch, rounded where stock transformers modules round: the definition of correct."""
+"""A decoder layer's glue in plain PyTorch, rounded where stock modules round: the definition of correct."""
 
 from typing import NamedTuple
 

@@ -200,7 +200,7 @@ class ChatTokenizer:
 
 
 def test_messages_go_through_the_template_and_reuse_the_conversation():
-    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer(),)  # fmt: skip
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer())
     messages = [{"role": "user", "content": "5 3 2 8 5 3"}]
     first = decoder.generate(messages, max_new_tokens=20)
     assert first.token_ids == decoder.generate([15, 5, 3, 2, 8, 5, 3, 16, 14], max_new_tokens=20).token_ids
@@ -217,7 +217,7 @@ def test_messages_go_through_the_template_and_reuse_the_conversation():
 
 
 def test_a_closed_stream_says_so():
-    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer(),)  # fmt: skip
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer())
     with decoder.stream(FIRST, max_new_tokens=50) as stream:
         next(stream)
     assert stream.output.finish_reason == "cancelled"
