@@ -41,7 +41,7 @@ def scores(model, *, fuse=True):
 
 def assert_the_same(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)  # of states around 10
 
 
 @pytest.fixture
