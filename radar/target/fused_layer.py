@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from radar.target.attention import attend_stored
-from radar.target.layers import FusedLinears, is_plain_linear, is_plain_tensor
+from radar.target.layers import (
+    FusedLinears,
+    LayerProducts,
+    is_plain_linear,
+    is_plain_tensor,
+    is_untouched,
+    layer_products,
+)
 from radar.target.running import Owner, current_cache, is_running
 from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
 
@@ -28,15 +35,6 @@ _ACTIVATIONS = {("torch.nn.modules.activation", "SiLU"), ("transformers.activati
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 MOST_COLUMNS = 32768  # of `rms_norm`
-
-
-class _Products(NamedTuple):
-    """Of one layer, by what they read."""
-
-    qkv: FusedLinears
-    o: FusedLinears
-    gate_up: FusedLinears
-    down: FusedLinears
 
 
 @dataclass
@@ -66,8 +64,7 @@ class FusedLayers:
     """
 
     def __init__(self, decoder: Any, groups: Sequence[FusedLinears], owner: Owner) -> None:
-        by_linears = {tuple(map(id, group.linears)): group for group in groups}
-        self._layers = [(layer, _products(layer, by_linears)) for layer in decoder.layers]
+        self._layers = [(layer, layer_products(layer, groups)) for layer in decoder.layers]
         self._last: Any = decoder.norm
         self._owner = owner
         self._normed = _Normed()
@@ -97,17 +94,19 @@ class FusedLayers:
         self._entered.append(module)
         module.__dict__["forward"] = forward
 
-    def _layer_forward(self, layer: Any, products: _Products, following: Any) -> Callable[..., Tensor]:
+    def _layer_forward(self, layer: Any, products: LayerProducts, following: Any) -> Callable[..., Tensor]:
         stock = type(layer).forward
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # large chunks of a prompt (radar_first) attend in another way, which reads keys before they are stored
-            if args or not is_running(self._owner) or "radar_start" not in kwargs or "radar_first" in kwargs:
+            if args or not is_running(self._owner):
                 return stock(layer, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
             normed = self._normed.take(hidden_states)
             if normed is None:
                 normed = _norm(layer.input_layernorm, hidden_states)
-            attended = _attended(layer.self_attn, products, normed, **kwargs)
+            if "radar_first" in kwargs:  # a large chunk of a prompt attends as stock modules do
+                attended = layer.self_attn(hidden_states=normed, **kwargs)[0]
+            else:
+                attended = _attended(layer.self_attn, products, normed, **kwargs)
             hidden, normed = _add_norm(hidden_states, attended, layer.post_attention_layernorm)
             gate, up = products.gate_up.product(normed)
             (change,) = products.down.product(silu_mul(gate, up))
@@ -132,7 +131,7 @@ class FusedLayers:
 
 
 def _attended(
-    attention: Any, products: _Products, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor],
+    attention: Any, products: LayerProducts, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor],
     radar_start: Tensor, radar_ancestors: Any, **_: Any,
 ) -> Tensor:  # fmt: skip
     """Attention of normed rows [B, N, hidden], behind its output product."""
@@ -156,20 +155,6 @@ def _add_norm(x: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     return add_rms_norm(x, change, norm.weight, norm.variance_epsilon)
 
 
-def _products(layer: Any, by_linears: dict[tuple[int, ...], FusedLinears]) -> _Products | None:
-    def group(place: str, *names: str) -> FusedLinears | None:
-        module = getattr(layer, place, None)
-        return by_linears.get(tuple(id(getattr(module, name, None)) for name in names))
-
-    found = (
-        group("self_attn", *_ATTENTION[:3]),
-        group("self_attn", *_ATTENTION[3:]),
-        group("mlp", *_MLP[:2]),
-        group("mlp", *_MLP[2:]),
-    )
-    return None if None in found else _Products(*found)  # type: ignore[arg-type]
-
-
 def _is_stock_layer(layer: Any) -> bool:
     home = type(layer).__module__
     family = _FAMILIES.get(home)
@@ -191,7 +176,7 @@ def _is_stock_layer(layer: Any) -> bool:
         and len({part.weight.dtype for part in (*norms, *linears)}) == 1
         and attention.head_dim % 2 == 0
         and (type(activation).__module__, type(activation).__name__) in _ACTIVATIONS
-        and _is_untouched(activation)
+        and is_untouched(activation)
     )
 
 
@@ -206,9 +191,4 @@ def _is_stock_norm(norm: Any, home: str) -> bool:
 def _is_stock(module: Any, home: str, name: str) -> bool:
     kind = type(module)
     # libraries that patch models replace a class's forward, or the class in its module
-    return (kind.__module__, kind.__name__, kind.forward.__module__) == (home, name, home) and _is_untouched(module)
-
-
-def _is_untouched(module: nn.Module) -> bool:
-    state = module.__dict__
-    return not ("forward" in state or state["_forward_hooks"] or state["_forward_pre_hooks"])
+    return (kind.__module__, kind.__name__, kind.forward.__module__) == (home, name, home) and is_untouched(module)

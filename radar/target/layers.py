@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from radar.target.running import Owner, is_running
 from radar_kernels import skinny_linear
 
-__all__ = ["Fused", "FusedLinears", "fuse_projections", "fused", "is_plain_linear", "is_plain_tensor"]
+__all__ = [
+    "Fused", "FusedLinears", "LayerProducts", "fuse_projections", "fused", "is_plain_linear", "is_plain_tensor",
+    "is_untouched", "layer_products",
+]  # fmt: skip
 
 _GROUPS = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
@@ -140,6 +143,25 @@ def fuse_projections(layers: Iterable[Any], head: nn.Module, owner: Owner) -> li
     return groups
 
 
+class LayerProducts(NamedTuple):
+    """Of one decoder layer."""
+
+    qkv: FusedLinears
+    o: FusedLinears
+    gate_up: FusedLinears
+    down: FusedLinears
+
+
+def layer_products(layer: Any, groups: Iterable[FusedLinears]) -> LayerProducts | None:
+    """Those of the `groups` that are a layer's; None unless they are all of its products."""
+    by_linears = {tuple(map(id, group.linears)): group for group in groups}
+    found = []
+    for place, names in _GROUPS:
+        module = getattr(layer, place, None)
+        found.append(by_linears.get(tuple(id(getattr(module, name, None)) for name in names)))
+    return None if None in found else LayerProducts(*found)  # type: ignore[arg-type]
+
+
 @contextmanager
 def fused(groups: Sequence[Fused]) -> Iterator[None]:
     """Let the groups' modules run as ours. One thread at a time: the caller holds a lock of their owner."""
@@ -152,13 +174,17 @@ def fused(groups: Sequence[Fused]) -> Iterator[None]:
             group.leave()
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether no hook is called with the module, and its class says what it does."""
+    state = module.__dict__
+    return not ("forward" in state or state["_forward_hooks"] or state["_forward_pre_hooks"])
+
+
 def is_plain_linear(linear: Any) -> bool:
     """Whether it is an `nn.Linear`, with plain weights and nothing on it."""
     return (
         type(linear) is nn.Linear
-        and "forward" not in linear.__dict__
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and is_untouched(linear)
         and all(map(is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
     )
 
