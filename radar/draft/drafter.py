@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.fused_head import FusedHead, fused_head
 from radar.draft.tree import DraftTree
 from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
@@ -75,6 +76,7 @@ class Eagle3Drafter:
         self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
         self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
+        self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
         self._bound = shared(draft, _BoundHead)
         self.refresh()
 
@@ -104,10 +106,12 @@ class Eagle3Drafter:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         rows = self._rows[: tokens.shape[1]]
         with self._running():
-            hidden, logits = _first(
-                self.draft, self.embed_tokens, tokens, aux_hidden_states, rows, self.cache.length, self._chain(rows),
-                count,
-            )  # fmt: skip
+            length = self.cache.length
+            hidden = self.draft.fuse(aux_hidden_states)
+            states = self._states(tokens, hidden, length[:, None] + rows, length, self._chain(rows))
+            last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the last real pair
+            hidden, normed = (state.gather(1, last) for state in states)
+            logits = self.draft.lm_head(normed)
         self.cache.length += count
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
@@ -116,12 +120,28 @@ class Eagle3Drafter:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
-            hidden, logits = _next(
-                self.draft, self.embed_tokens, tree.beam_tokens, self.hidden, self.cache.length, tree.calls,
-                tree.beam_ancestors,
-            )  # fmt: skip
+            depth = tree.calls - 1  # of the beam below level 1
+            start = self.cache.length + depth
+            column = self.cache.length + depth * self.config.tree_top_k
+            hidden, normed = self._states(tree.beam_tokens, self.hidden, start[:, None], column, tree.beam_ancestors)
+            logits = self.draft.lm_head(normed)
         level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
         tree.grow(level, hidden, self.hidden, alive)
+
+    def _states(
+        self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the next level is fed with, and what the output layer reads, each [B, N, hidden]."""
+        head, draft = self._bound.head, self.draft
+        if head is None:
+            positions = positions.expand_as(tokens)
+            hidden = _forward(draft, self.embed_tokens, tokens, hidden, positions, start, ancestors)
+            return hidden, hidden if draft.config.norm_output else draft.norm(hidden)
+        if self._angles is None:
+            self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
+        embeds = self.embed_tokens(tokens.clamp(min=0))  # NO_TOKEN has no embedding
+        hidden, normed = head(embeds, hidden, positions, self._angles, start, ancestors)
+        return normed if draft.config.norm_output else hidden, normed
 
     def reset(self) -> None:
         self.cache.reset()
@@ -146,41 +166,24 @@ class _BoundHead:
         self.turn = Turn("draft head")
         self.owner = Owner()
         self.groups: list[FusedLinears] = []
+        self.head: FusedHead | None = None
         self._print: Fingerprint | None = None
+
+    def fuse(self, draft: Eagle3Draft) -> None:
+        self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
+        self.head = fused_head(draft, self.groups)
 
     def refresh(self, draft: Eagle3Draft) -> Fingerprint:
         with self.turn.taken():
             now = fingerprint(draft)
             moved = self._print is None or now.layout != self._print.layout
             if moved:
-                self.groups = []
+                self.groups, self.head = [], None
             if moved and draft.fc.weight.device.type == "cuda":
-                self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
+                self.fuse(draft)
                 now = fingerprint(draft)
             self._print = now
             return now
-
-
-def _first(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, aux_hidden_states: Tensor, rows: Tensor,
-    length: Tensor, ancestors: Tensor, count: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """State and logits of the last real pair [B, 1, ...]."""
-    hidden = _pairs(draft, embed_tokens, tokens, aux_hidden_states, rows, length, ancestors)
-    hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
-    return hidden, draft.logits(hidden)
-
-
-def _next(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, hidden: Tensor, length: Tensor, calls: Tensor,
-    ancestors: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States and logits of the beam [B, k, ...]."""
-    depth = calls - 1  # of the beam below level 1
-    positions = (length + depth)[:, None].expand_as(tokens)
-    column = length + depth * tokens.shape[1]
-    hidden = _forward(draft, embed_tokens, tokens, hidden, positions, column, ancestors)
-    return hidden, draft.logits(hidden)
 
 
 def _pairs(

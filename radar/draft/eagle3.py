@@ -18,7 +18,7 @@ from radar.draft.config import DraftConfig
 from radar.draft.rope import attention_factor, inverse_frequencies
 from radar.errors import UsageError
 
-__all__ = ["Attend", "Eagle3Draft"]
+__all__ = ["PARTS", "Attend", "Eagle3Draft"]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query [B, H, N, D], key [B, KV, N, D], value [B, KV, N, D]) of the new rows -> attention output [B, N, H, D]."""
@@ -91,6 +91,10 @@ class _MidLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
 
 
+PARTS = (_MidLayer, _Attention, _MLP, _RMSNorm, nn.Linear, nn.Identity)
+"""What a head's layer is made of."""
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -155,13 +159,18 @@ class Eagle3Draft(nn.Module):
             What the next level is fed with [B, N, hidden]: hidden states before the final norm, or after it if the
             config says `norm_output`.
         """
-        angle = position_ids[:, None, :, None].float() * self.inv_freq  # [B, 1, N, D/2]
+        cos, sin = (part[:, None] for part in self.angles(position_ids, hidden.dtype))
+        hidden = self.midlayer(embeds, hidden, cos, sin, attend)
+        return self.norm(hidden) if self.config.norm_output else hidden
+
+    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotation at positions [...], each [..., D]."""
+        angle = position_ids[..., None].float() * self.inv_freq
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos(), angle.sin()
         if self._attention_factor != 1.0:
             cos, sin = cos * self._attention_factor, sin * self._attention_factor
-        hidden = self.midlayer(embeds, hidden, cos.to(hidden.dtype), sin.to(hidden.dtype), attend)
-        return self.norm(hidden) if self.config.norm_output else hidden
+        return cos.to(dtype), sin.to(dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the draft vocabulary [B, N, draft_vocab] from what `forward` returned; i means id `i + d2t[i]`."""
