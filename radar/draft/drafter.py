@@ -75,6 +75,9 @@ class Eagle3Drafter:
         self._rows = torch.arange(rows, device=device)
         self._causal: dict[int, Tensor] = {}  # ancestors of pairs in a row, by their number
         self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
+        # position and first column of the beam below level d: length + (d - 1) (1, k)
+        self._strides = torch.tensor([1, config.tree_top_k], device=device)
+        self._origin = torch.zeros((batch_size, 2), dtype=torch.int64, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
         self._bound = shared(draft, _BoundHead)
@@ -108,11 +111,13 @@ class Eagle3Drafter:
         with self._running():
             length = self.cache.length
             hidden = self.draft.fuse(aux_hidden_states)
+            tokens = tokens.clamp(min=0)  # NO_TOKEN, of a row without a next token, has no embedding
             states = self._states(tokens, hidden, length[:, None] + rows, length, self._chain(rows))
             last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the last real pair
             hidden, normed = (state.gather(1, last) for state in states)
             logits = self.draft.lm_head(normed)
         self.cache.length += count
+        torch.sub(self.cache.length[:, None], self._strides, out=self._origin)
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
 
@@ -120,10 +125,9 @@ class Eagle3Drafter:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
-            depth = tree.calls - 1  # of the beam below level 1
-            start = self.cache.length + depth
-            column = self.cache.length + depth * self.config.tree_top_k
-            hidden, normed = self._states(tree.beam_tokens, self.hidden, start[:, None], column, tree.beam_ancestors)
+            at = torch.addcmul(self._origin, tree.calls[:, None], self._strides)  # in one kernel
+            positions, start = at[:, :1], at[:, 1]
+            hidden, normed = self._states(tree.beam_tokens, self.hidden, positions, start, tree.beam_ancestors)
             logits = self.draft.lm_head(normed)
         level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
         tree.grow(level, hidden, self.hidden, alive)
@@ -139,8 +143,7 @@ class Eagle3Drafter:
             return hidden, hidden if draft.config.norm_output else draft.norm(hidden)
         if self._angles is None:
             self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
-        embeds = self.embed_tokens(tokens.clamp(min=0))  # NO_TOKEN has no embedding
-        hidden, normed = head(embeds, hidden, positions, self._angles, start, ancestors)
+        hidden, normed = head(self.embed_tokens(tokens), hidden, positions, self._angles, start, ancestors)
         return normed if draft.config.norm_output else hidden, normed
 
     def reset(self) -> None:
@@ -191,7 +194,7 @@ def _pairs(
     length: Tensor, ancestors: Tensor,
 ) -> Tensor:  # fmt: skip
     hidden = draft.fuse(aux_hidden_states)
-    return _forward(draft, embed_tokens, tokens, hidden, length[:, None] + rows, length, ancestors)
+    return _forward(draft, embed_tokens, tokens.clamp(min=0), hidden, length[:, None] + rows, length, ancestors)
 
 
 def _forward(
@@ -204,5 +207,4 @@ def _forward(
     def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, start, ancestors, 0, scale)
 
-    # NO_TOKEN, of a row without a next token, has no embedding
-    return draft(embed_tokens(tokens.clamp(min=0)), hidden, positions, attend_cached)  # type: ignore[no-any-return]
+    return draft(embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]
