@@ -21,9 +21,9 @@ TREE = (
 KERNELS = ("rms_norm", "add_rms_norm", "rotate_store", "silu_mul")
 
 
-def scores(model, *, fuse=True):
+def scores(model, *, fuse=True, taps=(0, 2, 4)):
     """Logits and taps of a prompt and of a tree behind it, and what is in the cache then."""
-    target = TargetModel(model, max_length=64, max_rows=16, tap_layers=(0, 2, 4))
+    target = TargetModel(model, max_length=64, max_rows=16, tap_layers=taps)
     target.bound._groups = []
     if fuse:
         target.bound.fuse()
@@ -240,6 +240,29 @@ def test_an_error_inside_leaves_stock_layers():
         target.verify_chain(PROMPT)
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert target.bound._groups[0]._normed.hidden is None
+
+
+def test_what_a_layer_leaves_is_for_the_next_one_and_its_own_output():
+    """The model's forward may stop at an earlier layer, or do something between two."""
+    model = tiny_target()
+    model.config.num_hidden_layers = 4
+    expected = scores(model, fuse=False, taps=(0, 2))
+    assert_the_same(scores(model, taps=(0, 2)), expected)
+
+    class Doubled(nn.ModuleList):
+        """Hands out the layers with a step between."""
+
+        def __getitem__(self, index):
+            return [functools.partial(self.call, layer) for layer in super().__getitem__(index)]
+
+        def call(self, layer, x, **options):
+            return layer(x, **options) * 2
+
+    plain = expected
+    model.model.layers.__class__ = Doubled
+    expected = scores(model, fuse=False, taps=())
+    assert not torch.allclose(expected[2], plain[2], atol=1e-3)
+    assert_the_same(scores(model, taps=()), expected)
 
 
 def test_a_batch_starts_where_each_of_its_texts_ends():

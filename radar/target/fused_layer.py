@@ -42,13 +42,17 @@ class _Normed:
     """What one layer leaves to the next: hidden states and their norm, inside of a forward alone."""
 
     hidden: Tensor | None = None
+    norm: Any = None
     normed: Tensor | None = None
 
-    def take(self, hidden: Tensor) -> Tensor | None:
-        """The norm of just these hidden states, once; None if another tensor was left, or none."""
-        normed = self.normed if hidden is self.hidden else None
-        self.hidden = self.normed = None
-        return normed
+    def leave(self, hidden: Tensor | None, norm: Any, normed: Tensor | None) -> None:
+        self.hidden, self.norm, self.normed = hidden, norm, normed
+
+    def take(self, hidden: Tensor, norm: Any) -> Tensor:
+        """What `norm` makes of these hidden states: what was left, once, if it is just that."""
+        normed = self.normed if hidden is self.hidden and norm is self.norm else None
+        self.leave(None, None, None)
+        return rms_norm(hidden, norm.weight, norm.variance_epsilon) if normed is None else normed
 
 
 class FusedLayers:
@@ -88,7 +92,7 @@ class FusedLayers:
         for module in self._entered:
             module.__dict__.pop("forward", None)
         self._entered.clear()
-        self._normed.hidden = self._normed.normed = None
+        self._normed.leave(None, None, None)
 
     def _set(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
         self._entered.append(module)
@@ -100,9 +104,7 @@ class FusedLayers:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if args or not is_running(self._owner):
                 return stock(layer, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-            normed = self._normed.take(hidden_states)
-            if normed is None:
-                normed = _norm(layer.input_layernorm, hidden_states)
+            normed = self._normed.take(hidden_states, layer.input_layernorm)
             if "radar_first" in kwargs:  # a large chunk of a prompt attends as stock modules do
                 attended = layer.self_attn(hidden_states=normed, **kwargs)[0]
             else:
@@ -112,8 +114,8 @@ class FusedLayers:
             (change,) = products.down.product(silu_mul(gate, up))
             if following is None:
                 return hidden + change
-            hidden, self._normed.normed = _add_norm(hidden, change, following)
-            self._normed.hidden = hidden
+            hidden, normed = _add_norm(hidden, change, following)
+            self._normed.leave(hidden, following, normed)
             return hidden
 
         return forward
@@ -124,8 +126,7 @@ class FusedLayers:
         def forward(hidden_states: Tensor) -> Tensor:
             if not is_running(self._owner):
                 return stock(norm, hidden_states)  # type: ignore[no-any-return]
-            normed = self._normed.take(hidden_states)
-            return _norm(norm, hidden_states) if normed is None else normed
+            return self._normed.take(hidden_states, norm)
 
         return forward
 
@@ -145,10 +146,6 @@ def _attended(
     query = rotate_store(query, key, value, cos, sin, keys, values, radar_start, norms=norms)
     out = attend_stored(query, radar_ancestors, index, attention.scaling)
     return products.o.product(out.flatten(2))[0]
-
-
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def _add_norm(x: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
