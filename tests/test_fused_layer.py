@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fakes import DEVICE, FAMILIES, tiny_target
+from fakes import DEVICE, FAMILIES
+from fakes import tiny_target as plain_target
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -19,6 +20,15 @@ TREE = (
     torch.tensor([[0, 1, 1, 2]], device=DEVICE),
 )
 KERNELS = ("rms_norm", "add_rms_norm", "rotate_store", "silu_mul")
+
+
+def tiny_target(family="llama"):
+    """With norms that differ."""
+    model = plain_target(family)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, 1.0, 0.3)
+    return model
 
 
 def scores(model, *, fuse=True, taps=(0, 2, 4)):
@@ -249,17 +259,17 @@ def test_what_a_layer_leaves_is_for_the_next_one_and_its_own_output():
     expected = scores(model, fuse=False, taps=(0, 2))
     assert_the_same(scores(model, taps=(0, 2)), expected)
 
-    class Doubled(nn.ModuleList):
+    class Raised(nn.ModuleList):
         """Hands out the layers with a step between."""
 
         def __getitem__(self, index):
             return [functools.partial(self.call, layer) for layer in super().__getitem__(index)]
 
         def call(self, layer, x, **options):
-            return layer(x, **options) * 2
+            return layer(x, **options) + 3
 
     plain = expected
-    model.model.layers.__class__ = Doubled
+    model.model.layers.__class__ = Raised
     expected = scores(model, fuse=False, taps=())
     assert not torch.allclose(expected[2], plain[2], atol=1e-3)
     assert_the_same(scores(model, taps=()), expected)
