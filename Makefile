@@ -10,11 +10,11 @@ BIN = $(VENV)/bin
 .PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.ready
-	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64 --no-compile
+	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64
 	@echo
-	@$(BIN)/radar generate "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?" --chat --max-new-tokens 96 --no-compile
+	@$(BIN)/radar generate "A baker makes 24 rolls an hour. How many rolls does he make in 5 hours?" --chat --max-new-tokens 96
 	@echo
-	@$(BIN)/radar bench --max-new-tokens 96 --no-compile
+	@$(BIN)/radar bench --max-new-tokens 96
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -67,8 +67,8 @@ def main() -> int:
     for length, prompt in prompts.items():  # before a decoder: its attention is stock
         report["lengths"][length] = {"stock": measure(partial(stock, model, prompt), args.repeats, weights)}
     torch.cuda.empty_cache()
-    decoder = RadarDecoder(  # a prompt's pass is not compiled, and nothing else is timed; its cache counts as memory
-        model, draft=draft, policy=FixedDepth(8), max_length=max(prompts) + 256, compile=False, fallback=False
+    decoder = RadarDecoder(  # nothing else is timed; its cache counts as memory
+        model, draft=draft, policy=FixedDepth(8), max_length=max(prompts) + 256, fallback=False
     )
     for length, prompt in prompts.items():
         ours = partial(decoder.generate, prompt, max_new_tokens=1, reuse_prefix=False)  # and the token on the host

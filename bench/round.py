@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from bench.command import command_line
 from bench.models import random_draft, random_target
@@ -115,18 +114,16 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
     model = random_target(geometry, device, dtype)
     draft = random_draft(geometry, device, dtype)
     tree = TreeConfig()
-    options: dict[str, Any] = {"max_length": args.max_length, "compile": not args.no_compile}
-    # a start is timed as users meet it: the fallback's plain step is compiled and captured with the rest
+    options: dict[str, Any] = {"max_length": args.max_length}
+    # a start is timed as users meet it: the fallback's plain step is captured with the rest
     radar_options = options | {"draft": draft, "tree": tree, "fallback": args.start_only}
-    out: dict[str, Any] = {"start_seconds": {}, "compiler_cache": {}}
+    out: dict[str, Any] = {"start_seconds": {}}
 
     def timed(name: str, make: Any) -> Any:
         started = time.perf_counter()
         made = make()
         torch.cuda.synchronize()
         out["start_seconds"][name] = round(time.perf_counter() - started, 2)
-        answers = counters["aot_autograd"]  # of this process so far
-        out["compiler_cache"][name] = {key: n for key, n in answers.items() if "cache" in key}
         print(f"start of {name}: {out['start_seconds'][name]} s", flush=True)
         return made
 
@@ -174,7 +171,6 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=8704)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--start-only", action="store_true", help="time the starts alone, such as the second one")
-    parser.add_argument("--no-compile", action="store_true", help="start without torch.compile")
     parser.add_argument("--trace", type=Path, help="write a trace of ten rounds, for chrome://tracing or Perfetto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -58,8 +58,6 @@ class RadarDecoder(Decoder[RoundEngine]):
         tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
             (2, N // 2, N - 3).
         engine: "graph" makes a round one CUDA graph, "eager" calls its steps from Python. None: "graph" on a GPU.
-        compile: with the graph engine, let torch.compile make the forwards: faster rounds for a slower start. What it
-            makes is kept on disk for the next start.
         profile: with the eager engine on a GPU, wait at every part of a round so that `metrics.seconds_by_part` is
             true.
         fallback: measure the rounds, and where drafting does not pay take plain steps of the target instead. What a
@@ -84,7 +82,6 @@ class RadarDecoder(Decoder[RoundEngine]):
         max_length: int | None = None,
         tap_layers: Sequence[int] | None = None,
         engine: str | None = None,
-        compile: bool = True,
         profile: bool = False,
         fallback: bool = True,
     ) -> None:
@@ -102,7 +99,6 @@ class RadarDecoder(Decoder[RoundEngine]):
             max_length,
             tap_layers,
             engine,
-            compile,
             profile,
             fallback,
         )
@@ -178,7 +174,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
         max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
-        engine, compile: as for RadarDecoder.
+        engine: as for RadarDecoder.
     """
 
     def __init__(
@@ -188,8 +184,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         tokenizer: Any = None,
         max_length: int | None = None,
         engine: str | None = None,
-        compile: bool = True,
     ) -> None:
         model = stock_model(model)
         max_length = default_max_length(model) if max_length is None else max_length
-        super().__init__(model, PlainRecipe(max_length, engine, compile), tokenizer=tokenizer, max_length=max_length)
+        super().__init__(model, PlainRecipe(max_length, engine), tokenizer=tokenizer, max_length=max_length)

@@ -53,8 +53,8 @@ class Plan(NamedTuple):
     compile test can build exactly what a GPU will run.
 
     With programmatic dependent launch a kernel waits before it releases the next one (`gdc_wait`, then
-    `gdc_launch_dependents`), always: Inductor's kernels wait for the kernel in front of them alone, and read what older
-    ones wrote without asking.
+    `gdc_launch_dependents`), always: a kernel waits for the one in front of it alone, and reads what older ones wrote
+    without asking.
     """
 
     grid: tuple[int, ...]

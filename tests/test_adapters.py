@@ -19,7 +19,7 @@ def with_lora(model, name="one", seed=1):
 
 
 def decoders(model):
-    options = {"max_length": 128, "compile": False}
+    options = {"max_length": 128}
     tree = TreeConfig(total_tokens=20, max_calls=5, tree_top_k=4)
     draft = tiny_draft()
     return [

@@ -21,7 +21,7 @@ PROMPT = torch.tensor([[5, 3, 2, 8, 1, 4]], device=DEVICE)
 
 @pytest.fixture(scope="module")
 def ours():
-    return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(4), max_length=200, compile=False)
+    return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(4), max_length=200)
 
 
 REFUSED = {
@@ -105,7 +105,7 @@ def test_a_processor_that_returns_no_scores_is_named(found, ours):
     def odd(ids, scores):
         return found
 
-    for decoder in (ours, AutoregressiveDecoder(ours.model, max_length=64, compile=False)):
+    for decoder in (ours, AutoregressiveDecoder(ours.model, max_length=64)):
         with pytest.raises(UsageError, match=rf"processor odd must return a float tensor \[1, {VOCAB}\]; it returned"):
             decoder.generate(PROMPT, logits_processor=[odd], max_new_tokens=5)
         assert len(decoder.generate(PROMPT, max_new_tokens=5).token_ids) == 5

@@ -184,7 +184,7 @@ def test_profile_writes_a_cost_table_that_training_takes(capsys, tmp_path):
     costs, trace = tmp_path / "costs.json", tmp_path / "trace.json"
     code, out, _ = run(
         capsys, "profile", "--prefix", 60, 30, "--nodes", 8, 24, "--total-tokens", 24, "--max-calls", 4, "--calls", 3,
-        "--repeats", 2, "--max-length", 128, "--costs", costs, "--trace", trace, "--no-compile",
+        "--repeats", 2, "--max-length", 128, "--costs", costs, "--trace", trace,
     )  # fmt: skip
     assert code == 0
     assert out.count("the whole round") == 4

@@ -33,7 +33,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def ours(model):
-    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
+    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class Recorder:
 
 
 def radar(**options):
-    return radar_generate(draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False, **options)
+    return radar_generate(draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, **options)
 
 
 def test_a_streamer_gets_the_prompt_the_tokens_and_the_end(ours, model):

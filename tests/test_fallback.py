@@ -108,7 +108,7 @@ class Script(Fallback):
 def decoder(fallback=None, policy=None, **options):
     ours = RadarDecoder(
         options.pop("model", None) or tiny_target(), draft=tiny_draft(), policy=policy or FixedDepth(4), tree=TREE,
-        max_length=200, compile=False, **({"engine": "eager"} | options),
+        max_length=200, **({"engine": "eager"} | options),
     )  # fmt: skip
     ours.engine.fallback = fallback
     return ours
@@ -127,7 +127,7 @@ SETTINGS = [None, SamplingParams(temperature=1.0, seed=3), SamplingParams(repeti
 
 @pytest.mark.parametrize(("pattern", "sampling"), zip(PATTERNS, itertools.cycle(SETTINGS), strict=False), ids=str)
 def test_the_text_is_the_same_whatever_is_chosen(pattern, sampling, monkeypatch):
-    plain = AutoregressiveDecoder(tiny_target(), max_length=200, compile=False)
+    plain = AutoregressiveDecoder(tiny_target(), max_length=200)
     expected = plain.generate(PROMPT, max_new_tokens=70, sampling=sampling).token_ids
     for ours in (decoder(Script(pattern)), graphed(monkeypatch, Script(pattern))):
         out = ours.generate(PROMPT, max_new_tokens=70, sampling=sampling)
@@ -199,7 +199,7 @@ def test_slow_drafts_are_left_by_the_clock(monkeypatch):
 
 
 def test_it_is_on_unless_refused():
-    options = {"draft": tiny_draft(), "max_length": 64, "compile": False}
+    options = {"draft": tiny_draft(), "max_length": 64}
     first, second = (RadarDecoder(tiny_target(), **options).engine.fallback for _ in range(2))
     assert isinstance(first, Fallback)
     assert isinstance(second, Fallback)
@@ -244,7 +244,7 @@ def test_another_policy_counts_from_the_next_text_on_whoever_drives_it(engine, m
 def test_graphs_of_plain_steps_say_the_same(pattern):
     model = tiny_target()
     expected = hf_greedy(model, PROMPT, 70)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200)
     plain = ours.engine._plain
     ours.engine.fallback = Script(pattern)
     for _ in range(3):

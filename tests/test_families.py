@@ -30,7 +30,7 @@ OTHERS = {
 
 
 def decoder(model, **options):
-    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, compile=False,
+    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE,
                         **{"max_length": 100} | options)  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_the_supported_families_are_those_tested():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_supported_family_decodes(family):
     model = tiny_target(family)
-    ours, plain = decoder(model), AutoregressiveDecoder(model, max_length=100, compile=False)
+    ours, plain = decoder(model), AutoregressiveDecoder(model, max_length=100)
     assert ours.generate(PROMPT, max_new_tokens=50).token_ids == hf_greedy(model, PROMPT, 50)
     sampling = SamplingParams(temperature=1.0, seed=2)
     texts = [d.generate(PROMPT, max_new_tokens=50, sampling=sampling).token_ids for d in (ours, plain)]

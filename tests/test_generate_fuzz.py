@@ -28,8 +28,8 @@ NAMES = st.sampled_from(
     [*LIKELY, "max_new_tokens", "max_length", "temperature", "stop_strings", "sampling", "nonsense"]
 )
 MODEL = tiny_target()
-PLAIN = AutoregressiveDecoder(MODEL, max_length=64, compile=False)
-OURS = RadarDecoder(MODEL, draft=tiny_draft(), policy=FixedDepth(3), max_length=64, compile=False,
+PLAIN = AutoregressiveDecoder(MODEL, max_length=64)
+OURS = RadarDecoder(MODEL, draft=tiny_draft(), policy=FixedDepth(3), max_length=64,
                     tree=TreeConfig(total_tokens=16, max_calls=4))  # fmt: skip
 
 

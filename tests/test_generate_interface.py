@@ -27,12 +27,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def ours(model):
-    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200, compile=False)
+    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(4), tree=TREE, max_length=200)
 
 
 @pytest.fixture(scope="module")
 def plain(model):
-    return AutoregressiveDecoder(model, max_length=200, compile=False)
+    return AutoregressiveDecoder(model, max_length=200)
 
 
 class NoRepeat(LogitsProcessor):
@@ -105,7 +105,7 @@ def test_the_inputs_may_be_named(model, ours):
 def test_the_models_own_generation_config_counts(ours):
     model = tiny_target()
     model.generation_config.update(repetition_penalty=1.3, max_new_tokens=17)
-    decoder = RadarDecoder(model, draft=tiny_draft(), tree=TREE, policy=FixedDepth(3), max_length=64, compile=False)
+    decoder = RadarDecoder(model, draft=tiny_draft(), tree=TREE, policy=FixedDepth(3), max_length=64)
     assert decoder.generate_ids(PROMPT).tolist() == model.generate(PROMPT).tolist()
     assert decoder.generate_ids(PROMPT).tolist() != ours.generate_ids(PROMPT, max_new_tokens=17).tolist()
 

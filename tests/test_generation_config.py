@@ -20,9 +20,9 @@ logging.set_verbosity_error()
 PROMPT = torch.tensor([[5, 3, 2, 8, 1, 4]], device=DEVICE)
 MODEL = tiny_target()
 TREE = TreeConfig(total_tokens=16, max_calls=4)
-OURS = RadarDecoder(MODEL, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=64, compile=False)
-PLAIN = AutoregressiveDecoder(MODEL, max_length=64, compile=False)
-CUSTOM = radar_generate(draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=64, compile=False)
+OURS = RadarDecoder(MODEL, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=64)
+PLAIN = AutoregressiveDecoder(MODEL, max_length=64)
+CUSTOM = radar_generate(draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=64)
 
 
 @contextmanager

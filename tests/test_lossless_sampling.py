@@ -28,11 +28,9 @@ SETTINGS += [SamplingParams(repetition_penalty=1.4), SamplingParams(logit_bias={
 )
 def test_every_setting_gives_the_plain_decoders_text(policy, total_tokens):
     model = tiny_target()
-    plain = AutoregressiveDecoder(model, max_length=200, compile=False)
+    plain = AutoregressiveDecoder(model, max_length=200)
     tree = TreeConfig(total_tokens=total_tokens, max_calls=5)
-    ours = RadarDecoder(
-        model, draft=tiny_draft(), policy=policy, tree=tree, max_length=200, compile=False, fallback=False
-    )
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=policy, tree=tree, max_length=200, fallback=False)
     texts = set()
     for sampling, prompt in zip(SETTINGS, itertools.cycle(PROMPTS)):
         expected = plain.generate(prompt, max_new_tokens=16, sampling=sampling).token_ids
@@ -44,8 +42,8 @@ def test_every_setting_gives_the_plain_decoders_text(policy, total_tokens):
 def test_another_noise_position_would_be_seen(monkeypatch):
     """The comparison has teeth: noise keyed one position off gives another text."""
     model = tiny_target()
-    plain = AutoregressiveDecoder(model, max_length=200, compile=False)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), max_length=200, compile=False, fallback=False)
+    plain = AutoregressiveDecoder(model, max_length=200)
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), max_length=200, fallback=False)
     sampling = SamplingParams(temperature=1.0, seed=5)
     expected = plain.generate(PROMPTS[0], max_new_tokens=24, sampling=sampling).token_ids
     assert ours.generate(PROMPTS[0], max_new_tokens=24, sampling=sampling).token_ids == expected
@@ -59,7 +57,7 @@ def test_another_noise_position_would_be_seen(monkeypatch):
 
 
 def test_a_seed_repeats_and_no_seed_does_not():
-    ours = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=200, compile=False)
+    ours = RadarDecoder(tiny_target(), draft=tiny_draft(), max_length=200)
 
     def text(seed):
         out = ours.generate(PROMPTS[0], max_new_tokens=40, sampling=SamplingParams(temperature=1.5, seed=seed))
@@ -134,7 +132,7 @@ def test_planted_errors_are_seen():
 def test_decoders_give_these_texts():
     model = tiny_target()
     tokens, _ = sampled_texts(model)
-    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(2), max_length=64, compile=False)
+    ours = RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(2), max_length=64)
     for seed in range(0, SEEDS, SEEDS // 20):
         out = ours.generate(PROMPT, max_new_tokens=3, sampling=SamplingParams(temperature=TEMPERATURE, seed=seed))
         assert out.token_ids == tokens[seed].tolist()

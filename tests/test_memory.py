@@ -6,22 +6,17 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from fakes import DEVICE, tiny_draft, tiny_target
+from fakes import tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
-from radar.target.model import TargetModel
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-KINDS = ["eager", "graph", "compiled", "plain", "plain graph", "plain compiled"]
+KINDS = ["eager", "graph", "plain", "plain graph"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def make(kind, model, draft):
-    options = {
-        "max_length": 128,
-        "engine": "graph" if "graph" in kind or "compiled" in kind else "eager",
-        "compile": "compiled" in kind,
-    }
+    options = {"max_length": 128, "engine": "graph" if "graph" in kind else "eager"}
     if "plain" in kind:
         return AutoregressiveDecoder(model, **options)
     return RadarDecoder(model, draft=draft, tree=TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4), **options)
@@ -70,22 +65,6 @@ def test_a_decoder_goes_by_counting_and_then_the_model(kind):
         assert all(one() is not None for one in theirs)
         del model, draft
         assert [one() for one in theirs if one() is not None] == []
-
-
-def test_compiled_forwards_hold_no_model(monkeypatch):
-    """What the compiler keeps of a forward goes with it: traced here, without the code that a GPU needs."""
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **k: real(f, **{**k, "backend": "aot_eager", "options": None}))
-    model = tiny_target()
-    target = TargetModel(model, max_length=32, max_rows=8, compile=True)
-    with torch.inference_mode():
-        target.verify(*target.chain(torch.tensor([[1, 2, 3]], device=DEVICE)))
-    weight, cache = weakref.ref(model.lm_head.weight), weakref.ref(target.cache.keys)
-    with no_collection():
-        del target
-        assert cache() is None
-        del model
-        assert weight() is None
 
 
 @needs_cuda

@@ -75,7 +75,7 @@ def tally_of(rounds, generations, seconds):
 
 
 def test_a_decoder_keeps_a_running_total():
-    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), max_length=128, compile=False,
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), max_length=128,
                            tree=TreeConfig(total_tokens=20, max_calls=4), engine="eager", fallback=False)  # fmt: skip
     runs = [decoder.generate([1, 2, i], max_new_tokens=20).metrics for i in range(3)]
     cancelled = decoder.rounds([1, 2, 3])

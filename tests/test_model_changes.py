@@ -16,7 +16,7 @@ TREE = TreeConfig(total_tokens=20, max_calls=5, tree_top_k=4)
 
 
 def decoders(model, **options):
-    options = {"max_length": 256, "compile": False} | options
+    options = {"max_length": 256} | options
     draft = tiny_draft().to(model.dtype)
     return [
         RadarDecoder(model, draft=draft, policy=FixedDepth(3), tree=TREE, fallback=False, **options),
@@ -123,10 +123,10 @@ def test_a_model_that_was_cast_decodes_in_its_new_type(cast, tmp_path):
 
     save_draft(tiny_draft(), tmp_path)
     model = tiny_target()
-    ours = RadarDecoder(model, draft=tmp_path, tree=TREE, max_length=128, compile=False)
+    ours = RadarDecoder(model, draft=tmp_path, tree=TREE, max_length=128)
     ours.generate(FIRST, max_new_tokens=5)
     cast(model)
-    expected = AutoregressiveDecoder(copy.deepcopy(model), max_length=128, compile=False)
+    expected = AutoregressiveDecoder(copy.deepcopy(model), max_length=128)
     out = ours.generate(FIRST, max_new_tokens=12)
     assert ours.engine.target.cache.keys.dtype == model.dtype
     assert out.token_ids[:3] == expected.generate(FIRST, max_new_tokens=3).token_ids  # later on 16 bits may part
@@ -134,7 +134,7 @@ def test_a_model_that_was_cast_decodes_in_its_new_type(cast, tmp_path):
 
 def test_a_head_of_the_callers_is_not_cast_behind_his_back():
     model, draft = tiny_target(), tiny_draft()
-    decoder = RadarDecoder(model, draft=draft, tree=TREE, max_length=128, compile=False)
+    decoder = RadarDecoder(model, draft=draft, tree=TREE, max_length=128)
     model.to(torch.bfloat16)
     for _ in range(2):
         with pytest.raises(UsageError, match=r"it is torch\.float32 on .*, the target torch\.bfloat16"):
@@ -206,7 +206,7 @@ def test_a_model_goes_to_the_cpu_and_gets_another_module_there(tmp_path):
 
     save_draft(tiny_draft(), tmp_path)
     model = tiny_target()
-    decoder = RadarDecoder(model, draft=tmp_path, max_length=128, compile=False, fallback=False)
+    decoder = RadarDecoder(model, draft=tmp_path, max_length=128, fallback=False)
     assert decoder.tree.total_tokens == 60
     says_what_generate_says(decoder, FIRST)
     model.cpu()

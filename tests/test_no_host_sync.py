@@ -14,6 +14,8 @@ from radar.policy.lstm import PolicyNetwork
 ROOT = Path(__file__).parent.parent
 STEP_FILES = [
     "radar/target/attention.py",
+    "radar/target/fused_layer.py",
+    "radar/draft/fused_head.py",
     "radar/draft/tree.py",
     "radar/target/cache.py",
     "radar/draft/drafter.py",
@@ -30,6 +32,10 @@ STEP_FILES = [
     "radar_kernels/select_nodes.py",
     "radar_kernels/sample_tokens.py",
     "radar_kernels/mark_seen.py",
+    "radar_kernels/rms_norm.py",
+    "radar_kernels/rotate_store.py",
+    "radar_kernels/silu_mul.py",
+    "radar_kernels/reference_layer.py",
     "radar_kernels/reference_sampling.py",
     "radar_kernels/reference_tree.py",
     "radar_kernels/reference.py",

@@ -72,8 +72,8 @@ def test_a_draft_of_a_token_without_numbers_spoils_no_other(token):
 
 def both(**options):
     model = tiny_target()
-    ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128, compile=False)
-    return [ours, AutoregressiveDecoder(model, max_length=128, compile=False)]
+    ours = RadarDecoder(model, draft=tiny_draft(), fallback=False, max_length=128)
+    return [ours, AutoregressiveDecoder(model, max_length=128)]
 
 
 def test_a_processor_may_force_a_token_by_an_infinite_score():

@@ -17,7 +17,7 @@ MORE = [1, 2, 3, 2, 1]
 
 def eager(fallback=None):
     ours = RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=400,
-                        engine="eager", compile=False)  # fmt: skip
+                        engine="eager")  # fmt: skip
     ours.engine.fallback = fallback
     return ours
 
@@ -28,12 +28,12 @@ def make(request, monkeypatch):
 
     def build():
         if request.param == "autoregressive":
-            return AutoregressiveDecoder(tiny_target(), max_length=400, compile=False)
+            return AutoregressiveDecoder(tiny_target(), max_length=400)
         if request.param != "graph":
             return eager(Script("dpppp") if request.param == "plain steps" else None)
         if torch.cuda.is_available():
             return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=400,
-                                compile=False, fallback=False)  # fmt: skip
+                                fallback=False)  # fmt: skip
         return with_fake_graphs(monkeypatch, eager())
 
     return build
@@ -154,7 +154,7 @@ def test_who_uses_the_caches_for_something_else_is_noticed():
 
 def test_another_policys_graphs_void_what_was_held(monkeypatch):
     if torch.cuda.is_available():
-        decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, compile=False)
+        decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400)
     else:
         decoder = with_fake_graphs(monkeypatch, eager())
     generate(decoder, [1, 2], max_new_tokens=1)  # as few rows as the warm-up of a capture leaves
@@ -200,8 +200,7 @@ class ChatTokenizer:
 
 
 def test_messages_go_through_the_template_and_reuse_the_conversation():
-    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer(),
-                           compile=False)  # fmt: skip
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer())
     messages = [{"role": "user", "content": "5 3 2 8 5 3"}]
     first = decoder.generate(messages, max_new_tokens=20)
     assert first.token_ids == decoder.generate([15, 5, 3, 2, 8, 5, 3, 16, 14], max_new_tokens=20).token_ids
@@ -218,8 +217,7 @@ def test_messages_go_through_the_template_and_reuse_the_conversation():
 
 
 def test_a_closed_stream_says_so():
-    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer(),
-                           compile=False)  # fmt: skip
+    decoder = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=400, tokenizer=ChatTokenizer())
     with decoder.stream(FIRST, max_new_tokens=50) as stream:
         next(stream)
     assert stream.output.finish_reason == "cancelled"

@@ -22,14 +22,14 @@ def model():
 @pytest.fixture(scope="module")
 def ours(model):
     return RadarDecoder(
-        model, draft=tiny_draft(vocab_size=6, draft_vocab_size=5), policy=FixedDepth(4), max_length=200, compile=False,
+        model, draft=tiny_draft(vocab_size=6, draft_vocab_size=5), policy=FixedDepth(4), max_length=200,
         tree=TreeConfig(total_tokens=20, tree_top_k=3, max_calls=6), fallback=False,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def plain(model):
-    return AutoregressiveDecoder(model, max_length=200, compile=False)
+    return AutoregressiveDecoder(model, max_length=200)
 
 
 class Asked(LogitsProcessor):

@@ -19,7 +19,7 @@ COMMAND = ["profile", "--calls", "1", "--repeats", "1", "--total-tokens", "8", "
 def decoder(**options):
     return RadarDecoder(
         tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TreeConfig(total_tokens=20, max_calls=5),
-        max_length=200, compile=False, **options,
+        max_length=200, **options,
     )  # fmt: skip
 
 

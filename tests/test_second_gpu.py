@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-OPTIONS = {"max_length": 200, "compile": False}
+OPTIONS = {"max_length": 200}
 
 
 def pair(device):

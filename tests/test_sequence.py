@@ -31,7 +31,7 @@ class Letters:
 
 @pytest.fixture(params=["eager", "graph", "plain"])
 def decoder(request, monkeypatch):
-    options = {"max_length": 200, "compile": False, "tokenizer": Letters()}
+    options = {"max_length": 200, "tokenizer": Letters()}
     if request.param == "plain":
         return AutoregressiveDecoder(tiny_target(), **options)
     policy = FixedDepth(3)
@@ -261,7 +261,7 @@ def test_a_streamer_may_ask_for_another_text(decoder):
 
 def test_reading_figures_while_an_engine_is_made_again_makes_no_second_one():
     model = tiny_target()
-    ours = AutoregressiveDecoder(model, max_length=200, compile=False)
+    ours = AutoregressiveDecoder(model, max_length=200)
     build, made = ours._recipe.build, []
 
     class Slow:

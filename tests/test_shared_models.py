@@ -160,7 +160,7 @@ def test_models_may_share_a_config():
 def test_a_hook_that_asks_for_a_text_of_the_same_model_is_told_so():
     """It would wait for itself for ever."""
     model, draft = tiny_target(), tiny_draft()
-    ours = RadarDecoder(model, draft=draft, tree=TREE, max_length=64, compile=False, engine="eager")
+    ours = RadarDecoder(model, draft=draft, tree=TREE, max_length=64, engine="eager")
     others = [
         AutoregressiveDecoder(model, max_length=64, engine="eager"),
         RadarDecoder(tiny_target(), draft=draft, tree=TREE, max_length=64, engine="eager"),
@@ -180,8 +180,8 @@ def test_a_hook_does_not_wait_for_who_waits_for_its_model(entry):
     """The other decoder is in the middle of a text, or being made, in another thread, which waits for this forward."""
     model = tiny_target()
     ours = AutoregressiveDecoder(model, max_length=64, engine="eager")
-    other = RadarDecoder(model, draft=tiny_draft(), tree=TREE, max_length=64, compile=False, engine="eager")
-    function = radar_generate(draft=tiny_draft(), tree=TREE, max_length=64, compile=False, engine="eager")
+    other = RadarDecoder(model, draft=tiny_draft(), tree=TREE, max_length=64, engine="eager")
+    function = radar_generate(draft=tiny_draft(), tree=TREE, max_length=64, engine="eager")
     prompt, pool = torch.tensor([[4, 5]], device=DEVICE), ThreadPoolExecutor(1)
     found = []
 
@@ -230,7 +230,7 @@ def test_every_round_comes_behind_the_one_before_on_whatever_stream(monkeypatch)
 @pytest.mark.gpu
 def test_texts_of_one_decoder_under_several_streams_are_ordered():
     """A text that was left behind in one stream may still run a round there when the next text's prompt comes."""
-    ours = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=256, compile=False, fallback=False)
+    ours = RadarDecoder(tiny_target(), draft=tiny_draft(), tree=TREE, max_length=256, fallback=False)
     prompts = [[(7 * i + i * i + k) % 17 for i in range(90)] for k in range(2)]
     expected = [ours.generate(prompt, max_new_tokens=40).token_ids for prompt in prompts]
     one, two = torch.cuda.Stream(), torch.cuda.Stream()

@@ -29,7 +29,7 @@ VARIANTS = {
     "all at once": replace(SHAPES, kv_heads=8, head_dim=16, layers=5, hidden_size=40),
     "the whole vocabulary drafted": replace(SHAPES, vocabulary=20, draft_vocabulary=20),
 }
-OPTIONS = {"tree": TreeConfig(total_tokens=24, max_calls=6), "max_length": 256, "compile": False, "fallback": False}
+OPTIONS = {"tree": TreeConfig(total_tokens=24, max_calls=6), "max_length": 256, "fallback": False}
 
 
 def small_pair():
@@ -190,12 +190,12 @@ def test_the_embedded_pair_widens():
     found = check((model, draft), wide, prompts, new_tokens=48)
     assert found.equal_texts == 2
     assert max(found.logits, found.taps, found.draft_logits) < 1e-4
-    options = {"tree": TreeConfig(total_tokens=32), "max_length": 128, "compile": False, "fallback": False}
+    options = {"tree": TreeConfig(total_tokens=32), "max_length": 128, "fallback": False}
     options["policy"] = Threshold()
     runs = [
         RadarDecoder(m, draft=d, **options).generate(prompts[0], max_new_tokens=64) for m, d in ((model, draft), wide)
     ]
     assert runs[0].token_ids == runs[1].token_ids
     assert runs[0].metrics.stop_histogram == runs[1].metrics.stop_histogram
-    plain = AutoregressiveDecoder(wide[0], max_length=128, compile=False)
+    plain = AutoregressiveDecoder(wide[0], max_length=128)
     assert plain.generate(prompts[0], max_new_tokens=64).token_ids == runs[0].token_ids

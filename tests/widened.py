@@ -44,7 +44,7 @@ def check(
     length = max(map(len, prompts)) + new_tokens
     texts: list[list[list[int]]] = []
     for model, _ in (small, wide):
-        decoder = AutoregressiveDecoder(model, max_length=length, compile=False)
+        decoder = AutoregressiveDecoder(model, max_length=length)
         texts.append([decoder.generate(prompt, max_new_tokens=new_tokens).token_ids for prompt in prompts])
     errors = [0.0, 0.0, 0.0]
     agreed, places, unused = 0, 0, 0.0

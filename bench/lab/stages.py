@@ -91,7 +91,7 @@ class Comparison:
         small = load_pair(self.folder, self.device, torch.float32)
         wide = widen(small.model, small.draft, self.geometry, device=self.device, dtype=torch.float32)
         for model in (small.model, wide.model):
-            decoder = AutoregressiveDecoder(model, max_length=self.args.max_length, compile=False)
+            decoder = AutoregressiveDecoder(model, max_length=self.args.max_length)
             texts.append([decoder.generate(prompt, max_new_tokens=64).token_ids for prompt in prompts])
         found = {"float32 texts equal": sum(map(operator.eq, *texts)), "prompts": len(prompts)}
         print(f"{self.name}: {found}", flush=True)

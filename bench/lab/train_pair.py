@@ -62,7 +62,7 @@ def train_head(
 def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[str, Any]:
     """Greedy decoding of held-out prompts with eight draft calls a round."""
     decoder = RadarDecoder.from_pretrained(
-        pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024, compile=False,
+        pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024,
         fallback=False,
     )  # fmt: skip
     lines = load_prompts(prompts, limit=limit)

@@ -38,7 +38,6 @@ def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True, f
         group.add_argument(
             "--no-fallback", action="store_true", help="draft in every round, even where it does not pay"
         )
-    group.add_argument("--no-compile", action="store_true", help="start faster and run slower: no torch.compile")
     group.add_argument(
         "--total-tokens", type=int, metavar="N", help="nodes verified per round (default 60, 32 on a CPU)"
     )

@@ -37,7 +37,7 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
         policy = FixedDepth(tree.max_calls)
     elif policy is not None and policy.isdigit():
         policy = FixedDepth(int(policy))
-    options = {"engine": args.engine, "compile": not args.no_compile, "max_length": args.max_length} | override
+    options = {"engine": args.engine, "max_length": args.max_length} | override
     return RadarDecoder.from_pretrained(
         args.target,
         args.draft,
@@ -58,7 +58,6 @@ def plain_decoder(decoder: Any, args: argparse.Namespace) -> Any:
         tokenizer=decoder.tokenizer,
         max_length=decoder.max_length,
         engine=args.engine,
-        compile=not args.no_compile,
     )
 
 

@@ -88,7 +88,6 @@ def _with_nodes(decoder: Any, nodes: int, args: argparse.Namespace) -> Any:
         max_length=decoder.max_length,
         tap_layers=decoder.engine.target.tap_layers,
         engine=args.engine,
-        compile=not args.no_compile,
         fallback=False,
     )
 

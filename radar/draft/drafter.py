@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.fused_head import FusedHead, fused_head
 from radar.draft.tree import DraftTree
 from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
-from radar.target.compiled import compiled
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.layers import FusedLinears, fuse_projections, fused
 from radar.target.running import Owner, running
@@ -30,8 +30,8 @@ class Eagle3Drafter:
     The draft's cache holds pairs (token t + 1, feature t) of the verified text; above them, as scratch, the beam nodes
     of the round: level d, beam node i in column (d - 1) k + i.
 
-    Decoders may share a head. Threads take turns on it: every call holds the head's turn, compiling and capturing
-    included, since its linear layers are fused for that time only.
+    Decoders may share a head. Threads take turns on it: every call holds the head's turn, capturing included,
+    since its linear layers are fused for that time only.
 
     Args:
         draft: the head, on the target's device and dtype.
@@ -40,7 +40,6 @@ class Eagle3Drafter:
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
         batch_size: rows of the batch.
-        compile: let torch.compile make the forward of `begin` and `step`.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Eagle3Drafter:
         max_length: int,
         max_rows: int,
         batch_size: int = 1,
-        compile: bool = False,
     ) -> None:
         weight, device = draft.fc.weight, draft.fc.weight.device
         self.draft = draft
@@ -76,11 +74,13 @@ class Eagle3Drafter:
         self._rows = torch.arange(config.max_accepted, device=device)  # of `begin`
         self._chain = causal_ancestors(config.max_accepted, device).expand(batch_size, -1, -1).contiguous()
         self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
+        # position and first column of the beam below level d: length + (d - 1) (1, k)
+        self._strides = torch.tensor([1, config.tree_top_k], device=device)
+        self._origin = torch.zeros((batch_size, 2), dtype=torch.int64, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
+        self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
         self._bound = shared(draft, _BoundHead)
         self.refresh()
-        self._run_first = compiled(_first) if compile else _first
-        self._run_next = compiled(_next) if compile else _next
 
     def refresh(self) -> Fingerprint:
         """Take the head as it is now; see `BoundModel.refresh`."""
@@ -109,11 +109,15 @@ class Eagle3Drafter:
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         with self._running():
-            hidden, logits = self._run_first(
-                self.draft, self.embed_tokens, tokens, aux_hidden_states, self._rows, self.cache.length, self._chain,
-                count,
-            )  # fmt: skip
+            length = self.cache.length
+            hidden = self.draft.fuse(aux_hidden_states)
+            tokens = tokens.clamp(min=0)  # NO_TOKEN, of a row without a next token, has no embedding
+            states = self._states(tokens, hidden, length[:, None] + self._rows, length, self._chain)
+            last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the last real pair
+            hidden, normed = (state.gather(1, last) for state in states)
+            logits = self.draft.lm_head(normed)
         self.cache.length += count
+        torch.sub(self.cache.length[:, None], self._strides, out=self._origin)
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
         self.tree.start(level, hidden, self.hidden)
 
@@ -121,12 +125,26 @@ class Eagle3Drafter:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
-            hidden, logits = self._run_next(
-                self.draft, self.embed_tokens, tree.beam_tokens, self.hidden, self.cache.length, tree.calls,
-                tree.beam_ancestors,
-            )  # fmt: skip
+            at = torch.addcmul(self._origin, tree.calls[:, None], self._strides)  # in one kernel
+            positions, start = at[:, :1], at[:, 1]
+            hidden, normed = self._states(tree.beam_tokens, self.hidden, positions, start, tree.beam_ancestors)
+            logits = self.draft.lm_head(normed)
         level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
         tree.grow(level, hidden, self.hidden, alive)
+
+    def _states(
+        self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the next level is fed with, and what the output layer reads, each [B, N, hidden]."""
+        head, draft = self._bound.head, self.draft
+        if head is None:
+            positions = positions.expand_as(tokens)
+            hidden = _forward(draft, self.embed_tokens, tokens, hidden, positions, start, ancestors)
+            return hidden, hidden if draft.config.norm_output else draft.norm(hidden)
+        if self._angles is None:
+            self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
+        hidden, normed = head(self.embed_tokens(tokens), hidden, positions, self._angles, start, ancestors)
+        return normed if draft.config.norm_output else hidden, normed
 
     def reset(self) -> None:
         self.cache.reset()
@@ -144,42 +162,24 @@ class _BoundHead:
         self.turn = Turn("draft head")
         self.owner = Owner()
         self.groups: list[FusedLinears] = []
+        self.head: FusedHead | None = None
         self._print: Fingerprint | None = None
+
+    def fuse(self, draft: Eagle3Draft) -> None:
+        self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
+        self.head = fused_head(draft, self.groups)
 
     def refresh(self, draft: Eagle3Draft) -> Fingerprint:
         with self.turn.taken():
             now = fingerprint(draft)
             moved = self._print is None or now.layout != self._print.layout
             if moved:
-                self.groups = []
+                self.groups, self.head = [], None
             if moved and draft.fc.weight.device.type == "cuda":
-                self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
+                self.fuse(draft)
                 now = fingerprint(draft)
             self._print = now
             return now
-
-
-def _first(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, aux_hidden_states: Tensor, rows: Tensor,
-    length: Tensor, ancestors: Tensor, count: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """State and logits of the last real pair [B, 1, ...]."""
-    hidden = draft.fuse(aux_hidden_states)
-    hidden = _forward(draft, embed_tokens, tokens, hidden, length[:, None] + rows, length, ancestors)
-    hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
-    return hidden, draft.logits(hidden)
-
-
-def _next(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, hidden: Tensor, length: Tensor, calls: Tensor,
-    ancestors: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States and logits of the beam [B, k, ...]."""
-    depth = calls - 1  # of the beam below level 1
-    positions = (length + depth)[:, None].expand_as(tokens)
-    column = length + depth * tokens.shape[1]
-    hidden = _forward(draft, embed_tokens, tokens, hidden, positions, column, ancestors)
-    return hidden, draft.logits(hidden)
 
 
 def _forward(
@@ -192,5 +192,4 @@ def _forward(
     def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, start, ancestors, 0, scale)
 
-    # NO_TOKEN, of a row without a next token, has no embedding
-    return draft(embed_tokens(tokens.clamp(min=0)), hidden, positions, attend_cached)  # type: ignore[no-any-return]
+    return draft(embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from radar.draft.config import DraftConfig
 from radar.draft.rope import attention_factor, inverse_frequencies
 from radar.errors import UsageError
 
-__all__ = ["Attend", "Eagle3Draft"]
+__all__ = ["PARTS", "Attend", "Eagle3Draft"]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query [B, H, N, D], key [B, KV, N, D], value [B, KV, N, D]) of the new rows -> attention output [B, N, H, D]."""
@@ -100,6 +100,10 @@ class _MidLayer(nn.Module):
         return torch.cat((self.input_layernorm(embeds), normed), dim=-1), normed
 
 
+PARTS = (_MidLayer, _Attention, _MLP, _RMSNorm, nn.Linear, nn.Identity)
+"""What a head's layer is made of."""
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -172,7 +176,12 @@ class Eagle3Draft(nn.Module):
         return self.midlayer.keys(embeds, hidden, *self._rotation(position_ids, hidden.dtype))
 
     def _rotation(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angle = position_ids[:, None, :, None].float() * self.inv_freq  # [B, 1, N, D/2]
+        cos, sin = self.angles(position_ids, dtype)
+        return cos[:, None], sin[:, None]
+
+    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotation at positions [...], each [..., D]."""
+        angle = position_ids[..., None].float() * self.inv_freq
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos(), angle.sin()
         if self._attention_factor != 1.0:

@@ -32,7 +32,6 @@ class PlainRecipe:
 
     max_length: int
     engine: str | None
-    compile: bool
 
     def turns(self, model: Any) -> list[Turn]:
         """What a round waits for."""
@@ -46,7 +45,6 @@ class PlainRecipe:
             max_length=self.max_length,
             max_rows=max(chunk_sizes(model.device)),
             tap_layers=(),
-            compile=graphs and self.compile,
         )
         return PlainEngine(target, graphs=graphs)
 
@@ -68,7 +66,6 @@ class RoundRecipe:
     max_length: int
     tap_layers: Sequence[int] | None
     engine: str | None
-    compile: bool
     profile: bool
     fallback: bool
 
@@ -90,7 +87,6 @@ class RoundRecipe:
             max_length=self.max_length,
             max_rows=max(tree.total_tokens, rows),
             tap_layers=taps,
-            compile=graphs and self.compile,
         )
         if self.owns_draft:
             draft.to(target.device, target.dtype)
@@ -101,7 +97,6 @@ class RoundRecipe:
             tree,
             max_length=self.max_length,
             max_rows=rows,
-            compile=graphs and self.compile,
         )
         fallback = Fallback() if self.fallback else None
         if graphs:

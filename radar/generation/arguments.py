@@ -41,7 +41,7 @@ _BEAMS = "beam search is not supported: use num_beams=1"
 _OTHER_DRAFTS = "RADAR drafts with its own head: leave it out, or use model.generate without RADAR"
 _OWN_CACHE = "RADAR has its own static cache: leave it out"
 _STATES = "draft trees have no such states for a text: run model(sequences) on the result"
-_COMPILE = "use the decoder's compile="
+_COMPILE = "leave it out: decoders run kernels of their own"
 _HOST = "by transformers' own processor"
 
 _LENGTH = {

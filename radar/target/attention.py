@@ -1,8 +1,6 @@
-"""Attention of new rows over a static cache, as one step that torch.compile sees as an opaque op.
+"""Attention of new rows over a static cache.
 
-The cache is no argument of the op: whoever runs a forward names it (`radar.target.running`). So the compiled code knows
-no cache and serves every decoder of the same shapes, a later process included, and functionalisation never has to copy
-a cache that is written in place. What orders the writes is what orders the layers: each op's output feeds the next.
+The cache is no argument: whoever runs a forward names it (`radar.target.running`), and the model between knows none.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from radar.target.running import current_cache
 from radar_kernels import tree_attention
 from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["attend", "causal_ancestors"]
+__all__ = ["attend", "attend_stored", "causal_ancestors"]
 
 
 def attend(
@@ -33,25 +31,15 @@ def attend(
     Returns:
         [B, N, H, D].
     """
-    function = _attend_op if torch.compiler.is_compiling() else _attend
-    return function(query, key, value, start, ancestors, layer, scale)
+    current_cache().write(layer, key, value, start)
+    return attend_stored(query, ancestors, layer, scale)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, start: Tensor, ancestors: Tensor, layer: int, scale: float
-) -> Tensor:
+def attend_stored(query: Tensor, ancestors: Tensor, layer: int, scale: float) -> Tensor:
+    """`attend` of rows whose keys and values are in the cache."""
     cache = current_cache()
-    keys, values = cache.write(layer, key, value, start)
+    keys, values = cache.rows(layer)
     return tree_attention(query, keys, values, cache.length, ancestors, scale=scale)
-
-
-_attend_op = torch.library.custom_op("radar::attend", _attend, mutates_args=())
-
-
-@_attend_op.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, start: Tensor, ancestors: Tensor, layer: int, scale: float) -> Tensor:
-    batch, heads, rows, dim = query.shape
-    return query.new_empty(batch, rows, heads, dim)
 
 
 def causal_ancestors(rows: int, device: torch.device) -> Tensor:

@@ -3,8 +3,8 @@
 The model runs without a cache of its own: a registered attention function stores the new keys and values in the
 `StaticKVCache` that is named for the time (`radar.target.running`) and calls `tree_attention`, so one forward serves
 prompts, single tokens and trees. What a family, a hook on the model or a subclass does to its scores is done here too,
-since the whole model is called. On a GPU projections of one input are fused, and the forward may go through
-torch.compile. Nothing of this is seen by other threads, and nothing is left on the model behind a run.
+since the whole model is called. On a GPU stock layers run as ours. Nothing of this is seen by other threads, and
+nothing is left on the model behind a run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers import AttentionInterface
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import attend
 from radar.target.cache import StaticKVCache
-from radar.target.compiled import compiled
 from radar.target.fingerprint import Fingerprint, fingerprint
-from radar.target.layers import FusedLinears, fuse_projections, fused
+from radar.target.fused_layer import FusedLayers
+from radar.target.layers import Fused, fuse_projections, fused
 from radar.target.prompt_attention import attend_prompt
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
@@ -53,7 +53,7 @@ def _attention_of(config: Any) -> str | None:
 
 
 class BoundModel:
-    """What all decoders of a model share: the lock that they take turns by, taps, fused and compiled forwards.
+    """What all decoders of a model share: the lock that they take turns by, taps, layers that run as ours.
 
     It knows no cache and no number of rows. `of` finds the one of a model; it goes with the last decoder that holds it.
 
@@ -72,9 +72,8 @@ class BoundModel:
         self.turn = Turn("model")
         self._owner = Owner()
         self._print: Fingerprint | None = None
-        self._groups: list[FusedLinears] = []
+        self._groups: list[Fused] = []
         self._taps: dict[tuple[int, ...], Taps] = {}
-        self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
 
     @classmethod
     def of(cls, model: Any) -> BoundModel:
@@ -86,25 +85,28 @@ class BoundModel:
         with self.turn.taken():  # a thread that runs the model has hooks and forwards of ours on it
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
-                self._compiled.clear()
                 self._taps.clear()
                 self.decoder = self.model.get_decoder()
                 self._owner.configs = attention_configs(self.model)
                 self._groups = []
                 if self.model.device.type == "cuda":
-                    head = self.model.get_output_embeddings()
-                    self._groups = fuse_projections(self.decoder.layers, head, self._owner)
+                    self.fuse()
                     now = fingerprint(self.model)
             self._print = now
             return now
+
+    def fuse(self) -> None:
+        """Let stock layers and projections run as ours, from the next run on until the layout changes."""
+        groups = fuse_projections(self.decoder.layers, self.model.get_output_embeddings(), self._owner)
+        self._groups = [FusedLayers(self.decoder, groups, self._owner), *groups]
 
     @contextmanager
     def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
         """Where `scores` may be called; rows go to this cache and see it. Raises BusyError inside of itself."""
         with (
             self.turn.taken(),
-            self._tapped(tap_layers).listening(),
             fused(self._groups),
+            self._tapped(tap_layers).listening(),  # behind it: a layer with a hook is not ours
             running(self._owner, cache),
             attending(self._owner, self._owner.configs, _attention_of),
         ):
@@ -119,7 +121,6 @@ class BoundModel:
         length: Tensor,
         *,
         keep: Tensor | None = None,
-        compile: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, N, vocabulary] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens.
 
@@ -130,16 +131,16 @@ class BoundModel:
             ancestors: [B, N, W] words.
             length: [B] committed tokens.
             keep: [M] indices of the rows whose logits are made; None: all.
-            compile: by torch.compile, made at the first call of every layout, for all decoders of the model.
         """
-        taps = self._tapped(tap_layers)
-        if not compile or _is_patched(self.model):
-            return _scores(self.model, taps, input_ids, depths, ancestors, length, keep)
-        inputs = (input_ids, depths, ancestors, length)
-        layout = (tap_layers, *((tensor.shape, tensor.stride()) for tensor in inputs))
-        if layout not in self._compiled:  # the compiler would tell layouts apart too
-            self._compiled[layout] = compiled(_scores)
-        return self._compiled[layout](self.model, taps, *inputs, None)
+        return _run(
+            self.model,
+            self._tapped(tap_layers),
+            input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
+            length[:, None] + depths,
+            keep,
+            radar_start=length,
+            radar_ancestors=ancestors,
+        )
 
     def read(self, tap_layers: tuple[int, ...], input_ids: Tensor, first: int, keep: Tensor) -> tuple[Tensor, Tensor]:
         """`scores` of a part of a prompt [B, N] that follows the cache's first `first` rows in the whole batch, through
@@ -151,13 +152,6 @@ class BoundModel:
         if layers not in self._taps:
             self._taps[layers] = Taps(self.decoder, layers, self._owner)
         return self._taps[layers]
-
-
-def _scores(
-    model: Any, taps: Taps, input_ids: Tensor, depths: Tensor, ancestors: Tensor, length: Tensor, keep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    ids = input_ids.clamp(min=0)  # of a row without a next token, NO_TOKEN
-    return _run(model, taps, ids, length[:, None] + depths, keep, radar_start=length, radar_ancestors=ancestors)
 
 
 def _run(
@@ -176,16 +170,10 @@ def _run(
     return logits, logits[..., :0] if found is None else found
 
 
-def _is_patched(model: Any) -> bool:
-    """Whether calls of the model itself go through hooks or a forward set on it, which the compiler may not follow."""
-    state = model.__dict__
-    return "forward" in state or bool(state["_forward_hooks"] or state["_forward_pre_hooks"])
-
-
 class Taps:
     """Forward hooks that keep the residual stream after chosen layers (an index base that no release has changed).
 
-    They hang on the model inside `listening` alone, under fixed keys: torch.compile takes a new key for a new model.
+    They hang on the model inside `listening` alone.
 
     Args:
         decoder: the model without its head.

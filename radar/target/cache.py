@@ -47,10 +47,13 @@ class StaticKVCache:
         return self.keys.shape[3]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its buffers [B, KV, S, D], S the window."""
-        layer_keys, layer_values = self.keys[layer], self.values[layer]
-        store_rows(layer_keys, layer_values, keys, values, start)
-        return layer_keys[:, :, : self._window], layer_values[:, :, : self._window]
+        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its `rows`."""
+        store_rows(self.keys[layer], self.values[layer], keys, values, start)
+        return self.rows(layer)
+
+    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values [B, KV, S, D], S the window."""
+        return self.keys[layer][:, :, : self._window], self.values[layer][:, :, : self._window]
 
     def put(self, layer: int, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """`write` at a row that the host knows, the same in the whole batch; returns what is there up to the last one:

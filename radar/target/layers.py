@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from radar.target.running import Owner, is_running
 from radar_kernels import skinny_linear
 
-__all__ = ["FusedLinears", "fuse_projections", "fused"]
+__all__ = [
+    "Fused", "FusedLinears", "LayerProducts", "fuse_projections", "fused", "is_plain_linear", "is_plain_tensor",
+    "is_untouched", "layer_products",
+]  # fmt: skip
 
 _GROUPS = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
@@ -26,6 +29,14 @@ _GROUPS = (
     ("mlp", ("gate_proj", "up_proj")),
     ("mlp", ("down_proj",)),
 )
+
+
+class Fused(Protocol):
+    """Modules that run as ours for a time."""
+
+    def enter(self) -> None: ...
+
+    def leave(self) -> None: ...
 
 
 @dataclass
@@ -48,7 +59,7 @@ class FusedLinears:
     """
 
     def __init__(self, linears: Sequence[nn.Linear], owner: Owner) -> None:
-        self._linears = tuple(linears)
+        self.linears = tuple(linears)
         self._product = _Product(sizes=[linear.out_features for linear in linears])
         last = len(linears) - 1
         self._forwards = [
@@ -59,7 +70,7 @@ class FusedLinears:
     def join(self) -> None:
         """Make the parameters neighbours in one storage, unless they are."""
         for name in ("weight", "bias"):
-            tensors = [getattr(linear, name) for linear in self._linears]
+            tensors = [getattr(linear, name) for linear in self.linears]
             if tensors[0] is None or _are_neighbours(tensors):
                 continue
             # a parameter made in inference mode could never be trained again
@@ -70,15 +81,21 @@ class FusedLinears:
 
     def enter(self) -> None:
         self.join()
-        first = self._linears[0]
+        first = self.linears[0]
         rows = sum(self._product.sizes)
         self._product.weight = first.weight.data.as_strided((rows, first.in_features), (first.in_features, 1))
         self._product.bias = None if first.bias is None else first.bias.data.as_strided((rows,), (1,))
-        for linear, forward in zip(self._linears, self._forwards, strict=True):
+        for linear, forward in zip(self.linears, self._forwards, strict=True):
             linear.__dict__["forward"] = forward
 
+    def product(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of the layers makes of x [..., in_features], between `enter` and `leave`."""
+        assert self._product.weight is not None
+        whole: Tensor = skinny_linear(x, self._product.weight, self._product.bias)
+        return torch.split(whole, self._product.sizes, dim=-1)
+
     def leave(self) -> None:
-        for linear in self._linears:
+        for linear in self.linears:
             linear.__dict__.pop("forward", None)
         self._product.weight = self._product.bias = None
         self._product.parts = ()
@@ -117,18 +134,37 @@ def fuse_projections(layers: Iterable[Any], head: nn.Module, owner: Owner) -> li
         for place, names in _GROUPS:
             module = getattr(layer, place, None)
             linears = [getattr(module, name, None) for name in names]
-            if all(map(_is_plain, linears)) and _are_alike(linears):
+            if all(map(is_plain_linear, linears)) and _are_alike(linears):
                 groups.append(FusedLinears(linears, owner))  # type: ignore[arg-type]
-    if _is_plain(head):
+    if is_plain_linear(head):
         groups.append(FusedLinears([head], owner))  # type: ignore[list-item]
     for group in groups:
         group.join()
     return groups
 
 
+class LayerProducts(NamedTuple):
+    """Of one decoder layer."""
+
+    qkv: FusedLinears
+    o: FusedLinears
+    gate_up: FusedLinears
+    down: FusedLinears
+
+
+def layer_products(layer: Any, groups: Iterable[FusedLinears]) -> LayerProducts | None:
+    """Those of the `groups` that are a layer's; None unless they are all of its products."""
+    by_linears = {tuple(map(id, group.linears)): group for group in groups}
+    found = []
+    for place, names in _GROUPS:
+        module = getattr(layer, place, None)
+        found.append(by_linears.get(tuple(id(getattr(module, name, None)) for name in names)))
+    return None if None in found else LayerProducts(*found)  # type: ignore[arg-type]
+
+
 @contextmanager
-def fused(groups: Sequence[FusedLinears]) -> Iterator[None]:
-    """Let the groups' layers compute together. One thread at a time: the caller holds a lock of their owner."""
+def fused(groups: Sequence[Fused]) -> Iterator[None]:
+    """Let the groups' modules run as ours. One thread at a time: the caller holds a lock of their owner."""
     try:
         for group in groups:
             group.enter()
@@ -138,17 +174,22 @@ def fused(groups: Sequence[FusedLinears]) -> Iterator[None]:
             group.leave()
 
 
-def _is_plain(linear: Any) -> bool:
+def is_untouched(module: nn.Module) -> bool:
+    """Whether no hook is called with the module, and its class says what it does."""
+    state = module.__dict__
+    return not ("forward" in state or state["_forward_hooks"] or state["_forward_pre_hooks"])
+
+
+def is_plain_linear(linear: Any) -> bool:
+    """Whether it is an `nn.Linear`, with plain weights and nothing on it."""
     return (
         type(linear) is nn.Linear
-        and "forward" not in linear.__dict__
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-        and all(map(_is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
+        and is_untouched(linear)
+        and all(map(is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
     )
 
 
-def _is_plain_tensor(tensor: Tensor) -> bool:
+def is_plain_tensor(tensor: Tensor) -> bool:
     """Whether it is what it says: not the wrapper of a quantised or distributed tensor."""
     return (
         type(tensor) in (nn.Parameter, Tensor)

@@ -48,7 +48,6 @@ class TargetModel:
         max_rows: the most rows of one forward.
         batch_size: rows of the batch.
         tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
-        compile: let torch.compile make `verify`: 10 to 30 seconds for every number of rows, once for each machine.
 
     Raises:
         UsageError: for what `check_target` refuses, or tap indices that the model does not have.
@@ -62,7 +61,6 @@ class TargetModel:
         max_rows: int,
         batch_size: int = 1,
         tap_layers: Sequence[int] | None = None,
-        compile: bool = False,
     ) -> None:
         config = model.config
         check_target(model, max_length)
@@ -77,7 +75,6 @@ class TargetModel:
         self.device = model.device
         self.dtype = model.dtype
         self.embed_tokens: nn.Module = model.get_input_embeddings()
-        self._compile = compile
         self.cache = StaticKVCache(
             num_layers=num_layers,
             batch_size=batch_size,
@@ -107,10 +104,10 @@ class TargetModel:
         """
         inputs = (input_ids, depths, ancestors, self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
-            return self._fit(self.bound.scores(self.tap_layers, *inputs, compile=self._compile))
+            return self._fit(self.bound.scores(self.tap_layers, *inputs))
 
     def verify_chain(self, input_ids: Tensor, *, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`verify` for N tokens [B, N] that follow the committed ones, uncompiled; see `advance`.
+        """`verify` for N tokens [B, N] that follow the committed ones; see `advance`.
 
         Args:
             keep: [M] indices of the rows whose logits are made, the same in the whole batch; None: those of all rows.

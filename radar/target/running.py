@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from radar.target.cache import StaticKVCache
 
 __all__ = ["Owner", "current_cache", "is_attending", "is_running", "running"]
@@ -52,12 +50,12 @@ def running(owner: Owner, cache: StaticKVCache) -> Iterator[None]:
 
 def is_attending(config: Any) -> bool:
     """Whether this thread runs the owner of an attention module's config now."""
-    return torch.compiler.is_compiling() or (_thread.owner is not None and _thread.owner.reads(config))
+    return _thread.owner is not None and _thread.owner.reads(config)
 
 
 def is_running(owner: Owner) -> bool:
-    """Whether this thread runs `owner` now; what is being compiled is ours."""
-    return torch.compiler.is_compiling() or _thread.owner is owner
+    """Whether this thread runs `owner` now."""
+    return _thread.owner is owner
 
 
 def current_cache() -> StaticKVCache:

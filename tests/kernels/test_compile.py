@@ -36,6 +36,11 @@ CACHE = [  # dtype, key-value heads, new rows, head dimension
     (torch.bfloat16, 8, 60, 128), (torch.bfloat16, 8, 10, 128), (torch.float16, 2, 1, 16), (torch.float16, 8, 60, 96),
     (torch.float32, 4, 256, 256), (torch.float32, 8, 60, 128),
 ]  # fmt: skip
+LAYERS = [  # dtype, rows, heads, key-value heads, head dimension, hidden size, intermediate size
+    (torch.bfloat16, 60, 32, 8, 128, 4096, 14336), (torch.bfloat16, 1, 32, 8, 128, 4096, 14336),
+    (torch.float16, 10, 14, 2, 64, 896, 4864), (torch.bfloat16, 4, 40, 40, 128, 12288, 13824),
+    (torch.float32, 60, 32, 8, 128, 4096, 14336), (torch.float32, 2, 8, 4, 256, 24576, 64),
+]  # fmt: skip
 TREES = [(10, 16, 60, 4096), (16, 16, 256, 5120), (1, 16, 2, 64), (10, 6, 60, 2048)]  # k, calls, nodes, hidden size
 ARCHITECTURES = sorted(SHARED_MEMORY)
 
@@ -48,7 +53,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows", "grow_tree")
-    names += ("select_nodes", "accept_nodes")
+    names += ("select_nodes", "accept_nodes", "rms_norm", "silu_mul", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -84,6 +89,24 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.store_rows(cache[0], cache[1], *2 * [new.transpose(1, 2)], one, backend="triton")
         path = torch.zeros(1, 17, dtype=torch.int64)
         radar_kernels.keep_rows(cache, cache, one, path, one, backend="triton")
+    for dtype, rows, heads, kv_heads, dim, size, middle in LAYERS:
+        label = f"a layer {dtype} {rows} x {size}"
+        x, weight, angles = (
+            torch.empty(rows, size, dtype=dtype),
+            torch.empty(size, dtype=dtype),
+            torch.empty(2, 1, rows, dim, dtype=dtype),
+        )
+        radar_kernels.rms_norm(x, weight, 1e-5, backend="triton")
+        radar_kernels.add_rms_norm(x, x, weight, 1e-5, backend="triton")
+        radar_kernels.silu_mul(*torch.empty(rows, 2 * middle, dtype=dtype).split(middle, dim=-1), backend="triton")
+        sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+        parts = torch.empty(1, rows, sum(sizes), dtype=dtype).split(sizes, dim=-1)
+        cache = torch.empty(2, 1, kv_heads, 512, dim, dtype=dtype)
+        norm = torch.empty(dim, dtype=dtype)
+        for norms in (None, radar_kernels.HeadNorms(norm, norm, 1e-6)):
+            radar_kernels.rotate_store(*parts, *angles, *cache, one, norms=norms, backend="triton")
+        positions = torch.zeros(1, rows, dtype=torch.int64)
+        radar_kernels.rotate_store(*parts, *angles[:, 0], *cache, one, positions=positions, backend="triton")
     for k, calls, total, size in TREES:
         slots, words = k + (calls - 1) * k * k, -(-(calls - 1) * k // 64)
         label = f"tree of {slots} candidates, beam {k}"
@@ -222,7 +245,16 @@ def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
 def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
-    kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
+    kernels |= {
+        "norm_kernel",
+        "silu_kernel",
+        "rotate_kernel",
+        "store_kernel",
+        "keep_kernel",
+        "grow_kernel",
+        "pick_kernel",
+        "accept_kernel",
+    }
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
     waits = {"keep_kernel": 1, "grow_kernel": 1, "pick_kernel": 2}

@@ -1,0 +1,76 @@
+"""The draft head's layer as a GPU runs it best: the formulas of `Eagle3Draft` in seven kernels and four products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from radar.draft.eagle3 import PARTS, Eagle3Draft
+from radar.target.attention import attend_stored
+from radar.target.layers import FusedLinears, LayerProducts, is_plain_tensor, is_untouched, layer_products
+from radar.target.running import current_cache
+from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
+
+__all__ = ["FusedHead", "fused_head"]
+
+
+class FusedHead(NamedTuple):
+    """A head with nothing on it or in it but what `Eagle3Draft` has, inside of a run of its groups."""
+
+    draft: Eagle3Draft
+    products: LayerProducts
+
+    def __call__(
+        self, embeds: Tensor, hidden: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], start: Tensor,
+        ancestors: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`Eagle3Draft.forward` of rows whose keys go to the cache's rows from `start` on, in one pass.
+
+        Args:
+            embeds, hidden: [B, N, hidden].
+            positions: [B, N or 1].
+            angles: tables [T, D] of cosines and sines, by position.
+            start: [B], as in `attend`.
+            ancestors: [B, N, W] words as in `attend`.
+
+        Returns:
+            Hidden states before and after the final norm, each [B, N, hidden].
+        """
+        draft, products, layer = self.draft, self.products, self.draft.midlayer
+        attention, size, eps = layer.self_attn, hidden.shape[-1], draft.config.rms_norm_eps
+        x = hidden.new_empty(*hidden.shape[:-1], 2 * size)
+        rms_norm(embeds, layer.input_layernorm.weight, eps, out=x[..., :size])
+        normed = rms_norm(hidden, layer.hidden_norm.weight, eps, out=x[..., size:])
+        norms, cache = None, current_cache()
+        if draft.config.qk_norm:
+            norms = HeadNorms(attention.q_norm.weight, attention.k_norm.weight, eps)  # type: ignore[arg-type]
+        query, key, value = products.qkv.product(x)
+        query = rotate_store(
+            query, key, value, *angles, cache.keys[0], cache.values[0], start, positions=positions, norms=norms
+        )
+        out = attend_stored(query, ancestors, 0, draft.config.head_dim**-0.5)
+        (change,) = products.o.product(out.flatten(2))
+        hidden = normed if layer.norm_before_residual else hidden
+        hidden, normed = add_rms_norm(hidden, change, layer.post_attention_layernorm.weight, eps)
+        gate, up = products.gate_up.product(normed)
+        (change,) = products.down.product(silu_mul(gate, up))
+        return add_rms_norm(hidden, change, draft.norm.weight, eps)
+
+
+def fused_head(draft: Eagle3Draft, groups: Iterable[FusedLinears]) -> FusedHead | None:
+    """None for a head with a hook, a forward, a module or weights that its class does not give it."""
+    products = layer_products(draft.midlayer, groups)
+    parts = [*draft.midlayer.modules(), *draft.norm.modules()]
+    weights = [*draft.midlayer.parameters(), *draft.norm.parameters()]
+    if (
+        products is None
+        or type(draft) is not Eagle3Draft
+        or not all(type(part) in PARTS for part in parts)
+        or not all(map(is_untouched, (draft, *parts)))
+        or not all(map(is_plain_tensor, weights))
+        or len({weight.dtype for weight in weights}) > 1
+    ):
+        return None
+    return FusedHead(draft, products)

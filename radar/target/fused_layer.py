@@ -1,0 +1,191 @@
+"""Decoder layers as a GPU runs them best: seven kernels and four products, in place of stock modules one by one.
+
+A layer's last addition and the norm that the next layer begins with are one kernel, so each layer leaves the normed
+rows to the next, beside the hidden states that it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from radar.target.attention import attend_stored
+from radar.target.layers import (
+    FusedLinears,
+    LayerProducts,
+    is_plain_linear,
+    is_plain_tensor,
+    is_untouched,
+    layer_products,
+)
+from radar.target.running import Owner, current_cache, is_running
+from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
+
+__all__ = ["FusedLayers"]
+
+_FAMILIES = {
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}": name
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
+_ACTIVATIONS = {("torch.nn.modules.activation", "SiLU"), ("transformers.activations", "SiLUActivation")}
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+MOST_COLUMNS = 32768  # of `rms_norm`
+
+
+@dataclass
+class _Normed:
+    """What one layer leaves to the next: hidden states and their norm, inside of a forward alone."""
+
+    hidden: Tensor | None = None
+    norm: Any = None
+    normed: Tensor | None = None
+
+    def leave(self, hidden: Tensor | None, norm: Any, normed: Tensor | None) -> None:
+        self.hidden, self.norm, self.normed = hidden, norm, normed
+
+    def take(self, hidden: Tensor, norm: Any) -> Tensor:
+        """What `norm` makes of these hidden states: what was left, once, if it is just that."""
+        normed = self.normed if hidden is self.hidden and norm is self.norm else None
+        self.leave(None, None, None)
+        return rms_norm(hidden, norm.weight, norm.variance_epsilon) if normed is None else normed
+
+
+class FusedLayers:
+    """The layers of a decoder, and its last norm, in the threads that run `owner`; entered before its `groups` are.
+
+    Only layers of the supported families with nothing on them or in them that stock ones do not have: a hook, an
+    adapter, a forward of its own, weights that are not plain. All others run as they are, between ours too.
+
+    Args:
+        decoder: a model without its output layer.
+        groups: of its projections (`fuse_projections`); a layer that has any other is left alone.
+        owner: who runs it.
+    """
+
+    def __init__(self, decoder: Any, groups: Sequence[FusedLinears], owner: Owner) -> None:
+        self._layers = [(layer, layer_products(layer, groups)) for layer in decoder.layers]
+        self._last: Any = decoder.norm
+        self._owner = owner
+        self._normed = _Normed()
+        self._entered: list[nn.Module] = []
+
+    def enter(self) -> None:
+        if torch.nn.modules.module._has_any_global_hook():
+            return
+        ours = [products if _is_stock_layer(layer) else None for layer, products in self._layers]
+        norms = [layer.input_layernorm if own else None for (layer, _), own in zip(self._layers, ours, strict=True)]
+        home = type(self._last).__module__
+        norms.append(self._last if home in _FAMILIES and _is_stock_norm(self._last, home) else None)
+        for index, products in enumerate(ours):
+            if products is not None:
+                layer = self._layers[index][0]
+                self._set(layer, self._layer_forward(layer, products, norms[index + 1]))
+        if norms[-1] is not None:
+            self._set(self._last, self._norm_forward(self._last))
+
+    def leave(self) -> None:
+        for module in self._entered:
+            module.__dict__.pop("forward", None)
+        self._entered.clear()
+        self._normed.leave(None, None, None)
+
+    def _set(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._entered.append(module)
+        module.__dict__["forward"] = forward
+
+    def _layer_forward(self, layer: Any, products: LayerProducts, following: Any) -> Callable[..., Tensor]:
+        stock = type(layer).forward
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if args or not is_running(self._owner):
+                return stock(layer, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+            normed = self._normed.take(hidden_states, layer.input_layernorm)
+            if "radar_first" in kwargs:  # a large chunk of a prompt attends as stock modules do
+                attended = layer.self_attn(hidden_states=normed, **kwargs)[0]
+            else:
+                attended = _attended(layer.self_attn, products, normed, **kwargs)
+            hidden, normed = _add_norm(hidden_states, attended, layer.post_attention_layernorm)
+            gate, up = products.gate_up.product(normed)
+            (change,) = products.down.product(silu_mul(gate, up))
+            if following is None:
+                return hidden + change
+            hidden, normed = _add_norm(hidden, change, following)
+            self._normed.leave(hidden, following, normed)
+            return hidden
+
+        return forward
+
+    def _norm_forward(self, norm: Any) -> Callable[[Tensor], Tensor]:
+        stock = type(norm).forward
+
+        def forward(hidden_states: Tensor) -> Tensor:
+            if not is_running(self._owner):
+                return stock(norm, hidden_states)  # type: ignore[no-any-return]
+            return self._normed.take(hidden_states, norm)
+
+        return forward
+
+
+def _attended(
+    attention: Any, products: LayerProducts, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor],
+    radar_start: Tensor, radar_ancestors: Any, **_: Any,
+) -> Tensor:  # fmt: skip
+    """Attention of normed rows [B, N, hidden], behind its output product."""
+    cache, index = current_cache(), attention.layer_idx
+    norms = None
+    if hasattr(attention, "q_norm"):
+        norms = HeadNorms(attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon)
+    query, key, value = products.qkv.product(x)
+    cos, sin = position_embeddings
+    keys, values = cache.keys[index], cache.values[index]
+    query = rotate_store(query, key, value, cos, sin, keys, values, radar_start, norms=norms)
+    out = attend_stored(query, radar_ancestors, index, attention.scaling)
+    return products.o.product(out.flatten(2))[0]
+
+
+def _add_norm(x: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+    return add_rms_norm(x, change, norm.weight, norm.variance_epsilon)
+
+
+def _is_stock_layer(layer: Any) -> bool:
+    home = type(layer).__module__
+    family = _FAMILIES.get(home)
+    if family is None or not _is_stock(layer, home, f"{family}DecoderLayer"):
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    if not (_is_stock(attention, home, f"{family}Attention") and _is_stock(mlp, home, f"{family}MLP")):
+        return False
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    if family == "Qwen3":
+        norms += [attention.q_norm, attention.k_norm]
+        if attention.q_norm.variance_epsilon != attention.k_norm.variance_epsilon:
+            return False
+    linears = [getattr(attention, name) for name in _ATTENTION] + [getattr(mlp, name) for name in _MLP]
+    activation = mlp.act_fn
+    return (
+        all(_is_stock_norm(norm, home) for norm in norms)
+        and all(map(is_plain_linear, linears))
+        and len({part.weight.dtype for part in (*norms, *linears)}) == 1
+        and attention.head_dim % 2 == 0
+        and (type(activation).__module__, type(activation).__name__) in _ACTIVATIONS
+        and is_untouched(activation)
+    )
+
+
+def _is_stock_norm(norm: Any, home: str) -> bool:
+    return (
+        _is_stock(norm, home, f"{_FAMILIES[home]}RMSNorm")
+        and is_plain_tensor(norm.weight)
+        and len(norm.weight) <= MOST_COLUMNS
+    )
+
+
+def _is_stock(module: Any, home: str, name: str) -> bool:
+    kind = type(module)
+    # libraries that patch models replace a class's forward, or the class in its module
+    return (kind.__module__, kind.__name__, kind.forward.__module__) == (home, name, home) and is_untouched(module)

@@ -1,0 +1,141 @@
+"""RMS norm of rows, alone or behind the residual's addition, in one pass."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import torch
+from torch import Tensor
+
+from radar_kernels import reference_layer
+from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
+
+__all__ = ["add_rms_norm", "rms_norm"]
+
+MOST_COLUMNS = 32768  # that a program's registers hold
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@jit
+def norm_kernel(
+    x, residual, weight, total, output, x_m, residual_m, output_m, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """h = residual + x; output = weight * h / sqrt(mean(h^2) + eps), of one row: h and the norm are rounded."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < SIZE
+    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)  # which the kernel in front never writes
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    h = tl.load(x + row * x_m + i, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        rounded = (tl.load(residual + row * residual_m + i, mask=inside, other=0.0).to(tl.float32) + h).to(
+            output.dtype.element_ty
+        )
+        tl.store(total + row * SIZE + i, rounded, mask=inside)
+        h = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, 0) / SIZE + eps)
+    normed = (h * scale).to(output.dtype.element_ty).to(tl.float32)
+    tl.store(output + row * output_m + i, (w * normed).to(output.dtype.element_ty), mask=inside)
+
+
+def norm_plan(*, rows: int, size: int, add: bool, arch: int) -> Plan:
+    """A program for each row, so that a row is summed in one order beside any number of others."""
+    block = next_power_of_2(size)
+    return Plan(
+        grid=(rows,),
+        constants={"SIZE": size, "BLOCK": block, "ADD": add, "PDL": arch >= 90},
+        options={"num_warps": min(max(block // 512, 1), 32), "enable_fp_fusion": False}
+        | ({"launch_pdl": True} if arch >= 90 else {}),
+    )
+
+
+def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor | None) -> tuple[Tensor, ...]:
+    size = x.shape[-1]
+    rows = x.numel() // size
+    output = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    total = output if residual is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if rows:
+        plan = norm_plan(rows=rows, size=size, add=residual is not None, arch=architecture(x.device))
+        x_rows = rows_of(x)
+        base = x_rows if residual is None else rows_of(residual)
+        flat = output.view(rows, size)
+        plan.launch(
+            norm_kernel, x_rows, base, weight.contiguous(), total, flat, x_rows.stride(0), base.stride(0),
+            flat.stride(0), eps,
+        )  # fmt: skip
+    return total, output
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[..., K] as [rows, K] whose rows are contiguous; a copy where strides do not allow a view."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def _check(op: str, weight: Tensor, **inputs: Tensor | None) -> None:
+    x = inputs["x"]
+    assert x is not None
+    if x.dim() < 1 or weight.shape != x.shape[-1:] or not 1 <= weight.shape[0] <= MOST_COLUMNS:
+        raise ValueError(
+            f"{op}: x must be [..., K] and weight [K] with K from 1 to {MOST_COLUMNS}, got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if x.dtype not in DTYPES or weight.dtype != x.dtype:
+        raise ValueError(f"{op}: x and weight must share one float dtype, got {x.dtype} and {weight.dtype}")
+    for name, tensor in inputs.items():
+        if tensor is not None and (tensor.shape != x.shape or tensor.dtype != x.dtype):
+            raise ValueError(f"{op}: {name} must be {x.dtype} {list(x.shape)}, got {tensor.dtype} {list(tensor.shape)}")
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, backend: Backend | None = None
+) -> Tensor:
+    """weight * (x / sqrt(mean(x^2) + eps)), in float32 up to the quotient, which is rounded to the dtype of `x`.
+
+    A row's bits do not depend on the rows beside it. No gradients through the kernel.
+
+    Args:
+        x: [..., K], float16, bfloat16 or float32; any strides, copied unless each row is contiguous.
+        weight: [K], dtype of `x`.
+        eps: added to the mean square.
+        out: takes the result: a tensor like `x` whose leading dimensions can be viewed as one, such as a part of wider
+            rows.
+        backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
+
+    Returns:
+        [..., K], dtype of `x`: `out`, or a new contiguous tensor.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+
+    Source: arXiv 1910.07467, rounded as transformers' LlamaRMSNorm does.
+    """
+    _check("rms_norm", weight, x=x, out=out)
+    tensors = (x, weight) if out is None else (x, weight, out)
+    if choose_backend("rms_norm", backend, *tensors) == "torch":
+        result = reference_layer.rms_norm(x, weight, eps)
+        return result if out is None else out.copy_(result)
+    return _launch(x, None, weight, eps, out)[1]
+
+
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, backend: Backend | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum `residual + x`, rounded to their dtype, and `rms_norm` of it.
+
+    Args:
+        residual, x: [..., K] as in `rms_norm`.
+        weight, eps, backend: as in `rms_norm`.
+
+    Returns:
+        Sum and norm, each [..., K], contiguous, dtype of `x`.
+
+    Raises:
+        ValueError: as `rms_norm`.
+    """
+    _check("add_rms_norm", weight, x=x, residual=residual)
+    if choose_backend("add_rms_norm", backend, x, residual, weight) == "torch":
+        return reference_layer.add_rms_norm(residual, x, weight, eps)
+    total, output = _launch(x, residual, weight, eps, None)
+    return total, output

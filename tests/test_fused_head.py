@@ -1,0 +1,114 @@
+"""The draft head in kernels: what its modules propose, for every layout of a head."""
+
+import functools
+
+import pytest
+import torch
+from fakes import DEVICE, tiny_target
+from torch import nn
+
+from radar import DraftConfig, TreeConfig
+from radar.draft import fused_head
+from radar.draft.drafter import Eagle3Drafter
+from radar.draft.eagle3 import Eagle3Draft
+
+TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
+LAYOUTS = {
+    "EAGLE-3": {},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "normed residual": {"norm_before_residual": True},
+    "normed output": {"norm_output": True},
+    "norms of heads": {"qk_norm": True},
+}
+
+
+def head(**layout):
+    config = DraftConfig(
+        hidden_size=32, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=17,
+        draft_vocab_size=13, target_hidden_size=32, **layout,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    draft = Eagle3Draft(config).eval().requires_grad_(False)
+    for parameter in draft.parameters():
+        parameter.normal_(0.0 if parameter.dim() > 1 else 1.0, 0.2)
+    return draft.to(DEVICE)
+
+
+def proposed(draft, *, fuse, batch=1):
+    """What is on the tree after three calls, and in the cache."""
+    embed = tiny_target().get_input_embeddings()
+    drafter = Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8, batch_size=batch)
+    drafter._bound.groups, drafter._bound.head = [], None
+    if fuse:
+        drafter._bound.fuse(draft)
+        assert drafter._bound.head is not None
+    torch.manual_seed(2)
+    taps = torch.randn(batch, TREE.max_accepted, 96, device=DEVICE)
+    tokens = torch.randint(17, (batch, TREE.max_accepted), device=DEVICE)
+    with torch.inference_mode():
+        drafter.extend(tokens[:, :3], taps[:, :3], 3)
+        drafter.begin(tokens, taps, torch.randint(1, TREE.max_accepted, (batch,), device=DEVICE))
+        for _ in range(2):
+            drafter.step()
+    assert not any("forward" in module.__dict__ for module in draft.modules())
+    tree = drafter.tree
+    return tree.beam_tokens, tree.beam_scores, drafter.hidden, drafter.cache.keys, drafter.cache.values
+
+
+def assert_the_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_same_proposals(layout, monkeypatch):
+    draft = head(**layout)
+    expected = proposed(draft, fuse=False)
+    assert_the_same(proposed(draft, fuse=True), expected)
+    for name in ("rms_norm", "add_rms_norm", "rotate_store", "silu_mul"):
+        op = getattr(fused_head, name)
+        monkeypatch.setattr(fused_head, name, functools.partial(op, backend="triton"))
+    assert_the_same(proposed(draft, fuse=True), expected)
+
+
+def test_every_text_of_a_batch_has_its_own_length():
+    draft = head()
+    assert_the_same(proposed(draft, fuse=True, batch=3), proposed(draft, fuse=False, batch=3))
+
+
+def hook(draft):
+    draft.midlayer.mlp.register_forward_hook(lambda *_: None)
+
+
+def hook_on_the_head(draft):
+    draft.register_forward_hook(lambda *_: None)
+
+
+def forward(draft):
+    draft.norm.forward = lambda x: x
+
+
+def other_norm(draft):
+    draft.midlayer.hidden_norm = nn.RMSNorm(32)
+
+
+def other_type(draft):
+    draft.norm.double()
+
+
+def adapter(draft):
+    draft.midlayer.self_attn.o_proj.__class__ = type("Adapter", (nn.Linear,), {})
+
+
+CHANGES = [hook, hook_on_the_head, forward, other_norm, other_type, adapter]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_head_that_was_changed_runs_its_modules(change):
+    draft = head()
+    drafter = Eagle3Drafter(draft, tiny_target().get_input_embeddings(), TREE, max_length=64, max_rows=8)
+    drafter._bound.fuse(draft)
+    assert drafter._bound.head is not None
+    change(draft)
+    drafter._bound.fuse(draft)
+    assert drafter._bound.head is None
