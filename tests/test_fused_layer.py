@@ -215,7 +215,7 @@ def test_large_chunks_of_a_prompt_run_stock_attention(calls):
         start = target.cache.length
         found = model(
             input_ids=ids, position_ids=start[:, None] + depths, use_cache=False, radar_start=start,
-            radar_ancestors=ancestors, radar_first=0,
+            radar_seen=ancestors, radar_first=0,
         )  # fmt: skip
     torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
     assert calls == ["rms_norm", *5 * ["add_rms_norm", "silu_mul", "add_rms_norm"]]

@@ -9,22 +9,26 @@ import torch
 from torch import Tensor
 
 from radar.target.running import current_cache
-from radar_kernels import tree_attention
+from radar_kernels import canonical_attention, tree_attention
+from radar_kernels.ancestor_paths import Paths
 from radar_kernels.reference_tree import pack_bits
 
 __all__ = ["attend", "attend_stored", "causal_ancestors"]
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, start: Tensor, ancestors: Tensor, layer: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Tensor | Paths, layer: int, scale: float
 ) -> Tensor:
     """Store the rows' keys and values, and let each row see the committed text and its own ancestors.
+
+    With paths a row's result depends on its path alone, bit for bit (`canonical_attention`): what the target says has
+    to be the same in every tree. With words it is a little faster, for rows that only propose or always run together.
 
     Args:
         query: [B, H, N, D].
         key, value: [B, KV, N, D] of the same rows.
         start: [B] int64, the cache's row that takes the first of them: its length, or a scratch row beyond.
-        ancestors: [B, N, W] words; bit c of word w shows the cache's row `length + 64 w + c`.
+        seen: ancestor words [B, N, W], bit c of word w shows the cache's row `length + 64 w + c`; or paths.
         layer: of the cache.
         scale: factor on the scores.
 
@@ -32,14 +36,16 @@ def attend(
         [B, N, H, D].
     """
     current_cache().write(layer, key, value, start)
-    return attend_stored(query, ancestors, layer, scale)
+    return attend_stored(query, seen, layer, scale)
 
 
-def attend_stored(query: Tensor, ancestors: Tensor, layer: int, scale: float) -> Tensor:
+def attend_stored(query: Tensor, seen: Tensor | Paths, layer: int, scale: float) -> Tensor:
     """`attend` of rows whose keys and values are in the cache."""
     cache = current_cache()
     keys, values = cache.rows(layer)
-    return tree_attention(query, keys, values, cache.length, ancestors, scale=scale)
+    if isinstance(seen, Paths):
+        return canonical_attention(query, keys, values, cache.length, seen, scale=scale)
+    return tree_attention(query, keys, values, cache.length, seen, scale=scale)
 
 
 def causal_ancestors(rows: int, device: torch.device) -> Tensor:

@@ -27,6 +27,7 @@ from radar.target.prompt_attention import attend_prompt
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
+from radar_kernels.ancestor_paths import Paths
 
 __all__ = ["BoundModel", "Taps"]
 
@@ -40,8 +41,8 @@ def _attention(
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     if "radar_first" in kwargs:
         return attend_prompt(query, key, value, kwargs["radar_first"], module.layer_idx, scale), None  # type: ignore[arg-type]
-    start, ancestors = kwargs["radar_start"], kwargs["radar_ancestors"]
-    return attend(query, key, value, start, ancestors, module.layer_idx, scale), None  # type: ignore[arg-type]
+    start, seen = kwargs["radar_start"], kwargs["radar_seen"]
+    return attend(query, key, value, start, seen, module.layer_idx, scale), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -117,7 +118,7 @@ class BoundModel:
         tap_layers: tuple[int, ...],
         input_ids: Tensor,
         depths: Tensor,
-        ancestors: Tensor,
+        seen: Tensor | Paths,
         length: Tensor,
         *,
         keep: Tensor | None = None,
@@ -128,7 +129,7 @@ class BoundModel:
             tap_layers: as in `running`.
             input_ids: [B, N].
             depths: [B, N] positions behind the committed text.
-            ancestors: [B, N, W] words.
+            seen: as in `attend`.
             length: [B] committed tokens.
             keep: [M] indices of the rows whose logits are made; None: all.
         """
@@ -139,7 +140,7 @@ class BoundModel:
             length[:, None] + depths,
             keep,
             radar_start=length,
-            radar_ancestors=ancestors,
+            radar_seen=seen,
         )
 
     def read(self, tap_layers: tuple[int, ...], input_ids: Tensor, first: int, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ class FusedLayers:
 
 def _attended(
     attention: Any, products: LayerProducts, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor],
-    radar_start: Tensor, radar_ancestors: Any, **_: Any,
+    radar_start: Tensor, radar_seen: Any, **_: Any,
 ) -> Tensor:  # fmt: skip
     """Attention of normed rows [B, N, hidden], behind its output product."""
     cache, index = current_cache(), attention.layer_idx
@@ -144,7 +144,7 @@ def _attended(
     cos, sin = position_embeddings
     keys, values = cache.keys[index], cache.values[index]
     query = rotate_store(query, key, value, cos, sin, keys, values, radar_start, norms=norms)
-    out = attend_stored(query, radar_ancestors, index, attention.scaling)
+    out = attend_stored(query, radar_seen, index, attention.scaling)
     return products.o.product(out.flatten(2))[0]
 
 

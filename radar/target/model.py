@@ -14,6 +14,7 @@ from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
+from radar_kernels.ancestor_paths import Paths, ancestor_paths
 
 __all__ = ["TargetModel", "default_tap_layers", "resolve_tap_layers"]
 
@@ -102,7 +103,10 @@ class TargetModel:
         Returns:
             Logits [B, N, vocabulary], and the taps side by side, low to high [B, N, taps * hidden].
         """
-        inputs = (input_ids, depths, ancestors, self.cache.length)
+        seen: Tensor | Paths = ancestors
+        if self.device.type == "cuda":  # what a node says is what it would say as a token of a text, bit for bit
+            seen = ancestor_paths(ancestors, input_ids.shape[1])
+        inputs = (input_ids, depths, seen, self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs))
 
