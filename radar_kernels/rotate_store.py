@@ -24,7 +24,10 @@ def rotate_kernel(
     DIM: tl.constexpr, HALF_PAD: tl.constexpr, HEADS: tl.constexpr, TABLE: tl.constexpr, NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one row, all of queries, of keys or of values: x cos + (-x2, x1) sin, each product rounded."""
+    """HEADS heads of one row, all of queries, of keys or of values: x cos + (-x2, x1) sin, each product rounded.
+
+    A head's value with a number that is not finite becomes 0, and its key NaN, as in `store_rows`.
+    """
     node = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * HEADS
     batch = tl.program_id(2).to(tl.int64)
@@ -83,6 +86,17 @@ def rotate_kernel(
         a, b = x1.to(tl.float32), x2.to(tl.float32)
         x1 = ((a * c1).to(type).to(tl.float32) - (b * s1).to(type).to(tl.float32)).to(type)
         x2 = ((b * c2).to(type).to(tl.float32) + (a * s2).to(type).to(tl.float32)).to(type)
+    if first >= heads:
+        head = first - heads
+        if first >= heads + kv_heads:
+            head -= kv_heads
+        source = value + batch * value_b + node * value_n + head.to(tl.int64) * DIM
+        v1 = tl.load(source + h * DIM + d, mask=inside, other=0.0).to(tl.float32)
+        v2 = tl.load(source + h * DIM + HALF + d, mask=inside, other=0.0).to(tl.float32)
+        unsound = tl.sum(((v1 - v1) + (v2 - v2) != 0).to(tl.int32), 1)[:, None] > 0
+        instead = tl.where(first < heads + kv_heads, float("nan"), 0.0).to(x1.dtype)
+        x1 = tl.where(unsound, instead, x1)
+        x2 = tl.where(unsound, instead, x2)
     tl.store(target + h * target_h + d, x1, mask=kept)
     tl.store(target + h * target_h + HALF + d, x2, mask=kept)
 

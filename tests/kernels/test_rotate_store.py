@@ -152,3 +152,22 @@ def test_wrong_inputs_are_named(change, message):
     assert rotate_store(**inputs).shape == (1, 4, 2, 8)
     with pytest.raises(ValueError, match=message):
         rotate_store(**inputs | change)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_number_makes_its_key_none(bad, kernel_dtype, device):
+    """0 * NaN = NaN: such a value would spoil those that do not see it; its key tells those that do."""
+    heads, kv_heads, dim = 4, 2, 16
+    query, key, value = (torch.randn(1, 3, n * dim).to(device, kernel_dtype) for n in (heads, kv_heads, kv_heads))
+    cos, sin = (torch.randn(1, 3, dim).to(device, kernel_dtype) for _ in range(2))
+    value[0, 1, dim + 3] = bad
+    start = torch.ones(1, dtype=torch.int64, device=device)
+    for backend in ("torch", "triton"):
+        keys, values = torch.zeros(2, 1, kv_heads, 8, dim, dtype=kernel_dtype, device=device)
+        rotate_store(query, key, value, cos, sin, keys, values, start, backend=backend)
+        assert bool(keys[0, 1, 2].isnan().all())
+        assert bool((values[0, 1, 2] == 0).all())
+        keys[0, 1, 2] = 0
+        assert bool(keys.isfinite().all()), backend
+        assert bool(values.isfinite().all()), backend
+        assert torch.equal(values[0, 0, 1:4], value[0].unflatten(1, (kv_heads, dim))[:, 0])
