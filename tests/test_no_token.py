@@ -65,7 +65,7 @@ def test_a_draft_of_a_token_without_numbers_spoils_no_other(token):
     """Plain decoding never reads the token; a tree may hold it beside the text, and 0 is what padding holds."""
     expected = hf_greedy(tiny_target(), [1, 2, 3], 20)
     assert token not in (1, 2, 3, *expected)
-    decoder = RadarDecoder(spoiled(token), draft=tiny_draft(), fallback=False, max_length=128, compile=False)
+    decoder = RadarDecoder(spoiled(token), draft=tiny_draft(), fallback=False, max_length=128)
     found = decoder.generate([1, 2, 3], max_new_tokens=20, sampling=SamplingParams())
     assert found.token_ids == expected
 
