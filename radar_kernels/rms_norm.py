@@ -23,10 +23,14 @@ def norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < SIZE
-    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)  # which the kernel in front never writes
+    EARLY: tl.constexpr = BLOCK <= 8192  # registers to hold them
+    if EARLY:  # weights, which the kernel in front never writes
+        w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    if not EARLY:
+        w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
     h = tl.load(x + row * x_m + i, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         rounded = (tl.load(residual + row * residual_m + i, mask=inside, other=0.0).to(tl.float32) + h).to(
@@ -97,7 +101,7 @@ def rms_norm(
 
     Args:
         x: [..., K], float16, bfloat16 or float32; any strides, copied unless each row is contiguous.
-        weight: [K], dtype of `x`.
+        weight: [K], dtype of `x`; on a GPU read early, so not what the very launch in front of this one writes.
         eps: added to the mean square.
         out: takes the result: a tensor like `x` whose leading dimensions can be viewed as one, such as a part of wider
             rows.

@@ -245,16 +245,8 @@ def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
 def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
-    kernels |= {
-        "norm_kernel",
-        "silu_kernel",
-        "rotate_kernel",
-        "store_kernel",
-        "keep_kernel",
-        "grow_kernel",
-        "pick_kernel",
-        "accept_kernel",
-    }
+    kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
+    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
     waits = {"keep_kernel": 1, "grow_kernel": 1, "pick_kernel": 2}
@@ -263,8 +255,9 @@ def test_every_kernel_fits(arch, tmp_path):
         assert result["barriers"] >= waits.get(result["kernel"], 0), f"no barrier in between: {result}"
         assert result["pdl"] == (arch >= 90)
         # what may have been written by the launch in front is not there before the wait for it; head_kernel reads its
-        # weights early, as cell_kernel stands in front of it and does not write them
-        assert result["early loads"] == 0 or result["kernel"] == "head_kernel", f"a load before the wait: {result}"
+        # weights early, as cell_kernel stands in front of it and does not write them, and norm_kernel says so
+        in_time = result["early loads"] == 0 or result["kernel"] in ("head_kernel", "norm_kernel")
+        assert in_time, f"a load before the wait: {result}"
         assert not result["fp32 through tf32"], "a float32 product would be rounded to 10 bits"
 
 
