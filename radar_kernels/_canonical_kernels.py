@@ -160,7 +160,11 @@ def path_kernel(
     block = tl.program_id(2) // TILES
     length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
     end = length + tl.load(seen_ptr + batch * nodes + node)  # of the path
-    position = length // KEYS * KEYS + block * KEYS + tl.arange(0, KEYS)
+    start = length // KEYS * KEYS + block * KEYS
+    if start >= end:  # no wait: the node's first block has one, and `join_kernel` does not read this
+        if block > 0:
+            return
+    position = start + tl.arange(0, KEYS)
     head = tl.program_id(2) % TILES * ROWS + tl.arange(0, ROWS)
     real = head < GROUP
     d = tl.arange(0, DIM_PAD)
@@ -194,7 +198,8 @@ def path_kernel(
 
 @jit
 def join_kernel(
-    length_ptr, peak_ptr, total_ptr, mixed_ptr, sink_ptr, output_ptr, capacity, heads, rows, all_rows, chunks, blocks,
+    length_ptr, seen_ptr, peak_ptr, total_ptr, mixed_ptr, sink_ptr, output_ptr, capacity, heads, rows, all_rows, chunks,
+    blocks,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SINK: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -210,16 +215,28 @@ def join_kernel(
     length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
     whole = length // KEYS * KEYS
     here = _chunk_of(whole)  # goes on behind the whole blocks
-    peak, total, mixed = _load(peak_ptr, total_ptr, mixed_ptr, at, r < tl.where(here > 0, rows, 0), d, DIM)
-    for chunk in tl.range(1, here, loop_unroll_factor=4):
-        state = _load(peak_ptr, total_ptr, mixed_ptr, chunk * all_rows + at, real, d, DIM)
-        peak, total, mixed = _join(peak, total, mixed, state[0], state[1], state[2])
+    peak = tl.full([ROWS, 1], LOWEST, tl.float32)
+    total = tl.zeros([ROWS, 1], tl.float32)
+    mixed = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    for chunk in tl.range(0, here, 4, num_stages=1):  # four on their way at a time
+        at_0 = chunk * all_rows + at
+        at_1, at_2, at_3 = at_0 + all_rows, at_0 + 2 * all_rows, at_0 + 3 * all_rows
+        one = _load(peak_ptr, total_ptr, mixed_ptr, at_0, real, d, DIM)
+        two = _load(peak_ptr, total_ptr, mixed_ptr, at_1, r < tl.where(chunk + 1 < here, rows, 0), d, DIM)
+        three = _load(peak_ptr, total_ptr, mixed_ptr, at_2, r < tl.where(chunk + 2 < here, rows, 0), d, DIM)
+        four = _load(peak_ptr, total_ptr, mixed_ptr, at_3, r < tl.where(chunk + 3 < here, rows, 0), d, DIM)
+        peak, total, mixed = _join(peak, total, mixed, one[0], one[1], one[2])
+        peak, total, mixed = _join(peak, total, mixed, two[0], two[1], two[2])
+        peak, total, mixed = _join(peak, total, mixed, three[0], three[1], three[2])
+        peak, total, mixed = _join(peak, total, mixed, four[0], four[1], four[2])
 
+    end = length + tl.load(seen_ptr + batch * (rows // heads) + r // heads, mask=real, other=0)
     begun = r < tl.where(whole > _chunk_start(here), rows, 0)
     last_peak, last_total, last_mixed = _load(peak_ptr, total_ptr, mixed_ptr, here * all_rows + at, begun, d, DIM)
     for block in tl.range(0, blocks):
-        state = _load(peak_ptr, total_ptr, mixed_ptr, (chunks + block) * all_rows + at, real, d, DIM)
-        chunk = _chunk_of(whole + block * KEYS)
+        start = whole + block * KEYS
+        state = _load(peak_ptr, total_ptr, mixed_ptr, (chunks + block) * all_rows + at, real & (start < end), d, DIM)
+        chunk = _chunk_of(start)
         if chunk > here:
             peak, total, mixed = _join(peak, total, mixed, last_peak, last_total, last_mixed)
             last_peak, last_total, last_mixed = state[0], state[1], state[2]

@@ -135,7 +135,9 @@ def _launch(
     prefix.launch(prefix_kernel, *inputs)
     path.launch(path_kernel, *inputs)
     sinks, of_batch = peak if sink is None else sink, rows // batch
-    join.launch(join_kernel, prefix_length, *found, sinks, output, capacity, heads, of_batch, rows, chunks, blocks)
+    join.launch(
+        join_kernel, prefix_length, seen, *found, sinks, output, capacity, heads, of_batch, rows, chunks, blocks
+    )  # fmt: skip
     return output
 
 

@@ -26,8 +26,9 @@ def drafters(count):
     """Drafters of one head, whose projections are fused as they are on a GPU."""
     draft, embed = tiny_draft(), tiny_target().get_input_embeddings()
     made = [Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8) for _ in range(count)]
-    made[0]._bound.groups = fuse_projections([draft.midlayer], draft.lm_head, made[0]._bound.owner)
-    assert all(one._bound is made[0]._bound for one in made)
+    bound = made[0]._bound
+    bound.groups, bound.head = fuse_projections([draft.midlayer], draft.lm_head, bound.owner), None
+    assert all(one._bound is bound for one in made)
     return made
 
 

@@ -25,7 +25,7 @@ TOLERANCES = {
     # the exponential and a quotient in float32; SiLU, then the product are rounded
     ("silu_mul", torch.float32): 1e-6,
     ("silu_mul", torch.float16): 4e-4,
-    ("silu_mul", torch.bfloat16): 3e-3,
+    ("silu_mul", torch.bfloat16): 4e-3,  # two times 2**-9, where the rows are few numbers
     # with norms of the heads, whose mean is summed in another order than the reference's: few values round otherwise
     ("rotate_store", torch.float32): 1e-6,
     ("rotate_store", torch.float16): 2e-4,
