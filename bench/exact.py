@@ -1,14 +1,13 @@
-"""Are texts and logits the same whatever runs beside a row? On a GPU, in every type.
+"""Are texts and logits the same whatever runs beside a row? Bit for bit, on a GPU.
 
-`python -m bench.exact --out FILE` holds plain decoding, EAGLE-3, a threshold and RADAR against one another: the
-embedded pair in float32 (and on the CPU) and float16, and, widened to the shapes of a large model, in bfloat16; and the
-logits of one row beside others and in trees, bit for bit. The file is one flat object.
+`python -m bench.exact --type bfloat16 --out FILE` holds plain decoding, EAGLE-3, a threshold and RADAR against one
+another, and the logits of one row beside others and in trees: of the embedded pair in float32 and float16, and, in
+bfloat16, of the pair widened to the shapes of Llama-3.1-8B. The file is one flat object.
 """
 
 import argparse
 import json
 import sys
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from bench.command import command_line
 from bench.lab.widen import widen
-from bench.shapes import GEOMETRIES, TINY
+from bench.shapes import LLAMA_8B
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.target.model import TargetModel
 from radar.tools.machine import describe_machine
@@ -45,7 +44,12 @@ def texts(plain: Any, decoder: Any, policies: dict[str, Any], prompts: list[list
                     pairs = zip(found, expected, strict=False)
                     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
                     parted.append([number, temperature, name, place])
-    return {"equal": sum(equal.values()) / (asked * len(policies)), "by decoder": equal, "of": asked, "parted": parted}
+    return {
+        "equal_texts": sum(equal.values()) / (asked * len(policies)),
+        "by decoder": equal,
+        "of": asked,
+        "parted": parted,
+    }
 
 
 @torch.inference_mode()
@@ -92,46 +96,32 @@ def logits(model: Any) -> dict[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    shapes = {g.name: g for g in (*GEOMETRIES, TINY)}
-    parser.add_argument("--shapes", choices=sorted(shapes), default="Llama-3.1-8B")
+    parser.add_argument("--type", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--prompts", type=Path, nargs="+", default=[Path(str(files("radar"))) / "assets/prompts.jsonl"])
     parser.add_argument("--each", type=int, default=8, help="prompts of a file")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, args.type)
+    options: dict[str, Any] = {"tree": TreeConfig(), "max_length": 1024, "fallback": False}
+    decoder = RadarDecoder.from_pretrained(device=device, dtype=dtype, **options)
+    radar = decoder.policy
+    if dtype == torch.bfloat16:
+        wide = widen(decoder.model, decoder.draft, LLAMA_8B, device=device, dtype=dtype)
+        options |= {"draft": wide.draft, "policy": radar, "tokenizer": decoder.tokenizer}
+        decoder = RadarDecoder(wide.model, **options)
+    plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=1024)
+    lines = [line for file in args.prompts for line in load_prompts(file, limit=args.each)]
+    prompts = [encode_prompt(line, decoder.tokenizer) for line in lines]
     report: dict[str, Any] = {"command": command_line("bench.exact", sys.argv[1:])} | describe_machine(device)
-    report |= {"shapes": args.shapes, "prompts": 0, "tokens": args.tokens}
-
-    options = {"tree": TreeConfig(), "max_length": 1024, "fallback": False}
-
-    def pair(dtype: torch.dtype, place: torch.device) -> Any:
-        return RadarDecoder.from_pretrained(
-            device=place, dtype=dtype, tree=TreeConfig(), max_length=1024, fallback=False
-        )
-
-    def run(name: str, decoder: Any) -> None:
-        begun = time.perf_counter()
-        plain = AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, max_length=decoder.max_length)
-        policies = {"EAGLE-3": FixedDepth(8), "threshold": Threshold(0.2), "RADAR": decoder.policy}
-        found = texts(plain, decoder, policies, prompts, args.tokens)
-        report.update(
-            {f"{key}_{name}": value for key, value in found.items()} | {f"logits_{name}": logits(decoder.model)}
-        )
-        report[f"seconds_{name}"] = round(time.perf_counter() - begun, 1)
-        print(name, json.dumps(found), report[f"seconds_{name}"], flush=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-
-    small = pair(torch.float32, device)
-    prompts = [encode_prompt(x, small.tokenizer) for file in args.prompts for x in load_prompts(file, limit=args.each)]
-    report["prompts"] = len(prompts)
-    run("float32", small)
-    run("float16", pair(torch.float16, device))
-    if device.type == "cpu":  # a large model is no matter for it
-        return 0
-    wide = widen(small.model, small.draft, shapes[args.shapes], device=device, dtype=torch.bfloat16)
-    parts = {"draft": wide.draft, "policy": small.policy, "tokenizer": small.tokenizer}
-    run("bfloat16", RadarDecoder(wide.model, **parts, **options))
+    report |= {"type": args.type, "prompts": len(prompts), "tokens": args.tokens}
+    report["logits_bitwise"] = logits(decoder.model)
+    print(report["logits_bitwise"], flush=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    policies = {"EAGLE-3": FixedDepth(8), "threshold": Threshold(0.2), "RADAR": radar}
+    report |= texts(plain, decoder, policies, prompts, args.tokens)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({key: report[key] for key in ("equal_texts", "by decoder", "of", "parted")}))
     return 0
 
 

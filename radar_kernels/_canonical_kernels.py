@@ -161,9 +161,8 @@ def path_kernel(
     length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
     end = length + tl.load(seen_ptr + batch * nodes + node)  # of the path
     start = length // KEYS * KEYS + block * KEYS
-    if start >= end:  # no wait: the node's first block has one, and `join_kernel` does not read this
-        if block > 0:
-            return
+    if (start >= end) & (block > 0):  # no wait: the node's first block has one, and `join_kernel` does not read this
+        return
     position = start + tl.arange(0, KEYS)
     head = tl.program_id(2) % TILES * ROWS + tl.arange(0, ROWS)
     real = head < GROUP

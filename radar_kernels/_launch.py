@@ -12,7 +12,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "Plan", "architecture", "choose_backend", "jit", "next_power_of_2", "tl"]
+__all__ = [
+    "HAS_GLUON",
+    "Backend",
+    "Plan",
+    "TensorDescriptor",
+    "architecture",
+    "choose_backend",
+    "gl",
+    "gluon_jit",
+    "hopper",
+    "jit",
+    "load_tile",
+    "next_power_of_2",
+    "tl",
+]
 
 Backend = Literal["triton", "torch"]
 

@@ -1,6 +1,6 @@
 """The kernels of `skinny_linear`: weights streamed through shared memory, parts of a sum added up, and a plain one."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from radar_kernels._launch import gl, gluon_jit, hopper, jit, load_tile, tl
 

@@ -101,10 +101,9 @@ def tile(tensor: Tensor, lines: int, columns: int) -> Any:
 
 @torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    # an opaque op, so that torch.compile keeps the graph whole and the launches as they are
     n, k = weight.shape
     rows = x.numel() // k
-    how = {"bias": bias is not None, "narrow": scale is not None, "arch": architecture(x.device)}
+    how: dict[str, Any] = {"bias": bias is not None, "narrow": scale is not None, "arch": architecture(x.device)}
     plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, **how)
     if plan is None or not weight.is_contiguous() or weight.data_ptr() % 16:
         return reference.skinny_linear(x, weight, bias, scale)

@@ -80,7 +80,9 @@ def _measure(op: ModuleType, case: Case, inputs: Sequence[tuple[Any, ...]]) -> d
         row["error"] = case.error(case.call(*inputs[0]), inputs[0])
         if row["error"] <= case.limit:
             row["us"]["whole"] = _microseconds(op, case.call, inputs)
-            row["us"] |= {name: _microseconds(op, case.call, inputs, only=kernel) for name, kernel in case.parts.items()}
+            row["us"] |= {
+                name: _microseconds(op, case.call, inputs, only=kernel) for name, kernel in case.parts.items()
+            }
     except Exception as problem:  # too much shared memory, for one
         row["problem"] = str(problem)[:200]
     return row
