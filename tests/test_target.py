@@ -103,7 +103,7 @@ def test_the_attention_setting_is_restored_after_an_error():
     def fail(*_):
         raise RuntimeError("no memory, say")
 
-    target.cache.write = fail
+    model.model.layers[1].mlp.forward = fail
     with pytest.raises(RuntimeError, match="no memory"):
         target.verify_chain(tensor([[1]]))
     assert model.config._attn_implementation == attention

@@ -181,10 +181,12 @@ def leaky_vectors(llir: str) -> list[str]:
 
     LLVM's SLP vectorizer makes them where two different instructions share a vector. That is legal, but the NVPTX
     backend of Triton 3.6 may put such a pair into one 64-bit register, where it takes `nuw` by its word: the unused
-    lane overflows into the used one, and the kernel is silently wrong.
+    lane overflows into the used one, and the kernel is silently wrong. Shifts by two amounts stay two shifts.
     """
     found = []
     for pair in re.finditer(r"^ *(%[\w.]+) = (?:shl|add|sub|mul) nuw (?:nsw )?<2 x i32>.*", llir, re.MULTILINE):
+        if (by := re.search(r" shl .*<i32 (\w+), i32 (\w+)>", pair[0])) and by[1] != by[2]:
+            continue
         name, lanes = re.escape(pair[1]), set()
         for use in re.findall(rf"^.*= .*{name}(?![\w.]).*", llir, re.MULTILINE):
             if re.match(rf" *{name} = ", use):

@@ -90,10 +90,10 @@ def test_the_first_weights_are_fetched_before_the_wait_and_nothing_else(compiled
         if result["kernel"] != "linear_kernel":
             assert early == late == 0
             continue
-        # a tile has 128 bytes a line, or is fetched in pieces that have
+        # a tile has 128 bytes a line, or is fetched in pieces that have: one by one, or by as many threads (Triton 3.6)
         pieces = [-(-result["BK"] * size // 128) for size in (1 if result["NARROW"] else 2, 2)]
-        assert early == result["STAGES"] * pieces[0]
-        assert late == result["STAGES"] * pieces[1] + sum(pieces)
+        stages = result["STAGES"]
+        assert (early, late) in [(stages * w, stages * x + w + x) for w, x in (pieces, (1, 1))]
 
 
 @pytest.mark.slow
