@@ -14,6 +14,7 @@ from radar.config import TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fit import check_tree
+from radar.draft.narrow import check_draft_dtype
 from radar.engine.ambient import ambient
 from radar.engine.base import RoundEngine
 from radar.engine.build import PlainRecipe, RoundRecipe
@@ -62,7 +63,10 @@ class RadarDecoder(Decoder[RoundEngine]):
             true.
         fallback: measure the rounds, and where drafting does not pay take plain steps of the target instead. What a
             round did then depends on the clock: pass False to compare policies or to repeat a run exactly. The text is
-            the same, though in 16 bits, where passes of other rows round differently, a tie may fall the other way.
+            the same, though in 16 bits on cards other than Hopper, where passes of other rows round differently, a tie
+            may fall the other way.
+        draft_dtype: of the weights that draft calls read: "int8" or "float8_e4m3fn", or the target's own dtype. None: 8
+            bits where a kernel reads them (16-bit heads on Hopper), for which copies are made. The text is the same.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
 
@@ -84,6 +88,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         engine: str | None = None,
         profile: bool = False,
         fallback: bool = True,
+        draft_dtype: torch.dtype | str | None = None,
     ) -> None:
         model = stock_model(model)
         owned = not isinstance(draft, Eagle3Draft)
@@ -101,6 +106,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             engine,
             profile,
             fallback,
+            check_draft_dtype(draft_dtype),
         )
         super().__init__(model, self._rounds, tokenizer=tokenizer, max_length=max_length)
 

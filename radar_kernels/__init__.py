@@ -11,7 +11,7 @@ from radar_kernels.rotate_store import HeadNorms, rotate_store
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.silu_mul import silu_mul
-from radar_kernels.skinny_linear import quantize_rows, skinny_linear
+from radar_kernels.skinny_linear import quantize_rows, runs_skinny, skinny_linear
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
@@ -35,6 +35,7 @@ __all__ = [
     "quantize_rows",
     "rms_norm",
     "rotate_store",
+    "runs_skinny",
     "sample_tokens",
     "select_nodes",
     "silu_mul",

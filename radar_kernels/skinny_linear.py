@@ -18,7 +18,7 @@ from radar_kernels._launch import (
 )
 from radar_kernels._linear_kernel import linear_kernel, plain_kernel, sum_kernel
 
-__all__ = ["quantize_rows", "skinny_linear"]
+__all__ = ["quantize_rows", "runs_skinny", "skinny_linear"]
 
 MOST_ROWS = 256
 FEW_ROWS = 16
@@ -90,6 +90,13 @@ def skinny_plan(
     linear = Plan((*grid, parts if split else 1), {"SPLIT": split} | shared | constants, warps | options)
     add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED} | shared | common, {"num_warps": 4} | options)
     return Launches(linear, add if split else None, box)
+
+
+def runs_skinny(weight: Tensor) -> bool:
+    """Whether `skinny_linear` has a kernel for inputs of this weight's dtype [N, K] on its device."""
+    n, k = weight.shape
+    arch = architecture(weight.device)
+    return arch > 0 and skinny_plan(rows=1, n=n, k=k, dtype=weight.dtype, bias=False, arch=arch) is not None
 
 
 def tile(tensor: Tensor, lines: int, columns: int) -> Any:

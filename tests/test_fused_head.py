@@ -1,5 +1,6 @@
 """The draft head in kernels: what its modules propose, for every layout of a head."""
 
+import copy
 import functools
 
 import pytest
@@ -11,6 +12,8 @@ from radar import DraftConfig, TreeConfig
 from radar.draft import fused_head
 from radar.draft.drafter import Eagle3Drafter
 from radar.draft.eagle3 import Eagle3Draft
+from radar.target.fingerprint import fingerprint
+from radar_kernels import quantize_rows
 
 TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
 LAYOUTS = {
@@ -34,19 +37,22 @@ def head(**layout):
     return draft.to(DEVICE)
 
 
-def proposed(draft, *, fuse, batch=1):
+def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3):
     """What is on the tree after three calls, and in the cache."""
     embed = tiny_target().get_input_embeddings()
     drafter = Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8, batch_size=batch)
-    drafter._bound.groups, drafter._bound.head = [], None
+    drafter._bound.groups, drafter._bound.heads = [], {}
     if fuse:
         drafter._bound.fuse(draft)
-        assert drafter._bound.head is not None
+        assert [*drafter._bound.heads] == [torch.float32]
+    if narrow is not None:
+        drafter._bound.narrow(draft, narrow)
+        drafter.draft_dtype = narrow
     torch.manual_seed(2)
     taps = torch.randn(batch, TREE.max_accepted, 96, device=DEVICE)
     tokens = torch.randint(17, (batch, TREE.max_accepted), device=DEVICE)
     with torch.inference_mode():
-        drafter.extend(tokens[:, :3], taps[:, :3], 3)
+        drafter.extend(tokens[:, :3], taps[:, :3], prompt)
         drafter.begin(tokens, taps, torch.randint(1, TREE.max_accepted, (batch,), device=DEVICE))
         for _ in range(2):
             drafter.step()
@@ -74,6 +80,38 @@ def test_the_same_proposals(layout, monkeypatch):
 def test_every_text_of_a_batch_has_its_own_length():
     draft = head()
     assert_the_same(proposed(draft, fuse=True, batch=3), proposed(draft, fuse=False, batch=3))
+
+
+def rounded(draft, dtype):
+    """A head whose weights are those of 8 bits, written out."""
+    draft = copy.deepcopy(draft)
+    for linear in (module for module in draft.modules() if isinstance(module, nn.Linear)):
+        weight, scale = quantize_rows(linear.weight, dtype)
+        linear.weight.copy_(weight.float() * scale[:, None])
+    return draft
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_weights_of_8_bits_propose_what_they_stand_for(dtype, layout):
+    draft = head(**layout)
+    found = proposed(draft, fuse=True, narrow=dtype, prompt=0)  # which goes through the head's own weights
+    assert_the_same(found, proposed(rounded(draft, dtype), fuse=False, prompt=0))
+
+
+def test_copies_follow_the_weights_where_they_are():
+    draft = head()
+    drafter = Eagle3Drafter(draft, tiny_target().get_input_embeddings(), TREE, max_length=64, max_rows=8)
+    bound = drafter._bound
+    bound.fuse(draft)
+    bound.narrow(draft, torch.int8)
+    bound._print = fingerprint(draft)
+    copy_of = bound.heads[torch.int8].lm_head
+    at, before = copy_of.weight.data_ptr(), copy_of.weight.clone()
+    draft.lm_head.weight.neg_()
+    bound.refresh(draft, torch.int8)
+    assert copy_of.weight.data_ptr() == at
+    assert torch.equal(copy_of.weight, -before)
 
 
 def hook(draft):
@@ -108,7 +146,7 @@ def test_a_head_that_was_changed_runs_its_modules(change):
     draft = head()
     drafter = Eagle3Drafter(draft, tiny_target().get_input_embeddings(), TREE, max_length=64, max_rows=8)
     drafter._bound.fuse(draft)
-    assert drafter._bound.head is not None
+    assert drafter._bound.heads
     change(draft)
     drafter._bound.fuse(draft)
-    assert drafter._bound.head is None
+    assert not drafter._bound.heads

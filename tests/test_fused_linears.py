@@ -22,7 +22,7 @@ OWNER = Owner()
 
 
 def groups_of(model):
-    return fuse_projections(model.model.layers, model.lm_head, OWNER)
+    return fuse_projections(model.model.layers, [model.lm_head], OWNER)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def test_what_is_not_a_plain_linear_is_left_alone():
     layers[0].self_attn.q_proj.__class__ = Adapter
     layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
     layers[2].self_attn.v_proj.to(torch.float64)
-    assert len(fuse_projections(layers, model.lm_head, OWNER)) == 4 * 5 + 1 - 3
+    assert len(fuse_projections(layers, [model.lm_head], OWNER)) == 4 * 5 + 1 - 3
 
 
 def test_layers_called_out_of_order_do_not_get_old_results():

@@ -27,7 +27,7 @@ def drafters(count):
     draft, embed = tiny_draft(), tiny_target().get_input_embeddings()
     made = [Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8) for _ in range(count)]
     bound = made[0]._bound
-    bound.groups, bound.head = fuse_projections([draft.midlayer], draft.lm_head, bound.owner), None
+    bound.groups, bound.heads = fuse_projections([draft.midlayer], [draft.fc, draft.lm_head], bound.owner), {}
     assert all(one._bound is bound for one in made)
     return made
 
@@ -92,7 +92,7 @@ def test_a_stock_forward_in_another_thread_is_the_models_own():
     """With padding too: its masks follow its own attention, its layers are not ours and leave no taps."""
     model = tiny_target()
     target = TargetModel(model, max_length=64, max_rows=8)
-    target.bound._groups = fuse_projections(model.model.layers, model.lm_head, target.bound._owner)
+    target.bound._groups = fuse_projections(model.model.layers, [model.lm_head], target.bound._owner)
     ids = torch.tensor([[1, 5, 3, 2], [0, 0, 3, 2]], device=DEVICE)
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=DEVICE)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from radar.config import TreeConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fused_head import FusedHead, fused_head
+from radar.draft.narrow import NarrowLinears, weight_dtype
 from radar.draft.tree import DraftTree
 from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
@@ -40,6 +41,7 @@ class Eagle3Drafter:
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
         batch_size: rows of the batch.
+        draft_dtype: of the weights that draft calls read: 8 bits, or the head's own; None: see `weight_dtype`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Eagle3Drafter:
         max_length: int,
         max_rows: int,
         batch_size: int = 1,
+        draft_dtype: torch.dtype | None = None,
     ) -> None:
         weight, device = draft.fc.weight, draft.fc.weight.device
         self.draft = draft
@@ -79,12 +82,17 @@ class Eagle3Drafter:
         self._origin = torch.zeros((batch_size, 2), dtype=torch.int64, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
+        self.draft_dtype = weight_dtype(draft_dtype, weight)
         self._bound = shared(draft, _BoundHead)
         self.refresh()
 
     def refresh(self) -> Fingerprint:
         """Take the head as it is now; see `BoundModel.refresh`."""
-        return self._bound.refresh(self.draft)
+        return self._bound.refresh(self.draft, self.draft_dtype)
+
+    @property
+    def _head(self) -> FusedHead | None:
+        return self._bound.heads.get(self.draft_dtype)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -110,12 +118,13 @@ class Eagle3Drafter:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         with self._running():
             length = self.cache.length
-            hidden = self.draft.fuse(aux_hidden_states)
+            head = self._head
+            hidden = (self.draft if head is None else head).fuse(aux_hidden_states)
             tokens = tokens.clamp(min=0)  # NO_TOKEN, of a row without a next token, has no embedding
             states = self._states(tokens, hidden, length[:, None] + self._rows, length, self._chain)
             last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the last real pair
             hidden, normed = (state.gather(1, last) for state in states)
-            logits = self.draft.lm_head(normed)
+            logits = self._logits(normed)
         self.cache.length += count
         torch.sub(self.cache.length[:, None], self._strides, out=self._origin)
         level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
@@ -128,7 +137,7 @@ class Eagle3Drafter:
             at = torch.addcmul(self._origin, tree.calls[:, None], self._strides)  # in one kernel
             positions, start = at[:, :1], at[:, 1]
             hidden, normed = self._states(tree.beam_tokens, self.hidden, positions, start, tree.beam_ancestors)
-            logits = self.draft.lm_head(normed)
+            logits = self._logits(normed)
         level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
         tree.grow(level, hidden, self.hidden, alive)
 
@@ -136,7 +145,7 @@ class Eagle3Drafter:
         self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the next level is fed with, and what the output layer reads, each [B, N, hidden]."""
-        head, draft = self._bound.head, self.draft
+        head, draft = self._head, self.draft
         if head is None:
             positions = positions.expand_as(tokens)
             hidden = _forward(draft, self.embed_tokens, tokens, hidden, positions, start, ancestors)
@@ -145,6 +154,10 @@ class Eagle3Drafter:
             self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
         hidden, normed = head(self.embed_tokens(tokens), hidden, positions, self._angles, start, ancestors)
         return normed if draft.config.norm_output else hidden, normed
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        head = self._head
+        return self.draft.lm_head(normed) if head is None else head.logits(normed)  # type: ignore[no-any-return]
 
     def reset(self) -> None:
         self.cache.reset()
@@ -156,28 +169,48 @@ def turn_of(draft: Eagle3Draft) -> Turn:
 
 
 class _BoundHead:
-    """What all drafters of a head share: the turn that they take, and its fused layers."""
+    """What all drafters of a head share: the turn that they take, its fused layers, and copies of its weights.
+
+    Attributes:
+        heads: by the dtype of the weights that they read; none for a head that has to run as its modules are.
+    """
 
     def __init__(self) -> None:
         self.turn = Turn("draft head")
         self.owner = Owner()
         self.groups: list[FusedLinears] = []
-        self.head: FusedHead | None = None
+        self.heads: dict[torch.dtype, FusedHead] = {}
+        self._copies: list[NarrowLinears] = []
         self._print: Fingerprint | None = None
 
     def fuse(self, draft: Eagle3Draft) -> None:
-        self.groups = fuse_projections([draft.midlayer], draft.lm_head, self.owner)
-        self.head = fused_head(draft, self.groups)
+        """Let the head's layers run as kernels, if they are what its class says."""
+        self.groups = fuse_projections([draft.midlayer], [draft.fc, draft.lm_head], self.owner)
+        head = fused_head(draft, self.groups)
+        self.heads, self._copies = {} if head is None else {draft.fc.weight.dtype: head}, []
 
-    def refresh(self, draft: Eagle3Draft) -> Fingerprint:
+    def narrow(self, draft: Eagle3Draft, dtype: torch.dtype) -> None:
+        """Add one that reads copies of the weights in 8 bits."""
+        copies = [NarrowLinears(group.linears, dtype) for group in self.groups]
+        head = fused_head(draft, copies)
+        assert head is not None
+        self.heads[dtype] = head
+        self._copies += copies
+
+    def refresh(self, draft: Eagle3Draft, dtype: torch.dtype) -> Fingerprint:
+        """Take the head as it is now, its weights in `dtype`."""
         with self.turn.taken():
             now = fingerprint(draft)
-            moved = self._print is None or now.layout != self._print.layout
-            if moved:
-                self.groups, self.head = [], None
-            if moved and draft.fc.weight.device.type == "cuda":
-                self.fuse(draft)
-                now = fingerprint(draft)
+            if self._print is None or now.layout != self._print.layout:
+                self.groups, self.heads, self._copies = [], {}, []
+                if draft.fc.weight.device.type == "cuda":
+                    self.fuse(draft)
+                    now = fingerprint(draft)
+            elif now.values != self._print.values:
+                for copy in self._copies:
+                    copy.refill()
+            if self.heads and dtype not in self.heads:
+                self.narrow(draft, dtype)
             self._print = now
             return now
 

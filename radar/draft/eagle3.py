@@ -147,12 +147,16 @@ class Eagle3Draft(nn.Module):
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """Target taps, low to high, side by side [B, N, 3 * target_hidden] -> draft features [B, N, hidden]."""
+        return self.fc(self.normed_taps(aux_hidden_states))  # type: ignore[no-any-return]
+
+    def normed_taps(self, aux_hidden_states: Tensor) -> Tensor:
+        """What `fc` reads of the taps, of the same shape."""
         if self.input_norm is not None:
-            aux_hidden_states = self.input_norm(aux_hidden_states)
-        elif self.fc_norm is not None:
+            return self.input_norm(aux_hidden_states)  # type: ignore[no-any-return]
+        if self.fc_norm is not None:
             taps = aux_hidden_states.chunk(len(self.fc_norm), dim=-1)
-            aux_hidden_states = torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
-        return self.fc(aux_hidden_states)  # type: ignore[no-any-return]
+            return torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
+        return aux_hidden_states
 
     def forward(self, embeds: Tensor, hidden: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """One layer over N rows.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from radar.draft.eagle3 import PARTS, Eagle3Draft
 from radar.target.attention import attend_stored
-from radar.target.layers import FusedLinears, LayerProducts, is_plain_tensor, is_untouched, layer_products
+from radar.target.layers import LayerProducts, Product, is_plain_tensor, is_untouched, layer_products
 from radar.target.running import current_cache
 from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
 
@@ -17,10 +17,26 @@ __all__ = ["FusedHead", "fused_head"]
 
 
 class FusedHead(NamedTuple):
-    """A head with nothing on it or in it but what `Eagle3Draft` has, inside of a run of its groups."""
+    """A head with nothing on it or in it but what `Eagle3Draft` has, inside of a run of its groups.
+
+    Attributes:
+        products: of its layer.
+        fc: what joins the taps.
+        lm_head: its output layer.
+    """
 
     draft: Eagle3Draft
     products: LayerProducts
+    fc: Product
+    lm_head: Product
+
+    def fuse(self, aux_hidden_states: Tensor) -> Tensor:
+        """As `Eagle3Draft.fuse`."""
+        return self.fc.product(self.draft.normed_taps(aux_hidden_states))[0]
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """Scores of the draft vocabulary [B, N, draft_vocab] from what `__call__` returned second."""
+        return self.lm_head.product(normed)[0]
 
     def __call__(
         self, embeds: Tensor, hidden: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], start: Tensor,
@@ -59,13 +75,17 @@ class FusedHead(NamedTuple):
         return add_rms_norm(hidden, change, draft.norm.weight, eps)
 
 
-def fused_head(draft: Eagle3Draft, groups: Iterable[FusedLinears]) -> FusedHead | None:
+def fused_head(draft: Eagle3Draft, groups: Sequence[Product]) -> FusedHead | None:
     """None for a head with a hook, a forward, a module or weights that its class does not give it."""
     products = layer_products(draft.midlayer, groups)
+    alone = {id(group.linears[0]): group for group in groups if len(group.linears) == 1}
+    fc, lm_head = alone.get(id(draft.fc)), alone.get(id(draft.lm_head))
     parts = [*draft.midlayer.modules(), *draft.norm.modules()]
     weights = [*draft.midlayer.parameters(), *draft.norm.parameters()]
     if (
         products is None
+        or fc is None
+        or lm_head is None
         or type(draft) is not Eagle3Draft
         or not all(type(part) in PARTS for part in parts)
         or not all(map(is_untouched, (draft, *parts)))
@@ -73,4 +93,4 @@ def fused_head(draft: Eagle3Draft, groups: Iterable[FusedLinears]) -> FusedHead 
         or len({weight.dtype for weight in weights}) > 1
     ):
         return None
-    return FusedHead(draft, products)
+    return FusedHead(draft, products, fc, lm_head)

@@ -68,6 +68,7 @@ class RoundRecipe:
     engine: str | None
     profile: bool
     fallback: bool
+    draft_dtype: torch.dtype | None
 
     def tree_on(self, device: torch.device) -> TreeConfig:
         """Shape of the trees on a device."""
@@ -97,6 +98,7 @@ class RoundRecipe:
             tree,
             max_length=self.max_length,
             max_rows=rows,
+            draft_dtype=self.draft_dtype,
         )
         fallback = Fallback() if self.fallback else None
         if graphs:

@@ -98,7 +98,7 @@ class BoundModel:
 
     def fuse(self) -> None:
         """Let stock layers and projections run as ours, from the next run on until the layout changes."""
-        groups = fuse_projections(self.decoder.layers, self.model.get_output_embeddings(), self._owner)
+        groups = fuse_projections(self.decoder.layers, [self.model.get_output_embeddings()], self._owner)
         self._groups = [FusedLayers(self.decoder, groups, self._owner), *groups]
 
     @contextmanager

@@ -19,8 +19,8 @@ from radar.target.running import Owner, is_running
 from radar_kernels import skinny_linear
 
 __all__ = [
-    "Fused", "FusedLinears", "LayerProducts", "fuse_projections", "fused", "is_plain_linear", "is_plain_tensor",
-    "is_untouched", "layer_products",
+    "Fused", "FusedLinears", "LayerProducts", "Product", "fuse_projections", "fused", "is_plain_linear",
+    "is_plain_tensor", "is_untouched", "layer_products",
 ]  # fmt: skip
 
 _GROUPS = (
@@ -118,15 +118,15 @@ def _forward(
     return forward
 
 
-def fuse_projections(layers: Iterable[Any], head: nn.Module, owner: Owner) -> list[FusedLinears]:
-    """The projections of decoder layers, and an output layer.
+def fuse_projections(layers: Iterable[Any], others: Iterable[nn.Module], owner: Owner) -> list[FusedLinears]:
+    """The projections of decoder layers, and other linear layers, such as the one for the output.
 
     What is not a plain `nn.Linear` with plain weights (an adapter, a quantised layer, one with hooks or a forward of
     its own) is left alone.
 
     Args:
         layers: of a model or a draft head.
-        head: its output layer.
+        others: each by itself.
         owner: in the threads that run it (`radar.target.running`) the layers compute together.
     """
     groups = []
@@ -136,23 +136,31 @@ def fuse_projections(layers: Iterable[Any], head: nn.Module, owner: Owner) -> li
             linears = [getattr(module, name, None) for name in names]
             if all(map(is_plain_linear, linears)) and _are_alike(linears):
                 groups.append(FusedLinears(linears, owner))  # type: ignore[arg-type]
-    if is_plain_linear(head):
-        groups.append(FusedLinears([head], owner))  # type: ignore[list-item]
+    groups += [FusedLinears([other], owner) for other in others if is_plain_linear(other)]  # type: ignore[list-item]
     for group in groups:
         group.join()
     return groups
 
 
+class Product(Protocol):
+    """Layers of one input in one product."""
+
+    linears: tuple[nn.Linear, ...]
+
+    def product(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of them makes of x [..., in_features]."""
+
+
 class LayerProducts(NamedTuple):
     """Of one decoder layer."""
 
-    qkv: FusedLinears
-    o: FusedLinears
-    gate_up: FusedLinears
-    down: FusedLinears
+    qkv: Product
+    o: Product
+    gate_up: Product
+    down: Product
 
 
-def layer_products(layer: Any, groups: Iterable[FusedLinears]) -> LayerProducts | None:
+def layer_products(layer: Any, groups: Iterable[Product]) -> LayerProducts | None:
     """Those of the `groups` that are a layer's; None unless they are all of its products."""
     by_linears = {tuple(map(id, group.linears)): group for group in groups}
     found = []

@@ -1,0 +1,86 @@
+"""A draft head's products with weights of 8 bits: other proposals now and then, the same text, and half of the bytes.
+
+The target verifies in its own type, so nothing but acceptance depends on how exact a head is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from radar.errors import UsageError
+from radar_kernels import quantize_rows, runs_skinny, skinny_linear
+
+__all__ = ["NarrowLinears", "check_draft_dtype", "weight_dtype"]
+
+NARROW = (torch.float8_e4m3fn, torch.int8)
+DEFAULT = torch.int8
+
+
+class NarrowLinears:
+    """One product for `linears` of one input, from copies of their weights in 8 bits."""
+
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        self.linears = tuple(linears)
+        self._sizes = [linear.out_features for linear in linears]
+        self.weight, self.scale = self._quantized(dtype)
+        self.bias = self._joined_bias()
+
+    def refill(self) -> None:
+        """Take the values that the layers have now, where the copies are: graphs read them there."""
+        weight, scale = self._quantized(self.weight.dtype)
+        self.weight.copy_(weight)
+        self.scale.copy_(scale)
+        if self.bias is not None:
+            self.bias.copy_(self._joined_bias())
+
+    def product(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of the layers makes of x [..., in_features]."""
+        return skinny_linear(x, self.weight, self.bias, scale=self.scale).split(self._sizes, dim=-1)
+
+    @torch.no_grad()
+    def _quantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        weights, scales = zip(*(quantize_rows(linear.weight, dtype) for linear in self.linears), strict=True)
+        return torch.cat(weights), torch.cat(scales)
+
+    @torch.no_grad()
+    def _joined_bias(self) -> Tensor | None:
+        return None if self.linears[0].bias is None else torch.cat([linear.bias for linear in self.linears])
+
+
+def check_draft_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
+    """`draft_dtype` as a dtype. Raises UsageError for one that no head's weights can have."""
+    dtype = getattr(torch, name, name) if isinstance(name, str) else name
+    known = (*NARROW, torch.bfloat16, torch.float16, torch.float32)
+    if dtype is not None and dtype not in known:
+        names = ", ".join(f'"{str(one).removeprefix("torch.")}"' for one in known)
+        raise UsageError(f"draft_dtype must be one of {names} or None, got {name!r}")
+    return dtype  # type: ignore[return-value]
+
+
+def weight_dtype(asked: torch.dtype | None, weight: Tensor) -> torch.dtype:
+    """What the products of a head with such a weight [N, K] read.
+
+    Args:
+        asked: `draft_dtype`; None: 8 bits where a kernel reads them, else the head's own dtype.
+        weight: any of the head's.
+
+    Raises:
+        UsageError: this head on this device cannot do what is asked for.
+    """
+    able = runs_skinny(weight)
+    if asked is None:
+        return DEFAULT if able else weight.dtype
+    if asked in NARROW and not able:
+        raise UsageError(
+            f"draft_dtype={str(asked).removeprefix('torch.')!r} needs a 16-bit head on a Hopper GPU, this one is "
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}; leave it out to take what runs here"
+        )
+    if asked not in NARROW and asked != weight.dtype:
+        raise UsageError(
+            f"draft_dtype must be the target's {str(weight.dtype).removeprefix('torch.')} or of 8 bits, got "
+            f"{str(asked).removeprefix('torch.')}"
+        )
+    return asked
