@@ -14,21 +14,23 @@ __all__ = ["join_kernel", "path_kernel", "prefix_kernel"]
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)
 PAGE = tl.constexpr(64)
-# chunks of 256 tokens up to 4,096, of 1,024 up to 16,384, of 2,048 behind: `chunk_of` in canonical_attention.py
+# chunks of S1 tokens up to FINE, of S2 up to MIDDLE, of S3 behind: `chunk_of` in canonical_attention.py
 FINE, MIDDLE = tl.constexpr(4096), tl.constexpr(16384)
+S1, S2, S3 = tl.constexpr(256), tl.constexpr(1024), tl.constexpr(2048)
+N1, N2 = tl.constexpr(16), tl.constexpr(28)  # chunks in front of FINE and MIDDLE
 
 
 @jit
 def _chunk_of(position):
-    coarse = 28 + (position - MIDDLE) // 2048
-    middle = 16 + (position - FINE) // 1024
-    return tl.where(position < FINE, position // 256, tl.where(position < MIDDLE, middle, coarse))
+    coarse = N2 + (position - MIDDLE) // S3
+    middle = N1 + (position - FINE) // S2
+    return tl.where(position < FINE, position // S1, tl.where(position < MIDDLE, middle, coarse))
 
 
 @jit
 def _chunk_start(chunk):
-    coarse = MIDDLE + (chunk - 28) * 2048
-    return tl.where(chunk < 16, chunk * 256, tl.where(chunk < 28, FINE + (chunk - 16) * 1024, coarse))
+    coarse = MIDDLE + (chunk - N2) * S3
+    return tl.where(chunk < N1, chunk * S1, tl.where(chunk < N2, FINE + (chunk - N1) * S2, coarse))
 
 
 @jit

@@ -157,7 +157,7 @@ class Eagle3Drafter:
 
     def _logits(self, normed: Tensor) -> Tensor:
         head = self._head
-        return self.draft.lm_head(normed) if head is None else head.logits(normed)  # type: ignore[no-any-return]
+        return self.draft.lm_head(normed) if head is None else head.logits(normed)
 
     def reset(self) -> None:
         self.cache.reset()

@@ -26,28 +26,26 @@ class NarrowLinears:
         self.linears = tuple(linears)
         self._sizes = [linear.out_features for linear in linears]
         self.weight, self.scale = self._quantized(dtype)
-        self.bias = self._joined_bias()
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases).detach() if biases else None
 
+    @torch.no_grad()
     def refill(self) -> None:
         """Take the values that the layers have now, where the copies are: graphs read them there."""
         weight, scale = self._quantized(self.weight.dtype)
         self.weight.copy_(weight)
         self.scale.copy_(scale)
         if self.bias is not None:
-            self.bias.copy_(self._joined_bias())
+            self.bias.copy_(torch.cat([linear.bias for linear in self.linears]))
 
     def product(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of the layers makes of x [..., in_features]."""
-        return skinny_linear(x, self.weight, self.bias, scale=self.scale).split(self._sizes, dim=-1)
+        return torch.split(skinny_linear(x, self.weight, self.bias, scale=self.scale), self._sizes, dim=-1)
 
     @torch.no_grad()
     def _quantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weights, scales = zip(*(quantize_rows(linear.weight, dtype) for linear in self.linears), strict=True)
         return torch.cat(weights), torch.cat(scales)
-
-    @torch.no_grad()
-    def _joined_bias(self) -> Tensor | None:
-        return None if self.linears[0].bias is None else torch.cat([linear.bias for linear in self.linears])
 
 
 def check_draft_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
@@ -57,7 +55,7 @@ def check_draft_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and dtype not in known:
         names = ", ".join(f'"{str(one).removeprefix("torch.")}"' for one in known)
         raise UsageError(f"draft_dtype must be one of {names} or None, got {name!r}")
-    return dtype  # type: ignore[return-value]
+    return dtype
 
 
 def weight_dtype(asked: torch.dtype | None, weight: Tensor) -> torch.dtype:
