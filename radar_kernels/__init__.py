@@ -6,12 +6,13 @@ from radar_kernels.canonical_attention import canonical_attention
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
+from radar_kernels.quantize_rows import quantize_rows
 from radar_kernels.rms_norm import add_rms_norm, rms_norm
 from radar_kernels.rotate_store import HeadNorms, rotate_store
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.silu_mul import silu_mul
-from radar_kernels.skinny_linear import quantize_rows, runs_skinny, skinny_linear
+from radar_kernels.skinny_linear import runs_skinny, skinny_linear
 from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 

@@ -21,6 +21,11 @@ def linear_kernel(
     """
     WARPS: gl.constexpr = gl.num_warps()
     SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ROWS, 16])
+    # each thread reads 32 columns of a row at once, those of its place in 8 products: `quantize_rows` put them there
+    NEIGHBOURS: gl.constexpr = gl.DistributedLinearLayout(
+        [[0, 1], [0, 2], [0, 4], [0, 8], [0, 16], [8, 0]] + ([[64, 0]] if BN == 128 else []),
+        [[0, 32], [0, 64], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [BN, 128],
+    )  # fmt: skip
     row = gl.program_id(0) * ROWS
     first = gl.program_id(1) * BN
     each = (steps + PARTS - 1) // PARTS  # tiles of a part
@@ -56,7 +61,9 @@ def linear_kernel(
             hopper.mbarrier.wait(ready.index(slot), (step // STAGES) & 1)
             x_tile = x_ring.index(slot).permute((1, 0))
             if NARROW:  # by way of registers; the step in front is in its products meanwhile
-                w_tile = w_ring.index(slot).load(gl.DotOperandLayout(0, SUM, 2)).to(x.dtype)
+                w_tile = w_ring.index(slot).load(NEIGHBOURS).to(x.dtype).reshape([BN, 4, 8, 2, 2])
+                w_tile = w_tile.permute((0, 2, 3, 1, 4)).reshape([BN, BK])
+                w_tile = gl.convert_layout(w_tile, gl.DotOperandLayout(0, SUM, 2))
                 acc = hopper.warpgroup_mma_wait(0, deps=(running,))
                 running = hopper.warpgroup_mma(w_tile, x_tile, acc, is_async=True)
             else:
@@ -123,28 +130,31 @@ def plain_kernel(
     NARROW: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """y^T = W x^T for BN of the N outputs and ROWS of the rows, from the first column to the last, in Triton alone."""
+    STORED: tl.constexpr = (K + 127) // 128 * 128 if NARROW else K  # columns of the weights
     first = tl.program_id(1) * BN  # programs of the same weights follow one another
     i = tl.arange(0, BN)
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BK)
-    weight += first.to(tl.int64) * K  # int64: weights can hold more than 2**31 elements
+    weight += first.to(tl.int64) * STORED  # int64: weights can hold more than 2**31 elements
     last = n - 1 - first
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     # outputs behind the last one are computed from its weights and not stored
-    w_at = tl.minimum(i, last)[:, None] * K + k[None, :]
-    x_at = m[None, :] * x_m + k[:, None]
+    w_at = tl.minimum(i, last)[:, None] * STORED + k[None, :]
+    x_at = m[None, :] * x_m
     real = (m < rows)[None, :]
     y = tl.zeros([BN, ROWS], tl.float32)
-    for step in tl.range(0, (K + BK - 1) // BK, num_stages=STAGES):
-        if K % BK == 0:
+    for step in tl.range(0, (STORED + BK - 1) // BK, num_stages=STAGES):
+        at = step * BK + k
+        if NARROW:  # where `quantize_rows` puts 8 products of 16 columns
+            at = at // 128 * 128 + at // 4 % 8 * 16 + at // 2 % 2 * 8 + at // 32 % 4 * 2 + at % 2
+        if STORED == K and K % BK == 0:
             w = tl.load(weight + step * BK + w_at)
-            x_t = tl.load(x + step * BK + x_at, mask=real, other=0.0)
+            x_t = tl.load(x + x_at + at[:, None], mask=real, other=0.0)
         else:  # both, because 0 * NaN = NaN
-            inside = k < K - step * BK
-            w = tl.load(weight + step * BK + w_at, mask=inside[None, :], other=0.0)
-            x_t = tl.load(x + step * BK + x_at, mask=real & inside[:, None], other=0.0)
+            w = tl.load(weight + step * BK + w_at, mask=(step * BK + k < STORED)[None, :], other=0.0)
+            x_t = tl.load(x + x_at + at[:, None], mask=real & (at < K)[:, None], other=0.0)
         y = tl.dot(w.to(x_t.dtype), x_t, y)
     if NARROW:
         y *= tl.load(scale + first + tl.minimum(i, last))[:, None]

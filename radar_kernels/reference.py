@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from radar_kernels.quantize_rows import unpack_rows
+
 __all__ = [
     "LstmStep",
     "PolicyWeights",
@@ -163,5 +165,5 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: 
     """F.linear; with `scale` the 8-bit weight's rows are multiplied by it in float32; see `radar_kernels`."""
     if scale is None:
         return torch.nn.functional.linear(x, weight, bias)
-    y = torch.nn.functional.linear(x.float(), weight.float()) * scale
+    y = torch.nn.functional.linear(x.float(), unpack_rows(weight.float(), x.shape[-1])) * scale
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -17,8 +17,9 @@ from radar_kernels._launch import (
     next_power_of_2,
 )
 from radar_kernels._linear_kernel import linear_kernel, plain_kernel, sum_kernel
+from radar_kernels.quantize_rows import LARGEST, LINE
 
-__all__ = ["quantize_rows", "runs_skinny", "skinny_linear"]
+__all__ = ["runs_skinny", "skinny_linear"]
 
 MOST_ROWS = 256
 FEW_ROWS = 16
@@ -27,7 +28,6 @@ STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
 # True: the next kernel may start before the one in front of a product has ended, and take over the multiprocessors that
 # are done. Not for a next kernel that reads, ahead of its wait, what older ones wrote, as Inductor's do.
 EARLY = False
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class Blocks(NamedTuple):
@@ -73,15 +73,16 @@ def skinny_plan(
     few = rows <= FEW_ROWS
     outputs = blocks.few_outputs if few and blocks.few_outputs else blocks.outputs
     pad = min(max(16, next_power_of_2(rows)), blocks.rows)
-    steps = -(-k // blocks.depth)
+    depth = LINE if narrow and streamed else blocks.depth
+    steps = -(-k // depth)
     each = -(-steps // blocks.parts)
     parts = -(-steps // each)  # none is empty
     split = parts > 1 and not few
-    stage = (outputs * (1 if narrow else 2) + pad * 2) * blocks.depth
+    stage = (outputs * (1 if narrow else 2) + pad * 2) * depth
     common = {"NARROW": narrow, "BIAS": bias, "PDL": arch >= 90}
-    constants = {"ROWS": pad, "BN": outputs, "BK": blocks.depth, **common}
+    constants = {"ROWS": pad, "BN": outputs, "BK": depth, **common}
     options: dict[str, Any] = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
-    grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, blocks.depth)
+    grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, depth)
     stages = max(2, min(24 if streamed else 8, blocks.shared // stage))
     constants["STAGES"], warps = stages, {"num_warps": blocks.warps}
     if not streamed:
@@ -108,7 +109,7 @@ def tile(tensor: Tensor, lines: int, columns: int) -> Any:
 
 @torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    n, k = weight.shape
+    n, k = len(weight), x.shape[-1]
     rows = x.numel() // k
     how: dict[str, Any] = {"bias": bias is not None, "narrow": scale is not None, "arch": architecture(x.device)}
     plan = skinny_plan(rows=rows, n=n, k=k, dtype=x.dtype, **how)
@@ -143,8 +144,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     def fail(message: str) -> None:
         raise ValueError(f"skinny_linear: {message}")
 
-    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
-        fail(f"x must be [..., K] and weight [N, K], got {tuple(x.shape)} and {tuple(weight.shape)}")
+    k = x.shape[-1] if x.dim() else 0
+    stored = k if scale is None else -(-k // LINE) * LINE
+    if weight.dim() != 2 or x.dim() < 1 or stored != weight.shape[1]:
+        fail(
+            f"x must be [..., K] and weight [N, {'K' if scale is None else 'K rounded up to 128'}], got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     if scale is None and (not x.dtype.is_floating_point or weight.dtype != x.dtype):
         fail(f"x and weight must share one float dtype, got {x.dtype} and {weight.dtype}")
     if scale is not None and (not x.dtype.is_floating_point or weight.dtype not in LARGEST):
@@ -172,9 +177,9 @@ def skinny_linear(
 
     Args:
         x: [..., K], float16 or bfloat16 for the kernel; any strides, copied unless each row is contiguous.
-        weight: [N, K], dtype of `x`; with `scale` int8 or float8_e4m3fn.
+        weight: [N, K], dtype of `x`; with `scale` int8 or float8_e4m3fn, as `quantize_rows` stores it.
         bias: [N], dtype of `x`; None for none.
-        scale: [N] float32 that the rows of an 8-bit weight are multiplied by (`quantize_rows` makes both).
+        scale: [N] float32 that the rows of an 8-bit weight are multiplied by.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
@@ -192,27 +197,3 @@ def skinny_linear(
         return reference.skinny_linear(x, weight, bias, scale)
     output: Tensor = _launch(x, weight, bias, scale)
     return output
-
-
-def quantize_rows(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
-    """An 8-bit weight for `skinny_linear`: every row is divided by what makes its largest value the dtype's.
-
-    Args:
-        weight: [N, K], floating.
-        dtype: torch.float8_e4m3fn or torch.int8.
-
-    Returns:
-        weight [N, K] in `dtype`, rounded to nearest, and scale [N] float32.
-
-    Raises:
-        ValueError: no such dtype, or no matrix.
-    """
-    if weight.dim() != 2 or not weight.dtype.is_floating_point or dtype not in LARGEST:
-        raise ValueError(
-            f"quantize_rows: weight must be floating [N, K] and dtype one of {[*LARGEST]}, "
-            f"got {weight.dtype} {tuple(weight.shape)} and {dtype}"
-        )
-    largest = weight.float().abs().amax(1)
-    scale = torch.where(largest == 0, 1.0, largest / LARGEST[dtype])
-    scaled = weight.float() / scale[:, None]
-    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale

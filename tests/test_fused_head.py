@@ -14,6 +14,7 @@ from radar.draft.drafter import Eagle3Drafter
 from radar.draft.eagle3 import Eagle3Draft
 from radar.target.fingerprint import fingerprint
 from radar_kernels import quantize_rows
+from radar_kernels.quantize_rows import unpack_rows
 
 TREE = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=4)
 LAYOUTS = {
@@ -87,7 +88,7 @@ def rounded(draft, dtype):
     draft = copy.deepcopy(draft)
     for linear in (module for module in draft.modules() if isinstance(module, nn.Linear)):
         weight, scale = quantize_rows(linear.weight, dtype)
-        linear.weight.copy_(weight.float() * scale[:, None])
+        linear.weight.copy_(unpack_rows(weight.float(), linear.in_features) * scale[:, None])
     return draft
 
 

@@ -20,6 +20,7 @@ from bench.kernels.tuning import Case, sweep
 from bench.shapes import LLAMA_8B
 from radar_kernels import quantize_rows, skinny_linear
 from radar_kernels._launch import Plan, jit, tl
+from radar_kernels.quantize_rows import unpack_rows
 
 op = importlib.import_module("radar_kernels.skinny_linear")
 DTYPE = torch.bfloat16
@@ -35,8 +36,8 @@ NARROW = {
     "128x64 / 4": op.Blocks(128, 64, 4, 228_000, parts=4, few_outputs=64),
 }  # fmt: skip
 EIGHT = {
-    "64x128, two": op.Blocks(64, 128, 4, 115_000), "64x256": op.Blocks(64, 256, 4, 228_000),
-    "128x128, two": op.Blocks(128, 128, 4, 115_000), "128x128, 8 warps": op.Blocks(128, 128, 8, 115_000),
+    "64x128, one": op.Blocks(64, 128, 4, 220_000), "64x128, two": op.Blocks(64, 128, 4, 110_000),
+    "64x128, three": op.Blocks(64, 128, 4, 72_000), "128x128, two": op.Blocks(128, 128, 4, 110_000),
 }  # fmt: skip
 SHAPES = shapes(LLAMA_8B)  # (N, K)
 HEAD = {"fc": (4096, 12288), "draft qkv": (6144, 8192), "draft lm_head": (32000, 4096)}
@@ -79,7 +80,8 @@ def table(wide: op.Blocks, narrow: op.Blocks, **names: object) -> Callable[[], N
 
 def error(got: torch.Tensor, inputs: tuple[tuple[torch.Tensor, ...], ...]) -> float:
     source, _, weight, *scale = inputs[-1]
-    exact = F.linear(source.float(), weight.float()) * (scale[0] if scale else 1)
+    wide = unpack_rows(weight.float(), source.shape[1]) * scale[0][:, None] if scale else weight.float()
+    exact = F.linear(source.float(), wide)
     if op.LINEAR is ours and len(inputs) == 1:
         x = torch.randn(most := 32 if scale else 256, source.shape[1], device="cuda", dtype=DTYPE)
         y = ours(x, weight, *scale)

@@ -75,7 +75,13 @@ class Machine:
             mbarrier=mbarrier, warpgroup_mma=self.multiply, warpgroup_mma_wait=self.finish,
             warpgroup_mma_init=lambda y: y,
         )  # fmt: skip
-        names = ("NVMMADistributedLayout", "BlockedLayout", "SliceLayout", "DotOperandLayout")
+        names = (
+            "NVMMADistributedLayout",
+            "BlockedLayout",
+            "SliceLayout",
+            "DotOperandLayout",
+            "DistributedLinearLayout",
+        )
         gl = SimpleNamespace(
             **dict.fromkeys(names, nothing), num_warps=lambda: self.warps, program_id=lambda axis: self.program[axis],
             minimum=min, static_range=range, float32=torch.float32, int64=torch.int64, load=self.load, store=self.store,

@@ -45,7 +45,8 @@ def record_launches(arch: int) -> list[tuple]:
     for (name, kind, parts, _), (dtype, n, k, bias) in ((some, case) for some in KINDS for case in some[-1]):
         op.STREAMED = name != "plain"
         op.choose_blocks = lambda parts=parts, **how: whole["choose_blocks"](**how)._replace(parts=parts)
-        weight, addend = torch.empty(n, k, dtype=kind or dtype), torch.empty(n, dtype=dtype) if bias else None
+        columns = k if kind is None else -(-k // 128) * 128
+        weight, addend = torch.empty(n, columns, dtype=kind or dtype), torch.empty(n, dtype=dtype) if bias else None
         scale = None if kind is None else torch.empty(n)
         for rows in ROWS if kind is None else ROWS[:2]:
             label = f"{name} {dtype} {n} x {k}"

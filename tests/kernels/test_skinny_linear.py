@@ -9,6 +9,7 @@ from tolerances import relative_error
 from torch.nn import functional as F
 
 from radar_kernels import quantize_rows, skinny_linear
+from radar_kernels.quantize_rows import LARGEST, stored_rows, unpack_rows
 
 op = importlib.import_module("radar_kernels.skinny_linear")
 LIMITS = {  # RMS of the error over RMS of the result
@@ -114,9 +115,10 @@ def test_kernel_equals_float64(shape, blocks, kernel_dtype, device, launched):
 def test_weights_of_8_bits(shape, blocks, eight, device, launched):
     x, weight, bias = make(*shape, device=device)
     weight8, scale = quantize_rows(weight, eight)
-    assert relative_error(weight8.float() * scale[:, None], weight) < (0.01 if eight == torch.int8 else 0.03)
+    own = unpack_rows(weight8.float(), shape[2])
+    assert relative_error(own * scale[:, None], weight) < (0.01 if eight == torch.int8 else 0.03)
     got = skinny_linear(x, weight8, bias, scale=scale, backend="triton")
-    expected = exact(x, weight8.double() * scale[:, None].double(), bias)
+    expected = exact(x, own.double() * scale[:, None].double(), bias)
     assert_close(got, expected, torch.float16)
     assert_close(skinny_linear(x, weight8, bias, scale=scale, backend="torch"), expected, torch.float16)
     assert launched or torch.cuda.is_available()
@@ -125,11 +127,21 @@ def test_weights_of_8_bits(shape, blocks, eight, device, launched):
 @pytest.mark.parametrize("eight", EIGHT_BITS, ids=str)
 def test_a_row_of_zeros_stays_one(eight):
     weight8, scale = quantize_rows(torch.tensor([[0.0, 0.0], [-3.0, 1.5]]), eight)
-    assert (weight8.float() * scale[:, None])[0].tolist() == [0, 0]
+    assert not weight8[0].float().any()
     assert scale[0] == 1
-    assert weight8[1, 0].item() == -op.LARGEST[eight]
+    assert weight8.shape == (2, 128)
+    assert weight8[1, 0].item() == -LARGEST[eight]
     with pytest.raises(ValueError, match="quantize_rows"):
         quantize_rows(torch.zeros(2, 2), torch.int32)
+
+
+def test_columns_are_stored_as_threads_take_them():
+    columns = torch.arange(200)[None]
+    stored = stored_rows(columns)
+    assert stored[0, :12].tolist() == [0, 1, 8, 9, 16, 17, 24, 25, 32, 33, 40, 41]
+    assert stored[0, 32:36].tolist() == [2, 3, 10, 11]
+    assert stored[0, 128:132].tolist() == [128, 129, 136, 137]
+    assert torch.equal(unpack_rows(stored, 200), columns)
 
 
 def cancelling(rows, n, k, depth, *, dtype, device):
@@ -276,9 +288,10 @@ def test_the_op_can_be_traced(bias, device):
         ({"bias": torch.zeros(9)}, r"bias must be torch.float32 \[8\]"),
         ({"bias": torch.zeros(8, dtype=torch.float16)}, r"bias must be torch.float32 \[8\]"),
         ({"backend": "cuda"}, "backend must be"),
-        ({"scale": torch.ones(8)}, "weight int8 or float8_e4m3fn"),
+        ({"scale": torch.ones(8)}, "K rounded up to 128"),
+        ({"scale": torch.ones(8), "weight": torch.zeros(8, 128)}, "weight int8 or float8_e4m3fn"),
         (
-            {"scale": torch.ones(9), "weight": torch.zeros(8, 64, dtype=torch.int8)},
+            {"scale": torch.ones(9), "weight": torch.zeros(8, 128, dtype=torch.int8)},
             r"scale must be torch.float32 \[8\]",
         ),
     ],
