@@ -11,9 +11,9 @@ __all__ = ["linear_kernel", "plain_kernel", "sum_kernel"]
 def linear_kernel(
     x, weight, bias, scale, output, rows, n, steps,
     ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    SPLIT: gl.constexpr, NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr, EARLY: gl.constexpr,
+    NARROW: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """y^T = W x^T for BN of the N outputs and ROWS of the rows; each of the PARTS of K summed on its own, then added.
+    """y^T = W x^T for BN of the N outputs and ROWS of the rows; of one of the PARTS of K.
 
     The copy engine fills a ring of STAGES tiles. Weights are nobody's output: the first of them are asked for before
     the kernel in front has ended. They stand where a matrix product has its many rows, so that no tensor core works for
@@ -30,55 +30,45 @@ def linear_kernel(
     first = gl.program_id(1) * BN
     each = (steps + PARTS - 1) // PARTS  # tiles of a part
     begin = gl.program_id(2) * each
-    count = steps
-    if SPLIT:
-        count = gl.minimum(each, steps - begin)
+    count = gl.minimum(each, steps - begin)
     BYTES: gl.constexpr = (ROWS * x.dtype.primitive_bitwidth + BN * weight.dtype.primitive_bitwidth) * BK // 8
     w_ring = gl.allocate_shared_memory(weight.dtype, [STAGES, BN, BK], weight.layout)
     x_ring = gl.allocate_shared_memory(x.dtype, [STAGES, ROWS, BK], x.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], hopper.mbarrier.MBarrierLayout())
     for early in gl.static_range(STAGES):
         hopper.mbarrier.init(ready.index(early), count=1)
-    if PDL and EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         hopper.mbarrier.expect(ready.index(early), BYTES, pred=early < count)
         load_tile(weight, [first, (begin + early) * BK], ready.index(early), w_ring.index(early), pred=early < count)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        if not EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
     for early in gl.static_range(STAGES):
         load_tile(x, [row, (begin + early) * BK], ready.index(early), x_ring.index(early), pred=early < count)
 
-    y = gl.zeros([BN, ROWS], gl.float32, SUM)
-    for part in range(0, 1 if SPLIT else PARTS):
-        start = part * each
-        stop = gl.minimum(start + each, count)
-        running = hopper.warpgroup_mma_init(gl.zeros([BN, ROWS], gl.float32, SUM))
-        for step in range(start, stop):
-            slot = step % STAGES
-            hopper.mbarrier.wait(ready.index(slot), (step // STAGES) & 1)
-            x_tile = x_ring.index(slot).permute((1, 0))
-            if NARROW:  # by way of registers; the step in front is in its products meanwhile
-                w_tile = w_ring.index(slot).load(NEIGHBOURS).to(x.dtype).reshape([BN, 4, 8, 2, 2])
-                w_tile = w_tile.permute((0, 2, 3, 1, 4)).reshape([BN, BK])
-                w_tile = gl.convert_layout(w_tile, gl.DotOperandLayout(0, SUM, 2))
-                acc = hopper.warpgroup_mma_wait(0, deps=(running,))
-                running = hopper.warpgroup_mma(w_tile, x_tile, acc, is_async=True)
-            else:
-                running = hopper.warpgroup_mma(w_ring.index(slot), x_tile, running, is_async=True)
-                acc = hopper.warpgroup_mma_wait(1, deps=(running,))
-                running = hopper.warpgroup_mma_init(acc)
-            # the step in front is done with its tiles
-            ahead = step - 1 + STAGES
-            free = ahead % STAGES
-            more = (step > 0) & (ahead < count)
-            hopper.mbarrier.expect(ready.index(free), BYTES, pred=more)
-            load_tile(weight, [first, (begin + ahead) * BK], ready.index(free), w_ring.index(free), pred=more)
-            load_tile(x, [row, (begin + ahead) * BK], ready.index(free), x_ring.index(free), pred=more)
-        total = hopper.warpgroup_mma_wait(0, deps=(running,))
-        y = total if PARTS == 1 or SPLIT else y + total
+    running = hopper.warpgroup_mma_init(gl.zeros([BN, ROWS], gl.float32, SUM))
+    for step in range(0, count):
+        slot = step % STAGES
+        hopper.mbarrier.wait(ready.index(slot), (step // STAGES) & 1)
+        x_tile = x_ring.index(slot).permute((1, 0))
+        if NARROW:  # by way of registers; the step in front is in its products meanwhile
+            w_tile = w_ring.index(slot).load(NEIGHBOURS).to(x.dtype).reshape([BN, 4, 8, 2, 2])
+            w_tile = w_tile.permute((0, 2, 3, 1, 4)).reshape([BN, BK])
+            w_tile = gl.convert_layout(w_tile, gl.DotOperandLayout(0, SUM, 2))
+            acc = hopper.warpgroup_mma_wait(0, deps=(running,))
+            running = hopper.warpgroup_mma(w_tile, x_tile, acc, is_async=True)
+        else:
+            running = hopper.warpgroup_mma(w_ring.index(slot), x_tile, running, is_async=True)
+            acc = hopper.warpgroup_mma_wait(1, deps=(running,))
+            running = hopper.warpgroup_mma_init(acc)
+        # the step in front is done with its tiles
+        ahead = step - 1 + STAGES
+        free = ahead % STAGES
+        more = (step > 0) & (ahead < count)
+        hopper.mbarrier.expect(ready.index(free), BYTES, pred=more)
+        load_tile(weight, [first, (begin + ahead) * BK], ready.index(free), w_ring.index(free), pred=more)
+        load_tile(x, [row, (begin + ahead) * BK], ready.index(free), x_ring.index(free), pred=more)
+    y = hopper.warpgroup_mma_wait(0, deps=(running,))
 
     STORED: gl.constexpr = gl.BlockedLayout([8, 1], [BN // 8, 32 * 8 // BN], [1, WARPS], [0, 1])
     OUTPUTS: gl.constexpr = gl.SliceLayout(1, STORED)
@@ -86,7 +76,7 @@ def linear_kernel(
     m = row + gl.arange(0, ROWS, gl.SliceLayout(0, STORED))
     at = (gl.program_id(2) * rows + m)[None, :].to(gl.int64) * n + i[:, None]
     inside = (i < n)[:, None] & (m < rows)[None, :]
-    if SPLIT:
+    if PARTS > 1:
         gl.store(output + at, gl.convert_layout(y, STORED), mask=inside)
     else:
         if NARROW:
@@ -102,17 +92,13 @@ def linear_kernel(
 def sum_kernel(
     parts, bias, scale, output, size, n,
     PARTS: tl.constexpr, NARROW: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """output = (parts[0] + parts[1] + ...) * scale + bias, in this order, as `linear_kernel` does by itself."""
+    """output = (parts[0] + parts[1] + ...) * scale + bias, in this order."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     if PDL:
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        if not EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
     y = tl.zeros([BLOCK], tl.float32)
     for part in tl.static_range(PARTS):
         y += tl.load(parts + part * size + at, mask=inside, other=0.0)

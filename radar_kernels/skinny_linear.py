@@ -22,12 +22,8 @@ from radar_kernels.quantize_rows import LARGEST, LINE
 __all__ = ["runs_skinny", "skinny_linear"]
 
 MOST_ROWS = 256
-FEW_ROWS = 16
 SUMMED = 1024  # results of a program that adds up parts
 STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
-# True: the next kernel may start before the one in front of a product has ended, and take over the multiprocessors that
-# are done. Not for a next kernel that reads, ahead of its wait, what older ones wrote, as Inductor's do.
-EARLY = False
 
 
 class Blocks(NamedTuple):
@@ -37,15 +33,16 @@ class Blocks(NamedTuple):
     depth: int  # columns of a tile
     warps: int
     shared: int  # bytes of shared memory that the tiles of a program may fill
-    parts: int = 1  # of the columns, each summed by programs of its own, or by one program if the rows are few
-    few_outputs: int = 0  # of a program then; 0: as many
+    parts: int = 1  # of the columns, each summed by programs of its own
     rows: int = 128  # of a program, at the most
 
 
 def choose_blocks(*, n: int, k: int, narrow: bool) -> Blocks:
     """For `linear_kernel`, by what an H200 was fastest with."""
     if n >= 24576:
-        return Blocks(128, 128 if narrow else 64, 4, 110_000)  # two programs a multiprocessor
+        return Blocks(128, LINE if narrow else 64, 4, 110_000)  # two programs a multiprocessor
+    if narrow:  # many, since they are kept busy by what is done to a weight in registers
+        return Blocks(64, LINE, 4, 110_000, parts=max(1, 12288 // n))
     return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight
 
 
@@ -70,14 +67,11 @@ def skinny_plan(
         return None
     streamed = STREAMED and arch == 90
     blocks = choose_blocks(n=n, k=k, narrow=narrow) if streamed else plain_blocks(n=n)
-    few = rows <= FEW_ROWS
-    outputs = blocks.few_outputs if few and blocks.few_outputs else blocks.outputs
-    pad = min(max(16, next_power_of_2(rows)), blocks.rows)
+    outputs, pad = blocks.outputs, min(max(16, next_power_of_2(rows)), blocks.rows)
     depth = LINE if narrow and streamed else blocks.depth
     steps = -(-k // depth)
     each = -(-steps // blocks.parts)
     parts = -(-steps // each)  # none is empty
-    split = parts > 1 and not few
     stage = (outputs * (1 if narrow else 2) + pad * 2) * depth
     common = {"NARROW": narrow, "BIAS": bias, "PDL": arch >= 90}
     constants = {"ROWS": pad, "BN": outputs, "BK": depth, **common}
@@ -87,10 +81,9 @@ def skinny_plan(
     constants["STAGES"], warps = stages, {"num_warps": blocks.warps}
     if not streamed:
         return Launches(Plan(grid, {"K": k} | constants, warps | {"num_stages": stages} | options), None, box)
-    shared = {"PARTS": parts, "EARLY": EARLY}
-    linear = Plan((*grid, parts if split else 1), {"SPLIT": split} | shared | constants, warps | options)
-    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED} | shared | common, {"num_warps": 4} | options)
-    return Launches(linear, add if split else None, box)
+    linear = Plan((*grid, parts), {"PARTS": parts} | constants, warps | options)
+    add = Plan((-(-rows * n // SUMMED),), {"BLOCK": SUMMED, "PARTS": parts} | common, {"num_warps": 4} | options)
+    return Launches(linear, add if parts > 1 else None, box)
 
 
 def runs_skinny(weight: Tensor) -> bool:
@@ -147,9 +140,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     k = x.shape[-1] if x.dim() else 0
     stored = k if scale is None else -(-k // LINE) * LINE
     if weight.dim() != 2 or x.dim() < 1 or stored != weight.shape[1]:
-        fail(
-            f"x must be [..., K] and weight [N, {'K' if scale is None else 'K rounded up to 128'}], got {tuple(x.shape)} and {tuple(weight.shape)}"
-        )
+        columns = "K" if scale is None else "K rounded up to 128"
+        fail(f"x must be [..., K] and weight [N, {columns}], got {tuple(x.shape)} and {tuple(weight.shape)}")
     if scale is None and (not x.dtype.is_floating_point or weight.dtype != x.dtype):
         fail(f"x and weight must share one float dtype, got {x.dtype} and {weight.dtype}")
     if scale is not None and (not x.dtype.is_floating_point or weight.dtype not in LARGEST):

@@ -25,7 +25,7 @@ PLAIN = {  # for Triton's interpreter, and cards whose Triton has no Gluon that 
 STREAMED = {  # for a Hopper card; emulator.py stands in for it
     "one part": op.Blocks(64, 64, 4, 70_000),
     "two parts": op.Blocks(64, 64, 4, 100_000, parts=2, rows=64),
-    "four parts": op.Blocks(128, 64, 4, 100_000, parts=4, few_outputs=64),
+    "four parts": op.Blocks(128, 64, 4, 100_000, parts=4),
     "as chosen": op.choose_blocks(n=4096, k=4096, narrow=False),
 }
 SHAPES = [(1, 96, 128), (10, 100, 192), (16, 33, 80), (17, 257, 64), (33, 130, 208), (60, 7, 16), (130, 64, 1024)]
