@@ -1,6 +1,6 @@
 # make demo      set up an environment, stream a completion, compare decoders
 # make test      set up the same environment and run the tests, all but the slow ones
-# make test-all  run those too: kernels compiled for three GPUs, fuzzing, whole pipelines
+# make test-all  run those too: kernels compiled for two kinds of GPU, fuzzing, whole pipelines
 # make lint      style and types
 PYTHON ?= python3
 VENV ?= .venv

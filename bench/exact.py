@@ -27,25 +27,29 @@ DEPTH = 5  # of the row that is compared, with the rows above it
 PREFIXES, BESIDE, TREES = (1, 63, 64, 65, 1000, 8191), (0, 15, 59, 127), 10
 
 
-def texts(plain: Any, decoder: Any, policies: dict[str, Any], prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-    """Share of texts equal to plain decoding's, at temperature 0 and 1, and where the others part."""
-    equal, parted, asked = dict.fromkeys(policies, 0), [], 0
+def texts(plain: Any, decoders: dict[str, tuple[Any, Any]], prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+    """Share of texts equal to plain decoding's, at temperature 0 and 1, and where the others part; `decoders` are each
+    with the policy that it takes for it."""
+    equal, rounds, parted, asked = dict.fromkeys(decoders, 0), dict.fromkeys(decoders, (0, 0)), [], 0
     for number, prompt in enumerate(prompts):
         for temperature in (0.0, 1.0):
             options = {"max_new_tokens": tokens, "temperature": temperature, "do_sample": temperature > 0}
             options |= {"seed": number, "reuse_prefix": False}
             expected = plain.generate(prompt, **options).token_ids
             asked += 1
-            for name, policy in policies.items():
+            for name, (decoder, policy) in decoders.items():
                 decoder.policy = policy
                 found = decoder.generate(prompt, **options).token_ids
+                made = decoder.metrics
+                rounds[name] = (rounds[name][0] + made.num_tokens, rounds[name][1] + made.num_spec_steps)
                 equal[name] += found == expected
                 if found != expected:
                     pairs = zip(found, expected, strict=False)
                     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
                     parted.append([number, temperature, name, place])
     return {
-        "equal_texts": sum(equal.values()) / (asked * len(policies)),
+        "equal_texts": sum(equal.values()) / (asked * len(decoders)),
+        "tokens a round": {name: round(made / count, 3) for name, (made, count) in rounds.items()},
         "by decoder": equal,
         "of": asked,
         "parted": parted,
@@ -56,13 +60,13 @@ def texts(plain: Any, decoder: Any, policies: dict[str, Any], prompts: list[list
 def logits(model: Any) -> dict[str, bool]:
     """By prefix: whether a row's logits have one bit pattern alone, beside others, as a chain and in random trees."""
     most = max(BESIDE) + 1
-    prefixes = [prefix for prefix in PREFIXES if prefix + 16 <= model.config.max_position_embeddings]
-    target = TargetModel(model, max_length=max(prefixes) + 16, max_rows=256)
+    model.config.max_position_embeddings = max(PREFIXES) + 16  # angles are computed, whatever the position
+    target = TargetModel(model, max_length=max(PREFIXES) + 16, max_rows=256)
     device = target.device
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(target.vocab_size, (max(prefixes) + DEPTH,), generator=generator).to(device)
+    text = torch.randint(target.vocab_size, (max(PREFIXES) + DEPTH,), generator=generator).to(device)
     found = {}
-    for prefix in prefixes:
+    for prefix in PREFIXES:
         target.cache.reset()
         for first in range(0, prefix, 64):
             rows = text[None, first : min(first + 64, prefix)]
@@ -118,10 +122,13 @@ def main() -> int:
     report["logits_bitwise"] = logits(decoder.model)
     print(report["logits_bitwise"], flush=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
-    policies = {"EAGLE-3": FixedDepth(8), "threshold": Threshold(0.2), "RADAR": radar}
-    report |= texts(plain, decoder, policies, prompts, args.tokens)
+    decoders = {"EAGLE-3": (decoder, FixedDepth(8)), "threshold": (decoder, Threshold(0.2)), "RADAR": (decoder, radar)}
+    if decoder.engine.drafter.draft_dtype != dtype:  # of 8 bits
+        same = options | {"draft": decoder.draft, "policy": radar, "draft_dtype": dtype}
+        decoders["EAGLE-3, the head's own weights"] = (RadarDecoder(decoder.model, **same), FixedDepth(8))
+    report |= texts(plain, decoders, prompts, args.tokens)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({key: report[key] for key in ("equal_texts", "by decoder", "of", "parted")}))
+    print(json.dumps({key: report[key] for key in ("equal_texts", "tokens a round", "by decoder", "of", "parted")}))
     return 0
 
 

@@ -65,8 +65,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             round did then depends on the clock: pass False to compare policies or to repeat a run exactly. The text is
             the same, though in 16 bits on cards other than Hopper, where passes of other rows round differently, a tie
             may fall the other way.
-        draft_dtype: of the weights that draft calls read: "int8" or "float8_e4m3fn", or the target's own dtype. None: 8
-            bits where a kernel reads them (16-bit heads on Hopper), for which copies are made. The text is the same.
+        draft_dtype: of the weights that draft calls read: "int8", or the target's own dtype. None: int8 where a kernel
+            reads it (16-bit heads on Hopper), for which copies are made. The text is the same.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
 

@@ -204,21 +204,18 @@ def test_a_hook_that_comes_with_the_text_is_called(calls):
     assert calls.count("silu_mul") == 5 + 4
 
 
-def test_large_chunks_of_a_prompt_run_stock_attention(calls):
-    model = tiny_target()
-    target = TargetModel(model, max_length=64, max_rows=16)
+def test_the_many_rows_of_a_prompt_run_the_same_kernels(calls, monkeypatch):
+    target = TargetModel(tiny_target(), max_length=64, max_rows=16)
     target.bound.fuse()
-    ids, depths, ancestors = target.chain(PROMPT)
-    with torch.inference_mode(), target.bound.running(target.cache, target.tap_layers):
-        expected = target.bound.scores(target.tap_layers, ids, depths, ancestors, target.cache.length)[0]
+    with torch.inference_mode():
+        expected = target.verify_chain(PROMPT)[0]
+        once = calls.copy()
         calls.clear()
-        start = target.cache.length
-        found = model(
-            input_ids=ids, position_ids=start[:, None] + depths, use_cache=False, radar_start=start,
-            radar_seen=ancestors, radar_first=0,
-        )  # fmt: skip
-    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
-    assert calls == ["rms_norm", *5 * ["add_rms_norm", "silu_mul", "add_rms_norm"]]
+        monkeypatch.setattr("radar.target.model.LEAST_ROWS", 1)
+        target.has_flash = True
+        found = target.verify_chain(PROMPT)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert calls == once
 
 
 def test_another_thread_runs_stock_layers(calls):

@@ -52,7 +52,8 @@ def test_a_long_prompt_has_large_chunks_and_no_small_ones(start, length, expecte
 @pytest.mark.parametrize(
     ("length", "expected"),
     [
-        (511, [256, 256]), (512, [256, 256]), (513, [513]), (4096, [4096]), (4097, [4097]), (5120, [5120]),
+        (511, [256, 256]), (512, [256, 256]), (513, [1024]), (1100, [1024, 256]), (2048, [1024, 1024]), (2049, [2049]),
+        (4096, [4096]), (4097, [4097]), (5120, [5120]),
         (5121, [4096, 1025]),
     ],
 )  # fmt: skip
@@ -69,9 +70,9 @@ def test_long_prompts_in_16_bits_read_as_stock_reads_them(length, start):
     ids = torch.arange(length, device=DEVICE)[None].pow(2) % 17
     with torch.inference_mode():
         expected = model(ids, logits_to_keep=1, output_hidden_states=True)
-        target = TargetModel(model.to(torch.float16), max_length=length, max_rows=256)
+        target = TargetModel(model.to(torch.float16), max_length=length, max_rows=1024)
         draft = tiny_draft().to(torch.float16)
-        drafter = Eagle3Drafter(draft, target.embed_tokens, TREE, max_length=length, max_rows=256)
+        drafter = Eagle3Drafter(draft, target.embed_tokens, TREE, max_length=length, max_rows=1024)
         prefill = Prefill(target, drafter)
         assert prefill.large == MOST_ROWS
         target.refresh(), drafter.refresh()
@@ -89,9 +90,11 @@ def test_long_prompts_in_16_bits_read_as_stock_reads_them(length, start):
 def test_large_chunks_leave_what_small_ones_do(length, start, monkeypatch):
     """Also behind rows that are held already; one row of a chunk goes through the output layer."""
     monkeypatch.setattr("radar.engine.prefill.chunk_sizes", lambda device: LONG)
+    monkeypatch.setattr("radar.target.model.LEAST_ROWS", 9)
 
     def run(large):
         target = TargetModel(tiny_target(), max_length=length, max_rows=8)  # no scratch rows for a large chunk
+        target.has_flash = large is not None  # a chain, in whatever serves it here
         drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, max_length=length, max_rows=8)
         prefill, scored = Prefill(target, drafter), []
         target.bound.model.lm_head.register_forward_hook(lambda _module, args, _out: scored.append(args[0].shape[1]))

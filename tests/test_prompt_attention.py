@@ -6,8 +6,9 @@ import pytest
 import torch
 from fakes import DEVICE
 
+from radar.target.attention import attend
 from radar.target.cache import StaticKVCache
-from radar.target.prompt_attention import attend_prompt, chain_attention, has_flash
+from radar.target.prompt_attention import Chain, attend_chain, has_flash
 from radar.target.running import Owner, running
 
 KINDS = [(torch.float32, 2e-6)]
@@ -31,6 +32,13 @@ def plain(query, key, value, scale):
     row, column = torch.arange(rows, device=DEVICE)[:, None], torch.arange(seen, device=DEVICE)
     scores = (query.float() @ key.transpose(2, 3) * scale).masked_fill(column > seen - rows + row, -math.inf)
     return scores.softmax(-1) @ value
+
+
+def chain_attention(query, key, value, scale):
+    """With rows behind the keys that nobody may see."""
+    length = torch.full((2,), key.shape[2] - query.shape[2], device=DEVICE)
+    key, value = (torch.nn.functional.pad(x, (0, 0, 0, 9), value=math.nan) for x in (key, value))
+    return attend_chain(query, key, value, Chain.behind(length, query.shape[2]), scale).transpose(1, 2)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), KINDS)
@@ -60,9 +68,14 @@ def test_rows_go_where_they_are_to_be_and_see_the_cache(dtype, tolerance):
     )
     query, key, value = make(17, 17, dtype=dtype)
     with running(Owner(), cache):
-        first = attend_prompt(query[:, :, :9], key[:, :, :9], value[:, :, :9], 0, 1, 0.3)
-        cache.keys[1, :, :, 9:], cache.values[1, :, :, 9:] = math.nan, math.nan  # scratch rows may hold anything
-        second = attend_prompt(query[:, :, 9:], key[:, :, 9:], value[:, :, 9:], 9, 1, 0.3)
+        halves = []
+        for part in (slice(0, 9), slice(9, 17)):
+            inputs = (x[:, :, part] for x in (query, key, value))
+            chain = Chain.behind(cache.length, part.stop - part.start)
+            halves.append(attend(*inputs, cache.length, chain, 1, 0.3))
+            cache.keys[1, :, :, part.stop :], cache.values[1, :, :, part.stop :] = math.nan, math.nan
+            cache.length += part.stop - part.start
+    first, second = halves
     found = torch.cat((first, second), 1).transpose(1, 2).float()
     torch.testing.assert_close(found, plain(query, key, value, 0.3), atol=tolerance, rtol=0)
     assert torch.equal(cache.keys[1, :, :, :17], key)

@@ -21,7 +21,7 @@ from radar.tools.show.pieces import pieces, token_text
 from radar.tools.show.trace import Trace, TracedRound, trace
 
 QUESTION = "Omar saves $12 a week. After 9 weeks he spends $45. How much money does he have then?"
-POLICIES = {"trained": None, "threshold": Threshold(0.3), "fixed": FixedDepth(5), "deepest": FixedDepth(16)}
+POLICIES = {"trained": None, "threshold": Threshold(0.3), "deepest": FixedDepth(16)}
 
 
 @pytest.fixture(scope="module")

@@ -65,16 +65,16 @@ def test_groups_go_through_what_lies_between() -> None:
     assert found[9] == 9
 
 
-def test_ten_thousand_against_five_hundred_take_seconds() -> None:
+def test_thousands_against_hundreds_take_seconds() -> None:
     """Prompts of forty words of which ten are of a frame that all share, as chat templates and task sets have."""
     rng, frame = random.Random(0), "write a python function to find the number of the"
-    texts = [f"{frame} {' '.join(rng.choices([f'w{n}' for n in range(900)], k=30))}" for _ in range(10_500)]
-    mine = {n: fingerprint(text) for n, text in enumerate(texts[:10_000])}
-    theirs = {n: fingerprint(text) for n, text in enumerate(texts[10_000:])} | {777: mine[123]}
+    texts = [f"{frame} {' '.join(rng.choices([f'w{n}' for n in range(900)], k=30))}" for _ in range(3_200)]
+    mine = {n: fingerprint(text) for n, text in enumerate(texts[:3_000])}
+    theirs = {n: fingerprint(text) for n, text in enumerate(texts[3_000:])} | {777: mine[123]}
     start = time.perf_counter()
     assert near_twins(mine, theirs) == {123: 777}
-    assert time.perf_counter() - start < 30  # two seconds here; pair by pair in Python it would be a minute
-    assert sum(one.numel() for one in mine.values()) * 8 < 5e6  # bytes
+    assert time.perf_counter() - start < 5  # a tenth of one here; pair by pair in Python it would be seven
+    assert sum(one.numel() for one in mine.values()) * 8 < 1.5e6  # bytes
 
 
 def test_what_a_policy_has_seen_stays_beside_it(tmp_path: Path) -> None:

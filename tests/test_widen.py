@@ -23,7 +23,6 @@ SHAPES = Geometry(
 )  # fmt: skip
 VARIANTS = {
     "same head ratio": SHAPES,
-    "more query heads to a key-value head": replace(SHAPES, heads=16),
     "key-value heads copied": replace(SHAPES, kv_heads=8),
     "wider heads": replace(SHAPES, head_dim=32),
     "all at once": replace(SHAPES, kv_heads=8, head_dim=16, layers=5, hidden_size=40),

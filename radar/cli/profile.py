@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
         deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
-        pair = f"{args.target or 'embedded'} + {args.draft or 'embedded'}"
+        head = str(engine.drafter.draft_dtype).removeprefix("torch.")
+        pair = f"{args.target or 'embedded'} + {args.draft or 'embedded'} in {head}"
         cost_table([deep, *profiles], device=device_name(engine.target.device), pair=pair).save(args.costs)
     if args.trace:
         _trace(decoder, args.trace, min(prefixes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from radar.draft.tree import DraftTree
@@ -24,12 +25,14 @@ class Drafter(Protocol):
         cache: of the drafter, committed up to the verified text.
         feature_size: width of what `begin` and `extend` read of the target.
         num_scratch_rows: rows of the cache that a round uses beyond the verified text.
+        draft_dtype: of the weights that its calls read.
     """
 
     tree: DraftTree
     cache: StaticKVCache
     feature_size: int
     num_scratch_rows: int
+    draft_dtype: torch.dtype
 
     def extend(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor | int) -> None:
         """Add verified text: tokens [B, A], each after the one whose taps [B, A, feature_size] stand beside it, of

@@ -41,7 +41,7 @@ class Eagle3Drafter:
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
         batch_size: rows of the batch.
-        draft_dtype: of the weights that draft calls read: 8 bits, or the head's own; None: see `weight_dtype`.
+        draft_dtype: of the weights that draft calls read: int8, or the head's own; None: see `weight_dtype`.
     """
 
     def __init__(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from radar.draft.base import Drafter
 from radar.target.model import TargetModel
-from radar.target.prompt_attention import MOST_ROWS, has_flash
+from radar.target.prompt_attention import LEAST_ROWS, MOST_ROWS
 
 __all__ = ["Prefill", "chunk_sizes"]
 
 
-SIZES = {"cuda": {64: 1, 256: 65}, "cpu": {16: 1, 64: 33}}
-"""By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest. On an H200 the
-chunks of Llama-3.1-8B take 9 and 12 ms (bench/results/round/prefill_h200.json): few rows wait for the weights."""
+SIZES = {"cuda": {64: 1, 256: 65, 1024: 513}, "cpu": {16: 1, 64: 33}}
+"""By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest. On an H200 those of
+Llama-3.1-8B take 9, 12 and 26 ms (bench/results/round/prefill_h200.json): few rows wait for the weights."""
 
 
 def chunk_sizes(device: torch.device) -> dict[int, int]:
@@ -28,7 +28,7 @@ def split(start: int, stop: int, sizes: Mapping[int, int], large: int | None) ->
     """(first, count, rows) of the chunks that cover start to stop: `count` tokens, padded to `rows`.
 
     What is more than two of the largest of `sizes` goes in chunks of `large` tokens. The last takes up to a quarter
-    more, since a pass of some hundred rows waits for the host as long as one of a thousand.
+    more, since a pass of some hundred rows waits for the host as long as one of two thousand.
     """
     is_long = stop - start > 2 * max(sizes)
     while start < stop:
@@ -46,7 +46,7 @@ class Prefill:
     """Fills the caches with prompts, in the same way whoever decodes them.
 
     A short prompt goes through `chunk`, which works on static buffers and asks the host for nothing, so a graph can
-    hold it. The many rows of a long one are eager (`TargetModel.read`). The rows that a prompt goes on from may have
+    hold it. The many rows of a long one are eager. The rows that a prompt goes on from may have
     been computed in other chunks, or as the tokens of an answer: in 16 bits they need not be those of a fresh pass.
 
     Args:
@@ -61,8 +61,8 @@ class Prefill:
 
     def __init__(self, target: TargetModel, drafter: Drafter | None = None) -> None:
         batch, device = target.cache.length.shape[0], target.device
-        self.sizes = chunk_sizes(device)
-        flash = has_flash(device, target.dtype, target.cache.keys.shape[-1])
+        flash = target.has_flash
+        self.sizes = {rows: least for rows, least in chunk_sizes(device).items() if rows < LEAST_ROWS or flash}
         self.large = MOST_ROWS if flash else None
         self.target, self.drafter = target, drafter
         self.tokens = torch.zeros((batch, max(self.sizes) + 1), dtype=torch.int64, device=device)
@@ -103,7 +103,7 @@ class Prefill:
                 self.count.copy_((lengths - first).clamp(0, count))
                 self.known.copy_((lengths - 1 - first).clamp(0, count))
             if rows not in self.sizes:
-                self._take(tokens, *self.target.read(tokens[:, :-1], first, keep=self._last()))
+                self._take(tokens, *self.target.verify_chain(tokens[:, :-1], keep=self._last()))
                 continue
             self.tokens[:, : rows + 1].copy_(tokens)
             if chunks is None:

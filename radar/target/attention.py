@@ -8,27 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from radar.target.prompt_attention import Chain, attend_chain
 from radar.target.running import current_cache
 from radar_kernels import canonical_attention, tree_attention
 from radar_kernels.ancestor_paths import Paths
 from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["attend", "attend_stored", "causal_ancestors"]
+__all__ = ["Seen", "attend", "attend_stored", "causal_ancestors"]
+
+Seen = Tensor | Paths | Chain
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Tensor | Paths, layer: int, scale: float
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Seen, layer: int, scale: float) -> Tensor:
     """Store the rows' keys and values, and let each row see the committed text and its own ancestors.
 
     With paths a row's result depends on its path alone, bit for bit (`canonical_attention`): what the target says has
     to be the same in every tree. With words it is a little faster, for rows that only propose or always run together.
+    A chain is for many rows.
 
     Args:
         query: [B, H, N, D].
         key, value: [B, KV, N, D] of the same rows.
         start: [B] int64, the cache's row that takes the first of them: its length, or a scratch row beyond.
-        seen: ancestor words [B, N, W], bit c of word w shows the cache's row `length + 64 w + c`; or paths.
+        seen: ancestor words [B, N, W], bit c of word w shows the cache's row `length + 64 w + c`; paths; or a chain.
         layer: of the cache.
         scale: factor on the scores.
 
@@ -39,10 +41,12 @@ def attend(
     return attend_stored(query, seen, layer, scale)
 
 
-def attend_stored(query: Tensor, seen: Tensor | Paths, layer: int, scale: float) -> Tensor:
+def attend_stored(query: Tensor, seen: Seen, layer: int, scale: float) -> Tensor:
     """`attend` of rows whose keys and values are in the cache."""
     cache = current_cache()
     keys, values = cache.rows(layer)
+    if isinstance(seen, Chain):
+        return attend_chain(query, keys, values, seen, scale)
     if isinstance(seen, Paths):
         return canonical_attention(query, keys, values, cache.length, seen, scale=scale)
     return tree_attention(query, keys, values, cache.length, seen, scale=scale)

@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from radar.target.attending import attending, attention_configs
-from radar.target.attention import attend
+from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
-from radar.target.prompt_attention import attend_prompt
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
-from radar_kernels.ancestor_paths import Paths
 
 __all__ = ["BoundModel", "Taps"]
 
@@ -39,8 +37,6 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if "radar_first" in kwargs:
-        return attend_prompt(query, key, value, kwargs["radar_first"], module.layer_idx, scale), None  # type: ignore[arg-type]
     start, seen = kwargs["radar_start"], kwargs["radar_seen"]
     return attend(query, key, value, start, seen, module.layer_idx, scale), None  # type: ignore[arg-type]
 
@@ -118,7 +114,7 @@ class BoundModel:
         tap_layers: tuple[int, ...],
         input_ids: Tensor,
         depths: Tensor,
-        seen: Tensor | Paths,
+        seen: Seen,
         length: Tensor,
         *,
         keep: Tensor | None = None,
@@ -133,42 +129,23 @@ class BoundModel:
             length: [B] committed tokens.
             keep: [M] indices of the rows whose logits are made; None: all.
         """
-        return _run(
-            self.model,
-            self._tapped(tap_layers),
-            input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
-            length[:, None] + depths,
-            keep,
+        taps = self._tapped(tap_layers)
+        logits: Tensor = self.model(
+            input_ids=input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
+            position_ids=length[:, None] + depths,
+            use_cache=False,
+            return_dict=True,
+            logits_to_keep=0 if keep is None else keep,
             radar_start=length,
             radar_seen=seen,
-        )
-
-    def read(self, tap_layers: tuple[int, ...], input_ids: Tensor, first: int, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """`scores` of a part of a prompt [B, N] that follows the cache's first `first` rows in the whole batch, through
-        large products and PyTorch's attention: from some hundred tokens on. `keep` as there."""
-        positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
-        return _run(self.model, self._tapped(tap_layers), input_ids, positions, keep, radar_first=first)
+        ).logits
+        found = taps.collect()
+        return logits, logits[..., :0] if found is None else found
 
     def _tapped(self, layers: tuple[int, ...]) -> Taps:
         if layers not in self._taps:
             self._taps[layers] = Taps(self.decoder, layers, self._owner)
         return self._taps[layers]
-
-
-def _run(
-    model: Any, taps: Taps, input_ids: Tensor, position_ids: Tensor, keep: Tensor | None, **rows: Any
-) -> tuple[Tensor, Tensor]:
-    """Logits and taps; `rows` says to `_attention` what they see."""
-    logits: Tensor = model(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        use_cache=False,
-        return_dict=True,
-        logits_to_keep=0 if keep is None else keep,
-        **rows,
-    ).logits
-    found = taps.collect()
-    return logits, logits[..., :0] if found is None else found
 
 
 class Taps:

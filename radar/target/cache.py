@@ -55,14 +55,6 @@ class StaticKVCache:
         """One layer's keys and values [B, KV, S, D], S the window."""
         return self.keys[layer][:, :, : self._window], self.values[layer][:, :, : self._window]
 
-    def put(self, layer: int, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """`write` at a row that the host knows, the same in the whole batch; returns what is there up to the last one:
-        [B, KV, first + N, D]."""
-        end = first + keys.shape[2]
-        layer_keys, layer_values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-        store_rows(layer_keys, layer_values, keys, values, torch.full_like(self.length, first))
-        return layer_keys, layer_values
-
     def set_window(self, rows: int) -> None:
         """Promise, from the host, that no row from `rows` on is in use until the next promise.
 

@@ -105,10 +105,7 @@ class FusedLayers:
             if args or not is_running(self._owner):
                 return stock(layer, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
             normed = self._normed.take(hidden_states, layer.input_layernorm)
-            if "radar_first" in kwargs:  # a large chunk of a prompt attends as stock modules do
-                attended = layer.self_attn(hidden_states=normed, **kwargs)[0]
-            else:
-                attended = _attended(layer.self_attn, products, normed, **kwargs)
+            attended = _attended(layer.self_attn, products, normed, **kwargs)
             hidden, normed = _add_norm(hidden_states, attended, layer.post_attention_layernorm)
             gate, up = products.gate_up.product(normed)
             (change,) = products.down.product(silu_mul(gate, up))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from radar.errors import UsageError
-from radar.target.attention import causal_ancestors
+from radar.target.attention import Seen, causal_ancestors
 from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
-from radar_kernels.ancestor_paths import Paths, ancestor_paths
+from radar.target.prompt_attention import LEAST_ROWS, Chain, has_flash
+from radar_kernels.ancestor_paths import ancestor_paths
 
 __all__ = ["TargetModel", "default_tap_layers", "resolve_tap_layers"]
 
@@ -85,6 +86,7 @@ class TargetModel:
             dtype=self.dtype,
             device=self.device,
         )
+        self.has_flash = has_flash(self.device, self.dtype, self.cache.keys.shape[-1])
         self._causal: dict[int, Tensor] = {}  # ancestors of chains, by rows
         self._rows = torch.arange(max_rows, device=self.device)
 
@@ -103,7 +105,7 @@ class TargetModel:
         Returns:
             Logits [B, N, vocabulary], and the taps side by side, low to high [B, N, taps * hidden].
         """
-        seen: Tensor | Paths = ancestors
+        seen: Seen = ancestors
         if self.device.type == "cuda":  # what a node says is what it would say as a token of a text, bit for bit
             seen = ancestor_paths(ancestors, input_ids.shape[1])
         inputs = (input_ids, depths, seen, self.cache.length)
@@ -113,18 +115,19 @@ class TargetModel:
     def verify_chain(self, input_ids: Tensor, *, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`verify` for N tokens [B, N] that follow the committed ones; see `advance`.
 
+        Hundreds of them go through PyTorch's attention (`has_flash`): as many as fit `max_length`, if all are real.
+
         Args:
             keep: [M] indices of the rows whose logits are made, the same in the whole batch; None: those of all rows.
         """
-        inputs = (*self.chain(input_ids), self.cache.length)
+        length, rows = self.cache.length, input_ids.shape[1]
+        if rows >= LEAST_ROWS and self.has_flash:
+            depths, seen = torch.arange(rows, device=self.device)[None], Chain.behind(length, rows)
+            inputs: tuple[Any, ...] = (input_ids, depths, seen, length)
+        else:
+            inputs = (*self.chain(input_ids), length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs, keep=keep))
-
-    def read(self, input_ids: Tensor, first: int, *, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """`verify_chain` for many tokens [B, N] behind `first` others, a number that the host knows and the same in the
-        whole batch; as many as fit `max_length`, whatever `max_rows` is."""
-        with self.bound.running(self.cache, self.tap_layers):
-            return self._fit(self.bound.read(self.tap_layers, input_ids, first, keep))
 
     def _fit(self, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         width = scores[0].shape[-1]
@@ -143,5 +146,5 @@ class TargetModel:
         return input_ids, self._rows[None, :rows], self._causal[rows]
 
     def advance(self, count: Tensor | int) -> None:
-        """Commit the first `count` rows of the last `verify_chain` or `read`."""
+        """Commit the first `count` rows of the last `verify_chain`."""
         self.cache.length += count

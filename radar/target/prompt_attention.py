@@ -1,23 +1,40 @@
-"""Attention of a prompt's many rows, a chain behind rows whose number the host knows, by PyTorch's FlashAttention-2.
+"""Attention of a prompt's many rows, a chain behind the committed text, by PyTorch's FlashAttention-2.
 
-`radar.target.attention` serves the few rows of a round, from lengths on the device. Here there are thousands, so
-their keys are a slice of the cache, and the products are large.
+`radar.target.attention` serves the few rows of a round, in kernels of ours. Here there are hundreds or thousands.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from radar.target.running import current_cache
+__all__ = ["LEAST_ROWS", "MOST_ROWS", "Chain", "attend_chain", "has_flash"]
 
-__all__ = ["MOST_ROWS", "attend_prompt", "chain_attention", "has_flash"]
-
+LEAST_ROWS = 512
 MOST_ROWS = 4096
 """Of a chunk. More are no faster, and the MLP of an 8B model takes 60 KB a row."""
+
+
+class Chain(NamedTuple):
+    """Rows that follow the committed text and one another, whose number the host knows; the text's it need not.
+
+    Attributes:
+        rows: [2] int32: 0 and their number.
+        keys: [B, 2] int32: 0 and where the keys that the last of them sees end.
+    """
+
+    rows: Tensor
+    keys: Tensor
+
+    @classmethod
+    def behind(cls, length: Tensor, rows: int) -> Chain:
+        """`rows` of them behind `length` [B] tokens."""
+        borders = torch.arange(0, rows + 1, rows, dtype=torch.int32, device=length.device)
+        return cls(borders, F.pad((length + rows).int()[:, None], (1, 0)))
 
 
 @functools.cache
@@ -31,30 +48,33 @@ def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     )
 
 
-def attend_prompt(query: Tensor, key: Tensor, value: Tensor, first: int, layer: int, scale: float) -> Tensor:
-    """Store the rows' keys and values, and let each row see all of the cache up to its own.
+def attend_chain(query: Tensor, key: Tensor, value: Tensor, chain: Chain, scale: float) -> Tensor:
+    """Let each row see the cache up to its own.
 
     Args:
         query: [B, H, N, D].
-        key, value: [B, KV, N, D] of the same rows.
-        first: the cache's row that takes the first of them, in the whole batch.
-        layer: of the cache.
+        key, value: [B, KV, S, D], the cache, in which the rows' own are stored.
+        chain: of the N rows.
         scale: factor on the scores.
 
     Returns:
         [B, N, H, D].
     """
-    keys, values = current_cache().put(layer, key, value, first)
-    return chain_attention(query, keys, values, scale).transpose(1, 2)
-
-
-def chain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of N rows [B, H, N, D] to the keys and values [B, KV, S, D] of whose S the last N are their own."""
-    if has_flash(query.device, query.dtype, query.shape[-1]):
-        # scaled_dot_product_attention would align the mask with the first key; this op does with the last, and takes
-        # fewer heads of keys (torch.nn.attention.bias calls it for `causal_lower_right`)
-        flash: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[0]
-        return flash
-    rows, seen = query.shape[2], key.shape[2]
-    mask = torch.ones((rows, seen), dtype=torch.bool, device=query.device).tril(seen - rows)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    if not has_flash(query.device, query.dtype, query.shape[-1]):
+        place = torch.arange(key.shape[2], device=key.device)
+        last = chain.keys[:, 1:, None] - query.shape[2] + torch.arange(query.shape[2], device=key.device)[:, None]
+        mask = (place <= last)[:, None]
+        beyond = (place >= chain.keys[:, 1:])[:, None, :, None]  # scratch rows hold anything
+        key, value = key.masked_fill(beyond, 0.0), value.masked_fill(beyond, 0.0)
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True).transpose(1, 2)
+    # this op aligns the chain with the last key, takes fewer heads of keys, and reads lengths on the device
+    found = []
+    for q, k, v, ends in zip(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), chain.keys, strict=True
+    ):
+        found.append(
+            torch.ops.aten._flash_attention_forward(
+                q, k, v, chain.rows, ends, len(q), len(k), 0.0, True, False, scale=scale
+            )[0]
+        )
+    return torch.stack(found)

@@ -158,6 +158,8 @@ TREES = [(1, 3, {}), (4, 9, {"own": 6}), (6, 12, {"pages": True}), (9, 67, {"own
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_tokens_bits_depend_on_its_path_alone(position, kernel_dtype, device):
+    if kernel_dtype == torch.float32 and device.type == "cpu" and position not in (64, 261):
+        pytest.skip("the interpreter does the same to every type")
     text = Text(position + 1, kernel_dtype, device)
     expected = text.alone(position)
     assert torch.equal(text.alone(position, pages=True), expected)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-SHARED_MEMORY = {80: 166912, 90: 232448, 120: 101376}  # bytes a program may ask for
+# bytes a program may ask for: what is compiled for an A100 has to fit the cards of 8.6, 8.9 and 12.0 as well
+SHARED_MEMORY = {80: 101376, 90: 232448}
 LLAMA = {"heads": 32, "kv_heads": 8, "dim": 128}
 ATTENTION = [
     (torch.bfloat16, {**LLAMA, "nodes": 60, "capacity": 4096}),
