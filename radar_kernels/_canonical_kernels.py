@@ -91,17 +91,18 @@ def prefix_kernel(
 
     Row r of a program is node r // GROUP under head r % GROUP of one key-value head.
     """
-    chunk = chunks - 1 - tl.program_id(2)  # the long ones first
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
-    first = _chunk_start(chunk)
-    last = tl.minimum(_chunk_start(chunk + 1), length // KEYS * KEYS)
-    if first >= last:
+    whole = length // KEYS * KEYS
+    chunk = _chunk_of(tl.maximum(whole - 1, 0)) - tl.program_id(2)  # long ones first, and last those with nothing to do
+    if (chunk < 0) | (whole == 0):
         return
+    first = _chunk_start(chunk)
+    last = tl.minimum(_chunk_start(chunk + 1), whole)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     node = r // GROUP
     real = node < nodes

@@ -30,9 +30,9 @@ class Blocks(NamedTuple):
     keys: int  # of a block; divides a page
 
 
-def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Blocks:
+def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int, capacity: int) -> Blocks:
     """For `rows` node-head pairs of a key-value head; one kind of tensor core instruction for a type, a head dimension
-    and a card, whatever the number of rows."""
+    and a card, whatever the number of rows. Of a short cache more programs have to share the work."""
     wide = next_power_of_2(dim) > 128
     if dtype == torch.float32:  # no tensor cores at full precision: small blocks, unrolled by the compiler
         return Blocks(16, 4, 1, 16, 4, 16 if dim > 64 else 32)
@@ -40,7 +40,7 @@ def choose_blocks(*, rows: int, dim: int, dtype: torch.dtype, arch: int) -> Bloc
         return Blocks(16 if wide else 32, 4, 2, 16, 4, 32 if wide else 64)
     if wide:  # wgmma: 64 rows an instruction
         return Blocks(64, 8, 2, 64, 8, 32)
-    return Blocks(128, 8, 3, 64, 4, 64) if rows > 64 else Blocks(64, 4, 4, 64, 4, 64)
+    return Blocks(128, 8, 3, 64, 4, 64) if rows > 64 and capacity > 4096 else Blocks(64, 4, 3, 64, 4, 64)
 
 
 def chunk_of(position: int) -> int:
@@ -79,7 +79,9 @@ class Plans(NamedTuple):
 def plans(
     shape: Shape, *, dtype: torch.dtype, arch: int, window: bool, softcap: bool, paged: bool, sink: bool
 ) -> Plans:
-    blocks = choose_blocks(rows=shape.nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch)
+    blocks = choose_blocks(
+        rows=shape.nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch, capacity=shape.capacity
+    )
     options = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
     dims = {"DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)), "PDL": arch >= 90}
     constants = {"GROUP": shape.group, "KEYS": blocks.keys, "WINDOW": window, "SOFTCAP": softcap, "PAGED": paged} | dims
