@@ -7,6 +7,7 @@ Triton is imported here and nowhere else. Where it is not installed the names be
 import functools
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "HAS_GLUON",
+    "AsyncCompileMode",
     "Backend",
     "Plan",
     "TensorDescriptor",
@@ -22,10 +24,12 @@ __all__ = [
     "gl",
     "gluon_jit",
     "hopper",
+    "interpreting",
     "jit",
     "load_tile",
     "next_power_of_2",
     "tl",
+    "withheld",
 ]
 
 Backend = Literal["triton", "torch"]
@@ -58,8 +62,16 @@ try:  # Gluon is young: a Triton whose Gluon has other names does without the ke
 except (ImportError, AttributeError):
     gluon_jit = gl = hopper = TensorDescriptor = load_tile = _Missing()
     HAS_GLUON = False
+try:
+    from triton.runtime._async_compile import AsyncCompileMode
+except ImportError:
+    AsyncCompileMode = None
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
+
+
+withheld: ContextVar[Callable[..., None] | None] = ContextVar("withheld", default=None)
+"""What gets the launches (plan, kernel, arguments) of this thread in place of the device; see compile_ahead.py."""
 
 
 class Plan(NamedTuple):
@@ -76,6 +88,9 @@ class Plan(NamedTuple):
     options: dict[str, Any]
 
     def launch(self, kernel: Any, *arguments: Any) -> None:
+        if (meet := withheld.get()) is not None:
+            meet(self, kernel, arguments)
+            return
         kernel[self.grid](*arguments, **self.constants, **self.options)
 
 

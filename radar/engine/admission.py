@@ -66,6 +66,20 @@ class Admission:
         result.seconds = watch.seconds
         return result
 
+    def rehearse(self) -> None:
+        """Launch what `admit` does, for prompts of all kinds."""
+        prefill, most = self.prefill, 2 * max(self.prefill.sizes)
+        # their lengths reach kernels as numbers, of which Triton tells multiples of 16 from others
+        lengths = [*prefill.sizes.values(), *([] if prefill.large is None else [most + 1, most + 16])]
+        for length in (length for length in lengths if length <= self.target.max_length):
+            ids = torch.zeros((1, length), dtype=torch.int64, device=self.target.device)
+            self.sampler.start(ids)
+            prefill.run(ids)
+        self.sampler.sample(prefill.logits[:, None], self.target.cache.length[:, None])
+        prefill.count.fill_(1)
+        prefill.known.zero_()
+        self.target.cache.reset()
+
     def refresh(self) -> bool:
         """See `Engine.refresh`."""
         now = self._fingerprints()

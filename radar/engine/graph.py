@@ -15,10 +15,12 @@ from radar.engine.captured import CapturedPlain, CapturedRound, Streams, capture
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
+from radar.engine.rehearsal import rehearse
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
+from radar_kernels.graph_condition import set_graph_condition
 
 __all__ = ["GraphEngine"]
 
@@ -72,6 +74,7 @@ class GraphEngine:
         self._drafted = True  # the round that was launched: not a plain step
         self._launched_at = 0.0
         self._done = torch.cuda.Event()
+        rehearse(self._rehearsal, target.device)
         self.prepare()
 
     def set_policy(self, policy: StopPolicy) -> None:
@@ -179,6 +182,21 @@ class GraphEngine:
         tokens, prefix = self._plain.result.read()[0], self.admission.prefix
         prefix.add(tokens, pending=prefix.pending + 1)
         return Round(tokens, is_fallback=True)
+
+    def _rehearsal(self) -> None:
+        """What will be captured, and a prompt's way in; `prepare` forgets what it leaves."""
+        steps = self.steps
+        self.admission.rehearse()
+        steps.begin()
+        steps.stop()
+        steps.step()
+        if self.why_not_conditional is None:
+            handle = torch.zeros(1, dtype=torch.int64, device=self.target.device)
+            set_graph_condition(steps.stop(), self.drafter.tree.calls, handle, max_calls=self.config.max_calls)
+        steps.finish()
+        if self.fallback is not None:
+            steps.plain()
+            steps.catch_up()
 
     def _forget(self) -> None:
         """Before work that is not a text's: nothing is held, one pair waits."""

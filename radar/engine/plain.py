@@ -9,6 +9,7 @@ from radar.engine.admission import Admission
 from radar.engine.base import EngineRequest, Processing
 from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.captured import Streams
+from radar.engine.rehearsal import rehearse
 from radar.engine.sampler import Sampler
 from radar.metrics import Round, Stopwatch
 from radar.target.model import TargetModel
@@ -39,6 +40,7 @@ class PlainEngine:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._launched = False
         if graphs:
+            rehearse(self._rehearsal, target.device)
             prefill, self._streams = self.admission.prefill, Streams(target.device)
             self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream := self._streams.round)
             on_stream(stream, self._step)
@@ -89,6 +91,10 @@ class PlainEngine:
         watch.lap("verify")
         result.seconds = watch.seconds
         return result
+
+    def _rehearsal(self) -> None:
+        self.admission.rehearse()
+        self._step()
 
     def _step(self) -> None:
         """One token: capture-ready."""
