@@ -5,8 +5,11 @@
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +109,27 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
+def start(geometry: Geometry, args: argparse.Namespace) -> float:
+    """Seconds from a loaded pair to the first token of RADAR, as users meet it: with the fallback's plain step."""
+    model, draft = (make(geometry, torch.device("cuda"), torch.bfloat16) for make in (random_target, random_draft))
+    prompt = torch.randint(0, geometry.vocabulary, (args.prefix[0],)).tolist()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    decoder = RadarDecoder(model, draft=draft, policy=RadarPolicy(PolicyNetwork()), max_length=args.max_length)
+    next(decoder.rounds(prompt, max_new_tokens=64))
+    return time.perf_counter() - started
+
+
+def starts() -> dict[str, float]:
+    """`start` in two new processes: nothing is compiled, and then everything."""
+    command = [sys.executable, "-m", "bench.round", *sys.argv[1:], "--start-only"]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"TRITON_CACHE_DIR": cache}
+        runs = (subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True) for _ in range(2))
+        first, second = (json.loads(run.stdout)["start_s"] for run in runs)
+    return {"start_first_s": first, "start_second_s": second}
+
+
 def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
     """Hands what is known so far to `save`, again and again: a run that is cut off has not been for nothing."""
     device = torch.device("cuda")
@@ -115,25 +139,10 @@ def measure(geometry: Geometry, args: argparse.Namespace, save: Callable[[dict[s
     draft = random_draft(geometry, device, dtype)
     tree = TreeConfig()
     options: dict[str, Any] = {"max_length": args.max_length}
-    # a start is timed as users meet it: the fallback's plain step is captured with the rest
-    radar_options = options | {"draft": draft, "tree": tree, "fallback": args.start_only}
-    out: dict[str, Any] = {"start_seconds": {}}
-
-    def timed(name: str, make: Any) -> Any:
-        started = time.perf_counter()
-        made = make()
-        torch.cuda.synchronize()
-        out["start_seconds"][name] = round(time.perf_counter() - started, 2)
-        print(f"start of {name}: {out['start_seconds'][name]} s", flush=True)
-        return made
-
     fixed, radar = FixedDepth(8), RadarTo(8)
-    plain = timed("autoregressive", lambda: AutoregressiveDecoder(model, **options))
-    decoder = timed("radar", lambda: RadarDecoder(model, policy=fixed, **radar_options))
-    out["engine"] = decoder.engine_name
-    save(out)
-    if args.start_only:
-        return
+    plain = AutoregressiveDecoder(model, **options)
+    decoder = RadarDecoder(model, policy=fixed, draft=draft, tree=tree, fallback=False, **options)
+    out: dict[str, Any] = {"engine": decoder.engine_name}
     prompt = torch.randint(0, geometry.vocabulary, (args.prefix[0],)).tolist()
 
     series: dict[str, list[float]] = {"ar": [], "fixed8": [], "radar8": [], "fixed8_gpu": [], "radar8_gpu": []}
@@ -170,7 +179,8 @@ def main() -> int:
     parser.add_argument("--prefix", type=int, nargs="+", default=[1024, 8192], help="committed tokens")
     parser.add_argument("--max-length", type=int, default=8704)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--start-only", action="store_true", help="time the starts alone, such as the second one")
+    parser.add_argument("--starts", action="store_true", help="a first and a second start alone, in new processes")
+    parser.add_argument("--start-only", action="store_true", help="a start alone, in this process")
     parser.add_argument("--trace", type=Path, help="write a trace of ten rounds, for chrome://tracing or Perfetto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -185,7 +195,12 @@ def main() -> int:
         if args.out:
             args.out.write_text(json.dumps(report, indent=1) + "\n")
 
-    measure(shapes[args.shapes], args, save)
+    if args.start_only:
+        save({"start_s": round(start(shapes[args.shapes], args), 2)})
+    elif args.starts:
+        save(starts())
+    else:
+        measure(shapes[args.shapes], args, save)
     print(json.dumps(report, indent=1))
     return 0
 

@@ -67,7 +67,7 @@ try:
 except ImportError:
     AsyncCompileMode = None
 
-jit: Callable[[Callable[..., Any]], Any] = triton.jit if triton else _Missing()
+jit: Callable[..., Any] = triton.jit if triton else _Missing()
 
 
 withheld: ContextVar[Callable[..., None] | None] = ContextVar("withheld", default=None)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from radar_kernels import reference_sampling
-from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
+from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, tl
 
 __all__ = ["mark_seen"]
 
+BLOCK = 64  # tokens of a program
 
-@jit
+
+@jit(do_not_specialize=["length"])  # type: ignore[untyped-decorator]  # one kernel for prompts of all lengths
 def mark_kernel(tokens, count, seen, length, words, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """seen[t >> 5] |= 1 << (t & 31) for the first `count` tokens t of a row that are tokens."""
     batch = tl.program_id(1).to(tl.int64)
@@ -27,11 +29,10 @@ def mark_kernel(tokens, count, seen, length, words, BLOCK: tl.constexpr, PDL: tl
 
 
 def mark_plan(*, batch: int, length: int, arch: int) -> Plan:
-    block = min(256, next_power_of_2(length))
     return Plan(
-        grid=(-(-length // block), batch),
-        constants={"BLOCK": block, "PDL": arch >= 90},
-        options={"num_warps": max(1, block // 64)} | ({"launch_pdl": True} if arch >= 90 else {}),
+        grid=(-(-length // BLOCK), batch),
+        constants={"BLOCK": BLOCK, "PDL": arch >= 90},
+        options={"num_warps": 1} | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
