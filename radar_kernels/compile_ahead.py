@@ -68,7 +68,7 @@ def _kind(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):
-        return type(argument), argument == 1, argument % 16 == 0, argument.bit_length()
+        return type(argument), argument == 1, argument % 16 == 0, argument.bit_length() > 31
     if hasattr(argument, "block_shape"):
         return argument.base.dtype, tuple(argument.block_shape), repr(argument.layout)
     return type(argument)
