@@ -1,5 +1,9 @@
 """bench.round counts the rounds that it times, though the device is always one ahead of the host."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -78,3 +82,20 @@ def test_what_a_closed_generation_left_launched_is_not_counted_as_a_round(device
     before = device.launches
     assert gpu_per_round(device, repeats=20) == pytest.approx(MILLISECONDS)
     assert device.launches - before == 20
+
+
+def test_a_second_start_finds_what_the_first_has_compiled(monkeypatch):
+    caches = []
+
+    def run(command, *, env, **_):
+        cache = Path(env["TRITON_CACHE_DIR"])
+        caches.append((cache, [file.name for file in cache.iterdir()]))
+        (cache / "kernel").touch()
+        assert command[1:] == ["-m", "bench.round", "--starts", "--start-only"]
+        return SimpleNamespace(stdout=json.dumps({"start_s": float(len(caches))}))
+
+    monkeypatch.setattr(bench.round.subprocess, "run", run)
+    monkeypatch.setattr(bench.round.sys, "argv", ["round.py", "--starts"])
+    assert bench.round.starts() == {"start_first_s": 1.0, "start_second_s": 2.0}
+    assert [found for _, found in caches] == [[], ["kernel"]]
+    assert caches[0][0] == caches[1][0]
