@@ -40,6 +40,7 @@ class _Jobs(Executor):
         # most of the time is LLVM's, the assembler's and the C compiler's, none of which holds Python's lock
         pool = ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device,))
         try:
+            progress(0, len(self.jobs))
             running = [pool.submit(_finish, *job) for job in self.jobs]
             for done, _ in enumerate(as_completed(running), 1):
                 progress(done, len(running))
@@ -85,7 +86,7 @@ def compile_ahead(
     Args:
         work: launches kernels on the device; what they would write is zero, where it was not written before.
         device: of `work`, and the current one.
-        progress: is told after each kernel how many are done, and of how many.
+        progress: is told at first and after each kernel how many are done, and of how many.
     """
     if AsyncCompileMode is None or device.type != "cuda" or interpreting():
         return

@@ -28,10 +28,12 @@ def rehearse(work: Callable[[], object], device: torch.device) -> None:
 
 def line_of(device: torch.device) -> Callable[[int, int], None]:
     """What says on stderr how many kernels are done, if that takes long: over and over on a terminal, else once."""
-    started, said = time.perf_counter(), False
+    started, said = 0.0, False
 
     def say(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal started, said
+        if done == 0:
+            started = time.perf_counter()
         if sys.stderr is None or time.perf_counter() - started < PATIENCE:
             return
         line = f"radar: compiling {total} kernels for {torch.cuda.get_device_name(device)}, once: {done} done"
