@@ -69,12 +69,13 @@ class Admission:
     def rehearse(self) -> None:
         """Launch what `admit` does, for prompts of all kinds."""
         prefill, most = self.prefill, 2 * max(self.prefill.sizes)
-        # their lengths reach kernels as numbers, of which Triton tells multiples of 16 from others
-        lengths = [*prefill.sizes.values(), *([] if prefill.large is None else [most + 1, most + 16])]
-        for length in (length for length in lengths if length <= self.target.max_length):
-            ids = torch.zeros((1, length), dtype=torch.int64, device=self.target.device)
-            self.sampler.start(ids)
-            prefill.run(ids)
+        for rows in prefill.sizes:
+            prefill.chunk(rows)
+        # the rows of long ones reach kernels as numbers, of which Triton tells multiples of 16 from others
+        for length in (most + 1, most + 16):
+            if prefill.large is not None and length <= self.target.max_length:
+                prefill.run(torch.zeros((1, length), dtype=torch.int64, device=self.target.device))
+        self.sampler.start(prefill.tokens[:1])
         self.sampler.sample(prefill.logits[:, None], self.target.cache.length[:, None])
         prefill.count.fill_(1)
         prefill.known.zero_()
