@@ -3,6 +3,7 @@
 from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.canonical_attention import canonical_attention
+from radar_kernels.draft_rows import Beam, DraftRows, draft_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
@@ -13,21 +14,22 @@ from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tok
 from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.silu_mul import silu_mul
 from radar_kernels.skinny_linear import runs_skinny, skinny_linear
-from radar_kernels.topk_confidence import TopkConfidence, topk_confidence
 from radar_kernels.tree_attention import tree_attention
 
 __all__ = [
     "Acceptance",
+    "Beam",
+    "DraftRows",
     "HeadNorms",
     "LstmStep",
     "PolicyWeights",
     "SamplingState",
-    "TopkConfidence",
     "TreeBuffers",
     "VerifyTree",
     "accept_nodes",
     "add_rms_norm",
     "canonical_attention",
+    "draft_rows",
     "greedy_tokens",
     "grow_tree",
     "keep_rows",
@@ -42,6 +44,5 @@ __all__ = [
     "silu_mul",
     "skinny_linear",
     "store_rows",
-    "topk_confidence",
     "tree_attention",
 ]

@@ -96,7 +96,7 @@ def _sort_keys(scores: Tensor) -> Tensor:
 
 
 def topk_confidence(logits: Tensor, parent_scores: Tensor, k: int, *, d2t: Tensor | None = None) -> TopkConfidence:
-    """Candidates and beam of one draft level; see `radar_kernels.topk_confidence`."""
+    """Candidates and beam of one draft level; what `radar_kernels.grow_tree` adds."""
     logits, parents = logits.float(), parent_scores.float()[..., None]
     logits = torch.where(logits < torch.inf, logits, -torch.inf)  # NaN and +inf
     tokens = _sort_keys(logits).topk(k, -1).indices

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from radar_kernels.reference import store_rows
 
-__all__ = ["HeadNorms", "add_rms_norm", "rms_norm", "rotate_store", "silu_mul"]
+__all__ = ["Beam", "DraftRows", "HeadNorms", "add_rms_norm", "draft_rows", "rms_norm", "rotate_store", "silu_mul"]
 
 
 class HeadNorms(NamedTuple):
@@ -19,6 +19,22 @@ class HeadNorms(NamedTuple):
     eps: float
 
 
+class Beam(NamedTuple):
+    """Rows that extend a draft tree."""
+
+    parents: Tensor  # [B, N] int64, rows of the states that they follow
+    calls: Tensor  # [B] int64, levels of the tree
+
+
+class DraftRows(NamedTuple):
+    """What a draft layer reads."""
+
+    normed: Tensor  # [B, N, 2 H], norm of the embedding, then of the state
+    states: Tensor  # [B, N, H], as they came
+    positions: Tensor  # [B, N] int64, in the text
+    start: Tensor  # [B] int64, row of the draft's cache that takes the first
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `radar_kernels.rms_norm`."""
     wide = x.float()
@@ -26,10 +42,39 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
-def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See `radar_kernels.add_rms_norm`."""
+    if count is not None:
+        last = (count - 1)[:, None, None].expand(-1, 1, x.shape[-1])
+        residual, x = residual.gather(1, last), x.gather(1, last)
     total = residual + x
     return total, rms_norm(total, weight, eps)
+
+
+def draft_rows(
+    tokens: Tensor,
+    table: Tensor,
+    hidden: Tensor,
+    length: Tensor,
+    weights: tuple[Tensor, Tensor],
+    eps: float,
+    *,
+    beam: Beam | None = None,
+) -> DraftRows:
+    """See `radar_kernels.draft_rows`."""
+    nodes = tokens.shape[1]
+    if beam is None:
+        states, start = hidden, length
+        positions = length[:, None] + torch.arange(nodes, device=length.device)
+    else:
+        depth = beam.calls - 1
+        states = hidden.gather(1, beam.parents[..., None].expand(-1, -1, hidden.shape[2]))
+        positions, start = (length + depth)[:, None].expand_as(tokens), length + depth * nodes
+    embeds = table[tokens.clamp(min=0)]
+    normed = torch.cat((rms_norm(embeds, weights[0], eps), rms_norm(states, weights[1], eps)), dim=-1)
+    return DraftRows(normed, states, positions, start)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

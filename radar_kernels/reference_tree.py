@@ -9,13 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from radar_kernels.reference import TopkConfidence
+from radar_kernels.reference import TopkConfidence, topk_confidence
 
-__all__ = ["Acceptance", "TreeBuffers", "VerifyTree", "accept_nodes", "grow_tree", "pack_bits", "select_nodes"]
+__all__ = [
+    "Acceptance", "TreeBuffers", "VerifyTree", "accept_nodes", "add_level", "grow_tree", "pack_bits", "select_nodes",
+]  # fmt: skip
 
 
 class TreeBuffers(NamedTuple):
-    """A draft tree on static buffers: C candidate slots, a beam of k nodes, W words of draft columns, hidden size H."""
+    """A draft tree on static buffers: C candidate slots, a beam of k nodes, W words of draft columns."""
 
     scores: Tensor  # [B, C] float32, cumulative log-probability; -inf where no level has written
     tokens: Tensor  # [B, C] int64, ids of the target's vocabulary
@@ -23,9 +25,9 @@ class TreeBuffers(NamedTuple):
     beam_scores: Tensor  # [B, k] float32, of the newest level, descending
     beam_tokens: Tensor  # [B, k] int64
     beam_slots: Tensor  # [B, k] int64
+    beam_parents: Tensor  # [B, k] int64, rows of the logits that the beam nodes come from
     beam_ancestors: Tensor  # [B, k, W] int64, draft columns that a beam node sees
     calls: Tensor  # [B] int64, levels so far
-    beam_hidden: Tensor  # [B, k, H], the state that each beam node extends
 
 
 class VerifyTree(NamedTuple):
@@ -76,42 +78,47 @@ def pack_bits(flags: Tensor) -> Tensor:
 
 
 def grow_tree(
-    level: TopkConfidence, hidden: Tensor, tree: TreeBuffers, *, first: bool, alive: Tensor | None = None
+    logits: Tensor, tree: TreeBuffers, *, first: bool, alive: Tensor | None = None, d2t: Tensor | None = None
 ) -> None:
     """Add one draft level; see `radar_kernels.grow_tree`."""
-    if alive is not None:
-        before = TreeBuffers(*(part.clone() for part in tree))
-        grow_tree(level, hidden, tree, first=first)
+    parents = tree.beam_scores.new_zeros(len(tree.calls), 1) if first else tree.beam_scores
+    level = topk_confidence(logits, parents, tree.beam_scores.shape[1], d2t=d2t)
+    before = None if alive is None else TreeBuffers(*(part.clone() for part in tree))
+    add_level(level, tree, first=first)
+    if alive is not None and before is not None:
         for part, old in zip(tree, before, strict=True):
             part.copy_(torch.where(alive.view(-1, *[1] * (part.dim() - 1)), part, old))
-        return
+
+
+def add_level(level: TopkConfidence, tree: TreeBuffers, *, first: bool) -> None:
+    """Write a level's candidates and its beam."""
     _, k, words = tree.beam_ancestors.shape
-    node = torch.arange(k, device=hidden.device)
+    node = torch.arange(k, device=tree.calls.device)
     if first:
         tree.scores.fill_(-torch.inf)
         tree.scores[:, :k] = level.candidate_scores[:, 0]
         tree.tokens[:, :k] = level.candidate_tokens[:, 0]
         tree.parents[:, :k] = -1
         tree.beam_slots.copy_(level.indices)
+        tree.beam_parents.zero_()
         tree.beam_ancestors.zero_()
         tree.calls.zero_()
-        tree.beam_hidden.copy_(hidden.expand_as(tree.beam_hidden))
     else:
         offset = (k + (tree.calls - 1) * k * k)[:, None]
-        slots = offset + torch.arange(k * k, device=hidden.device)
+        slots = offset + torch.arange(k * k, device=tree.calls.device)
         tree.scores.scatter_(1, slots, level.candidate_scores.flatten(1))
         tree.tokens.scatter_(1, slots, level.candidate_tokens.flatten(1))
         tree.parents.scatter_(1, slots, tree.beam_slots.repeat_interleave(k, dim=1))
-        row = level.indices.div(k, rounding_mode="floor")[..., None]
+        row = level.indices.div(k, rounding_mode="floor")
         tree.beam_slots.copy_(offset + level.indices)
-        tree.beam_ancestors.copy_(tree.beam_ancestors.gather(1, row.expand_as(tree.beam_ancestors)))
-        tree.beam_hidden.copy_(hidden.gather(1, row.expand_as(hidden)))
+        tree.beam_parents.copy_(row)
+        tree.beam_ancestors.copy_(tree.beam_ancestors.gather(1, row[..., None].expand_as(tree.beam_ancestors)))
     tree.beam_scores.copy_(level.scores)
     tree.beam_tokens.copy_(level.candidate_tokens.flatten(1).gather(1, level.indices))
     column = tree.calls[:, None] * k + node
     bit = (torch.ones_like(column) << column.remainder(64))[..., None]
     word = column.div(64, rounding_mode="floor")[..., None]
-    tree.beam_ancestors.bitwise_or_(torch.where(torch.arange(words, device=hidden.device) == word, bit, 0))
+    tree.beam_ancestors.bitwise_or_(torch.where(torch.arange(words, device=tree.calls.device) == word, bit, 0))
     tree.calls.add_(1)
 
 

@@ -16,10 +16,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @jit
 def norm_kernel(
-    x, residual, weight, total, output, x_m, residual_m, output_m, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    x, residual, count, weight, total, output, x_m, residual_m, total_m, output_m, nodes, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """h = residual + x; output = weight * h / sqrt(mean(h^2) + eps), of one row: h and the norm are rounded."""
+    """h = residual + x; output = weight * h / sqrt(mean(h^2) + eps), of one row: h and the norm are rounded.
+
+    With LAST the row is the last one that counts of a sequence's `nodes`.
+    """
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < SIZE
@@ -31,42 +34,50 @@ def norm_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if not EARLY:
         w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
-    h = tl.load(x + row * x_m + i, mask=inside, other=0.0).to(tl.float32)
+    source = row
+    if LAST:
+        source = row * nodes + tl.load(count + row) - 1
+    h = tl.load(x + source * x_m + i, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        rounded = (tl.load(residual + row * residual_m + i, mask=inside, other=0.0).to(tl.float32) + h).to(
+        rounded = (tl.load(residual + source * residual_m + i, mask=inside, other=0.0).to(tl.float32) + h).to(
             output.dtype.element_ty
         )
-        tl.store(total + row * SIZE + i, rounded, mask=inside)
+        tl.store(total + row * total_m + i, rounded, mask=inside)
         h = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(h * h, 0) / SIZE + eps)
     normed = (h * scale).to(output.dtype.element_ty).to(tl.float32)
     tl.store(output + row * output_m + i, (w * normed).to(output.dtype.element_ty), mask=inside)
 
 
-def norm_plan(*, rows: int, size: int, add: bool, arch: int) -> Plan:
+def norm_plan(*, rows: int, size: int, add: bool, last: bool, arch: int) -> Plan:
     """A program for each row, so that a row is summed in one order beside any number of others."""
     block = next_power_of_2(size)
     return Plan(
         grid=(rows,),
-        constants={"SIZE": size, "BLOCK": block, "ADD": add, "PDL": arch >= 90},
+        constants={"SIZE": size, "BLOCK": block, "ADD": add, "LAST": last, "PDL": arch >= 90},
         options={"num_warps": min(max(block // 512, 1), 32), "enable_fp_fusion": False}
         | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor | None) -> tuple[Tensor, ...]:
-    size = x.shape[-1]
-    rows = x.numel() // size
-    output = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    total = output if residual is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+def _launch(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, total: Tensor | None = None,
+    out: Tensor | None = None, count: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    shape, size = x.shape if count is None else (x.shape[0], 1, x.shape[-1]), x.shape[-1]
+    output = x.new_empty(shape) if out is None else out
+    if total is None:
+        total = output if residual is None else x.new_empty(shape)
+    rows = output.numel() // size
     if rows:
-        plan = norm_plan(rows=rows, size=size, add=residual is not None, arch=architecture(x.device))
+        add, last = residual is not None, count is not None
+        plan = norm_plan(rows=rows, size=size, add=add, last=last, arch=architecture(x.device))
         x_rows = rows_of(x)
         base = x_rows if residual is None else rows_of(residual)
-        flat = output.view(rows, size)
+        sums, flat = total.view(rows, size), output.view(rows, size)
         plan.launch(
-            norm_kernel, x_rows, base, weight.contiguous(), total, flat, x_rows.stride(0), base.stride(0),
-            flat.stride(0), eps,
+            norm_kernel, x_rows, base, x if count is None else count.contiguous(), weight.contiguous(), sums, flat,
+            x_rows.stride(0), base.stride(0), sums.stride(0), flat.stride(0), x.shape[-2] if last else rows, eps,
         )  # fmt: skip
     return total, output
 
@@ -120,26 +131,47 @@ def rms_norm(
     if choose_backend("rms_norm", backend, *tensors) == "torch":
         result = reference_layer.rms_norm(x, weight, eps)
         return result if out is None else out.copy_(result)
-    return _launch(x, None, weight, eps, out)[1]
+    return _launch(x, None, weight, eps, out=out)[1]
 
 
 def add_rms_norm(
-    residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, backend: Backend | None = None
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    count: Tensor | None = None,
+    total: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum `residual + x`, rounded to their dtype, and `rms_norm` of it.
 
     Args:
         residual, x: [..., K] as in `rms_norm`.
         weight, eps, backend: as in `rms_norm`.
+        count: [B] int64 from 1 to N: of residual and x [B, N, K] only row count[b] - 1 is taken.
+        total, out: take sum and norm, as in `rms_norm`.
 
     Returns:
-        Sum and norm, each [..., K], contiguous, dtype of `x`.
+        Sum and norm, each [..., K], or with `count` [B, 1, K], dtype of `x`: `total` and `out`, or new contiguous
+        tensors.
 
     Raises:
         ValueError: as `rms_norm`.
     """
+    if count is not None and (x.dim() != 3 or count.shape != x.shape[:1] or count.dtype != torch.int64):
+        raise ValueError(
+            f"add_rms_norm: with count x must be [B, N, K] and count int64 [B], got {tuple(x.shape)} and {count.dtype} "
+            f"{list(count.shape)}"
+        )
     _check("add_rms_norm", weight, x=x, residual=residual)
-    if choose_backend("add_rms_norm", backend, x, residual, weight) == "torch":
-        return reference_layer.add_rms_norm(residual, x, weight, eps)
-    total, output = _launch(x, residual, weight, eps, None)
-    return total, output
+    result = x if count is None else x[:, :1]
+    _check("add_rms_norm", weight, x=result, total=total, out=out)
+    others = [tensor for tensor in (count, total, out) if tensor is not None]
+    if choose_backend("add_rms_norm", backend, x, residual, weight, *others) == "torch":
+        made = reference_layer.add_rms_norm(residual, x, weight, eps, count=count)
+        places = zip(made, (total, out), strict=True)
+        sums, normed = (new if place is None else place.copy_(new) for new, place in places)
+        return sums, normed
+    return _launch(x, residual, weight, eps, total, out, count)

@@ -72,7 +72,7 @@ def test_the_same_proposals(layout, monkeypatch):
     draft = head(**layout)
     expected = proposed(draft, fuse=False)
     assert_the_same(proposed(draft, fuse=True), expected)
-    for name in ("rms_norm", "add_rms_norm", "rotate_store", "silu_mul"):
+    for name in ("draft_rows", "add_rms_norm", "rotate_store", "silu_mul"):
         op = getattr(fused_head, name)
         monkeypatch.setattr(fused_head, name, functools.partial(op, backend="triton"))
     assert_the_same(proposed(draft, fuse=True), expected)

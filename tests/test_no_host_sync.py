@@ -40,7 +40,7 @@ STEP_FILES = [
     "radar_kernels/reference_tree.py",
     "radar_kernels/reference.py",
     "radar_kernels/tree_attention.py",
-    "radar_kernels/topk_confidence.py",
+    "radar_kernels/draft_rows.py",
     "radar_kernels/lstm_step.py",
 ]
 READS = {"item", "tolist", "nonzero", "masked_select", "cpu", "numpy", "unique"}

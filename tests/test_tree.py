@@ -8,7 +8,6 @@ import torch
 from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
 from radar.target.attention import causal_ancestors
-from radar_kernels import topk_confidence
 from radar_kernels.reference_tree import pack_bits
 
 VOCAB = 31
@@ -41,15 +40,6 @@ class PlainTree:
         return sorted(best, key=lambda path: self.order[path])
 
 
-def add(method, level, hidden=None):
-    """Run `start` or `grow` and return the beam's hidden states; where they do not matter, zeros stand for them."""
-    batch, rows, k = level.candidate_scores.shape
-    hidden = torch.zeros(batch, rows, 3) if hidden is None else hidden
-    beam_hidden = torch.full((batch, k, hidden.shape[2]), torch.nan)
-    method(level, hidden, beam_hidden)
-    return beam_hidden
-
-
 def grown(config, calls, seed=0, batch=1):
     """A DraftTree and its plain twins, one for each row of the batch."""
     generator = torch.Generator().manual_seed(seed)
@@ -58,9 +48,7 @@ def grown(config, calls, seed=0, batch=1):
     for call in range(calls):
         rows = 1 if call == 0 else config.tree_top_k
         logits = 2 * torch.randn(batch, rows, VOCAB, generator=generator)
-        parents = torch.zeros(batch, 1) if call == 0 else tree.beam_scores
-        level = topk_confidence(logits, parents, config.tree_top_k)
-        add(tree.start if call == 0 else tree.grow, level)
+        (tree.start if call == 0 else tree.grow)(logits)
         for row, twin in enumerate(plain):
             twin.grow(logits[row].log_softmax(-1).tolist())
     return tree, plain
@@ -95,7 +83,7 @@ def test_beam_columns_are_those_of_the_ancestors():
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         logits = torch.randn(1, 3, VOCAB, generator=generator)
-        add(tree.grow, topk_confidence(logits, tree.beam_scores, 3))
+        tree.grow(logits)
         twin.grow(logits[0].log_softmax(-1).tolist())
         levels.append(list(twin.beam))
         bits = unpack(tree.beam_ancestors[0], config.num_draft_columns)
@@ -111,9 +99,9 @@ def test_certain_tokens_keep_parents_before_children():
     tree = DraftTree(1, config, torch.device("cpu"))
     certain = torch.full((1, 1, VOCAB), -1e9)
     certain[..., 7] = 0.0
-    add(tree.start, topk_confidence(certain, torch.zeros(1, 1), 2))
+    tree.start(certain)
     for _ in range(5):
-        add(tree.grow, topk_confidence(certain.expand(1, 2, VOCAB), tree.beam_scores, 2))
+        tree.grow(certain.expand(1, 2, VOCAB))
     nodes = tree.select(torch.tensor([0]))
     assert nodes.parents[0].tolist() == [0, 0, 1, 2]
     assert nodes.draft_tokens[0, 1:].tolist() == [7, 7, 7]
@@ -124,18 +112,17 @@ def test_a_new_round_forgets_the_last_one():
     tree, _ = grown(config, 8)
     fresh, _ = grown(config, 1, seed=3)
     generator = torch.Generator().manual_seed(3)
-    add(tree.start, topk_confidence(2 * torch.randn(1, 1, VOCAB, generator=generator), torch.zeros(1, 1), 4))
+    tree.start(2 * torch.randn(1, 1, VOCAB, generator=generator))
     for mine, theirs in zip(tree.select(torch.tensor([1])), fresh.select(torch.tensor([1])), strict=True):
         assert torch.equal(mine, theirs)
 
 
-def test_the_beam_takes_its_parents_hidden_states():
+def test_the_beam_knows_the_rows_that_it_comes_from():
     tree, (twin,) = grown(TreeConfig(tree_top_k=3, max_calls=4), 2)
-    logits, hidden = torch.randn(1, 3, VOCAB), torch.randn(1, 3, 5)
-    before = list(twin.beam)
-    beam_hidden = add(tree.grow, topk_confidence(logits, tree.beam_scores, 3), hidden)
+    logits, before = torch.randn(1, 3, VOCAB), list(twin.beam)
+    tree.grow(logits)
     twin.grow(logits[0].log_softmax(-1).tolist())
-    assert torch.equal(beam_hidden[0], hidden[0, [before.index(path[:-1]) for path in twin.beam]])
+    assert tree.beam_parents[0].tolist() == [before.index(path[:-1]) for path in twin.beam]
 
 
 def test_pack_bits_uses_every_bit_including_the_sign():

@@ -1,49 +1,57 @@
-"""Six levels of a draft tree, hidden states of the beam included, against scatters and gathers."""
+"""Six draft levels, from logits to the tree, against log_softmax, topk, scatters and gathers."""
 
 import pytest
 import torch
+from tolerances import assert_close
 
 from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of
-from bench.shapes import LLAMA_8B, TINY
-from radar_kernels import TopkConfidence, TreeBuffers, grow_tree, reference_tree
+from bench.shapes import LLAMA_8B, QWEN3_8B, TINY
+from radar_kernels import TreeBuffers, grow_tree, reference, reference_tree
 
 K, CALLS, LEVELS = 10, 16, 6
-HIDDEN = (LLAMA_8B if ON_GPU else TINY).hidden_size
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+VOCABULARIES = [g.draft_vocabulary for g in (LLAMA_8B if ON_GPU else TINY,)]
+VOCABULARIES += [LLAMA_8B.vocabulary, QWEN3_8B.vocabulary] if ON_GPU else []
 
 
-def make(device: torch.device) -> tuple[TreeBuffers, list[tuple[TopkConfidence, torch.Tensor]]]:
-    slots, words = K + (CALLS - 1) * K * K, -(-(CALLS - 1) * K // 64)
+def chain(logits: torch.Tensor, tree: TreeBuffers, *, first: bool, d2t: torch.Tensor) -> None:
+    """As in EAGLE-3's own loop."""
+    rows = torch.log_softmax(logits.float(), -1).topk(K, -1)
+    candidates = rows.values if first else rows.values + tree.beam_scores[..., None]
+    best = candidates.flatten(1).topk(K, -1)
+    level = reference.TopkConfidence(candidates, rows.indices + d2t[rows.indices], best.values, best.indices)
+    reference_tree.add_level(level, tree, first=first)
+
+
+def make(vocabulary: int, device: torch.device) -> tuple[TreeBuffers, list[torch.Tensor], torch.Tensor]:
+    slots = K + (CALLS - 1) * K * K
 
     def integers(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=device)
 
     tree = TreeBuffers(
         torch.zeros(1, slots, device=device), integers(1, slots), integers(1, slots),
-        torch.zeros(1, K, device=device), integers(1, K), integers(1, K), integers(1, K, words), integers(1),
-        torch.zeros(1, K, HIDDEN, device=device, dtype=DTYPE),
+        torch.zeros(1, K, device=device), integers(1, K), integers(1, K), integers(1, K), integers(1, K, 3),
+        integers(1),
     )  # fmt: skip
-    levels = []
-    for rows in (1, *(LEVELS - 1) * [K]):
-        scores = -torch.rand(1, rows, K, device=device)
-        best = scores.flatten(1).topk(K)
-        level = TopkConfidence(scores, torch.randint(0, 32000, (1, rows, K), device=device), best.values, best.indices)
-        levels.append((level, torch.randn(1, rows, HIDDEN, device=device).to(DTYPE)))
-    return tree, levels
+    rows = (1, *(LEVELS - 1) * [K])
+    return tree, [(3 * torch.randn(1, n, vocabulary, device=device)).to(DTYPE) for n in rows], integers(vocabulary)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_grow_tree(implementation, device, bench_kernel):
-    op = implementation_of(implementation, grow_tree, reference_tree.grow_tree)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_grow_tree(vocabulary, implementation, device, bench_kernel):
+    op = implementation_of(implementation, grow_tree, chain)
 
-    def call(tree: TreeBuffers, levels: list[tuple[TopkConfidence, torch.Tensor]]) -> None:
-        for i, (level, hidden) in enumerate(levels):
-            op(level, hidden, tree, first=i == 0)
+    def call(tree: TreeBuffers, levels: list[torch.Tensor], d2t: torch.Tensor) -> None:
+        for i, logits in enumerate(levels):
+            op(logits, tree, first=i == 0, d2t=d2t)
 
-    inputs = [make(device) for _ in range(4)]
-    twin = TreeBuffers(*(tensor.clone() for tensor in inputs[0][0]))
+    inputs = [make(vocabulary, device) for _ in range(4)]  # the logits were just written: they are in the cache
+    (tree, levels, _), twin = inputs[0], TreeBuffers(*(tensor.clone() for tensor in inputs[0][0]))
     call(*inputs[0])
-    for i, (level, hidden) in enumerate(inputs[0][1]):
-        reference_tree.grow_tree(level, hidden, twin, first=i == 0)
-    assert all(torch.equal(a, b) for a, b in zip(inputs[0][0], twin, strict=True))
-    bench_kernel(call, inputs, bytes_moved=2 * LEVELS * K * HIDDEN * DTYPE.itemsize)
+    for i, logits in enumerate(levels):
+        reference_tree.grow_tree(logits, twin, first=i == 0)
+    assert all(torch.equal(getattr(tree, name), getattr(twin, name)) for name in ("tokens", "beam_tokens", "calls"))
+    assert_close(tree.beam_scores, twin.beam_scores, "grow_tree", torch.float32)
+    bench_kernel(call, inputs, bytes_moved=sum(logits.nbytes for logits in levels))

@@ -16,11 +16,11 @@ from radar.draft.tree import DraftTree
 from radar.target.attention import attend, causal_ancestors
 from radar.target.cache import StaticKVCache
 from radar.target.fingerprint import Fingerprint, fingerprint
-from radar.target.layers import FusedLinears, fuse_projections, fused
+from radar.target.layers import FusedLinears, fuse_projections, fused, is_plain_embedding
 from radar.target.running import Owner, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
-from radar_kernels import topk_confidence
+from radar_kernels import Beam
 
 __all__ = ["Eagle3Drafter", "turn_of"]
 
@@ -74,12 +74,7 @@ class Eagle3Drafter:
             dtype=weight.dtype,
             device=device,
         )
-        self._rows = torch.arange(config.max_accepted, device=device)  # of `begin`
         self._chain = causal_ancestors(config.max_accepted, device).expand(batch_size, -1, -1).contiguous()
-        self._root_scores = torch.zeros((batch_size, 1), dtype=torch.float32, device=device)
-        # position and first column of the beam below level d: length + (d - 1) (1, k)
-        self._strides = torch.tensor([1, config.tree_top_k], device=device)
-        self._origin = torch.zeros((batch_size, 2), dtype=torch.int64, device=device)
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
         self.draft_dtype = weight_dtype(draft_dtype, weight)
@@ -110,50 +105,57 @@ class Eagle3Drafter:
         positions = self.cache.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         # keys and values alone: the layers are not fused, since a group begins with the queries
         with self._bound.turn.taken():
-            embeds, hidden = self.embed_tokens(tokens.clamp(min=0)), self.draft.fuse(aux_hidden_states)
+            embeds, hidden = self._embed(tokens), self.draft.fuse(aux_hidden_states)
             self.cache.write(0, *self.draft.keys(embeds, hidden, positions), self.cache.length)
         self.cache.length += count
 
     def begin(self, tokens: Tensor, aux_hidden_states: Tensor, count: Tensor) -> None:
         """The round's first draft call: add the 1 <= count <= A pairs that the last round verified, propose level 1."""
         with self._running():
-            length = self.cache.length
             head = self._head
             hidden = (self.draft if head is None else head).fuse(aux_hidden_states)
-            tokens = tokens.clamp(min=0)  # NO_TOKEN, of a row without a next token, has no embedding
-            states = self._states(tokens, hidden, length[:, None] + self._rows, length, self._chain)
-            last = (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # the last real pair
-            hidden, normed = (state.gather(1, last) for state in states)
-            logits = self._logits(normed)
+            logits = self._logits(self._states(tokens, hidden, self._chain, count=count))
         self.cache.length += count
-        torch.sub(self.cache.length[:, None], self._strides, out=self._origin)
-        level = topk_confidence(logits, self._root_scores, self.config.tree_top_k, d2t=self._d2t)
-        self.tree.start(level, hidden, self.hidden)
+        self.tree.start(logits, self._d2t)
 
     def step(self, alive: Tensor | None = None) -> None:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
         tree = self.tree
         with self._running():
-            at = torch.addcmul(self._origin, tree.calls[:, None], self._strides)  # in one kernel
-            positions, start = at[:, :1], at[:, 1]
-            hidden, normed = self._states(tree.beam_tokens, self.hidden, positions, start, tree.beam_ancestors)
-            logits = self._logits(normed)
-        level = topk_confidence(logits, tree.beam_scores, self.config.tree_top_k, d2t=self._d2t)
-        tree.grow(level, hidden, self.hidden, alive)
+            beam = Beam(tree.beam_parents, tree.calls)
+            logits = self._logits(self._states(tree.beam_tokens, self.hidden, tree.beam_ancestors, beam=beam))
+        tree.grow(logits, self._d2t, alive)
 
     def _states(
-        self, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the next level is fed with, and what the output layer reads, each [B, N, hidden]."""
-        head, draft = self._head, self.draft
-        if head is None:
-            positions = positions.expand_as(tokens)
-            hidden = _forward(draft, self.embed_tokens, tokens, hidden, positions, start, ancestors)
-            return hidden, hidden if draft.config.norm_output else draft.norm(hidden)
-        if self._angles is None:
-            self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
-        hidden, normed = head(self.embed_tokens(tokens), hidden, positions, self._angles, start, ancestors)
-        return normed if draft.config.norm_output else hidden, normed
+        self, tokens: Tensor, hidden: Tensor, ancestors: Tensor, *, beam: Beam | None = None,
+        count: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What the output layer reads, [B, N, hidden] or of the last real pair [B, 1, hidden]; what the next level is
+        fed with goes to `hidden`."""
+        head, draft, start = self._head, self.draft, self.cache.length
+        if head is not None:
+            if self._angles is None:
+                self._angles = draft.angles(torch.arange(self.cache.capacity, device=tokens.device), hidden.dtype)
+            if is_plain_embedding(self.embed_tokens):
+                table: Tensor = self.embed_tokens.weight  # type: ignore[assignment]
+            else:
+                table = self._embed(tokens).flatten(0, 1)
+                tokens = torch.arange(len(table), device=tokens.device).view_as(tokens)
+            return head(tokens, table, hidden, self._angles, ancestors, self.hidden, beam=beam, count=count)
+        positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        if beam is not None:
+            depth = beam.calls - 1
+            hidden = hidden.gather(1, beam.parents[..., None].expand_as(hidden))
+            positions, start = (start + depth)[:, None].expand_as(tokens), start + depth * tokens.shape[1]
+        hidden = _forward(draft, self._embed(tokens), hidden, positions, start, ancestors)
+        if count is not None:
+            hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        self.hidden[:, : hidden.shape[1]] = hidden
+        return hidden if draft.config.norm_output else draft.norm(hidden)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """NO_TOKEN, of a row without a next token, has no embedding."""
+        return self.embed_tokens(tokens.clamp(min=0))  # type: ignore[no-any-return]
 
     def _logits(self, normed: Tensor) -> Tensor:
         head = self._head
@@ -216,13 +218,12 @@ class _BoundHead:
 
 
 def _forward(
-    draft: Eagle3Draft, embed_tokens: nn.Module, tokens: Tensor, hidden: Tensor, positions: Tensor, start: Tensor,
-    ancestors: Tensor,
-) -> Tensor:  # fmt: skip
+    draft: Eagle3Draft, embeds: Tensor, hidden: Tensor, positions: Tensor, start: Tensor, ancestors: Tensor
+) -> Tensor:
     """Write the rows' keys at `start` [B] and let them see the verified pairs and their `ancestors` columns."""
     scale = draft.config.head_dim**-0.5
 
     def attend_cached(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend(query, key, value, start, ancestors, 0, scale)
 
-    return draft(embed_tokens(tokens), hidden, positions, attend_cached)  # type: ignore[no-any-return]
+    return draft(embeds, hidden, positions, attend_cached)  # type: ignore[no-any-return]

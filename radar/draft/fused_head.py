@@ -1,4 +1,4 @@
-"""The draft head's layer as a GPU runs it best: the formulas of `Eagle3Draft` in seven kernels and four products."""
+"""The draft head's layer as a GPU runs it best: the formulas of `Eagle3Draft` in six kernels and four products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from radar.draft.eagle3 import PARTS, Eagle3Draft
 from radar.target.attention import attend_stored
 from radar.target.layers import LayerProducts, Product, is_plain_tensor, is_untouched, layer_products
 from radar.target.running import current_cache
-from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
+from radar_kernels import Beam, HeadNorms, add_rms_norm, draft_rows, rotate_store, silu_mul
 
 __all__ = ["FusedHead", "fused_head"]
 
@@ -39,40 +39,42 @@ class FusedHead(NamedTuple):
         return self.lm_head.product(normed)[0]
 
     def __call__(
-        self, embeds: Tensor, hidden: Tensor, positions: Tensor, angles: tuple[Tensor, Tensor], start: Tensor,
-        ancestors: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`Eagle3Draft.forward` of rows whose keys go to the cache's rows from `start` on, in one pass.
+        self, tokens: Tensor, table: Tensor, hidden: Tensor, angles: tuple[Tensor, Tensor], ancestors: Tensor,
+        into: Tensor, *, beam: Beam | None, count: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """`Eagle3Draft.forward` of rows whose keys go to the cache, in one pass, and the final norm.
 
         Args:
-            embeds, hidden: [B, N, hidden].
-            positions: [B, N or 1].
+            tokens, table, hidden, beam: as in `radar_kernels.draft_rows`.
             angles: tables [T, D] of cosines and sines, by position.
-            start: [B], as in `attend`.
             ancestors: [B, N, W] words as in `attend`.
+            into: [B, N or more, hidden] takes what the next level is fed with.
+            count: [B]: beyond the cache only row count[b] - 1 matters; None: all rows do.
 
         Returns:
-            Hidden states before and after the final norm, each [B, N, hidden].
+            What the output layer reads [B, N, hidden], or with `count` [B, 1, hidden].
         """
         draft, products, layer = self.draft, self.products, self.draft.midlayer
         attention, size, eps = layer.self_attn, hidden.shape[-1], draft.config.rms_norm_eps
-        x = hidden.new_empty(*hidden.shape[:-1], 2 * size)
-        rms_norm(embeds, layer.input_layernorm.weight, eps, out=x[..., :size])
-        normed = rms_norm(hidden, layer.hidden_norm.weight, eps, out=x[..., size:])
+        weights = layer.input_layernorm.weight, layer.hidden_norm.weight
         norms, cache = None, current_cache()
+        rows = draft_rows(tokens, table, hidden, cache.length, weights, eps, beam=beam)
         if draft.config.qk_norm:
             norms = HeadNorms(attention.q_norm.weight, attention.k_norm.weight, eps)  # type: ignore[arg-type]
-        query, key, value = products.qkv.product(x)
+        query, key, value = products.qkv.product(rows.normed)
         query = rotate_store(
-            query, key, value, *angles, cache.keys[0], cache.values[0], start, positions=positions, norms=norms
-        )
+            query, key, value, *angles, cache.keys[0], cache.values[0], rows.start, positions=rows.positions,
+            norms=norms,
+        )  # fmt: skip
         out = attend_stored(query, ancestors, 0, draft.config.head_dim**-0.5)
         (change,) = products.o.product(out.flatten(2))
-        hidden = normed if layer.norm_before_residual else hidden
-        hidden, normed = add_rms_norm(hidden, change, layer.post_attention_layernorm.weight, eps)
+        hidden = rows.normed[..., size:] if layer.norm_before_residual else rows.states
+        hidden, normed = add_rms_norm(hidden, change, layer.post_attention_layernorm.weight, eps, count=count)
         gate, up = products.gate_up.product(normed)
         (change,) = products.down.product(silu_mul(gate, up))
-        return add_rms_norm(hidden, change, draft.norm.weight, eps)
+        fed = into[:, : hidden.shape[1]]
+        total, last = (None, fed) if draft.config.norm_output else (fed, None)
+        return add_rms_norm(hidden, change, draft.norm.weight, eps, total=total, out=last)[1]
 
 
 def fused_head(draft: Eagle3Draft, groups: Sequence[Product]) -> FusedHead | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar_kernels import TopkConfidence, TreeBuffers, VerifyTree, grow_tree, select_nodes
+from radar_kernels import TreeBuffers, VerifyTree, grow_tree, select_nodes
 
 __all__ = ["DraftTree", "VerifyTree"]
 
@@ -24,6 +24,7 @@ class DraftTree:
         scores, tokens, parents: [B, C] of the candidates: cumulative log-probability (-inf where no call has written),
             target token id, slot of the parent (-1: the root).
         beam_scores, beam_tokens, beam_slots: [B, k] of the newest level's beam, best first.
+        beam_parents: [B, k] the rows of the logits that the beam nodes come from.
         beam_ancestors: [B, k, W] the draft-cache columns that a beam node sees, its own included. Beam node i of level
             d owns column (d - 1) k + i.
         calls: [B] draft calls made, which is also the depth of the newest level.
@@ -39,6 +40,7 @@ class DraftTree:
         self.beam_scores = torch.zeros((batch_size, k), dtype=torch.float32, device=device)
         self.beam_tokens = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
         self.beam_slots = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
+        self.beam_parents = torch.zeros((batch_size, k), dtype=torch.int64, device=device)
         self.beam_ancestors = torch.zeros((batch_size, k, words), dtype=torch.int64, device=device)
         self.calls = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
@@ -49,24 +51,18 @@ class DraftTree:
             setattr(twin, name, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
         return twin
 
-    def start(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor) -> None:
-        """Begin a round with the children of the root (R = 1 row of candidates).
+    def start(self, logits: Tensor, d2t: Tensor | None = None) -> None:
+        """Begin a round with the children of the root: logits [B, 1, V], and as in `radar_kernels.grow_tree`."""
+        grow_tree(logits, self._buffers(), first=True, d2t=d2t)
 
-        Args:
-            level: the candidates.
-            hidden: [B, R, H] the head's states behind `level`.
-            beam_hidden: [B, k, H] takes for each node of the new beam the state of its parent.
-        """
-        grow_tree(level, hidden, self._buffers(beam_hidden), first=True)
+    def grow(self, logits: Tensor, d2t: Tensor | None = None, alive: Tensor | None = None) -> None:
+        """Add the children of the beam, logits [B, k, V], to the rows that are `alive` [B]."""
+        grow_tree(logits, self._buffers(), first=False, alive=alive, d2t=d2t)
 
-    def grow(self, level: TopkConfidence, hidden: Tensor, beam_hidden: Tensor, alive: Tensor | None = None) -> None:
-        """Add the children of the beam (R = k rows) to the rows that are `alive` [B]; other arguments as in `start`."""
-        grow_tree(level, hidden, self._buffers(beam_hidden), first=False, alive=alive)
-
-    def _buffers(self, beam_hidden: Tensor) -> TreeBuffers:
+    def _buffers(self) -> TreeBuffers:
         return TreeBuffers(
             self.scores, self.tokens, self.parents, self.beam_scores, self.beam_tokens, self.beam_slots,
-            self.beam_ancestors, self.calls, beam_hidden,
+            self.beam_parents, self.beam_ancestors, self.calls,
         )  # fmt: skip
 
     def select(self, root_token: Tensor) -> VerifyTree:

@@ -19,8 +19,8 @@ from radar.target.running import Owner, is_running
 from radar_kernels import skinny_linear
 
 __all__ = [
-    "Fused", "FusedLinears", "LayerProducts", "Product", "fuse_projections", "fused", "is_plain_linear",
-    "is_plain_tensor", "is_untouched", "layer_products",
+    "Fused", "FusedLinears", "LayerProducts", "Product", "fuse_projections", "fused", "is_plain_embedding",
+    "is_plain_linear", "is_plain_tensor", "is_untouched", "layer_products",
 ]  # fmt: skip
 
 _GROUPS = (
@@ -194,6 +194,16 @@ def is_plain_linear(linear: Any) -> bool:
         type(linear) is nn.Linear
         and is_untouched(linear)
         and all(map(is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
+    )
+
+
+def is_plain_embedding(embedding: Any) -> bool:
+    """Whether it looks rows of plain weights up and does nothing else."""
+    return (
+        type(embedding) is nn.Embedding
+        and embedding.max_norm is None
+        and is_untouched(embedding)
+        and is_plain_tensor(embedding.weight)
     )
 
 

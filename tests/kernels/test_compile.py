@@ -31,7 +31,6 @@ ATTENTION = [
     (torch.float16, {"heads": 4, "kv_heads": 2, "dim": 16, "nodes": 1, "capacity": 1}),  # ints of 1 become constants
 ]
 ATTENTION_ELSEWHERE = [ATTENTION[i] for i in (0, 7, 8, 9, 10)]  # a compilation takes seconds: the widest of each type
-TOPK = [(torch.bfloat16, 10, 32000, True), (torch.bfloat16, 10, 128256, False), (torch.float32, 1, 32000, False)]
 LSTM = [(torch.float32, 128, 128), (torch.bfloat16, 512, 128), (torch.float32, 512, 512), (torch.float32, 64, 64)]
 CACHE = [  # dtype, key-value heads, new rows, head dimension
     (torch.bfloat16, 8, 60, 128), (torch.bfloat16, 8, 10, 128), (torch.float16, 2, 1, 16), (torch.float16, 8, 60, 96),
@@ -42,7 +41,11 @@ LAYERS = [  # dtype, rows, heads, key-value heads, head dimension, hidden size, 
     (torch.float16, 10, 14, 2, 64, 896, 4864), (torch.bfloat16, 4, 40, 40, 128, 12288, 13824),
     (torch.float32, 60, 32, 8, 128, 4096, 14336), (torch.float32, 2, 8, 4, 256, 24576, 64),
 ]  # fmt: skip
-TREES = [(10, 16, 60, 4096), (16, 16, 256, 5120), (1, 16, 2, 64), (10, 6, 60, 2048)]  # k, calls, nodes, hidden size
+TREES = [  # k, calls, nodes, type of the logits, draft vocabulary, whether ids are others than the target's
+    (10, 16, 60, torch.bfloat16, 32000, True), (16, 16, 256, torch.float16, 5120, True),
+    (1, 16, 2, torch.float32, 64, False), (10, 6, 60, torch.bfloat16, 128256, False),
+    (10, 16, 60, torch.float32, 32000, False),
+]  # fmt: skip
 ARCHITECTURES = sorted(SHARED_MEMORY)
 
 
@@ -53,8 +56,8 @@ def record_launches(arch: int) -> list[tuple]:
     import radar_kernels
     from radar_kernels import _launch
 
-    names = ("tree_attention", "topk_confidence", "lstm_step", "cache_rows", "grow_tree")
-    names += ("select_nodes", "accept_nodes", "rms_norm", "silu_mul", "rotate_store")
+    names = ("tree_attention", "lstm_step", "cache_rows", "grow_tree", "select_nodes", "accept_nodes", "draft_rows")
+    names += ("rms_norm", "silu_mul", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -69,11 +72,6 @@ def record_launches(arch: int) -> list[tuple]:
         kv = torch.empty(1, shape["kv_heads"], shape["capacity"], shape["dim"], dtype=dtype)
         bits = torch.zeros(1, shape["nodes"], shape.get("words", 1), dtype=torch.int64)
         radar_kernels.tree_attention(q, kv, kv, torch.zeros(1, dtype=torch.int64), bits, backend="triton")
-    for dtype, rows, vocabulary, mapped in TOPK:
-        label = f"topk_confidence {dtype} {rows} x {vocabulary}"
-        d2t = torch.zeros(vocabulary, dtype=torch.int64) if mapped else None
-        logits = torch.empty(1, rows, vocabulary, dtype=dtype)
-        radar_kernels.topk_confidence(logits, torch.zeros(1, rows), 10, d2t=d2t, backend="triton")
     for dtype, hidden, middle in LSTM:
         label = f"lstm_step {dtype} {hidden} {middle}"
         shapes = [(4 * hidden, 10), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
@@ -99,6 +97,10 @@ def record_launches(arch: int) -> list[tuple]:
         )
         radar_kernels.rms_norm(x, weight, 1e-5, backend="triton")
         radar_kernels.add_rms_norm(x, x, weight, 1e-5, backend="triton")
+        radar_kernels.add_rms_norm(x[None], x[None], weight, 1e-5, count=one, backend="triton")
+        nodes = torch.zeros(1, rows, dtype=torch.int64)
+        for beam in (None, radar_kernels.Beam(nodes, one)):
+            radar_kernels.draft_rows(nodes, x, x[None], one, 2 * (weight,), 1e-5, beam=beam, backend="triton")
         radar_kernels.silu_mul(*torch.empty(rows, 2 * middle, dtype=dtype).split(middle, dim=-1), backend="triton")
         sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
         parts = torch.empty(1, rows, sum(sizes), dtype=dtype).split(sizes, dim=-1)
@@ -108,7 +110,7 @@ def record_launches(arch: int) -> list[tuple]:
             radar_kernels.rotate_store(*parts, *angles, *cache, one, norms=norms, backend="triton")
         positions = torch.zeros(1, rows, dtype=torch.int64)
         radar_kernels.rotate_store(*parts, *angles[:, 0], *cache, one, positions=positions, backend="triton")
-    for k, calls, total, size in TREES:
+    for k, calls, total, dtype, vocabulary, mapped in TREES:
         slots, words = k + (calls - 1) * k * k, -(-(calls - 1) * k // 64)
         label = f"tree of {slots} candidates, beam {k}"
 
@@ -120,12 +122,13 @@ def record_launches(arch: int) -> list[tuple]:
 
         tree = radar_kernels.TreeBuffers(
             floats(1, slots), integers(1, slots), integers(1, slots), floats(1, k), integers(1, k), integers(1, k),
-            integers(1, k, words), integers(1), torch.empty(1, k, size, dtype=torch.bfloat16),
+            integers(1, k), integers(1, k, words), integers(1),
         )  # fmt: skip
         for rows, first in ((1, True), (k, False)):
-            level = radar_kernels.TopkConfidence(floats(1, rows, k), integers(1, rows, k), floats(1, k), integers(1, k))
-            alive = torch.ones(1, dtype=torch.bool) if slots % 2 else None
-            radar_kernels.grow_tree(level, tree.beam_hidden[:, :rows], tree, first=first, alive=alive, backend="triton")
+            logits = torch.empty(1, rows, vocabulary, dtype=dtype)
+            rest = {"alive": None if mapped else torch.ones(1, dtype=torch.bool)}
+            rest["d2t"] = integers(vocabulary) if mapped else None
+            radar_kernels.grow_tree(logits, tree, first=first, **rest, backend="triton")
         options = {"total_tokens": total, "tree_top_k": k, "backend": "triton"}
         nodes = radar_kernels.select_nodes(*tree[:3], tree.calls, **options)
         radar_kernels.accept_nodes(
@@ -247,19 +250,20 @@ def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
-    kernels = {"split_kernel", "combine_kernel", "scan_kernel", "select_kernel", "cell_kernel", "head_kernel"}
+    kernels = {"split_kernel", "combine_kernel", "scan_kernel", "rows_kernel", "cell_kernel", "head_kernel"}
     kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
     kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
-    waits = {"keep_kernel": 1, "grow_kernel": 1, "pick_kernel": 2}
+    waits = {"keep_kernel": 1, "grow_kernel": 2, "pick_kernel": 2}
     for result in results:
         assert_fits(result, arch)
         assert result["barriers"] >= waits.get(result["kernel"], 0), f"no barrier in between: {result}"
         assert result["pdl"] == (arch >= 90)
         # what may have been written by the launch in front is not there before the wait for it; head_kernel reads its
-        # weights early, as cell_kernel stands in front of it and does not write them, and norm_kernel says so
-        in_time = result["early loads"] == 0 or result["kernel"] in ("head_kernel", "norm_kernel")
+        # weights early, as cell_kernel stands in front of it and does not write them, and norm_kernel and rows_kernel
+        # say so
+        in_time = result["early loads"] == 0 or result["kernel"] in ("head_kernel", "norm_kernel", "rows_kernel")
         assert in_time, f"a load before the wait: {result}"
         assert not result["fp32 through tf32"], "a float32 product would be rounded to 10 bits"
 

@@ -5,8 +5,9 @@ import importlib
 import pytest
 import torch
 from sampling_cases import INF, SETTINGS, make, make_state, make_tree
+from tree_cases import one_level
 
-from radar_kernels import accept_nodes, greedy_tokens, sample_tokens, store_rows, topk_confidence, tree_attention
+from radar_kernels import accept_nodes, greedy_tokens, reference, sample_tokens, store_rows, tree_attention
 from radar_kernels.reference_tree import pack_bits
 from radar_kernels.sample_tokens import NO_TOKEN
 
@@ -142,12 +143,12 @@ def test_a_branch_ends_where_the_target_has_no_token(backend, device):
 @pytest.mark.parametrize("value", [NAN, -NAN, INF], ids=["NaN", "negative NaN", "+inf"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bad_logit_of_a_draft_counts_as_minus_infinity(backend, value, dtype, device):
-    logits, parents = torch.randn(2, 4, 300, device=device).to(dtype), -torch.rand(2, 4, device=device)
+    logits, parents = torch.randn(2, 5, 300, device=device).to(dtype), -torch.rand(2, 5, device=device)
     clean = logits.clone()
     for row, token in ((0, 0), (2, 299), (2, 131)):
         logits[0, row, token], clean[0, row, token] = value, -INF
-    got = topk_confidence(logits, parents, 5, backend=backend)
-    for a, b in zip(got, topk_confidence(clean, parents, 5, backend=backend), strict=True):
+    got = one_level(logits, parents, 5, backend=backend)
+    for a, b in zip(got, one_level(clean, parents, 5, backend=backend), strict=True):
         assert torch.equal(a, b)
     assert got.scores.isfinite().all()
 
@@ -158,13 +159,13 @@ def test_a_draft_row_without_numbers_is_dead(backend, value, device):
     """Its candidates are -inf, so nobody selects them; the beam is that of the other rows."""
     logits, parents = torch.randn(1, 3, 300, device=device), -torch.rand(1, 3, device=device)
     logits[0, 1] = value
-    got = topk_confidence(logits, parents, 5, backend=backend)
+    got = one_level(logits, parents, 3, backend=backend)
     assert (got.candidate_scores[0, 1] == -INF).all()
     assert ((got.candidate_tokens >= 0) & (got.candidate_tokens < 300)).all()
-    alive = topk_confidence(logits[:, ::2], parents[:, ::2], 5, backend=backend)
+    alive = reference.topk_confidence(logits[:, ::2], parents[:, ::2], 3)
     torch.testing.assert_close(got.scores, alive.scores)
-    assert not (got.indices // 5 == 1).any()
-    alone = topk_confidence(logits[:, 1:2], parents[:, 1:2], 5, backend=backend)
+    assert not (got.indices // 3 == 1).any()
+    alone = one_level(logits[:, 1:2], None, 3, backend=backend)
     assert (alone.scores == -INF).all()
 
 

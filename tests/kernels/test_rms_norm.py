@@ -69,6 +69,22 @@ def test_a_part_of_wider_rows_takes_the_result(backend, device):
     assert bool((wide[..., :64] == 7).all())
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_last_row_that_counts_alone(backend, kernel_dtype, device):
+    (x, weight), (residual, _) = make((3, 5, 64), kernel_dtype, device), make((3, 5, 64), kernel_dtype, device)
+    count = torch.tensor([1, 5, 3], device=device)
+    everyone = add_rms_norm(residual, x, weight, 1e-5, backend=backend)
+    places = torch.full((2, 3, 2, 64), 7.0, device=device, dtype=kernel_dtype)
+    total, out = places[:, :, :1]
+    found = add_rms_norm(residual, x, weight, 1e-5, count=count, total=total, out=out, backend=backend)
+    for new, place, each in zip(found, (total, out), everyone, strict=True):
+        assert new.data_ptr() == place.data_ptr()
+        assert torch.equal(new[:, 0], each[torch.arange(3), count - 1])
+    assert bool((places[:, :, 1] == 7).all())
+    fresh = add_rms_norm(residual, x, weight, 1e-5, count=count, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, found, strict=True))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_a_row_that_is_no_number_spoils_no_other(value, device):
     x, weight = make((3, 64), torch.float32, device)
@@ -80,7 +96,7 @@ def test_a_row_that_is_no_number_spoils_no_other(value, device):
 
 def test_cpu_runs_the_reference(monkeypatch):
     monkeypatch.setattr(reference_layer, "rms_norm", lambda *_: "norm")
-    monkeypatch.setattr(reference_layer, "add_rms_norm", lambda *_: ("sum", "norm"))
+    monkeypatch.setattr(reference_layer, "add_rms_norm", lambda *_, **__: ("sum", "norm"))
     x, weight = torch.ones(2, 8), torch.ones(8)
     assert rms_norm(x, weight, 1e-5) == "norm"
     assert add_rms_norm(x, x, weight, 1e-5) == ("sum", "norm")
@@ -103,6 +119,10 @@ def test_wrong_inputs_are_named(change, message):
         rms_norm(**inputs | change)
     with pytest.raises(ValueError, match="residual must be"):
         add_rms_norm(torch.ones(8), **inputs)
+    with pytest.raises(ValueError, match=r"x must be \[B, N, K\] and count int64"):
+        add_rms_norm(torch.ones(2, 8), **inputs, count=torch.ones(2).long())
+    with pytest.raises(ValueError, match=r"total must be torch.float32 \[2, 8\]"):
+        add_rms_norm(torch.ones(2, 8), **inputs, total=torch.ones(8))
 
 
 def test_no_rows(device):
