@@ -1,4 +1,4 @@
-"""The branch of a verified tree that the target agrees with."""
+"""The branch of a verified tree that the target agrees with, and all that a round keeps of it but its states."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -17,7 +17,8 @@ MAX_NODES = 256
 
 @jit
 def accept_kernel(
-    draft_tokens, parents, valid, target_tokens, path, tokens, accept_length, next_token,
+    draft_tokens, parents, valid, target_tokens, calls, path, tokens, accept_length, num_tokens, next_token, result,
+    seen, words,
     NODES: tl.constexpr, NODES_PAD: tl.constexpr, ROWS: tl.constexpr, ROWS_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From the root on, go to the child whose token is what the target chose after its parent, while there is one."""
@@ -41,11 +42,20 @@ def accept_kernel(
         length += 1
         branch = tl.where(a == length, node, branch)
         node = tl.min(tl.where((reached_from == node) & (length < ROWS - 1), n, NODES_PAD))
-    chosen = tl.load(target_tokens + start + branch, mask=a < ROWS, other=0)
-    tl.store(path + batch * ROWS + a, branch.to(tl.int64), mask=a < ROWS)
-    tl.store(tokens + batch * ROWS + a, chosen, mask=a < ROWS)
+    kept = a < ROWS
+    chosen = tl.load(target_tokens + start + branch, mask=kept, other=0)
+    made = tl.load(calls + batch)
+    tl.store(path + batch * ROWS + a, branch.to(tl.int64), mask=kept)
+    tl.store(tokens + batch * ROWS + a, chosen, mask=kept)
     tl.store(accept_length + batch, length.to(tl.int64))
+    tl.store(num_tokens + batch, length.to(tl.int64) + 1)
     tl.store(next_token + batch, tl.sum(tl.where(a == length, chosen, 0)))
+    result += batch * (ROWS + 2)
+    tl.store(result, made)
+    tl.store(result + 1, length.to(tl.int64))
+    tl.store(result + 2 + a, chosen, mask=kept)
+    bit = tl.full([ROWS_PAD], 1, tl.int32) << (chosen & 31).to(tl.int32)
+    tl.atomic_or(seen + batch * words + (chosen >> 5), bit, mask=(a <= length) & kept & (chosen >= 0))
 
 
 def accept_plan(*, batch: int, nodes: int, max_accepted: int, arch: int) -> Plan:
@@ -59,47 +69,54 @@ def accept_plan(*, batch: int, nodes: int, max_accepted: int, arch: int) -> Plan
     )  # fmt: skip
 
 
-def _outputs(target_tokens: Tensor, max_accepted: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = target_tokens.shape[0]
-    shapes = (batch, max_accepted), (batch, max_accepted), (batch,), (batch,)
-    path, tokens, accept_length, next_token = (target_tokens.new_empty(shape) for shape in shapes)
-    return path, tokens, accept_length, next_token
-
-
-@torch.library.custom_op("radar_kernels::accept_nodes", mutates_args=())
+@torch.library.custom_op(
+    "radar_kernels::accept_nodes",
+    mutates_args=("path", "tokens", "accept_length", "num_tokens", "next_token", "result", "seen"),
+)
 def _launch(
-    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, max_accepted: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, calls: Tensor, path: Tensor,
+    tokens: Tensor, accept_length: Tensor, num_tokens: Tensor, next_token: Tensor, result: Tensor, seen: Tensor,
+) -> None:  # fmt: skip
     batch, nodes = target_tokens.shape
-    output = _outputs(target_tokens, max_accepted)
-    plan = accept_plan(batch=batch, nodes=nodes, max_accepted=max_accepted, arch=architecture(target_tokens.device))
-    plan.launch(accept_kernel, draft_tokens, parents, valid, target_tokens, *output)
-    return output
+    arch = architecture(target_tokens.device)
+    plan = accept_plan(batch=batch, nodes=nodes, max_accepted=path.shape[1], arch=arch)
+    plan.launch(
+        accept_kernel, draft_tokens, parents, valid, target_tokens, calls, path, tokens, accept_length, num_tokens,
+        next_token, result, seen, seen.shape[1],
+    )  # fmt: skip
 
 
 @_launch.register_fake
 def _(
-    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, max_accepted: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(target_tokens, max_accepted)
+    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, calls: Tensor, path: Tensor,
+    tokens: Tensor, accept_length: Tensor, num_tokens: Tensor, next_token: Tensor, result: Tensor, seen: Tensor,
+) -> None:  # fmt: skip
+    pass
 
 
-def _check(draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, max_accepted: int) -> None:
+def _check(
+    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, calls: Tensor, into: Acceptance,
+    seen: Tensor,
+) -> None:  # fmt: skip
+    def fail(message: str) -> None:
+        raise ValueError(f"accept_nodes: {message}")
+
     if target_tokens.dim() != 2 or not 1 <= target_tokens.shape[1] <= MAX_NODES:
-        raise ValueError(
-            f"accept_nodes: target_tokens must be [B, N] with N from 1 to {MAX_NODES}, got {tuple(target_tokens.shape)}"
-        )
-    if not 2 <= max_accepted <= MAX_ACCEPTED:
-        raise ValueError(f"accept_nodes: max_accepted must be from 2 to {MAX_ACCEPTED}, got {max_accepted}")
-    shape = target_tokens.shape
-    integers = ("draft_tokens", draft_tokens), ("parents", parents), ("target_tokens", target_tokens)
-    for name, tensor in integers:
-        if tensor.shape != shape or tensor.dtype != torch.int64:
-            raise ValueError(
-                f"accept_nodes: {name} must be int64 {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
+        fail(f"target_tokens must be [B, N] with N from 1 to {MAX_NODES}, got {tuple(target_tokens.shape)}")
+    if into.path.dim() != 2 or not 2 <= into.path.shape[1] <= MAX_ACCEPTED:
+        fail(f"path must be [B, A] with A from 2 to {MAX_ACCEPTED}, got {tuple(into.path.shape)}")
+    shape, (batch, longest) = target_tokens.shape, (target_tokens.shape[0], into.path.shape[1])
+    if seen.dim() != 2 or len(seen) != batch or seen.dtype != torch.int32:
+        fail(f"seen must be int32 [{batch}, W], got {seen.dtype} {list(seen.shape)}")
     if valid.shape != shape or valid.dtype != torch.bool:
-        raise ValueError(f"accept_nodes: valid must be bool {list(shape)}, got {valid.dtype} {list(valid.shape)}")
+        fail(f"valid must be bool {list(shape)}, got {valid.dtype} {list(valid.shape)}")
+    shapes = {"path": (batch, longest), "tokens": (batch, longest), "result": (batch, longest + 2)}
+    expected = [("draft_tokens", draft_tokens, shape), ("parents", parents, shape), ("calls", calls, (batch,))]
+    expected += [("target_tokens", target_tokens, shape)]
+    expected += [(name, x, shapes.get(name, (batch,))) for name, x in zip(Acceptance._fields, into, strict=True)]
+    for name, tensor, wanted in expected:
+        if tensor.shape != wanted or tensor.dtype != torch.int64:
+            fail(f"{name} must be int64 {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}")
 
 
 def accept_nodes(
@@ -107,11 +124,13 @@ def accept_nodes(
     parents: Tensor,
     valid: Tensor,
     target_tokens: Tensor,
+    calls: Tensor,
+    into: Acceptance,
+    seen: Tensor,
     *,
-    max_accepted: int,
     backend: Backend | None = None,
-) -> Acceptance:
-    """Follow the target down a tree while its token is there.
+) -> None:
+    """Follow the target down a tree while its token is there, and note, in place, what the round made.
 
     A node is accepted if it and all its ancestors hold the token that the target chose after their parents. Siblings
     hold different tokens and parents come before children, so the accepted nodes form one ascending branch.
@@ -122,20 +141,21 @@ def accept_nodes(
         valid: [B, N] bool, false for padding, which is never accepted.
         target_tokens: [B, N] int64, the token that the target chooses after each node's path; at a node with NO_TOKEN
             (-1) the branch ends, since no draft token equals it.
-        max_accepted: A, 2 to 32, nodes of the longest possible branch, the root included.
+        calls: [B] int64, what `result` says of the draft calls.
+        into: buffers that take the results; A, 2 to 32, is the nodes of the longest possible branch, root included.
+        seen: [B, W] int32, the history: gets the bits of the round's tokens, as in `mark_seen`.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
-    Returns:
-        Acceptance(path [B, A], tokens [B, A], accept_length [B], next_token [B]), all int64; past `accept_length` the
-        path is 0 and `tokens` the target's token after the root.
-
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+        ValueError: shapes, dtypes, strides or devices do not fit, or the backend cannot run here.
 
     Source: greedy tree verification as in EAGLE-2 (arXiv 2406.16858).
     """
-    tensors = draft_tokens, parents, valid, target_tokens
-    _check(*tensors, max_accepted)
-    if choose_backend("accept_nodes", backend, *tensors) == "torch":
-        return reference_tree.accept_nodes(*tensors, max_accepted=max_accepted)
-    return Acceptance(*_launch(*(tensor.contiguous() for tensor in tensors), max_accepted))
+    tensors = draft_tokens, parents, valid, target_tokens, calls
+    _check(*tensors, into, seen)
+    if choose_backend("accept_nodes", backend, *tensors, *into, seen) == "torch":
+        return reference_tree.accept_nodes(*tensors, into, seen)
+    for name, tensor in (*zip(Acceptance._fields, into, strict=True), ("seen", seen)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"accept_nodes: {name} is written in place and must be contiguous, got {tensor.stride()}")
+    _launch(*(tensor.contiguous() for tensor in tensors), *into, seen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from radar_kernels.reference import TopkConfidence, topk_confidence
+from radar_kernels.reference_sampling import mark_seen
 
 __all__ = [
     "Acceptance", "TreeBuffers", "VerifyTree", "accept_nodes", "add_level", "grow_tree", "pack_bits", "select_nodes",
@@ -49,21 +50,25 @@ class VerifyTree(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """Result of one verification.
+    """What a verification leaves for the next round and for the host.
 
     Attributes:
-        path: [B, A] nodes from the root down the accepted branch; entries past `accept_length` are 0.
-        tokens: [B, A] the target's token after each of them: the accepted drafts, then the next token at index
-            `accept_length`; entries past it are meaningless.
-        accept_length: [B] accepted draft tokens, the next token excluded.
-        next_token: [B] the target's token after the accepted branch: the root of the next round. NO_TOKEN (-1), here
-            and at index `accept_length`, if the target's scores there were not numbers.
+        path: [B, A] accepted nodes in order, the root first; 0 past `accept_length`.
+        tokens: [B, A] the target's token after each of them: the round's result is the first accept_length + 1, and
+            past them stands the token after the root. NO_TOKEN (-1) at `accept_length`, if the target's scores there
+            were not numbers.
+        accept_length: [B] draft tokens accepted; the target's own token is not counted.
+        num_tokens: [B] the round's tokens, accept_length + 1.
+        next_token: [B] the last of them: the next root.
+        result: [B, 2 + A] draft calls, accept_length, tokens.
     """
 
     path: Tensor
     tokens: Tensor
     accept_length: Tensor
+    num_tokens: Tensor
     next_token: Tensor
+    result: Tensor
 
 
 def pack_bits(flags: Tensor) -> Tensor:
@@ -154,21 +159,24 @@ def select_nodes(
 
 
 def accept_nodes(
-    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, *, max_accepted: int
-) -> Acceptance:
+    draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, calls: Tensor, into: Acceptance,
+    seen: Tensor,
+) -> None:  # fmt: skip
     """Walk down the branch that the target agrees with; see `radar_kernels.accept_nodes`."""
-    batch, nodes = target_tokens.shape
+    nodes, longest = target_tokens.shape[1], into.path.shape[1]
     node = torch.arange(nodes, device=parents.device)
     accepted = (valid & (draft_tokens == target_tokens.gather(1, parents))) | (node == 0)
     above = parents
-    for _ in range(math.ceil(math.log2(max_accepted))):  # after i turns: the node and the 2**i - 1 nodes above it
+    for _ in range(math.ceil(math.log2(longest))):  # after i turns: the node and the 2**i - 1 nodes above it
         accepted = accepted & accepted.gather(1, above)
         above = above.gather(1, above)
     # nodes are sorted by depth, so the n-th accepted node is the n-th of the branch; the rest goes to a spare column
-    rank = torch.where(accepted, accepted.cumsum(dim=1) - 1, max_accepted)
-    path = torch.zeros((batch, max_accepted + 1), dtype=torch.int64, device=rank.device)
-    path = path.scatter(1, rank, torch.where(accepted, node, 0))[:, :max_accepted]
-    accept_length = accepted.sum(dim=1) - 1
-    tokens = target_tokens.gather(1, path)
-    next_token = tokens.gather(1, accept_length[:, None])[:, 0]
-    return Acceptance(path, tokens, accept_length, next_token)
+    rank = torch.where(accepted, accepted.cumsum(dim=1) - 1, longest)
+    path = torch.zeros((len(rank), longest + 1), dtype=torch.int64, device=rank.device)
+    into.path.copy_(path.scatter(1, rank, torch.where(accepted, node, 0))[:, :longest])
+    into.num_tokens.copy_(accepted.sum(dim=1))
+    into.accept_length.copy_(into.num_tokens - 1)
+    into.tokens.copy_(target_tokens.gather(1, into.path))
+    into.next_token.copy_(into.tokens.gather(1, into.accept_length[:, None])[:, 0])
+    into.result.copy_(torch.cat((calls[:, None], into.accept_length[:, None], into.tokens), dim=1))
+    mark_seen(seen, into.tokens, into.num_tokens)

@@ -1,12 +1,32 @@
 """Random trees, and the walk that accepts them."""
 
+import torch
+
 from radar_kernels import Acceptance, accept_nodes
 from radar_kernels.reference_tree import VerifyTree
 
 
+def acceptance(batch: int, max_accepted: int, device) -> Acceptance:
+    """Buffers that an earlier round left."""
+    shapes = dict.fromkeys(("path", "tokens"), (batch, max_accepted)) | {"result": (batch, 2 + max_accepted)}
+    made = [torch.full(shapes.get(name, (batch,)), -7, device=device) for name in Acceptance._fields]
+    return Acceptance(*made)
+
+
 def accept(tree: VerifyTree, target_tokens, max_accepted: int) -> Acceptance:
     """As a round does it."""
-    return accept_nodes(tree.draft_tokens, tree.parents, tree.valid, target_tokens, max_accepted=max_accepted)
+    return accept_in(tree.draft_tokens, tree.parents, tree.valid, target_tokens, max_accepted=max_accepted)
+
+
+def accept_in(draft_tokens, parents, valid, target_tokens, *, max_accepted, seen=None, **options) -> Acceptance:
+    """Of calls that are 5 in every row."""
+    batch, device = len(target_tokens), target_tokens.device
+    into = acceptance(batch, max_accepted, device)
+    seen = torch.zeros(batch, 64, dtype=torch.int32, device=device) if seen is None else seen
+    calls = torch.full((batch,), 5, device=device)
+    accept_nodes(draft_tokens, parents, valid, target_tokens, calls, into, seen, **options)
+    assert into.result.tolist() == torch.column_stack((calls, into.accept_length, into.tokens)).tolist()
+    return into
 
 
 def random_tree(rng, nodes, vocab, max_depth):

@@ -10,7 +10,7 @@ from radar.draft.base import Drafter
 from radar.engine.sampler import Sampler
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
-from radar_kernels import accept_nodes
+from radar_kernels import Acceptance, accept_nodes
 
 __all__ = ["RoundSteps"]
 
@@ -47,6 +47,8 @@ class RoundSteps:
         self.alive = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
+        path, signals = torch.zeros_like(self.tokens), self.signals
+        self._accepted = Acceptance(path, self.tokens, signals.accept_length, self.count, self.root, self.result)
         self.policy = self.bind(policy)
 
     def bind(self, policy: StopPolicy) -> StopPolicy:
@@ -99,29 +101,21 @@ class RoundSteps:
         return logits
 
     def accept(self, target_tokens: Tensor) -> None:
-        """Walk the tree along the target's tokens."""
-        nodes = self.nodes
-        self._accepted = accept_nodes(
-            nodes.draft_tokens, nodes.parents, nodes.valid, target_tokens, max_accepted=self.config.max_accepted
-        )
+        """Walk the tree along the target's tokens, and leave them for the next round, the history and the host."""
+        tree, calls = self.nodes, self.drafter.tree.calls
+        seen = self.sampler.state.seen
+        accept_nodes(tree.draft_tokens, tree.parents, tree.valid, target_tokens, calls, self._accepted, seen)
 
     def commit(self) -> Tensor:
-        """Keep what was accepted, and leave the next round's input.
+        """Keep the rows and features of what was accepted.
 
         Returns:
             [B, 2 + A]: draft calls, accept_length, and the round's tokens, of which the first accept_length + 1 count.
         """
-        result = self._accepted
-        count = result.accept_length + 1
-        self.target.cache.commit(result.path, count)
-        self.sampler.commit(result.tokens, count)
-        self.tokens.copy_(result.tokens)
-        self.taps.copy_(self._node_taps.gather(1, result.path[..., None].expand_as(self.taps)))
-        self.count.copy_(count)
-        self.signals.accept_length.copy_(result.accept_length)
-        self.root.copy_(result.next_token)
-        parts = (self.drafter.tree.calls[:, None], result.accept_length[:, None], result.tokens)
-        return torch.cat(parts, dim=1, out=self.result)
+        path = self._accepted.path
+        self.target.cache.commit(path, self.count)
+        torch.gather(self._node_taps, 1, path[..., None].expand_as(self.taps), out=self.taps)
+        return self.result
 
     def num_drafted(self, calls: int) -> int:
         """Draft tokens that a round of `calls` draft calls verifies: all candidates, or what the tree has room for."""

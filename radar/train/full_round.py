@@ -22,7 +22,7 @@ from radar.generation.request import Request
 from radar.policy.base import FixedDepth
 from radar.target.model import TargetModel
 from radar.train.acceptance import Candidates, Text
-from radar_kernels import Acceptance, select_nodes
+from radar_kernels import select_nodes
 
 __all__ = ["FullRound", "FullRounds"]
 
@@ -87,12 +87,9 @@ class FullRound(RoundSteps):
 
     def accept(self, target_tokens: Tensor) -> None:
         """As in `RoundSteps`, or the root alone."""
-        super().accept(target_tokens)
         if self.one_token:
-            path, tokens, length, _ = self._accepted
-            self._accepted = Acceptance(
-                torch.zeros_like(path), tokens, torch.zeros_like(length), tokens[:, 0].contiguous()
-            )
+            self.nodes = self.nodes._replace(valid=torch.zeros_like(self.nodes.valid))
+        super().accept(target_tokens)
 
 
 class FullRounds:

@@ -131,9 +131,11 @@ def record_launches(arch: int) -> list[tuple]:
             radar_kernels.grow_tree(logits, tree, first=first, **rest, backend="triton")
         options = {"total_tokens": total, "tree_top_k": k, "backend": "triton"}
         nodes = radar_kernels.select_nodes(*tree[:3], tree.calls, **options)
-        radar_kernels.accept_nodes(
-            nodes.draft_tokens, nodes.parents, nodes.valid, nodes.parents, max_accepted=calls + 1, backend="triton"
-        )
+        longest, one = integers(1, calls + 1), integers(1)
+        into = radar_kernels.Acceptance(longest, longest, one, one, one, integers(1, calls + 3))
+        seen = torch.zeros(1, 4008, dtype=torch.int32)
+        tree = nodes.draft_tokens, nodes.parents, nodes.valid, nodes.parents, one
+        radar_kernels.accept_nodes(*tree, into, seen, backend="triton")
     return launches
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from sampling_cases import INF, SETTINGS, make, make_state, make_tree
 from tree_cases import one_level
+from trees import accept_in
 
-from radar_kernels import accept_nodes, greedy_tokens, reference, sample_tokens, store_rows, tree_attention
+from radar_kernels import greedy_tokens, reference, sample_tokens, store_rows, tree_attention
 from radar_kernels.reference_tree import pack_bits
 from radar_kernels.sample_tokens import NO_TOKEN
 
@@ -133,7 +134,7 @@ def test_a_branch_ends_where_the_target_has_no_token(backend, device):
     node = torch.arange(6, device=device)[None]
     target = node + 11
     target[0, 2] = NO_TOKEN
-    out = accept_nodes(node + 10, (node - 1).clamp(min=0), node >= 0, target, max_accepted=6, backend=backend)
+    out = accept_in(node + 10, (node - 1).clamp(min=0), node >= 0, target, max_accepted=6, backend=backend)
     assert out.accept_length.tolist() == [2]
     assert out.tokens[0, :3].tolist() == [11, 12, NO_TOKEN]
     assert out.next_token.tolist() == [NO_TOKEN]
