@@ -7,6 +7,7 @@ from radar_kernels.draft_rows import Beam, DraftRows, draft_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
 from radar_kernels.mark_seen import mark_seen
+from radar_kernels.mass_stop import mass_stop
 from radar_kernels.quantize_rows import quantize_rows
 from radar_kernels.rms_norm import add_rms_norm, rms_norm
 from radar_kernels.rotate_store import HeadNorms, rotate_store
@@ -35,6 +36,7 @@ __all__ = [
     "keep_rows",
     "lstm_step",
     "mark_seen",
+    "mass_stop",
     "quantize_rows",
     "rms_norm",
     "rotate_store",

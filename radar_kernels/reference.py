@@ -16,6 +16,7 @@ __all__ = [
     "TopkConfidence",
     "keep_rows",
     "lstm_step",
+    "mass_stop",
     "skinny_linear",
     "store_rows",
     "topk_confidence",
@@ -137,6 +138,13 @@ def lstm_step(
     if update:
         hidden, cell = state[0].copy_(hidden), state[1].copy_(cell)
     return LstmStep(hidden, cell, logits, stop)
+
+
+def mass_stop(scores: Tensor, bounds: Tensor, call: Tensor) -> Tensor:
+    """Whether the summed probability is below the call's bound; see `radar_kernels.mass_stop`."""
+    bound = bounds[call.clamp(max=len(bounds) - 1)]
+    call += 1
+    return (scores.exp().sum(dim=-1) < bound) | (bound == torch.inf)
 
 
 def store_rows(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, start: Tensor) -> None:

@@ -41,6 +41,7 @@ STEP_FILES = [
     "radar_kernels/reference.py",
     "radar_kernels/tree_attention.py",
     "radar_kernels/draft_rows.py",
+    "radar_kernels/mass_stop.py",
     "radar_kernels/lstm_step.py",
 ]
 READS = {"item", "tolist", "nonzero", "masked_select", "cpu", "numpy", "unique"}

@@ -108,17 +108,17 @@ def test_missing_candidates_do_not_poison_the_state() -> None:
     policy = RadarPolicy(PolicyNetwork())
     policy.bind(4, TREE, CPU)
     decisions(policy, scores)
-    assert policy._hidden.isfinite().all()
+    assert policy._state.isfinite().all()
     assert policy.network(scores).isfinite().all()
 
 
 def test_state_lives_in_fixed_buffers() -> None:
     policy = RadarPolicy(PolicyNetwork(), sample=True)
     policy.bind(3, TREE, CPU)
-    before = [t.data_ptr() for t in (policy._hidden, policy._cell, policy._draws, policy._call)]
+    before = [t.data_ptr() for t in (policy._state, policy._draws, policy._call)]
     decisions(policy, make_scores(3))
-    assert policy._hidden.abs().sum() > 0
-    assert before == [t.data_ptr() for t in (policy._hidden, policy._cell, policy._draws, policy._call)]
+    assert policy._state.abs().sum() > 0
+    assert before == [t.data_ptr() for t in (policy._state, policy._draws, policy._call)]
 
 
 def test_rows_are_independent() -> None:

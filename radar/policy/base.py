@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
+from radar_kernels import mass_stop
 
 __all__ = [
     "FixedDepth",
+    "MassRule",
     "RoundSignals",
     "Settled",
     "SignalPolicy",
@@ -103,7 +107,25 @@ class Settled:
         object.__setattr__(self, name, value)
 
 
-class FixedDepth(Settled):
+class MassRule(Settled):
+    """Stops where the beam's summed probability is below a bound, which the number of the call decides."""
+
+    def mass_bounds(self) -> Sequence[float]:
+        """After call 1, 2, ...; the last one is that of all further calls. 0 never stops there, inf always does."""
+        raise NotImplementedError
+
+    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
+        self._bounds = torch.tensor(self.mass_bounds(), dtype=torch.float32, device=device)
+        self._call = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        self._call.zero_()
+
+    def stop(self, scores: Tensor) -> Tensor:
+        return mass_stop(scores, self._bounds, self._call)
+
+
+class FixedDepth(MassRule):
     """Always `calls` draft calls: EAGLE-3 is `FixedDepth(8)` (its depth 7, plus the call from the root)."""
 
     def __init__(self, calls: int = 8) -> None:
@@ -114,20 +136,16 @@ class FixedDepth(Settled):
     def __repr__(self) -> str:
         return f"FixedDepth({self.calls})"
 
+    def mass_bounds(self) -> Sequence[float]:
+        return [0.0] * (self.calls - 1) + [math.inf]
+
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
         if self.calls > tree.max_calls:
             raise UsageError(f"{self!r} needs TreeConfig(max_calls={self.calls}) or more, got {tree.max_calls}")
-        self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        self._count.zero_()
-
-    def stop(self, scores: Tensor) -> Tensor:
-        self._count += 1
-        return self._count >= self.calls
+        super().bind(batch_size, tree, device)
 
 
-class Threshold(Settled):
+class Threshold(MassRule):
     """Stop when the beam's summed probability falls below `mass` (DDD, arXiv 2409.00142, checked at every level)."""
 
     def __init__(self, mass: float = 0.2) -> None:
@@ -138,11 +156,8 @@ class Threshold(Settled):
     def __repr__(self) -> str:
         return f"Threshold({self.mass:g})"
 
-    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
-        pass
+    def mass_bounds(self) -> Sequence[float]:
+        return [self.mass]
 
     def reset(self) -> None:
-        pass
-
-    def stop(self, scores: Tensor) -> Tensor:
-        return scores.exp().sum(dim=-1) < self.mass
+        """One bound for all calls."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
-from radar.policy.base import RoundSignals, Settled, StopPolicy, attach_signals
+from radar.policy.base import MassRule, RoundSignals, Settled, StopPolicy, attach_signals
 
 __all__ = ["DDD", "Capped", "ExpectedGain", "OptTree", "Talon"]
 
@@ -69,7 +69,7 @@ class Capped(Settled):
         return self._bound.stop(scores) | (self._count >= self.calls)
 
 
-class ExpectedGain(Settled):
+class ExpectedGain(MassRule):
     """Stop when one more call is expected to add fewer tokens than it costs: continue iff E[A(n+1) - A(n) | x] > price.
 
     The one-step rule of optimal stopping; the price is (tokens per second) * (seconds of a call). The expectation is
@@ -88,19 +88,8 @@ class ExpectedGain(Settled):
     def __repr__(self) -> str:
         return f"ExpectedGain([{', '.join(f'{value:.3g}' for value in self.mass_by_call)}])"
 
-    def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
-        last = self.mass_by_call[-1]
-        bounds = [*self.mass_by_call, *[last] * tree.max_calls][: tree.max_calls]
-        self._bounds = torch.tensor(bounds, device=device)
-        self._call = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        self._call.zero_()
-
-    def stop(self, scores: Tensor) -> Tensor:
-        bound = self._bounds.gather(0, self._call.clamp(max=self._bounds.shape[0] - 1))
-        self._call += 1
-        return scores.exp().sum(dim=-1) < bound
+    def mass_bounds(self) -> Sequence[float]:
+        return self.mass_by_call
 
 
 class DDD(Settled):

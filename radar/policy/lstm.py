@@ -118,16 +118,14 @@ class RadarPolicy(Settled):
                 f"use TreeConfig(tree_top_k={width}) or train a policy for {tree.tree_top_k}"
             )
         self._weights = self.network.weights(device)
-        self._hidden = torch.zeros(batch_size, self.network.hidden_size, device=device)
-        self._cell = torch.zeros_like(self._hidden)
+        self._state = torch.zeros(2, batch_size, self.network.hidden_size, device=device)
         if self.sample:
             self._generator = torch.Generator(device).manual_seed(self.seed)
             self._draws = torch.zeros(tree.max_calls, batch_size, device=device)
             self._call = torch.zeros(1, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        self._hidden.zero_()
-        self._cell.zero_()
+        self._state.zero_()
         if self.sample:
             self._draws.uniform_(generator=self._generator)
             self._call.zero_()
@@ -138,9 +136,8 @@ class RadarPolicy(Settled):
         if self.sample:
             threshold = self._draws.index_select(0, self._call).squeeze(0)
             self._call.add_(1).remainder_(self._draws.shape[0])
-        return lstm_step(
-            scores, self._hidden, self._cell, self._weights, threshold=threshold, floor=SCORE_FLOOR, update=True
-        ).stop
+        hidden, cell = self._state
+        return lstm_step(scores, hidden, cell, self._weights, threshold=threshold, floor=SCORE_FLOOR, update=True).stop
 
 
 def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:

@@ -57,7 +57,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "lstm_step", "cache_rows", "grow_tree", "select_nodes", "accept_nodes", "draft_rows")
-    names += ("rms_norm", "silu_mul", "rotate_store")
+    names += ("mass_stop", "rms_norm", "silu_mul", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -82,6 +82,8 @@ def record_launches(arch: int) -> list[tuple]:
             options = {"threshold": torch.zeros(1), "floor": -100.0, "update": update}
             radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, **options, backend="triton")
     one = torch.zeros(1, dtype=torch.int64)
+    label = "mass_stop"
+    radar_kernels.mass_stop(torch.empty(1, 10), torch.empty(3), one, backend="triton")
     for dtype, heads, rows, dim in CACHE:
         label = f"store_rows and keep_rows {dtype} {heads} x {rows} x {dim}"
         cache, new = torch.empty(2, 1, heads, 512, dim, dtype=dtype), torch.empty(1, rows, heads, dim, dtype=dtype)
@@ -254,7 +256,7 @@ def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "rows_kernel", "cell_kernel", "head_kernel"}
     kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
-    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel"}
+    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
     waits = {"keep_kernel": 1, "grow_kernel": 2, "pick_kernel": 2}
