@@ -38,9 +38,13 @@ def head(**layout):
     return draft.to(DEVICE)
 
 
-def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3):
-    """What is on the tree after three calls, and in the cache."""
+def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3, twice=False):
+    """What is on the tree after three calls, and in the cache. Embeddings are doubled, `twice` by a hook."""
     embed = tiny_target().get_input_embeddings()
+    if twice:
+        embed.register_forward_hook(lambda module, inputs, output: 2 * output)
+    else:
+        embed.weight.data *= 2
     drafter = Eagle3Drafter(draft, embed, TREE, max_length=64, max_rows=8, batch_size=batch)
     drafter._bound.groups, drafter._bound.heads = [], {}
     if fuse:
@@ -76,6 +80,12 @@ def test_the_same_proposals(layout, monkeypatch):
         op = getattr(fused_head, name)
         monkeypatch.setattr(fused_head, name, functools.partial(op, backend="triton"))
     assert_the_same(proposed(draft, fuse=True), expected)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_an_embedding_that_does_more_than_look_up_is_called(fuse):
+    draft = head()
+    assert_the_same(proposed(draft, fuse=fuse, batch=2, twice=True), proposed(draft, fuse=False, batch=2))
 
 
 def test_every_text_of_a_batch_has_its_own_length():
