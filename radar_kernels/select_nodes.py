@@ -77,17 +77,17 @@ def pick_kernel(
     tl.store(node_parents + first + n, parent.to(tl.int64), mask=inside)
     tl.store(depths + first + n, depth.to(tl.int64), mask=inside)
     tl.store(valid + first + n, alive | (n == 0), mask=inside)
-    tl.debug_barrier()
 
     one = tl.full([NODES_PAD], 1, tl.int64)
     wide = n.to(tl.int64)
     seen = tl.where(w == (wide // 64)[:, None], (one << (wide % 64))[:, None], 0)
     seen |= (w == 0).to(tl.int64)  # the root
-    current = parent.to(tl.int64)
+    current = parent
     steps = 0
     while (tl.max(current) > 0) & (steps < LEVELS):
-        seen |= tl.where(w == (current // 64)[:, None], (one << (current % 64))[:, None], 0)
-        current = tl.load(node_parents + first + current, mask=inside, other=0, cache_modifier=".cg")
+        at = current.to(tl.int64)
+        seen |= tl.where(w == (at // 64)[:, None], (one << (at % 64))[:, None], 0)
+        current = tl.gather(parent, current, 0)
         steps += 1
     out = ancestors + (first + n)[:, None] * WORDS + w
     tl.store(out, seen, mask=inside[:, None] & (w < WORDS))
