@@ -10,6 +10,7 @@ from radar_kernels.mark_seen import mark_seen
 from radar_kernels.mass_stop import mass_stop
 from radar_kernels.quantize_rows import quantize_rows
 from radar_kernels.rms_norm import add_rms_norm, rms_norm
+from radar_kernels.rotary_angles import rotary_angles
 from radar_kernels.rotate_store import HeadNorms, rotate_store
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
@@ -39,6 +40,7 @@ __all__ = [
     "mass_stop",
     "quantize_rows",
     "rms_norm",
+    "rotary_angles",
     "rotate_store",
     "runs_skinny",
     "sample_tokens",

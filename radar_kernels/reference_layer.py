@@ -8,7 +8,17 @@ from torch.nn import functional as F
 
 from radar_kernels.reference import store_rows
 
-__all__ = ["Beam", "DraftRows", "HeadNorms", "add_rms_norm", "draft_rows", "rms_norm", "rotate_store", "silu_mul"]
+__all__ = [
+    "Beam",
+    "DraftRows",
+    "HeadNorms",
+    "add_rms_norm",
+    "draft_rows",
+    "rms_norm",
+    "rotary_angles",
+    "rotate_store",
+    "silu_mul",
+]
 
 
 class HeadNorms(NamedTuple):
@@ -80,6 +90,13 @@ def draft_rows(
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """See `radar_kernels.silu_mul`."""
     return F.silu(gate) * up
+
+
+def rotary_angles(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `radar_kernels.rotary_angles`."""
+    angle = positions[..., None].float() * frequencies
+    angle = torch.cat((angle, angle), dim=-1)
+    return (angle.cos() * scaling).to(dtype), (angle.sin() * scaling).to(dtype)
 
 
 def rotate_store(

@@ -33,6 +33,7 @@ STEP_FILES = [
     "radar_kernels/sample_tokens.py",
     "radar_kernels/mark_seen.py",
     "radar_kernels/rms_norm.py",
+    "radar_kernels/rotary_angles.py",
     "radar_kernels/rotate_store.py",
     "radar_kernels/silu_mul.py",
     "radar_kernels/reference_layer.py",

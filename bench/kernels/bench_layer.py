@@ -5,11 +5,11 @@ import torch
 
 from bench.conftest import IMPLEMENTATIONS, ON_GPU, implementation_of, rotation
 from bench.shapes import LLAMA_8B, TINY
-from radar_kernels import add_rms_norm, draft_rows, reference_layer, rms_norm, rotate_store, silu_mul
+from radar_kernels import add_rms_norm, draft_rows, reference_layer, rms_norm, rotary_angles, rotate_store, silu_mul
 
 DTYPE, G = (torch.bfloat16, LLAMA_8B) if ON_GPU else (torch.float32, TINY)
 ROWS = [1, 10, 60]
-OPS = {op.__name__: op for op in (rms_norm, add_rms_norm, draft_rows, rotate_store, silu_mul)}
+OPS = {op.__name__: op for op in (rms_norm, add_rms_norm, draft_rows, rotary_angles, rotate_store, silu_mul)}
 
 
 def arguments(name, rows, device):
@@ -18,6 +18,8 @@ def arguments(name, rows, device):
 
     if name == "silu_mul":
         return random(1, rows, 2 * G.intermediate_size).split(G.intermediate_size, dim=-1)
+    if name == "rotary_angles":
+        return torch.arange(rows, device=device)[None], random(G.head_dim // 2).float(), 1.0, DTYPE
     if name == "draft_rows":
         tokens, weights = torch.arange(rows, device=device)[None], (random(G.hidden_size), random(G.hidden_size))
         return tokens, random(rows, G.hidden_size), random(1, rows, G.hidden_size), tokens[:, 0], weights, 1e-5

@@ -23,7 +23,7 @@ from radar.target.layers import (
     layer_products,
 )
 from radar.target.running import Owner, current_cache, is_running
-from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotate_store, silu_mul
+from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotary_angles, rotate_store, silu_mul
 
 __all__ = ["FusedLayers"]
 
@@ -56,7 +56,7 @@ class _Normed:
 
 
 class FusedLayers:
-    """The layers of a decoder, and its last norm, in the threads that run `owner`; entered before its `groups` are.
+    """A decoder's layers, last norm and rotary angles in the threads that run `owner`; entered before its `groups` are.
 
     Only layers of the supported families with nothing on them or in them that stock ones do not have: a hook, an
     adapter, a forward of its own, weights that are not plain. All others run as they are, between ours too.
@@ -70,6 +70,7 @@ class FusedLayers:
     def __init__(self, decoder: Any, groups: Sequence[FusedLinears], owner: Owner) -> None:
         self._layers = [(layer, layer_products(layer, groups)) for layer in decoder.layers]
         self._last: Any = decoder.norm
+        self._rotary: Any = getattr(decoder, "rotary_emb", None)
         self._owner = owner
         self._normed = _Normed()
         self._entered: list[nn.Module] = []
@@ -87,6 +88,8 @@ class FusedLayers:
                 self._set(layer, self._layer_forward(layer, products, norms[index + 1]))
         if norms[-1] is not None:
             self._set(self._last, self._norm_forward(self._last))
+        if _is_stock_rotary(self._rotary):
+            self._set(self._rotary, self._rotary_forward(self._rotary))
 
     def leave(self) -> None:
         for module in self._entered:
@@ -94,7 +97,7 @@ class FusedLayers:
         self._entered.clear()
         self._normed.leave(None, None, None)
 
-    def _set(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+    def _set(self, module: nn.Module, forward: Callable[..., object]) -> None:
         self._entered.append(module)
         module.__dict__["forward"] = forward
 
@@ -124,6 +127,16 @@ class FusedLayers:
             if not is_running(self._owner):
                 return stock(norm, hidden_states)  # type: ignore[no-any-return]
             return self._normed.take(hidden_states, norm)
+
+        return forward
+
+    def _rotary_forward(self, rotary: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+        stock = type(rotary).forward
+
+        def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+            if not is_running(self._owner):
+                return stock(rotary, x, position_ids)  # type: ignore[no-any-return]
+            return rotary_angles(position_ids, rotary.inv_freq.to(x.device), rotary.attention_scaling, x.dtype)
 
         return forward
 
@@ -180,6 +193,15 @@ def _is_stock_norm(norm: Any, home: str) -> bool:
         and is_plain_tensor(norm.weight)
         and len(norm.weight) <= MOST_COLUMNS
     )
+
+
+def _is_stock_rotary(rotary: Any) -> bool:
+    """Whether its angles are of a position and fixed frequencies alone."""
+    home = type(rotary).__module__
+    if home not in _FAMILIES or not _is_stock(rotary, home, f"{_FAMILIES[home]}RotaryEmbedding"):
+        return False
+    fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
+    return fixed and is_plain_tensor(rotary.inv_freq) and rotary.inv_freq.dtype == torch.float32
 
 
 def _is_stock(module: Any, home: str, name: str) -> bool:

@@ -57,7 +57,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "lstm_step", "cache_rows", "grow_tree", "select_nodes", "accept_nodes", "draft_rows")
-    names += ("mass_stop", "rms_norm", "silu_mul", "rotate_store")
+    names += ("mass_stop", "rms_norm", "silu_mul", "rotary_angles", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -101,6 +101,7 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.add_rms_norm(x, x, weight, 1e-5, backend="triton")
         radar_kernels.add_rms_norm(x[None], x[None], weight, 1e-5, count=one, backend="triton")
         nodes = torch.zeros(1, rows, dtype=torch.int64)
+        radar_kernels.rotary_angles(nodes, torch.empty(dim // 2), 1.0, dtype, backend="triton")
         for beam in (None, radar_kernels.Beam(nodes, one)):
             radar_kernels.draft_rows(nodes, x, x[None], one, 2 * (weight,), 1e-5, beam=beam, backend="triton")
         radar_kernels.silu_mul(*torch.empty(rows, 2 * middle, dtype=dtype).split(middle, dim=-1), backend="triton")
@@ -256,7 +257,7 @@ def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "rows_kernel", "cell_kernel", "head_kernel"}
     kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
-    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel"}
+    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel", "angles_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
     waits = {"keep_kernel": 1, "grow_kernel": 2, "pick_kernel": 1}
