@@ -27,9 +27,8 @@ def cell_kernel(
 ):  # fmt: skip
     """i, f, g, o = W_ih x + b_ih + W_hh h + b_hh;  c' = s(f) c + s(i) tanh(g);  h' = s(o) tanh(c')  for UNITS units.
 
-    The weights too are read behind the wait: what was launched in front may be the copy that makes them. With UPDATE
-    new_cell is cell, of which a program touches its own units only; h' never goes to h,
-    which every program reads.
+    The weights are read before the wait. With UPDATE new_cell is cell, of which a program touches its own units only;
+    h' never goes to h, which every program reads.
     """
     batch = tl.program_id(1)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
@@ -38,14 +37,14 @@ def cell_kernel(
     real = ((gate * 0)[:, None] + unit[None, :]).reshape([4 * UNITS]) < HIDDEN
     h = tl.arange(0, HIDDEN_PAD)
     i = tl.arange(0, INPUTS_PAD)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     hh = tl.load(weight_hh + row[:, None] * HIDDEN + h[None, :], mask=real[:, None] & (h < HIDDEN)[None, :], other=0.0)
     ih = tl.load(weight_ih + row[:, None] * INPUTS + i[None, :], mask=real[:, None] & (i < INPUTS)[None, :], other=0.0)
     bias = tl.load(bias_ih + row, mask=real, other=0.0).to(tl.float32) + tl.load(
         bias_hh + row, mask=real, other=0.0
     ).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     state = tl.load(hidden + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0).to(tl.float32)
     x = tl.load(scores + batch * INPUTS + i, mask=i < INPUTS, other=0.0).to(tl.float32)
     x = tl.where(x < floor, floor, x)  # NaN stays NaN
@@ -256,7 +255,8 @@ def lstm_step(
     Args:
         scores: [B, I], cumulative log-probabilities of the level's beam, descending.
         hidden, cell: [B, H], the state; zeros before the first level. Modified with `update` only.
-        weights: see `PolicyWeights`; torch.nn.LSTM's gate order i, f, g, o. The head reads cat(hidden', scores).
+        weights: see `PolicyWeights`; torch.nn.LSTM's gate order i, f, g, o. The head reads cat(hidden', scores). On a
+            GPU they are read early, so not what the very launch in front of this one writes.
         threshold: [B], stop where softmax(logits)[0] is greater. None is 0.5, the greedy decision; uniform random
             numbers sample from the policy.
         floor: scores below it count as it, so that -inf can come in.
