@@ -15,7 +15,7 @@ from radar_kernels.rotate_store import HeadNorms, rotate_store
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
 from radar_kernels.silu_mul import silu_mul
-from radar_kernels.skinny_linear import runs_skinny, skinny_linear
+from radar_kernels.skinny_linear import Parts, runs_skinny, skinny_linear, skinny_parts
 from radar_kernels.tree_attention import tree_attention
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "DraftRows",
     "HeadNorms",
     "LstmStep",
+    "Parts",
     "PolicyWeights",
     "SamplingState",
     "TreeBuffers",
@@ -47,6 +48,7 @@ __all__ = [
     "select_nodes",
     "silu_mul",
     "skinny_linear",
+    "skinny_parts",
     "store_rows",
     "tree_attention",
 ]

@@ -3,6 +3,7 @@
 Nothing here asks the host about a device value (no `.item()`, no boolean indexing): these can be captured too.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from radar_kernels.quantize_rows import unpack_rows
 
 __all__ = [
     "LstmStep",
+    "Parts",
     "PolicyWeights",
     "TopkConfidence",
     "keep_rows",
@@ -52,6 +54,20 @@ class LstmStep(NamedTuple):
     cell: Tensor  # [B, H] float32
     logits: Tensor  # [B, 2] float32, action 0 = stop
     stop: Tensor  # [B] bool
+
+
+class Parts(NamedTuple):
+    """A product [..., N] of `dtype` that is still to be added up."""
+
+    values: Tensor  # [P, ..., N] float32, to be summed in this order
+    scale: Tensor | None  # [N] float32, factor on the sum
+    bias: Tensor | None  # [N], behind it
+    dtype: torch.dtype
+
+    def added(self) -> Tensor:
+        total: Tensor = functools.reduce(torch.add, self.values)
+        total = total if self.scale is None else total * self.scale
+        return (total if self.bias is None else total + self.bias.float()).to(self.dtype)
 
 
 def visible_keys(prefix_length: Tensor, ancestors: Tensor, capacity: int) -> Tensor:

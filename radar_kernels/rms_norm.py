@@ -2,11 +2,14 @@
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from radar_kernels import reference_layer
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
+from radar_kernels.reference import Parts
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
@@ -16,12 +19,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @jit
 def norm_kernel(
-    x, residual, count, weight, total, output, x_m, residual_m, total_m, output_m, nodes, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, PDL: tl.constexpr,
+    x, residual, count, factor, bias, weight, total, output, x_m, x_p, residual_m, total_m, output_m, nodes, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr,
+    FACTOR: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h = residual + x; output = weight * h / sqrt(mean(h^2) + eps), of one row: h and the norm are rounded.
 
-    With LAST the row is the last one that counts of a sequence's `nodes`.
+    With LAST the row is the last one that counts of a sequence's `nodes`. With PARTS x is (x[0] + x[1] + ...) * factor
+    + bias, rounded, as `sum_kernel` makes it.
     """
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -38,6 +43,14 @@ def norm_kernel(
     if LAST:
         source = row * nodes + tl.load(count + row) - 1
     h = tl.load(x + source * x_m + i, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        h += tl.load(x + part * x_p + source * x_m + i, mask=inside, other=0.0)
+    if FACTOR:
+        h *= tl.load(factor + i, mask=inside, other=0.0)
+    if BIAS:
+        h += tl.load(bias + i, mask=inside, other=0.0).to(tl.float32)
+    if PARTS > 1:
+        h = h.to(output.dtype.element_ty).to(tl.float32)
     if ADD:
         rounded = (tl.load(residual + source * residual_m + i, mask=inside, other=0.0).to(tl.float32) + h).to(
             output.dtype.element_ty
@@ -49,35 +62,51 @@ def norm_kernel(
     tl.store(output + row * output_m + i, (w * normed).to(output.dtype.element_ty), mask=inside)
 
 
-def norm_plan(*, rows: int, size: int, add: bool, last: bool, arch: int) -> Plan:
+def norm_plan(
+    *, rows: int, size: int, add: bool, last: bool, parts: int = 1, factor: bool = False, bias: bool = False, arch: int
+) -> Plan:
     """A program for each row, so that a row is summed in one order beside any number of others."""
     block = next_power_of_2(size)
     return Plan(
         grid=(rows,),
-        constants={"SIZE": size, "BLOCK": block, "ADD": add, "LAST": last, "PDL": arch >= 90},
+        constants={
+            "SIZE": size, "BLOCK": block, "ADD": add, "LAST": last, "PARTS": parts, "FACTOR": factor, "BIAS": bias,
+            "PDL": arch >= 90,
+        },
         options={"num_warps": min(max(block // 512, 1), 32), "enable_fp_fusion": False}
         | ({"launch_pdl": True} if arch >= 90 else {}),
-    )
+    )  # fmt: skip
 
 
 def _launch(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, total: Tensor | None = None,
+    x: Tensor | Parts, residual: Tensor | None, weight: Tensor, eps: float, total: Tensor | None = None,
     out: Tensor | None = None, count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    shape, size = x.shape if count is None else (x.shape[0], 1, x.shape[-1]), x.shape[-1]
-    output = x.new_empty(shape) if out is None else out
+    first = x.values[0] if isinstance(x, Parts) else x
+    shape, size = first.shape if count is None else (first.shape[0], 1, first.shape[-1]), first.shape[-1]
+    output = weight.new_empty(shape) if out is None else out
     if total is None:
-        total = output if residual is None else x.new_empty(shape)
+        total = output if residual is None else weight.new_empty(shape)
     rows = output.numel() // size
     if rows:
-        add, last = residual is not None, count is not None
-        plan = norm_plan(rows=rows, size=size, add=add, last=last, arch=architecture(x.device))
-        x_rows = rows_of(x)
-        base = x_rows if residual is None else rows_of(residual)
+        base = rows_of(first if residual is None else residual)
         sums, flat = total.view(rows, size), output.view(rows, size)
+        how: dict[str, Any] = {
+            "add": residual is not None,
+            "last": count is not None,
+            "arch": architecture(weight.device),
+        }
+        if isinstance(x, Parts):
+            x_rows, step = x.values, x.values.stride(0)
+            addends = [base if one is None else one for one in (x.scale, x.bias)]
+            how |= {"parts": len(x.values), "factor": x.scale is not None, "bias": x.bias is not None}
+        else:
+            x_rows, step, addends = rows_of(x), 0, [base, base]
+        plan = norm_plan(rows=rows, size=size, **how)
         plan.launch(
-            norm_kernel, x_rows, base, x if count is None else count.contiguous(), weight.contiguous(), sums, flat,
-            x_rows.stride(0), base.stride(0), sums.stride(0), flat.stride(0), x.shape[-2] if last else rows, eps,
+            norm_kernel, x_rows, base, base if count is None else count.contiguous(), *addends, weight.contiguous(),
+            sums, flat, size if isinstance(x, Parts) else x_rows.stride(0), step, base.stride(0), sums.stride(0),
+            flat.stride(0), first.shape[-2] if count is not None else rows, eps,
         )  # fmt: skip
     return total, output
 
@@ -136,7 +165,7 @@ def rms_norm(
 
 def add_rms_norm(
     residual: Tensor,
-    x: Tensor,
+    x: Tensor | Parts,
     weight: Tensor,
     eps: float,
     *,
@@ -148,29 +177,36 @@ def add_rms_norm(
     """The sum `residual + x`, rounded to their dtype, and `rms_norm` of it.
 
     Args:
-        residual, x: [..., K] as in `rms_norm`.
+        residual, x: [..., K] as in `rms_norm`; x may be what `skinny_parts` leaves to be added up, which is rounded
+            before it is added to the residual.
         weight, eps, backend: as in `rms_norm`.
         count: [B] int64 from 1 to N: of residual and x [B, N, K] only row count[b] - 1 is taken.
         total, out: take sum and norm, as in `rms_norm`.
 
     Returns:
-        Sum and norm, each [..., K], or with `count` [B, 1, K], dtype of `x`: `total` and `out`, or new contiguous
-        tensors.
+        Sum and norm, each [..., K], or with `count` [B, 1, K], dtype of `residual`: `total` and `out`, or new
+        contiguous tensors.
 
     Raises:
         ValueError: as `rms_norm`.
     """
-    if count is not None and (x.dim() != 3 or count.shape != x.shape[:1] or count.dtype != torch.int64):
+    shape, dtype = (x.values.shape[1:], x.dtype) if isinstance(x, Parts) else (x.shape, x.dtype)
+    if shape != residual.shape or dtype != residual.dtype:
         raise ValueError(
-            f"add_rms_norm: with count x must be [B, N, K] and count int64 [B], got {tuple(x.shape)} and {count.dtype} "
+            f"add_rms_norm: residual must be {dtype} {list(shape)}, got {residual.dtype} {list(residual.shape)}"
+        )
+    if count is not None and (residual.dim() != 3 or count.shape != shape[:1] or count.dtype != torch.int64):
+        raise ValueError(
+            f"add_rms_norm: with count x must be [B, N, K] and count int64 [B], got {tuple(shape)} and {count.dtype} "
             f"{list(count.shape)}"
         )
-    _check("add_rms_norm", weight, x=x, residual=residual)
-    result = x if count is None else x[:, :1]
+    result = residual if count is None else residual[:, :1]
     _check("add_rms_norm", weight, x=result, total=total, out=out)
-    others = [tensor for tensor in (count, total, out) if tensor is not None]
-    if choose_backend("add_rms_norm", backend, x, residual, weight, *others) == "torch":
-        made = reference_layer.add_rms_norm(residual, x, weight, eps, count=count)
+    given = x[:3] if isinstance(x, Parts) else (x,)
+    tensors = [tensor for tensor in (*given, count, total, out) if tensor is not None]
+    if choose_backend("add_rms_norm", backend, residual, weight, *tensors) == "torch":
+        whole = x.added() if isinstance(x, Parts) else x
+        made = reference_layer.add_rms_norm(residual, whole, weight, eps, count=count)
         places = zip(made, (total, out), strict=True)
         sums, normed = (new if place is None else place.copy_(new) for new, place in places)
         return sums, normed

@@ -18,8 +18,9 @@ from radar_kernels._launch import (
 )
 from radar_kernels._linear_kernel import linear_kernel, plain_kernel, sum_kernel
 from radar_kernels.quantize_rows import LARGEST, LINE
+from radar_kernels.reference import Parts
 
-__all__ = ["runs_skinny", "skinny_linear"]
+__all__ = ["Parts", "runs_skinny", "skinny_linear", "skinny_parts"]
 
 MOST_ROWS = 256
 SUMMED = 1024  # results of a program that adds up parts
@@ -100,8 +101,7 @@ def tile(tensor: Tensor, lines: int, columns: int) -> Any:
     return TensorDescriptor.from_tensor(tensor, [lines, columns], layout)
 
 
-@torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *, whole: bool) -> Tensor | Parts:
     n, k = len(weight), x.shape[-1]
     rows = x.numel() // k
     how: dict[str, Any] = {"bias": bias is not None, "narrow": scale is not None, "arch": architecture(x.device)}
@@ -122,9 +122,18 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
     if plan.sum is None:
         plan.linear.launch(linear_kernel, *tiles, *addends, output, rows, n, steps)
         return output
-    parts = x.new_empty(plan.linear.grid[2], rows, n, dtype=torch.float32)
+    parts = x.new_empty(plan.linear.grid[2], *x.shape[:-1], n, dtype=torch.float32)
     plan.linear.launch(linear_kernel, *tiles, *addends, parts, rows, n, steps)
+    if not whole:
+        return Parts(parts, scale, bias, x.dtype)
     plan.sum.launch(sum_kernel, parts, *addends, output, rows * n, n)
+    return output
+
+
+@torch.library.custom_op("radar_kernels::skinny_linear", mutates_args=())
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    output = _run(x, weight, bias, scale, whole=True)
+    assert isinstance(output, Tensor)
     return output
 
 
@@ -183,9 +192,29 @@ def skinny_linear(
     Source: the linear layers of RADAR's draft and verify steps (arXiv 2512.14069); programmatic dependent launch and
         tensor maps of the CUDA programming guide.
     """
-    _check(x, weight, bias, scale)
-    tensors = [x, weight, *(one for one in (bias, scale) if one is not None)]
-    if choose_backend("skinny_linear", backend, *tensors) == "torch" or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
+    if _is_plain(x, weight, bias, scale, backend):
         return reference.skinny_linear(x, weight, bias, scale)
     output: Tensor = _launch(x, weight, bias, scale)
     return output
+
+
+def skinny_parts(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor | Parts:
+    """`skinny_linear` in front of an `add_rms_norm`, which adds up what programs have summed by themselves."""
+    if _is_plain(x, weight, bias, scale, backend):
+        return reference.skinny_linear(x, weight, bias, scale)
+    return _run(x, weight, bias, scale, whole=False)
+
+
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, backend: Backend | None) -> bool:
+    """Whether the reference runs, whatever the shapes. Raises ValueError."""
+    _check(x, weight, bias, scale)
+    tensors = [x, weight, *(one for one in (bias, scale) if one is not None)]
+    plain = choose_backend("skinny_linear", backend, *tensors) == "torch"
+    return plain or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]

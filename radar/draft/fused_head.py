@@ -67,11 +67,11 @@ class FusedHead(NamedTuple):
             norms=norms,
         )  # fmt: skip
         out = attend_stored(query, ancestors, 0, draft.config.head_dim**-0.5)
-        (change,) = products.o.product(out.flatten(2))
+        change = products.o.parts(out.flatten(2))
         hidden = rows.normed[..., size:] if layer.norm_before_residual else rows.states
         hidden, normed = add_rms_norm(hidden, change, layer.post_attention_layernorm.weight, eps, count=count)
         gate, up = products.gate_up.product(normed)
-        (change,) = products.down.product(silu_mul(gate, up))
+        change = products.down.parts(silu_mul(gate, up))
         fed = into[:, : hidden.shape[1]]
         total, last = (None, fed) if draft.config.norm_output else (fed, None)
         return add_rms_norm(hidden, change, draft.norm.weight, eps, total=total, out=last)[1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.errors import UsageError
-from radar_kernels import quantize_rows, runs_skinny, skinny_linear
+from radar_kernels import Parts, quantize_rows, runs_skinny, skinny_linear, skinny_parts
 
 __all__ = ["NarrowLinears", "check_draft_dtype", "weight_dtype"]
 
@@ -40,6 +40,10 @@ class NarrowLinears:
     def product(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of the layers makes of x [..., in_features]."""
         return torch.split(skinny_linear(x, self.weight, self.bias, scale=self.scale), self._sizes, dim=-1)
+
+    def parts(self, x: Tensor) -> Tensor | Parts:
+        """See `radar.target.layers.Product`."""
+        return skinny_parts(x, self.weight, self.bias, scale=self.scale)
 
     @torch.no_grad()
     def _quantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.target.running import Owner, is_running
-from radar_kernels import skinny_linear
+from radar_kernels import Parts, skinny_linear
 
 __all__ = [
     "Fused", "FusedLinears", "LayerProducts", "Product", "fuse_projections", "fused", "is_plain_embedding",
@@ -94,6 +94,10 @@ class FusedLinears:
         whole: Tensor = skinny_linear(x, self._product.weight, self._product.bias)
         return torch.split(whole, self._product.sizes, dim=-1)
 
+    def parts(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return self.product(x)[0]
+
     def leave(self) -> None:
         for linear in self.linears:
             linear.__dict__.pop("forward", None)
@@ -149,6 +153,9 @@ class Product(Protocol):
 
     def product(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of them makes of x [..., in_features]."""
+
+    def parts(self, x: Tensor) -> Tensor | Parts:
+        """Of one layer: what `product` gives, or what the `add_rms_norm` behind it is to add up."""
 
 
 class LayerProducts(NamedTuple):

@@ -100,6 +100,8 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.rms_norm(x, weight, 1e-5, backend="triton")
         radar_kernels.add_rms_norm(x, x, weight, 1e-5, backend="triton")
         radar_kernels.add_rms_norm(x[None], x[None], weight, 1e-5, count=one, backend="triton")
+        product = radar_kernels.Parts(torch.empty(3, rows, size), torch.empty(size), weight, dtype)
+        radar_kernels.add_rms_norm(x, product, weight, 1e-5, backend="triton")
         nodes = torch.zeros(1, rows, dtype=torch.int64)
         radar_kernels.rotary_angles(nodes, torch.empty(dim // 2), 1.0, dtype, backend="triton")
         for beam in (None, radar_kernels.Beam(nodes, one)):

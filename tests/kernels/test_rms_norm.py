@@ -6,7 +6,7 @@ from tolerances import assert_close
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from radar_kernels import add_rms_norm, reference_layer, rms_norm
+from radar_kernels import Parts, add_rms_norm, reference_layer, rms_norm
 
 SHAPES = [(1, 64), (3, 96), (2, 5, 33), (17, 128), (1, 1, 5120), (2, 1)]
 
@@ -83,6 +83,27 @@ def test_the_last_row_that_counts_alone(backend, kernel_dtype, device):
     assert bool((places[:, :, 1] == 7).all())
     fresh = add_rms_norm(residual, x, weight, 1e-5, count=count, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(fresh, found, strict=True))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("given", ["scale and bias", "scale", "bias", "neither"])
+def test_a_product_that_is_still_in_parts(given, parts, kernel_dtype, device):
+    """Added up as by `sum_kernel`: float32 in this order, scale, bias, one rounding; then added to the residual."""
+    residual, weight = make((3, 5, 96), kernel_dtype, device)
+    scale, bias = torch.randn(96, device=device), torch.randn(96, device=device).to(kernel_dtype)
+    values = torch.randn(parts, 3, 5, 96, device=device)
+    x = Parts(values, scale if "scale" in given else None, bias if "bias" in given else None, kernel_dtype)
+    whole = values[0]
+    for part in values[1:]:
+        whole = whole + part
+    whole = whole * scale if "scale" in given else whole
+    whole = (whole + bias.float() if "bias" in given else whole).to(kernel_dtype)
+    for count in (None, torch.tensor([1, 5, 3], device=device)):
+        expected = add_rms_norm(residual, whole, weight, 1e-5, count=count, backend="triton")
+        found = add_rms_norm(residual, x, weight, 1e-5, count=count, backend="triton")
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        found = add_rms_norm(residual, x, weight, 1e-5, count=count, backend="torch")
+        assert torch.equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
