@@ -153,9 +153,9 @@ def accept_nodes(
     """
     tensors = draft_tokens, parents, valid, target_tokens, calls
     _check(*tensors, into, seen)
-    if choose_backend("accept_nodes", backend, *tensors, *into, seen) == "torch":
-        return reference_tree.accept_nodes(*tensors, into, seen)
     for name, tensor in (*zip(Acceptance._fields, into, strict=True), ("seen", seen)):
         if not tensor.is_contiguous():
             raise ValueError(f"accept_nodes: {name} is written in place and must be contiguous, got {tensor.stride()}")
+    if choose_backend("accept_nodes", backend, *tensors, *into, seen) == "torch":
+        return reference_tree.accept_nodes(*tensors, into, seen)
     _launch(*(tensor.contiguous() for tensor in tensors), *into, seen)

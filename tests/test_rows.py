@@ -83,7 +83,8 @@ def test_large_chunks_of_prompts_of_different_lengths(monkeypatch):
     """The short ones end in chunks before the last."""
     expected = decode(PROMPTS, FixedDepth(2), SamplingParams())
     monkeypatch.setattr("radar.engine.prefill.SIZES", {"cpu": {8: 1}, "cuda": {8: 1}})
-    monkeypatch.setattr("radar.engine.prefill.has_flash", lambda *_: True)
+    monkeypatch.setattr("radar.target.model.has_flash", lambda *_: True)
+    monkeypatch.setattr("radar.target.model.LEAST_ROWS", 9)
     monkeypatch.setattr("radar.engine.prefill.MOST_ROWS", 24)
     assert decode(PROMPTS, FixedDepth(2), SamplingParams()) == expected
 
