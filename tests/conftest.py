@@ -4,10 +4,11 @@ import contextlib
 import os
 import random
 
+if os.environ.get("PYTEST_XDIST_WORKER"):  # the processes share the cores; read when torch and numpy are imported
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 import torch
 
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    torch.set_num_threads(1)  # the processes share the cores
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
