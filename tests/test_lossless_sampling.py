@@ -36,7 +36,7 @@ def test_every_setting_gives_the_plain_decoders_text(policy, total_tokens):
         expected = plain.generate(prompt, max_new_tokens=16, sampling=sampling).token_ids
         assert ours.generate(prompt, max_new_tokens=16, sampling=sampling).token_ids == expected, sampling
         texts.add(tuple(expected))
-    assert len(texts) > 18  # of 22: seeds and settings matter
+    assert len(texts) > 10  # of 12: seeds and settings matter
 
 
 def test_another_noise_position_would_be_seen(monkeypatch):

@@ -58,7 +58,7 @@ def test_the_reference_of_a_level_equals_the_chain_of_torch_ops(rows, device):
     assert torch.equal(out.indices, best.indices)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])  # no product, no rounding
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # no product, no rounding
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_kernel_equals_reference(shape, dtype, device):
     """The level within tolerances, and the tree exactly what the reference makes of that level."""

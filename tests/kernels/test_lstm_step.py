@@ -7,6 +7,7 @@ from torch import nn
 
 from radar_kernels import LstmStep, PolicyWeights, lstm_step, reference
 
+LOADS_ARE_WIDENED = True
 SHAPES = {
     "RADAR's policy": {"hidden": 128},
     "hidden 64, batch 3": {"hidden": 64, "batch": 3},

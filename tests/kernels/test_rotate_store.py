@@ -10,6 +10,7 @@ from radar_kernels import HeadNorms, reference_layer, rotate_store
 
 CAPACITY = 20
 MANY = 16 if torch.cuda.is_available() else 5  # rows: the interpreter takes milliseconds for each program
+LOADS_ARE_WIDENED = True
 SHAPES = {
     "a tree": {"nodes": 7, "heads": 8, "kv_heads": 2, "dim": 32},
     "one row": {"nodes": 1, "heads": 8, "kv_heads": 8, "dim": 128},

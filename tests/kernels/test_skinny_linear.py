@@ -139,7 +139,7 @@ def cancelling(rows, n, k, depth, *, dtype, device):
     return x.flatten(1).to(device, dtype), weight.flatten(1).to(device, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 60, 65, 128])
+@pytest.mark.parametrize("rows", [1, 17, 60, 128])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(rows, blocks, kernel_dtype, device):
     """On a GPU this is about the order of the tensor cores too, so there any numbers will do."""
     if kernel_dtype == torch.float32:
