@@ -1,4 +1,8 @@
-"""Triton kernels for speculative decoding with a stop policy; on a CPU each op runs its plain PyTorch reference."""
+"""Triton kernels for speculative decoding with a stop policy; on a CPU each op runs its plain PyTorch reference.
+
+Attention of a tree is `canonical_attention` (the target) and `tree_attention` (the draft), the top-k confidences of a
+draft call are taken and added to the tree by `grow_tree`, and the policy's LSTM steps in `lstm_step`.
+"""
 
 from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.cache_rows import keep_rows, store_rows

@@ -12,6 +12,8 @@ from radar import DraftConfig, TreeConfig
 from radar.draft import fused_head
 from radar.draft.drafter import Eagle3Drafter
 from radar.draft.eagle3 import Eagle3Draft
+from radar.draft.narrow import check_draft_dtype, weight_dtype
+from radar.errors import UsageError
 from radar.target.fingerprint import fingerprint
 from radar_kernels import quantize_rows
 from radar_kernels.quantize_rows import unpack_rows
@@ -120,9 +122,21 @@ def test_copies_follow_the_weights_where_they_are():
     copy_of = bound.heads[torch.int8].lm_head
     at, before = copy_of.weight.data_ptr(), copy_of.weight.clone()
     draft.lm_head.weight.neg_()
-    bound.refresh(draft, torch.int8)
+    bound.refresh(draft)
     assert copy_of.weight.data_ptr() == at
     assert torch.equal(copy_of.weight, -before)
+
+
+def test_what_a_heads_products_read():
+    draft = head()
+    assert weight_dtype(None, draft, fused=False) == torch.float32
+    assert weight_dtype(check_draft_dtype("float32"), draft, fused=True) == torch.float32
+    with pytest.raises(UsageError, match='"int8" needs a Hopper GPU'):
+        weight_dtype(torch.int8, draft, fused=False)
+    with pytest.raises(UsageError, match=r"got torch\.float16"):
+        weight_dtype(torch.float16, draft, fused=True)
+    with pytest.raises(UsageError, match="or None, got 'int7'"):
+        check_draft_dtype("int7")
 
 
 def hook(draft):

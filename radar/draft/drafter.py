@@ -77,13 +77,15 @@ class Eagle3Drafter:
         self._chain = causal_ancestors(config.max_accepted, device).expand(batch_size, -1, -1).contiguous()
         self._d2t = draft.d2t if bool(draft.d2t.any()) else None  # all zero: draft ids are the target's
         self._angles: tuple[Tensor, Tensor] | None = None  # by position, for a fused head
-        self.draft_dtype = weight_dtype(draft_dtype, weight)
         self._bound = shared(draft, _BoundHead)
         self.refresh()
+        self.draft_dtype = weight_dtype(draft_dtype, draft, fused=bool(self._bound.heads))
+        self._bound.narrow(draft, self.draft_dtype)
+        self._held = self._head  # a graph reads its weights, whoever lets go of it meanwhile
 
     def refresh(self) -> Fingerprint:
         """Take the head as it is now; see `BoundModel.refresh`."""
-        return self._bound.refresh(self.draft, self.draft_dtype)
+        return self._bound.refresh(self.draft)
 
     @property
     def _head(self) -> FusedHead | None:
@@ -192,15 +194,18 @@ class _BoundHead:
         self.heads, self._copies = {} if head is None else {draft.fc.weight.dtype: head}, []
 
     def narrow(self, draft: Eagle3Draft, dtype: torch.dtype) -> None:
-        """Add one that reads copies of the weights in 8 bits."""
-        copies = [NarrowLinears(group.linears, dtype) for group in self.groups]
-        head = fused_head(draft, copies)
-        assert head is not None
-        self.heads[dtype] = head
-        self._copies += copies
+        """Have one that reads weights of this dtype, from copies if it is not the head's own."""
+        with self.turn.taken():
+            if not self.heads or dtype in self.heads:
+                return
+            copies = [NarrowLinears(group.linears, dtype) for group in self.groups]
+            head = fused_head(draft, copies)
+            assert head is not None
+            self.heads[dtype] = head
+            self._copies += copies
 
-    def refresh(self, draft: Eagle3Draft, dtype: torch.dtype) -> Fingerprint:
-        """Take the head as it is now, its weights in `dtype`."""
+    def refresh(self, draft: Eagle3Draft) -> Fingerprint:
+        """Take the head as it is now."""
         with self.turn.taken():
             now = fingerprint(draft)
             if self._print is None or now.layout != self._print.layout:
@@ -211,8 +216,6 @@ class _BoundHead:
             elif now.values != self._print.values:
                 for copy in self._copies:
                     copy.refill()
-            if self.heads and dtype not in self.heads:
-                self.narrow(draft, dtype)
             self._print = now
             return now
 

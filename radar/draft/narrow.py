@@ -61,27 +61,27 @@ def check_draft_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
     return dtype
 
 
-def weight_dtype(asked: torch.dtype | None, weight: Tensor) -> torch.dtype:
-    """What the products of a head with such a weight [N, K] read.
+def weight_dtype(asked: torch.dtype | None, draft: nn.Module, *, fused: bool) -> torch.dtype:
+    """What the products of a head read.
 
     Args:
-        asked: `draft_dtype`; None: 8 bits where a kernel reads them, else the head's own dtype.
-        weight: any of the head's.
+        asked: `draft_dtype`; None: int8 where a kernel reads it, else the head's own dtype.
+        draft: the head.
+        fused: whether its layers run as kernels.
 
     Raises:
         UsageError: this head on this device cannot do what is asked for.
     """
-    able = runs_skinny(weight)
+    weights = [module.weight for module in draft.modules() if isinstance(module, nn.Linear)]
+    own, able = weights[0].dtype, fused and all(map(runs_skinny, weights))
+    name = str(own).removeprefix("torch.")
     if asked is None:
-        return NARROW if able else weight.dtype
+        return NARROW if able else own
     if asked == NARROW and not able:
         raise UsageError(
-            f"draft_dtype={str(asked).removeprefix('torch.')!r} needs a 16-bit head on a Hopper GPU, this one is "
-            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}; leave it out to take what runs here"
+            'draft_dtype="int8" needs a Hopper GPU and a 16-bit head without hooks or modules of its own, this one is '
+            f"{name} on {weights[0].device}; leave it out to take what runs here"
         )
-    if asked not in (NARROW, weight.dtype):
-        raise UsageError(
-            f"draft_dtype must be the target's {str(weight.dtype).removeprefix('torch.')} or int8, got "
-            f"{str(asked).removeprefix('torch.')}"
-        )
+    if asked not in (NARROW, own):
+        raise UsageError(f'draft_dtype must be "int8" or the target\'s "{name}", got {asked}')
     return asked

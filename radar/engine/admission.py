@@ -68,6 +68,14 @@ class Admission:
 
     def rehearse(self) -> None:
         """Launch what `admit` does, for prompts of all kinds."""
+        try:
+            self._rehearse()
+        finally:  # as it was, whatever failed
+            self.prefill.count.fill_(1)
+            self.prefill.known.zero_()
+            self.target.cache.reset()
+
+    def _rehearse(self) -> None:
         prefill, most = self.prefill, 2 * max(self.prefill.sizes)
         for rows in prefill.sizes:
             prefill.chunk(rows)
@@ -77,9 +85,6 @@ class Admission:
                 prefill.run(torch.zeros((1, length), dtype=torch.int64, device=self.target.device))
         self.sampler.start(prefill.tokens[:1])
         self.sampler.sample(prefill.logits[:, None], self.target.cache.length[:, None])
-        prefill.count.fill_(1)
-        prefill.known.zero_()
-        self.target.cache.reset()
 
     def refresh(self) -> bool:
         """See `Engine.refresh`."""

@@ -81,7 +81,10 @@ class FusedLayers:
         ours = [products if _is_stock_layer(layer) else None for layer, products in self._layers]
         norms = [layer.input_layernorm if own else None for (layer, _), own in zip(self._layers, ours, strict=True)]
         home = type(self._last).__module__
-        norms.append(self._last if home in _FAMILIES and _is_stock_norm(self._last, home) else None)
+        last = self._last if home in _FAMILIES and _is_stock_norm(self._last, home) else None
+        if last is not None and last.weight.dtype != self._layers[-1][0].input_layernorm.weight.dtype:
+            last = None  # widened for the output, say
+        norms.append(last)
         for index, products in enumerate(ours):
             if products is not None:
                 layer = self._layers[index][0]

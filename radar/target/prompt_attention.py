@@ -16,7 +16,7 @@ __all__ = ["LEAST_ROWS", "MOST_ROWS", "Chain", "attend_chain", "has_flash"]
 
 LEAST_ROWS = 512
 MOST_ROWS = 4096
-"""Of a chunk. More are no faster, and the MLP of an 8B model takes 60 KB a row."""
+"""Of a chunk, the last of a prompt aside. More are no faster, and the MLP of an 8B model takes 60 KB a row."""
 
 
 class Chain(NamedTuple):
