@@ -217,3 +217,14 @@ def test_a_module_that_was_replaced_is_used():
     torch.testing.assert_close(logits, out.logits, atol=1e-5, rtol=1e-5)
     wanted = torch.cat([out.hidden_states[layer] for layer in target.tap_layers], dim=-1)
     torch.testing.assert_close(taps, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_in_16_bits_may_score_in_32():
+    """Its last norm and output layer are then of another type than the layers, which run as ours."""
+    model = tiny_target().to(torch.bfloat16)
+    model.model.norm.float()
+    model.lm_head.float()
+    target = TargetModel(model, max_length=64, max_rows=16)
+    target.bound.fuse()
+    with torch.inference_mode():
+        assert target.verify_chain(torch.tensor([PROMPT], device=DEVICE))[0].dtype == torch.float32
