@@ -28,6 +28,7 @@ def decoders(model):
     ]
 
 
+@pytest.mark.slow
 def test_adapters_switched_disabled_merged_and_removed_are_seen():
     stock = tiny_target()
     without = hf_greedy(stock, PROMPT, 30)

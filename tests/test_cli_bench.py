@@ -57,6 +57,7 @@ def test_bench_prints_json(prompts, capsys):
     assert {"hardware", "torch", "transformers", "commit"} <= record["machine"].keys()
 
 
+@pytest.mark.slow
 def test_bench_says_where_texts_part(prompts, capsys, wrong):
     assert main(["bench", *prompts, *SHORT]) == 1
     out = capsys.readouterr().out

@@ -140,6 +140,7 @@ def test_a_reader_that_goes_away_is_no_error(words):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["--help", "generate x --max-new-tokens 2 --device cpu"])
 def test_a_stdout_that_was_closed_is_no_error(words):
     command = f'"{sys.executable}" -m radar {words} >&-'

@@ -159,6 +159,7 @@ def test_a_streamer_ends_where_no_decoder_can_be_made(model):
     assert streamer.ended == 1
 
 
+@pytest.mark.slow
 def test_stop_strings_end_where_transformers_ends(tokenizer, embedded):
     """On the embedded pair, whose tokens are real ones."""
     text = "def fibonacci(n):"

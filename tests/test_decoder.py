@@ -110,6 +110,7 @@ def test_a_stream_can_be_left_and_the_decoder_used_again():
     assert decoder.generate(PROMPT, max_new_tokens=30).token_ids == expected
 
 
+@pytest.mark.slow
 def test_loose_names_are_sampling_parameters():
     names = {"temperature": 0.9, "top_p": 0.9, "top_k": 8, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 3}
     names["logit_bias"] = {4: 1.5}

@@ -36,7 +36,7 @@ def test_the_default_is_the_trained_policy(decoder):
     assert isinstance(decoder.policy, RadarPolicy)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
 def test_twenty_prompts_equal_generate(decoder, prompts, expected, part):
     """Greedy text under the trained policy, a threshold and 1 to 16 calls."""
     assert len(prompts) == 20
@@ -51,6 +51,7 @@ def test_twenty_prompts_equal_generate(decoder, prompts, expected, part):
     decoder.policy = trained
 
 
+@pytest.mark.slow
 def test_other_trees_change_no_text(decoder, prompts, expected):
     for total_tokens, max_calls in ((5, 3), (60, 16), (130, 16)):
         other = RadarDecoder.from_pretrained(
@@ -60,6 +61,7 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
             assert other.generate(prompt, max_new_tokens=LENGTH).token_ids == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [{"top_p": 0.8}, {"top_k": 20}, {"repetition_penalty": 1.2}], ids=str)
 def test_sampled_text_is_the_plain_decoders(decoder, prompts, chosen):
     """A few of the 216 combinations that bench/lossless_sampling.py runs."""

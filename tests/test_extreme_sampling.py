@@ -63,6 +63,7 @@ def test_scores_are_those_of_transformers(name):
     torch.testing.assert_close(found[finite], expected[finite], rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_token_that_is_kept_is_chosen(name, backend):

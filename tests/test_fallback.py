@@ -139,6 +139,7 @@ def test_the_text_is_the_same_whatever_is_chosen(pattern, sampling, monkeypatch)
         assert all(seconds > 0 for _, _, seconds in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS[3:])
 def test_the_drafts_are_those_of_a_decoder_that_never_stepped_plainly(pattern, monkeypatch):
     """The draft's cache is caught up with: the same pairs, so the same trees are accepted from the same roots."""

@@ -114,6 +114,7 @@ HOW += ["int32", "float32", "float8_e5m2", "complex64", "nan", "inf"]
 
 @FUZZ
 @given(data=st.data(), layout=layouts, how=st.sampled_from(HOW))
+@pytest.mark.slow
 def test_a_reshaped_or_retyped_tensor_is_refused(tmp_path: Path, data: st.DataObject, layout: str, how: str) -> None:
     draft, config, tensors = made(layout)
     name = data.draw(st.sampled_from(sorted(tensors)))

@@ -57,6 +57,7 @@ def test_any_options_give_the_plain_text_or_a_clear_refusal(options, odd, prompt
 
 @settings(max_examples=100, deadline=None)
 @given(st.recursive(st.none() | ODD | st.integers(-2, VOCAB + 1) | st.text(max_size=3), st.lists, max_leaves=6))
+@pytest.mark.slow
 def test_any_prompt_is_decoded_or_refused(prompt):
     found = outcome(OURS, prompt, {"max_new_tokens": 2})
     good = isinstance(prompt, list) and prompt and all(type(t) is int and 0 <= t < VOCAB for t in prompt)

@@ -119,6 +119,7 @@ def test_without_a_seed_torchs_counts_and_greedy_text_draws_nothing():
     assert PLAIN.generate(PROMPT, temperature=2.0, max_new_tokens=20).token_ids != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"max_length": 4096}, {"max_new_tokens": 4096}, {"max_length": 20}])
 def test_a_limit_that_nobody_asked_for_is_clipped(limit):
     with configured(pad_token_id=0, **limit):

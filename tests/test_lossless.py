@@ -16,7 +16,9 @@ def decoder(model, draft, policy, **tree):
     return RadarDecoder(model, draft=draft, policy=policy, tree=TreeConfig(**tree), max_length=256, fallback=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("llama", "qwen3"))) for name in FAMILIES]
+)
 def test_every_depth_equals_generate(family):
     model = tiny_target(family)
     radar = decoder(model, tiny_draft(), FixedDepth(1))

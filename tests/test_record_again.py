@@ -95,6 +95,7 @@ def test_a_source_serves_many_calls(tmp_path):
             record(other, PROMPTS, tmp_path / "no", **{**options, **changed}, sources=sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_token", [False, True])
 def test_texts_decoded_at_once_are_recorded_in_order(tmp_path, every_token):
     """Three threads, five texts of unlike lengths; and what was begun alone goes on together."""

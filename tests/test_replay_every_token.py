@@ -92,6 +92,7 @@ def test_evaluation_counts_the_same_rounds():
     assert rows[BEST_FIXED].tokens_per_second == pytest.approx(best.curve[best.value])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "temperature"),
     [(FixedDepth(1), 0.8), (FixedDepth(4), 0.0), (Threshold(0.5), 0.0), (Threshold(0.5), 0.8), (GammaTune(), 0.8)],

@@ -102,6 +102,7 @@ def test_kernels_equal_the_reference(shape, kernel_dtype, device):
         assert torch.equal(canonical_attention(*inputs, block_table=table, backend="triton"), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "nothing"])
 @pytest.mark.parametrize("shape", ["prefix 127", "10 queries of 80 rows"])
 def test_window_softcap_and_sink(shape, extra, device):

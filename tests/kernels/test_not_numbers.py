@@ -56,6 +56,7 @@ def test_rows_without_a_token_say_so_and_spoil_no_other(name, backend, device):
     assert tokens[0].tolist() == [*without_token(name), int(alone)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["greedy", "all"])
 @pytest.mark.parametrize("backend", BACKENDS)

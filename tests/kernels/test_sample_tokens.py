@@ -38,6 +38,7 @@ def test_a_whole_tree(device):
     assert_same(logits, positions, make_state(1, 33, device, **SETTINGS["all"]), **make_tree(1, nodes, 33, device))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -90,6 +91,7 @@ def test_random_settings(rng, device):
         assert_same(logits, positions, state, **tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["top_k", "top_k over the segments", "top_p", "top_p large", "min_p", "all"])
 def test_more_candidates_than_the_list_holds(name, device, monkeypatch):
     monkeypatch.setattr(op, "ROOM", 4)

@@ -142,6 +142,7 @@ def test_every_tile_size_is_right(tile, dim, device, monkeypatch):
         assert_close(out, reference.tree_attention(*exact), "tree_attention", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("change", ["hide one", "show one", "shift by one", "longer prefix"])
 def test_a_wrong_mask_is_caught(change, backend, device):
