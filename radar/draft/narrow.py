@@ -15,7 +15,7 @@ from radar_kernels import Parts, quantize_rows, runs_skinny, skinny_linear, skin
 
 __all__ = ["NarrowLinears", "check_draft_dtype", "weight_dtype"]
 
-NARROW = torch.int8  # as fast to widen as to read, and rounded more finely than 8-bit floats
+NARROW = torch.int8  # quicker to widen than 8-bit floats, and rounded more finely
 
 
 class NarrowLinears:

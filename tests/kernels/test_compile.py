@@ -195,7 +195,7 @@ def leaky_vectors(llir: str) -> list[str]:
     """
     found = []
     for pair in re.finditer(r"^ *(%[\w.]+) = (?:shl|add|sub|mul) nuw (?:nsw )?<2 x i32>.*", llir, re.MULTILINE):
-        if (by := re.search(r" shl .*<i32 (\w+), i32 (\w+)>", pair[0])) and by[1] != by[2]:
+        if (by := re.search(r" shl .*<2 x i32> %\S+, <i32 (\w+), i32 (\w+)>", pair[0])) and by[1] != by[2]:
             continue
         name, lanes = re.escape(pair[1]), set()
         for use in re.findall(rf"^.*= .*{name}(?![\w.]).*", llir, re.MULTILINE):
