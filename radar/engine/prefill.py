@@ -15,8 +15,8 @@ __all__ = ["Prefill", "chunk_sizes"]
 
 
 SIZES = {"cuda": {64: 1, 256: 65, 1024: 513}, "cpu": {16: 1, 64: 33}}
-"""By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest: few rows wait for the
-weights. On an H200 prompts of 256 and 1,024 tokens take 15 and 30 ms, one chunk each, at Llama-3.1-8B's shapes
+"""By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest, since few rows wait
+for the weights. On an H200 prompts of 256 and 1,024 tokens take 15 and 30 ms, one chunk each, at Llama-3.1-8B's shapes
 (bench/results/round/prefill_h200.json)."""
 
 
