@@ -98,6 +98,7 @@ def test_streamed_chat(decoder):
     assert decoder.tokenizer.decode(prompt).startswith("<|bos|><|user|>")
 
 
+@pytest.mark.slow
 def test_comparison_table(decoder):
     trained = decoder.policy
 

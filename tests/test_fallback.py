@@ -125,6 +125,7 @@ PATTERNS = ["p", "dp", "pd", "ddppp", "ppppd", "pppppd", "d" + 11 * "p", 23 * "p
 SETTINGS = [None, SamplingParams(temperature=1.0, seed=3), SamplingParams(repetition_penalty=1.3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "sampling"), zip(PATTERNS, itertools.cycle(SETTINGS), strict=False), ids=str)
 def test_the_text_is_the_same_whatever_is_chosen(pattern, sampling, monkeypatch):
     plain = AutoregressiveDecoder(tiny_target(), max_length=200)

@@ -64,6 +64,7 @@ def test_a_conversation_says_what_fresh_decoders_say(make, options):
     assert decoder.metrics.num_reused_prompt_tokens > 2 * 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 65, 105])
 def test_a_prompt_may_leave_the_text_anywhere(make, cut):
     decoder = make()

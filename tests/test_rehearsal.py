@@ -44,6 +44,22 @@ def test_a_rehearsal_leaves_no_trace(monkeypatch):
     assert outputs[0].metrics.stop_histogram == outputs[1].metrics.stop_histogram
 
 
+@torch.inference_mode()
+def test_a_rehearsal_that_fails_leaves_no_trace(monkeypatch):
+    """Counts of a long chunk would be indices of the next, shorter one."""
+    admission = decoder(monkeypatch, lambda work, device: None).engine.admission
+    prefill = admission.prefill
+
+    def fail(rows):
+        prefill.count.fill_(99), prefill.known.fill_(98)
+        raise MemoryError
+
+    prefill.chunk = fail
+    with pytest.raises(MemoryError):
+        admission.rehearse()
+    assert (prefill.count.tolist(), prefill.known.tolist()) == ([1], [0])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter")
 def test_a_start_launches_what_was_rehearsed(monkeypatch):

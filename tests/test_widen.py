@@ -125,6 +125,7 @@ def draft_constant_lost(model, draft):
     draft.fc.weight[32, 32] = 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -102,6 +102,15 @@ def test_kernels_equal_the_reference(shape, kernel_dtype, device):
         assert torch.equal(canonical_attention(*inputs, block_table=table, backend="triton"), found)
 
 
+@pytest.mark.parametrize("prefix", [256, 319, 320, 321, 512, 576])
+def test_no_chunk_is_left_out(prefix, device):
+    """Where the last chunk has begun, and has no whole block, one, or all of its own."""
+    case = Case(heads=2, kv_heads=1, dim=16, nodes=3, prefix=(prefix,), device=device)
+    expected = reference_canonical.canonical_attention(*inputs_of(case))
+    found = canonical_attention(*inputs_of(case), backend="triton")
+    assert_close(found, expected, "tree_attention", torch.float32)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "nothing"])
 @pytest.mark.parametrize("shape", ["prefix 127", "10 queries of 80 rows"])
