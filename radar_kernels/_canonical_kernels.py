@@ -1,5 +1,5 @@
-"""The three kernels of canonical attention: what all rows share of the text, each row's own end of its path, and both
-put together.
+"""The two kernels of canonical attention: what all rows share of the text, and each row's own end of its path, with all
+of it put together.
 
 Every float is rounded as it is written: without fused multiply-adds (`enable_fp_fusion=False`), sums by products alone,
 whose order is that of their keys, and maxima, which have none. So a block of keys does the same to a row in each.
@@ -9,7 +9,7 @@ whose order is that of their keys, and maxima, which have none. So a block of ke
 
 from radar_kernels._launch import jit, tl
 
-__all__ = ["join_kernel", "path_kernel", "prefix_kernel"]
+__all__ = ["path_kernel", "prefix_kernel"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)
@@ -143,101 +143,35 @@ def prefix_kernel(
 
 
 @jit
-def path_kernel(
-    query_ptr, key_ptr, value_ptr, length_ptr, columns_ptr, seen_ptr, table_ptr, peak_ptr, total_ptr, mixed_ptr,
-    scale, softcap, window,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_pb, stride_pn, stride_tb, longest, nodes, capacity, kv_heads, rows, chunks,
-    GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
-    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PAGED: tl.constexpr, PDL: tl.constexpr,
+def _finish(
+    peak_ptr, total_ptr, mixed_ptr, sink_ptr, output_ptr, first_row, head, first_head, d, length, end, rows, chunks,
+    GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, DIM_PAD: tl.constexpr, KEYS: tl.constexpr,
+    SINK: tl.constexpr,
 ):  # fmt: skip
-    """State of one node's rows over one block of its path behind the text's whole blocks, its keys gathered in the
-    order of their positions.
-
-    It runs beside `prefix_kernel`, whose programs have waited, when all have begun, for what came before, and ends
-    after it, so that what waits for this kernel has waited for both.
-    """
-    node = tl.program_id(0)
-    batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
-    block = tl.program_id(2) // TILES
-    length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
-    end = length + tl.load(seen_ptr + batch * nodes + node)  # of the path
-    start = length // KEYS * KEYS + block * KEYS
-    if (start >= end) & (block > 0):  # no wait: the node's first block has one, and `join_kernel` does not read this
-        return
-    position = start + tl.arange(0, KEYS)
-    head = tl.program_id(2) % TILES * ROWS + tl.arange(0, ROWS)
-    real = head < GROUP
-    d = tl.arange(0, DIM_PAD)
-    in_dim = d < DIM
-    at = node.to(tl.int64) * stride_qn + (kv_head * GROUP + head)[:, None] * stride_qh + d[None, :]
-    q = tl.load(query_ptr + batch * stride_qb + at, mask=real[:, None] & in_dim[None, :], other=0.0)
-
-    own = position - length  # place in the path's own part, negative in the text
-    inside = (own >= 0) & (own < tl.minimum(end - length, longest))
-    column = tl.load(columns_ptr + batch * stride_pb + node.to(tl.int64) * stride_pn + own, mask=inside, other=0)
-    row = tl.where(own < 0, position, length + column)
-    visible = (position < end) & (row < capacity)
-    if WINDOW:
-        visible &= position >= end - window
-    if PAGED:
-        page = tl.load(table_ptr + batch * stride_tb + row // PAGE, mask=visible, other=0).to(tl.int64)
-        row = row % PAGE
-    else:
-        page = tl.zeros([KEYS], tl.int64) + batch
-    k_at = page * stride_kb + kv_head * stride_kh + row.to(tl.int64) * stride_ks
-    v_at = page * stride_vb + kv_head * stride_vh + row.to(tl.int64) * stride_vs
-    k = tl.load(key_ptr + k_at[None, :] + d[:, None], mask=visible[None, :] & in_dim[:, None], other=0.0)
-    v = tl.load(value_ptr + v_at[:, None] + d[None, :], mask=visible[:, None] & in_dim[None, :], other=0.0)
-    peak, total, mixed = _weigh(q, k, v, visible[None, :], scale, softcap, SOFTCAP, True)
-    out = batch * nodes * (kv_heads * GROUP) + node.to(tl.int64) * (kv_heads * GROUP) + kv_head * GROUP + head
-    _store(peak_ptr, total_ptr, mixed_ptr, (chunks + block) * rows + out, real, d, peak, total, mixed, DIM)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@jit
-def join_kernel(
-    length_ptr, seen_ptr, peak_ptr, total_ptr, mixed_ptr, sink_ptr, output_ptr, capacity, heads, rows, all_rows, chunks,
-    blocks,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SINK: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """o = the values under the whole softmax of ROWS rows: chunk by chunk, each from its blocks, from left to right."""
-    batch = tl.program_id(1)
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    real = r < rows
-    d = tl.arange(0, DIM_PAD)[None, :]
-    at = batch.to(tl.int64) * rows + r
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
+    """o = the values under the whole softmax of a node's heads [ROWS, 1]: chunk by chunk, each from its blocks, from left
+    to right."""
+    at, real = first_row + head, head < GROUP
     whole = length // KEYS * KEYS
     here = _chunk_of(whole)  # goes on behind the whole blocks
     peak = tl.full([ROWS, 1], LOWEST, tl.float32)
     total = tl.zeros([ROWS, 1], tl.float32)
     mixed = tl.zeros([ROWS, DIM_PAD], tl.float32)
     for chunk in tl.range(0, here, 4, num_stages=1):  # four on their way at a time
-        at_0 = chunk * all_rows + at
-        at_1, at_2, at_3 = at_0 + all_rows, at_0 + 2 * all_rows, at_0 + 3 * all_rows
+        at_0 = chunk * rows + at
+        at_1, at_2, at_3 = at_0 + rows, at_0 + 2 * rows, at_0 + 3 * rows
         one = _load(peak_ptr, total_ptr, mixed_ptr, at_0, real, d, DIM)
-        two = _load(peak_ptr, total_ptr, mixed_ptr, at_1, r < tl.where(chunk + 1 < here, rows, 0), d, DIM)
-        three = _load(peak_ptr, total_ptr, mixed_ptr, at_2, r < tl.where(chunk + 2 < here, rows, 0), d, DIM)
-        four = _load(peak_ptr, total_ptr, mixed_ptr, at_3, r < tl.where(chunk + 3 < here, rows, 0), d, DIM)
+        two = _load(peak_ptr, total_ptr, mixed_ptr, at_1, head < tl.where(chunk + 1 < here, GROUP, 0), d, DIM)
+        three = _load(peak_ptr, total_ptr, mixed_ptr, at_2, head < tl.where(chunk + 2 < here, GROUP, 0), d, DIM)
+        four = _load(peak_ptr, total_ptr, mixed_ptr, at_3, head < tl.where(chunk + 3 < here, GROUP, 0), d, DIM)
         peak, total, mixed = _join(peak, total, mixed, one[0], one[1], one[2])
         peak, total, mixed = _join(peak, total, mixed, two[0], two[1], two[2])
         peak, total, mixed = _join(peak, total, mixed, three[0], three[1], three[2])
         peak, total, mixed = _join(peak, total, mixed, four[0], four[1], four[2])
 
-    end = length + tl.load(seen_ptr + batch * (rows // heads) + r // heads, mask=real, other=0)
-    begun = r < tl.where(whole > _chunk_start(here), rows, 0)
-    last_peak, last_total, last_mixed = _load(peak_ptr, total_ptr, mixed_ptr, here * all_rows + at, begun, d, DIM)
-    for block in tl.range(0, blocks):
-        start = whole + block * KEYS
-        state = _load(peak_ptr, total_ptr, mixed_ptr, (chunks + block) * all_rows + at, real & (start < end), d, DIM)
+    begun = head < tl.where(whole > _chunk_start(here), GROUP, 0)
+    last_peak, last_total, last_mixed = _load(peak_ptr, total_ptr, mixed_ptr, here * rows + at, begun, d, DIM)
+    for start in tl.range(whole, end, KEYS, num_stages=1):
+        state = _load(peak_ptr, total_ptr, mixed_ptr, (chunks + (start - whole) // KEYS) * rows + at, real, d, DIM)
         chunk = _chunk_of(start)
         if chunk > here:
             peak, total, mixed = _join(peak, total, mixed, last_peak, last_total, last_mixed)
@@ -247,9 +181,72 @@ def join_kernel(
             last_peak, last_total, last_mixed = _join(last_peak, last_total, last_mixed, state[0], state[1], state[2])
     peak, total, mixed = _join(peak, total, mixed, last_peak, last_total, last_mixed)
     if SINK:
-        sink = tl.load(sink_ptr + r % heads, mask=real, other=0.0).to(tl.float32) * LOG2_E
+        sink = tl.load(sink_ptr + first_head + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
         some = total > 0.0
         rest = tl.where(some, 1.0, 0.0)
         peak, total, mixed = _join(peak, total, mixed, tl.where(some, sink, LOWEST), rest, tl.zeros_like(mixed))
     mixed = mixed / tl.where(total > 0.0, total, 1.0)
     tl.store(output_ptr + at * DIM + d, mixed.to(output_ptr.dtype.element_ty), mask=real & (d < DIM))
+
+
+@jit
+def path_kernel(
+    query_ptr, key_ptr, value_ptr, length_ptr, columns_ptr, seen_ptr, table_ptr, peak_ptr, total_ptr, mixed_ptr,
+    scale, softcap, window,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_pb, stride_pn, stride_tb, longest, nodes, capacity, kv_heads, rows, chunks, sink_ptr, output_ptr,
+    GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, JOINED: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PAGED: tl.constexpr, SINK: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A node's rows under one key-value head: their state over each block of the node's path behind the text's whole
+    blocks, its keys gathered in the order of their positions, and then all states together.
+
+    It runs beside `prefix_kernel`, whose programs have waited, when all have begun, for what came before, and joins
+    behind it.
+    """
+    node = tl.program_id(0)
+    batch = (tl.program_id(1) // kv_heads).to(tl.int64)
+    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
+    length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
+    end = length + tl.load(seen_ptr + batch * nodes + node)  # of the path
+    whole = length // KEYS * KEYS
+    head = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    real = head < GROUP
+    d = tl.arange(0, DIM_PAD)
+    in_dim = d < DIM
+    at = node.to(tl.int64) * stride_qn + (kv_head * GROUP + head)[:, None] * stride_qh + d[None, :]
+    q = tl.load(query_ptr + batch * stride_qb + at, mask=real[:, None] & in_dim[None, :], other=0.0)
+    first_row = (batch * nodes + node) * (kv_heads * GROUP) + kv_head * GROUP
+
+    for start in tl.range(whole, end, KEYS, num_stages=1):
+        position = start + tl.arange(0, KEYS)
+        own = position - length  # place in the path's own part, negative in the text
+        inside = (own >= 0) & (own < tl.minimum(end - length, longest))
+        column = tl.load(columns_ptr + batch * stride_pb + node.to(tl.int64) * stride_pn + own, mask=inside, other=0)
+        row = tl.where(own < 0, position, length + column)
+        visible = (position < end) & (row < capacity)
+        if WINDOW:
+            visible &= position >= end - window
+        if PAGED:
+            page = tl.load(table_ptr + batch * stride_tb + row // PAGE, mask=visible, other=0).to(tl.int64)
+            row = row % PAGE
+        else:
+            page = tl.zeros([KEYS], tl.int64) + batch
+        k_at = page * stride_kb + kv_head * stride_kh + row.to(tl.int64) * stride_ks
+        v_at = page * stride_vb + kv_head * stride_vh + row.to(tl.int64) * stride_vs
+        k = tl.load(key_ptr + k_at[None, :] + d[:, None], mask=visible[None, :] & in_dim[:, None], other=0.0)
+        v = tl.load(value_ptr + v_at[:, None] + d[None, :], mask=visible[:, None] & in_dim[None, :], other=0.0)
+        peak, total, mixed = _weigh(q, k, v, visible[None, :], scale, softcap, SOFTCAP, True)
+        block = chunks + (start - whole) // KEYS
+        _store(peak_ptr, total_ptr, mixed_ptr, block * rows + first_row + head, real, d, peak, total, mixed, DIM)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.debug_barrier()  # what the program's other threads stored
+    few = tl.program_id(2) * ROWS + tl.arange(0, JOINED)[:, None]
+    for some in tl.range(0, tl.minimum(ROWS, GROUP), JOINED, num_stages=1):
+        _finish(
+            peak_ptr, total_ptr, mixed_ptr, sink_ptr, output_ptr, first_row, few + some, kv_head * GROUP, d[None, :],
+            length, end, rows, chunks, GROUP, DIM, JOINED, DIM_PAD, KEYS, SINK,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radar_kernels import reference_canonical
-from radar_kernels._canonical_kernels import join_kernel, path_kernel, prefix_kernel
+from radar_kernels._canonical_kernels import path_kernel, prefix_kernel
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
 from radar_kernels.reference_canonical import PAGE, Paths
 from radar_kernels.tree_attention import LOG2_E, check_tensors
@@ -16,7 +16,7 @@ from radar_kernels.tree_attention import LOG2_E, check_tensors
 __all__ = ["Paths", "canonical_attention", "chunk_of"]
 
 
-JOINED = 4  # rows of a program of `join_kernel`: 16 bytes a thread of 128 numbers
+JOINED = 4  # rows at a time: 16 bytes a thread of 128 numbers
 
 
 class Blocks(NamedTuple):
@@ -67,11 +67,10 @@ class Shape(NamedTuple):
 
 
 class Plans(NamedTuple):
-    """Of the three kernels, and how many states they pass on."""
+    """Of the two kernels, and how many states they pass on."""
 
     prefix: Plan
     path: Plan
-    join: Plan
     chunks: int
     blocks: int
 
@@ -88,7 +87,6 @@ def plans(
     heads, tiles = shape.batch * shape.kv_heads, -(-shape.group // blocks.path_rows)
     chunks = chunk_of(shape.capacity - 1) + 1
     own = (blocks.keys - 1 + shape.longest + blocks.keys - 1) // blocks.keys
-    of_batch = shape.rows // shape.batch
     return Plans(
         Plan(
             (-(-shape.nodes * shape.group // blocks.prefix_rows), heads, chunks),
@@ -96,14 +94,9 @@ def plans(
             options | {"num_warps": blocks.prefix_warps, "num_stages": blocks.stages},
         ),
         Plan(
-            (shape.nodes, heads, tiles * own),
-            constants | {"ROWS": blocks.path_rows, "TILES": tiles},
+            (shape.nodes, heads, tiles),
+            constants | {"ROWS": blocks.path_rows, "JOINED": JOINED, "SINK": sink},
             options | {"num_warps": blocks.path_warps},
-        ),
-        Plan(
-            (-(-of_batch // JOINED), shape.batch),
-            dims | {"KEYS": blocks.keys, "ROWS": JOINED, "SINK": sink},
-            options | {"num_warps": 4},
         ),
         chunks,
         own,
@@ -119,7 +112,7 @@ def _launch(
     kv_heads, longest = key.shape[1], columns.shape[2]
     capacity = key.shape[2] if block_table is None else block_table.shape[1] * PAGE
     shape = Shape(batch, kv_heads, heads // kv_heads, nodes, capacity, dim, longest)
-    prefix, path, join, chunks, blocks = plans(
+    prefix, path, chunks, blocks = plans(
         shape, dtype=query.dtype, arch=architecture(query.device), window=window > 0, softcap=softcap > 0.0,
         paged=block_table is not None, sink=sink is not None,
     )  # fmt: skip
@@ -135,11 +128,7 @@ def _launch(
     inputs = (query, key, value, prefix_length, columns, seen, table, *found, *factors, window, *strides)
     inputs += (longest, nodes, capacity, kv_heads, rows, chunks)
     prefix.launch(prefix_kernel, *inputs)
-    path.launch(path_kernel, *inputs)
-    sinks, of_batch = peak if sink is None else sink, rows // batch
-    join.launch(
-        join_kernel, prefix_length, seen, *found, sinks, output, capacity, heads, of_batch, rows, chunks, blocks
-    )  # fmt: skip
+    path.launch(path_kernel, *inputs, peak if sink is None else sink, output)
     return output
 
 

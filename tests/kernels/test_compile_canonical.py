@@ -61,21 +61,20 @@ def main(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_canonical_attention_fits_and_rounds_alike(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
-    assert [result["kernel"] for result in results] == ["prefix_kernel", "path_kernel", "join_kernel"] * len(CASES)
+    assert [result["kernel"] for result in results] == ["prefix_kernel", "path_kernel"] * len(CASES)
     for result in results:
         spilled = sum(most for name, most in SPILLED.items() if name in result["case"])
         assert_fits(result, arch, spilled=spilled)
         assert result["pdl"] == (arch >= 90)
         if result["kernel"] == "path_kernel" and arch >= 90:
             assert result["early loads"], "it runs beside the kernel in front"
-            assert not result["late"], "and ends behind it"
+            assert result["late"], "and joins behind it"
         else:
             assert not result["early loads"], f"a load before the wait for what writes it: {result}"
-    for prefix, path, join in zip(results[::3], results[1::3], results[2::3], strict=True):
+    for prefix, path in zip(results[::2], results[1::2], strict=True):
         # the same block of keys does the same to a row in both: the same instructions, nothing fused here and not there
         assert prefix["products"] == path["products"]
         assert "float32" in prefix["case"] or (prefix["products"] and not prefix["fused"] and not path["fused"])
-        assert not join["fused"]
 
 
 if __name__ == "__main__":
