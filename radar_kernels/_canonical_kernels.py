@@ -148,8 +148,8 @@ def _finish(
     GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, DIM_PAD: tl.constexpr, KEYS: tl.constexpr,
     SINK: tl.constexpr,
 ):  # fmt: skip
-    """o = the values under the whole softmax of a node's heads [ROWS, 1]: chunk by chunk, each from its blocks, from left
-    to right."""
+    """o = the values under the whole softmax of a node's heads [ROWS, 1]: by chunks, each of its blocks, from left to
+    right."""
     at, real = first_row + head, head < GROUP
     whole = length // KEYS * KEYS
     here = _chunk_of(whole)  # goes on behind the whole blocks
