@@ -44,6 +44,9 @@ class Drafter(Protocol):
     def step(self, alive: Tensor | None = None) -> None:
         """One more draft call, for the rows that are `alive` [B]; None: for all."""
 
+    def row(self, index: int) -> Drafter:
+        """Takes verified text for one row of the batch, by `extend`."""
+
     def reset(self) -> None:
         """Forget the text."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -162,6 +163,12 @@ class Eagle3Drafter:
     def _logits(self, normed: Tensor) -> Tensor:
         head = self._head
         return self.draft.lm_head(normed) if head is None else head.logits(normed)
+
+    def row(self, index: int) -> Eagle3Drafter:
+        """See `Drafter`."""
+        view = copy.copy(self)
+        view.cache = self.cache.row(index)
+        return view
 
     def reset(self) -> None:
         self.cache.reset()

@@ -89,6 +89,18 @@ class Prefill:
                 are to be of this prompt's tokens up to the one at `start`. What they hold beyond is dropped.
             lengths: [B] of the prompts, where they differ: `input_ids` is padded on the right.
         """
+        for _ in self.chunked(input_ids, chunks, start=start, lengths=lengths):
+            pass
+
+    def chunked(
+        self,
+        input_ids: Tensor,
+        chunks: Mapping[int, Callable[[], object]] | None = None,
+        *,
+        start: int = 0,
+        lengths: Tensor | None = None,
+    ) -> Iterator[None]:
+        """`run`, chunk by chunk as it is asked for."""
         length, most = input_ids.shape[1], max(self.sizes)
         for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
             cache.set_window(length + most)
@@ -105,12 +117,13 @@ class Prefill:
                 self.known.copy_((lengths - 1 - first).clamp(0, count))
             if rows not in self.sizes:
                 self._take(tokens, *self.target.verify_chain(tokens[:, :-1], keep=self._last()))
-                continue
-            self.tokens[:, : rows + 1].copy_(tokens)
-            if chunks is None:
-                self.chunk(rows)
             else:
-                chunks[rows]()
+                self.tokens[:, : rows + 1].copy_(tokens)
+                if chunks is None:
+                    self.chunk(rows)
+                else:
+                    chunks[rows]()
+            yield
 
     def chunk(self, rows: int) -> None:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""

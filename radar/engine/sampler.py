@@ -7,6 +7,7 @@ then gives one and the same text for one seed.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 
@@ -29,7 +30,7 @@ class Sampler:
         seed: the seed in use, drawn if `params.seed` is None.
 
     Args:
-        batch_size: B, sequences, all with the same parameters.
+        batch_size: B, sequences; `set` gives all the same parameters, a `row` has its own.
         vocab_size: V of the logits.
         device: where the logits are.
     """
@@ -50,11 +51,23 @@ class Sampler:
             logit_bias=torch.zeros(batch_size, vocab_size, dtype=torch.float32, device=device),
             seen=torch.zeros(batch_size, math.ceil(vocab_size / 32), dtype=torch.int32, device=device),
         )
+        self._rows: list[Sampler] = []
         self.set(GREEDY)
+
+    def row(self, index: int) -> Sampler:
+        """The sampler of one row of the batch, with parameters of its own, in the same storage. Taken for all rows, in
+        order, or for none."""
+        view = copy.copy(self)
+        view._rows = []
+        view.state = SamplingState(*(tensor[index : index + 1] for tensor in self.state))
+        self._rows.append(view)
+        return view
 
     @property
     def is_greedy(self) -> bool:
         """Whether `greedy_tokens` is the whole of sampling; known on the host, so a caller may skip `sample`."""
+        if self._rows:
+            return all(row.is_greedy for row in self._rows)
         params = self.params
         return params.temperature == 0 and params.repetition_penalty == 1 and not params.logit_bias
 

@@ -29,6 +29,7 @@ class RoundSteps:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
         result: [B, 2 + A], see `commit`.
+        active: [B] bool, the rows that hold a text; the others do nothing that counts.
         alive: [B] bool, the rows that still draft in this round.
     """
 
@@ -44,7 +45,10 @@ class RoundSteps:
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
         self.result = torch.zeros((batch, 2 + config.max_accepted), dtype=torch.int64, device=device)
-        self.alive = torch.ones(batch, dtype=torch.bool, device=device)
+        self.active = torch.ones(batch, dtype=torch.bool, device=device)
+        self.alive = self.active.clone()
+        self._lengths = (target.cache.length, drafter.cache.length)
+        self._held = torch.stack(self._lengths)  # when the round began
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         path, signals = torch.zeros_like(self.tokens), self.signals
@@ -55,13 +59,15 @@ class RoundSteps:
         """A copy that can decide here. Raises UsageError if it cannot."""
         return bound_copy(policy, self.signals, self.config)
 
-    def load(self, token: Tensor, taps: Tensor) -> None:
-        """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]."""
-        self.count.fill_(1)
-        self.root.copy_(token[:, 0])
-        self.tokens[:, :1] = token
-        self.taps[:, :1] = taps
-        self.signals.accept_length.fill_(-1)
+    def load(self, token: Tensor, taps: Tensor, row: int | None = None) -> None:
+        """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]; of one row alone
+        with B = 1."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        self.count[rows] = 1
+        self.root[rows] = token[:, 0]
+        self.tokens[rows, :1] = token
+        self.taps[rows, :1] = taps
+        self.signals.accept_length[rows] = -1
 
     def begin(self) -> None:
         """Draft call 1."""
@@ -69,7 +75,8 @@ class RoundSteps:
             torch.add(self.target.cache.length, 1, out=self.signals.context_length)
         self.policy.reset()
         if len(self.alive) > 1:
-            self.alive.fill_(True)
+            self.alive.copy_(self.active)
+            torch.stack(self._lengths, out=self._held)
         self.drafter.begin(self.tokens, self.taps, self.count)
 
     def stop(self) -> Tensor:
@@ -150,4 +157,8 @@ class RoundSteps:
         """All that follows the drafting; returns what `commit` does."""
         self.select()
         self.accept(self.verify())
-        return self.commit()
+        result = self.commit()
+        if len(self.alive) > 1:  # a row without a text, or with a prompt half taken in, stays as it was
+            for length, held in zip(self._lengths, self._held, strict=True):
+                length.copy_(torch.where(self.active, length, held))
+        return result

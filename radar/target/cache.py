@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,13 @@ class StaticKVCache:
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
+
+    def row(self, index: int) -> StaticKVCache:
+        """The cache of one row of the batch, in the same buffers."""
+        part = slice(index, index + 1)
+        view = copy.copy(self)
+        view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length[part]
+        return view
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its `rows`."""

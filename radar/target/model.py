@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,12 @@ class TargetModel:
         self.has_flash = has_flash(self.device, self.dtype, self.cache.keys.shape[-1])
         self._causal: dict[int, Tensor] = {}  # ancestors of chains, by rows
         self._rows = torch.arange(max_rows, device=self.device)
+
+    def row(self, index: int) -> TargetModel:
+        """The target of one row of the batch, in the same cache."""
+        view = copy.copy(self)
+        view.cache, view._causal = self.cache.row(index), {}
+        return view
 
     def refresh(self) -> Fingerprint:
         """Take the model as it is now; see `BoundModel.refresh`."""

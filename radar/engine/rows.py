@@ -1,0 +1,90 @@
+"""The runner of several texts at once: rows join and leave between rounds, and draft as deep as their own verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from radar.config import TreeConfig
+from radar.draft.base import Drafter
+from radar.engine.base import EngineRequest
+from radar.engine.prefill import Prefill
+from radar.engine.steps import RoundSteps
+from radar.metrics import Round
+from radar.policy.base import StopPolicy
+from radar.target.model import TargetModel
+
+__all__ = ["RowsEngine"]
+
+
+class RowsEngine:
+    """Rounds for the texts in the rows of a batch; the host calls the steps.
+
+    What a row says is what it would say alone: its tree, its noise and its attention depend on its own text.
+
+    Args:
+        target, drafter: of `batch_size` rows, on one device.
+        policy: decides for each row.
+        config: shape of the trees.
+
+    Attributes:
+        free: rows that hold no text.
+        steps: of a round.
+    """
+
+    def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
+        self.steps = RoundSteps(target, drafter, policy, config)
+        rows = range(len(target.cache.length))
+        self._samplers = [self.steps.sampler.row(row) for row in rows]
+        self._targets = [target.row(row) for row in rows]
+        self._drafters = [drafter.row(row) for row in rows]
+        self._prefill = Prefill(self._targets[0], self._drafters[0])
+        self._lengths = [0 for _ in rows]  # tokens of the texts, as far as the host knows
+        self.free = list(rows)
+        self.steps.active.zero_()
+
+    def admit(self, row: int, request: EngineRequest) -> Iterator[Round | None]:
+        """Take a prompt into a free row, one chunk at a time between other rows' rounds; its first token comes last.
+
+        One prompt is taken after the other.
+        """
+        self.free.remove(row)
+        prompt, sampler, prefill = request.input_ids, self._samplers[row], self._prefill
+        ids = torch.tensor([prompt], device=self.steps.target.device)
+        sampler.set(request.sampling)
+        sampler.start(ids)
+        prefill.target, prefill.drafter = self._targets[row], self._drafters[row]
+        for _ in prefill.chunked(ids):
+            yield None
+        token = sampler.sample(prefill.logits[:, None], self._targets[row].cache.length[:, None])
+        sampler.commit(token, torch.ones_like(token[:, 0]))
+        self.steps.load(token, prefill.taps, row)
+        self.steps.active[row] = True
+        self._lengths[row] = len(prompt) + 1
+        yield Round(token[0].tolist(), is_prefill=True, num_prompt_tokens=len(prompt))
+
+    def round(self) -> dict[int, Round]:
+        """A round of all rows that hold a text."""
+        steps, config = self.steps, self.steps.config
+        longest = max(self._lengths)
+        steps.target.cache.set_window(longest + config.total_tokens)
+        steps.drafter.cache.set_window(longest + steps.drafter.num_scratch_rows)
+        steps.begin()
+        for _ in range(config.max_calls - 1):
+            if bool(steps.stop().all()):  # the host asks: one flag per draft call
+                break
+            steps.step()
+        made = {}
+        for row, (calls, accept_length, *tokens) in enumerate(steps.finish().tolist()):
+            if self._lengths[row]:
+                tokens = tokens[: accept_length + 1]
+                self._lengths[row] += len(tokens)
+                made[row] = Round(tokens, calls, accept_length, num_draft_tokens=steps.num_drafted(calls))
+        return made
+
+    def release(self, row: int) -> None:
+        """The row's text has ended."""
+        self.steps.active[row] = False
+        self._lengths[row] = 0
+        self.free.append(row)

@@ -1,0 +1,77 @@
+"""Texts that share rounds: each says what it says alone, whoever joins, leaves or is cancelled beside it."""
+
+import random
+
+import pytest
+import torch
+from fakes import DEVICE, tiny_draft, tiny_target
+
+from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
+from radar.draft.drafter import Eagle3Drafter
+from radar.engine.rows import RowsEngine
+from radar.generation.batch import Batch
+from radar.generation.request import Request
+from radar.generation.sequence import Sequence
+from radar.target.model import TargetModel
+
+TREE = TreeConfig(total_tokens=20, tree_top_k=4, max_calls=6)
+MAX_LENGTH = 300
+
+
+def make_batch(rows, policy):
+    sizes = {"max_length": MAX_LENGTH, "max_rows": 256, "batch_size": rows}
+    target = TargetModel(tiny_target(), **sizes)
+    drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, **sizes)
+    return Batch(RowsEngine(target, drafter, policy, TREE))
+
+
+def make_request(rng):
+    prompt = [rng.randrange(17) for _ in range(rng.choice([1, 2, 5, 30, 90, 150]))]
+    sampling = rng.choice(
+        [
+            SamplingParams(),
+            SamplingParams(temperature=rng.choice([0.5, 1.0]), seed=rng.randrange(100)),
+            SamplingParams(temperature=0.8, top_p=0.9, seed=rng.randrange(100)),
+            SamplingParams(repetition_penalty=1.3),
+            SamplingParams(temperature=1.0, top_k=5, logit_bias={3: 2.0}, seed=rng.randrange(100)),
+        ]
+    )
+    ends = frozenset(rng.sample(range(17), rng.choice([0, 0, 1])))
+    return Request(prompt, rng.randint(1, 40), sampling, ends)
+
+
+def sequence_of(request):
+    return Sequence(request, lambda _: None, lambda _: None, DEVICE)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    decoder = RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=FixedDepth(2), tree=TREE, max_length=MAX_LENGTH, fallback=False
+    )
+    return lambda request: decoder.run(request).token_ids
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), Threshold(0.6)], ids=repr)
+@pytest.mark.parametrize("mix", range(6))
+@torch.inference_mode()
+def test_every_text_is_the_one_the_request_gets_alone(mix, policy, alone):
+    rng = random.Random(f"{mix} {policy}")
+    batch = make_batch(rng.choice([2, 3, 5]), policy)
+    requests = [make_request(rng) for _ in range(9)]
+    sequences, cancelled = [], set()
+    while len(sequences) < len(requests) or batch.has_work:
+        for request in requests[len(sequences) : len(sequences) + rng.choice([0, 1, 2])]:
+            sequences.append(sequence_of(request))
+            batch.add(sequences[-1])
+        if sequences and rng.random() < 0.05:
+            cancelled.add(victim := rng.randrange(len(sequences)))
+            sequences[victim].close()
+        batch.step()
+    for number, (request, sequence) in enumerate(zip(requests, sequences, strict=True)):
+        expected = alone(request)
+        if number in cancelled:
+            assert expected[: len(sequence.token_ids)] == sequence.token_ids
+        else:
+            assert sequence.token_ids == expected
+            assert sequence.finish_reason in ("stop", "length")
