@@ -52,11 +52,11 @@ class RowsEngine:
         self.free.remove(row)
         prompt, sampler, prefill = request.input_ids, self._samplers[row], self._prefill
         ids = torch.tensor([prompt], device=self.steps.target.device)
-        sampler.set(request.sampling)
-        sampler.start(ids)
         prefill.target, prefill.drafter = self._targets[row], self._drafters[row]
         for _ in prefill.chunked(ids):
             yield None
+        sampler.set(request.sampling)
+        sampler.start(ids)  # now: rounds of other rows leave something in every row's history
         token = sampler.sample(prefill.logits[:, None], self._targets[row].cache.length[:, None])
         sampler.commit(token, torch.ones_like(token[:, 0]))
         self.steps.load(token, prefill.taps, row)
