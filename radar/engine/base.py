@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from radar.metrics import Round
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
 
-__all__ = ["Engine", "EngineRequest", "Processing", "RoundEngine", "choose_engine"]
+__all__ = ["BatchEngine", "Engine", "EngineRequest", "Processing", "RoundEngine", "choose_engine"]
 
 
 class Processing(Protocol):
@@ -77,6 +77,35 @@ class Engine(Protocol):
 
     def release(self) -> None:
         """Let go of what belongs to the request: its processors and their scores."""
+
+
+class BatchEngine(Protocol):
+    """Decodes several requests at a time, each in a row of its own; a key of the caller's names a text.
+
+    Attributes:
+        name: which runner it is.
+        target: the model, with its cache.
+    """
+
+    name: str
+    target: TargetModel
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request can be taken in."""
+
+    def refresh(self) -> bool:
+        """See `Engine`; for a time when no text is held."""
+
+    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[Round | None]:
+        """Take a prompt, one chunk at a time (None each), between other rows' rounds; its first token comes last. One
+        prompt is taken after the other."""
+
+    def round(self) -> dict[Hashable, Round]:
+        """A round of all rows that hold a text, by its key."""
+
+    def release(self, key: Hashable) -> None:
+        """The text has ended, or its prompt is not to be taken further."""
 
 
 class RoundEngine(Engine, Protocol):

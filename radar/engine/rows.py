@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import torch
 
@@ -29,11 +29,13 @@ class RowsEngine:
         config: shape of the trees.
 
     Attributes:
-        free: rows that hold no text.
         steps: of a round.
     """
 
+    name = "eager"
+
     def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
+        self.target = target
         self.steps = RoundSteps(target, drafter, policy, config)
         rows = range(len(target.cache.length))
         self._samplers = [self.steps.sampler.row(row) for row in rows]
@@ -41,17 +43,20 @@ class RowsEngine:
         self._drafters = [drafter.row(row) for row in rows]
         self._prefill = Prefill(self._targets[0], self._drafters[0])
         self._lengths = [0 for _ in rows]  # tokens of the texts, as far as the host knows
-        self.free = list(rows)
+        self._free = list(rows)
+        self._rows: dict[Hashable, int] = {}
         self.steps.active.zero_()
 
-    def admit(self, row: int, request: EngineRequest) -> Iterator[Round | None]:
-        """Take a prompt into a free row, one chunk at a time between other rows' rounds; its first token comes last.
+    @property
+    def has_room(self) -> bool:
+        """See `BatchEngine`."""
+        return bool(self._free)
 
-        One prompt is taken after the other.
-        """
-        self.free.remove(row)
+    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[Round | None]:
+        """See `BatchEngine`."""
+        row = self._rows[key] = self._free.pop(0)
         prompt, sampler, prefill = request.input_ids, self._samplers[row], self._prefill
-        ids = torch.tensor([prompt], device=self.steps.target.device)
+        ids = torch.tensor([prompt], device=self.target.device)
         prefill.target, prefill.drafter = self._targets[row], self._drafters[row]
         for _ in prefill.chunked(ids):
             yield None
@@ -64,8 +69,8 @@ class RowsEngine:
         self._lengths[row] = len(prompt) + 1
         yield Round(token[0].tolist(), is_prefill=True, num_prompt_tokens=len(prompt))
 
-    def round(self) -> dict[int, Round]:
-        """A round of all rows that hold a text."""
+    def round(self) -> dict[Hashable, Round]:
+        """See `BatchEngine`."""
         steps, config = self.steps, self.steps.config
         longest = max(self._lengths)
         steps.target.cache.set_window(longest + config.total_tokens)
@@ -75,16 +80,22 @@ class RowsEngine:
             if bool(steps.stop().all()):  # the host asks: one flag per draft call
                 break
             steps.step()
-        made = {}
-        for row, (calls, accept_length, *tokens) in enumerate(steps.finish().tolist()):
+        made, result = {}, steps.finish().tolist()
+        for key, row in self._rows.items():
             if self._lengths[row]:
+                calls, accept_length, *tokens = result[row]
                 tokens = tokens[: accept_length + 1]
                 self._lengths[row] += len(tokens)
-                made[row] = Round(tokens, calls, accept_length, num_draft_tokens=steps.num_drafted(calls))
+                made[key] = Round(tokens, calls, accept_length, num_draft_tokens=steps.num_drafted(calls))
         return made
 
-    def release(self, row: int) -> None:
-        """The row's text has ended."""
+    def release(self, key: Hashable) -> None:
+        """See `BatchEngine`."""
+        row = self._rows.pop(key)
         self.steps.active[row] = False
         self._lengths[row] = 0
-        self.free.append(row)
+        self._free.append(row)
+
+    def refresh(self) -> bool:
+        """See `BatchEngine`."""
+        raise NotImplementedError
