@@ -170,6 +170,13 @@ class Eagle3Drafter:
         view.cache = self.cache.row(index)
         return view
 
+    def first(self, count: int, total_tokens: int) -> Eagle3Drafter:
+        """See `Drafter`."""
+        view = copy.copy(self)
+        view.cache, view.tree = self.cache.first(count), self.tree.first(count, total_tokens)
+        view.config, view.hidden, view._chain = view.tree.config, self.hidden[:count], self._chain[:count]
+        return view
+
     def reset(self) -> None:
         self.cache.reset()
 

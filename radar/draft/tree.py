@@ -6,7 +6,9 @@ nodes verified are the best of all levels by cumulative log-probability. Nothing
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,6 +52,15 @@ class DraftTree:
         for name, value in vars(self).items():
             setattr(twin, name, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
         return twin
+
+    def first(self, count: int, total_tokens: int) -> DraftTree:
+        """The trees of the first rows, in the same buffers, of which fewer nodes are selected."""
+        view = copy.copy(self)
+        view.config = replace(self.config, total_tokens=total_tokens)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(view, name, value[:count])
+        return view
 
     def start(self, logits: Tensor, d2t: Tensor | None = None) -> None:
         """Begin a round with the children of the root: logits [B, 1, V], and as in `radar_kernels.grow_tree`."""

@@ -104,6 +104,9 @@ class BatchEngine(Protocol):
     def round(self) -> dict[Hashable, Round]:
         """A round of all rows that hold a text, by its key."""
 
+    def launch_next(self) -> None:
+        """See `Engine`."""
+
     def release(self, key: Hashable) -> None:
         """The text has ended, or its prompt is not to be taken further."""
 

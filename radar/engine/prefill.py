@@ -100,13 +100,15 @@ class Prefill:
         start: int = 0,
         lengths: Tensor | None = None,
     ) -> Iterator[None]:
-        """`run`, chunk by chunk as it is asked for."""
+        """`run` with a pause between two chunks."""
         length, most = input_ids.shape[1], max(self.sizes)
         for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
             cache.set_window(length + most)
             cache.length.fill_(start)
         padded = torch.nn.functional.pad(input_ids, (0, most))  # the pairs look one token ahead
         for first, count, rows in split(start, length, self.sizes, self.large):
+            if first > start:
+                yield
             tokens = padded[:, first : first + rows + 1]
             # pairs (token t + 1, feature t); the last token's partner is not known yet
             if lengths is None:
@@ -123,7 +125,6 @@ class Prefill:
                     self.chunk(rows)
                 else:
                     chunks[rows]()
-            yield
 
     def chunk(self, rows: int) -> None:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""

@@ -63,6 +63,19 @@ class Sampler:
         self._rows.append(view)
         return view
 
+    def first(self, count: int) -> Sampler:
+        """The sampler of the first rows, in the same storage. For one whose rows are taken."""
+        view = copy.copy(self)
+        view._rows = self._rows[:count]
+        view.state = SamplingState(*(tensor[:count] for tensor in self.state))
+        return view
+
+    def move(self, source: int, target: int) -> None:
+        """Give one row what another one has: parameters, seed and history. For one whose rows are taken."""
+        for tensor in self.state:
+            tensor[target] = tensor[source]
+        self._rows[target].params, self._rows[target].seed = self._rows[source].params, self._rows[source].seed
+
     @property
     def is_greedy(self) -> bool:
         """Whether `greedy_tokens` is the whole of sampling; known on the host, so a caller may skip `sample`."""

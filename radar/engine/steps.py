@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -59,6 +62,30 @@ class RoundSteps:
         """A copy that can decide here. Raises UsageError if it cannot."""
         return bound_copy(policy, self.signals, self.config)
 
+    def first(self, count: int, total_tokens: int) -> RoundSteps:
+        """The steps of the first rows of a batch on the same buffers, with trees of so many nodes. A policy has to be
+        bound there."""
+        view = copy.copy(self)
+        view.config = replace(self.config, total_tokens=total_tokens)
+        view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens)
+        view.sampler = self.sampler.first(count)
+        for name in ("tokens", "taps", "count", "root", "result", "active", "alive", "_one"):
+            setattr(view, name, getattr(self, name)[:count])
+        view._lengths = (view.target.cache.length, view.drafter.cache.length)
+        view._held = torch.stack(view._lengths)
+        view.signals = RoundSignals(*(tensor[:count] for tensor in self.signals))
+        view._accepted = Acceptance(*(tensor[:count] for tensor in self._accepted))
+        return view
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let one row of a batch go on with the text of another one, of `length` tokens."""
+        state = (self.tokens, self.taps, self.count, self.root, self.active, self.signals.accept_length)
+        for tensor in state:
+            tensor[target] = tensor[source]
+        self.sampler.move(source, target)
+        self.target.cache.move(source, target, length)
+        self.drafter.cache.move(source, target, length)
+
     def load(self, token: Tensor, taps: Tensor, row: int | None = None) -> None:
         """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]; of one row alone
         with B = 1."""
@@ -74,10 +101,18 @@ class RoundSteps:
         if hasattr(self.policy, "attach"):
             torch.add(self.target.cache.length, 1, out=self.signals.context_length)
         self.policy.reset()
+        self._hold()
         if len(self.alive) > 1:
             self.alive.copy_(self.active)
-            torch.stack(self._lengths, out=self._held)
         self.drafter.begin(self.tokens, self.taps, self.count)
+
+    def draft(self) -> None:
+        """All draft calls of a round, by the host, which asks for the flags after each."""
+        self.begin()
+        for _ in range(self.config.max_calls - 1):
+            if bool(self.stop().all()):
+                break
+            self.step()
 
     def stop(self) -> Tensor:
         """Which rows have ended their drafting, with the newest level or before: flags [B]."""
@@ -97,9 +132,13 @@ class RoundSteps:
 
     def verify(self) -> Tensor:
         """Run the target over the selected nodes: its token after each node [B, N]."""
+        return self.choose(self.score())
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The target's token after each node [B, N], from its logits."""
         nodes = self.nodes
         indices = self.target.cache.length[:, None] + nodes.depths + 1  # of the tokens to come, in the text
-        return self.sampler.sample(self.score(), indices, nodes.draft_tokens, nodes.ancestors)
+        return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors)
 
     def score(self) -> Tensor:
         """Run the target over the selected nodes: its logits after each node [B, N, V]."""
@@ -137,6 +176,7 @@ class RoundSteps:
         Returns:
             The token [B, 1], which is `root` too.
         """
+        self._hold()
         logits, taps = self.target.verify(*self.target.chain(self.root[:, None]))
         self.target.advance(1)
         token = self.sampler.sample(logits, self.target.cache.length[:, None])
@@ -146,19 +186,32 @@ class RoundSteps:
         self.taps.scatter_(1, place[..., None].expand_as(taps), taps)
         self.count += 1
         self.root.copy_(token[:, 0])
+        self.settle()
         return token
 
     def catch_up(self) -> None:
         """Add the waiting pairs to the draft's cache. A `plain` step has to follow before the next `begin`."""
+        self._hold()
         self.drafter.extend(self.tokens, self.taps, self.count)
         self.count.zero_()
+        self.settle()
 
     def finish(self) -> Tensor:
         """All that follows the drafting; returns what `commit` does."""
         self.select()
         self.accept(self.verify())
         result = self.commit()
-        if len(self.alive) > 1:  # a row without a text, or with a prompt half taken in, stays as it was
+        self.settle()
+        return result
+
+    def _hold(self) -> None:
+        """Remember how long the rows are, for `settle`."""
+        if len(self.active) > 1:
+            torch.stack(self._lengths, out=self._held)
+
+    def settle(self) -> None:
+        """Rows without a text, and one with a prompt that is half taken in, stay as they were."""
+        if len(self.active) > 1:
             for length, held in zip(self._lengths, self._held, strict=True):
                 length.copy_(torch.where(self.active, length, held))
-        return result
+            self.count.copy_(torch.where(self.active, self.count, self._one))

@@ -43,6 +43,7 @@ class Batch:
             for token, item in self._engine.round().items():
                 self._texts[token].take(item)
         self._drop_closed()
+        self._engine.launch_next()
 
     def _take_prompts(self) -> None:
         if self._admission is None and self._waiting and self._engine.has_room:

@@ -55,6 +55,18 @@ class StaticKVCache:
         view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length[part]
         return view
 
+    def first(self, count: int) -> StaticKVCache:
+        """The cache of the first rows of the batch, in the same buffers."""
+        view = copy.copy(self)
+        view.keys, view.values, view.length = self.keys[:, :count], self.values[:, :count], self.length[:count]
+        return view
+
+    def move(self, source: int, target: int, rows: int) -> None:
+        """Let one row of the batch hold what another one holds, `rows` tokens."""
+        for tensor in (self.keys, self.values):
+            tensor[:, target, :, :rows] = tensor[:, source, :, :rows]
+        self.length[target] = self.length[source]
+
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its `rows`."""
         store_rows(self.keys[layer], self.values[layer], keys, values, start)

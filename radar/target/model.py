@@ -97,6 +97,12 @@ class TargetModel:
         view.cache, view._causal = self.cache.row(index), {}
         return view
 
+    def first(self, count: int) -> TargetModel:
+        """The target of the first rows of the batch, in the same cache."""
+        view = copy.copy(self)
+        view.cache, view._causal = self.cache.first(count), {}
+        return view
+
     def refresh(self) -> Fingerprint:
         """Take the model as it is now; see `BoundModel.refresh`."""
         return self.bound.refresh()
