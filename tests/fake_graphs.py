@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from radar import RadarDecoder
-from radar.engine import captured, graph
+from radar.engine import captured, graph, rows
 from radar.engine.fallback import Fallback
 
 
@@ -24,8 +24,8 @@ class _Event:
         return False
 
 
-def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fallback: Fallback | None = None) -> Any:
-    """Give a decoder on a CPU a `GraphEngine` whose graphs are Python; returns the decoder."""
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines on a CPU have graphs that are Python."""
 
     class Mailbox:
         def __init__(self, tensor: torch.Tensor) -> None:
@@ -43,10 +43,18 @@ def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fal
 
     for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
         monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
+    monkeypatch.setattr(rows, "Mailbox", Mailbox)
     monkeypatch.setattr(captured, "capture", capture)
     monkeypatch.setattr(captured, "on_stream", lambda stream, work: work())
-    monkeypatch.setattr(graph, "capture_each", lambda work, values, stream: {n: partial(work, n) for n in values})
+    for engine in (graph, rows):
+        monkeypatch.setattr(engine, "capture_each", lambda work, values, stream: {n: partial(work, n) for n in values})
+
+
+def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fallback: Fallback | None = None) -> Any:
+    """Give a decoder on a CPU a `GraphEngine` whose graphs are Python; returns the decoder."""
+    fake_graphs(monkeypatch)
     old = decoder.engine
     with torch.inference_mode():
         engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)

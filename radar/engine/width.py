@@ -120,6 +120,7 @@ class GraphWidth(Width):
         """See `Width`; captures, for which the steps run."""
         super().decide_by(policy)
         torch.cuda.synchronize(self.steps.target.device)  # a round that nobody read may still run
+        self.steps.count.fill_(1)  # as in a round, whatever was captured before
         self._round = capture_round(self.steps, policy, self.steps.policy, self._streams, conditional=self._conditional)
         if self._plain is None and self.fallback is not None:
             self._plain = capture_plain(self.steps, self._streams)
