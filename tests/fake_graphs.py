@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from radar import RadarDecoder
-from radar.engine import captured, graph, rows
+from radar.engine import captured, graph, plain, plain_rows, rows
 from radar.engine.fallback import Fallback
 
 
@@ -45,10 +45,13 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
-    monkeypatch.setattr(rows, "Mailbox", Mailbox)
+    for engine in (rows, plain_rows):
+        monkeypatch.setattr(engine, "Mailbox", Mailbox)
+    monkeypatch.setattr(plain_rows, "capture", capture)
+    monkeypatch.setattr(plain_rows, "on_stream", lambda stream, work: work())
     monkeypatch.setattr(captured, "capture", capture)
     monkeypatch.setattr(captured, "on_stream", lambda stream, work: work())
-    for engine in (graph, rows):
+    for engine in (graph, rows, plain):
         monkeypatch.setattr(engine, "capture_each", lambda work, values, stream: {n: partial(work, n) for n in values})
 
 

@@ -9,8 +9,10 @@ from fakes import DEVICE, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
-from radar.engine.rows import RowsEngine
+from radar.engine.plain_rows import PlainRows
+from radar.engine.round_rows import RoundRows
 from radar.generation.batch import Batch
+from radar.generation.processing import HostProcessing
 from radar.generation.request import Request
 from radar.generation.sequence import Sequence
 from radar.target.model import TargetModel
@@ -20,13 +22,21 @@ MAX_LENGTH = 300
 
 
 def make_batch(rows, policy, *, fallback=False, graphs=DEVICE.type == "cuda"):
+    """With a policy rounds, without one plain decoding."""
     sizes = {"max_length": MAX_LENGTH, "max_rows": 256, "batch_size": rows + 1}
-    target = TargetModel(tiny_target(), **sizes)
+    target = TargetModel(tiny_target(), tap_layers=None if policy else (), **sizes)
+    if policy is None:
+        return Batch(PlainRows(target, graphs=graphs))
     drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, **sizes)
-    return Batch(RowsEngine(target, drafter, policy, TREE, fallback=fallback, graphs=graphs))
+    return Batch(RoundRows(target, drafter, policy, TREE, fallback=fallback, graphs=graphs))
 
 
-def make_request(rng):
+def no_repetition(input_ids, scores):
+    """A processor: never the token that came last."""
+    return scores.index_fill(1, input_ids[0, -1:], -torch.inf)
+
+
+def make_request(rng, *, processed=False):
     prompt = [rng.randrange(17) for _ in range(rng.choice([1, 2, 5, 30, 90, 150]))]
     sampling = rng.choice(
         [
@@ -38,7 +48,8 @@ def make_request(rng):
         ]
     )
     ends = frozenset(rng.sample(range(17), rng.choice([0, 0, 1])))
-    return Request(prompt, rng.randint(1, 40), sampling, ends)
+    processing = HostProcessing((no_repetition,)) if processed and rng.random() < 0.3 else None
+    return Request(prompt, rng.randint(1, 40), sampling, ends, processing=processing)
 
 
 def sequence_of(request):
@@ -53,7 +64,7 @@ def alone():
     return lambda request: decoder.run(request).token_ids
 
 
-@pytest.mark.parametrize("policy", [FixedDepth(3), Threshold(0.6)], ids=repr)
+@pytest.mark.parametrize("policy", [FixedDepth(3), Threshold(0.6), None], ids=repr)
 @pytest.mark.parametrize("mix", range(6))
 @torch.inference_mode()
 def test_every_text_is_the_one_the_request_gets_alone(mix, policy, alone, monkeypatch):
@@ -61,7 +72,7 @@ def test_every_text_is_the_one_the_request_gets_alone(mix, policy, alone, monkey
     if graphs := mix % 2 == 1 and DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
     batch = make_batch(rng.choice([2, 3, 5]), policy, fallback=mix % 3 > 0, graphs=graphs or DEVICE.type == "cuda")
-    requests = [make_request(rng) for _ in range(9)]
+    requests = [make_request(rng, processed=mix == 4) for _ in range(9)]
     sequences, cancelled = [], set()
     while len(sequences) < len(requests) or batch.has_work:
         for request in requests[len(sequences) : len(sequences) + rng.choice([0, 1, 2])]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from radar.engine.admission import Admission
 from radar.engine.base import EngineRequest, Processing
 from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.captured import Streams
+from radar.engine.plain_steps import PlainSteps
 from radar.engine.rehearsal import rehearse
-from radar.engine.sampler import Sampler
 from radar.metrics import Round, Stopwatch
 from radar.target.model import TargetModel
 
@@ -32,10 +31,8 @@ class PlainEngine:
     def __init__(self, target: TargetModel, *, graphs: bool) -> None:
         self.name = "graph" if graphs else "eager"
         self.target = target
-        self.sampler = Sampler(1, target.vocab_size, target.device)
-        self.admission = Admission(target, None, self.sampler)
-        self._token = torch.zeros((1, 1), dtype=torch.int64, device=target.device)
-        self._one = torch.ones(1, dtype=torch.int64, device=target.device)
+        self.steps = PlainSteps(target)
+        self.admission = Admission(target, None, self.steps.sampler)
         self._processing: Processing | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._launched = False
@@ -43,9 +40,9 @@ class PlainEngine:
             rehearse(self._rehearsal, target.device)
             prefill, self._streams = self.admission.prefill, Streams(target.device)
             self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream := self._streams.round)
-            on_stream(stream, self._step)
-            self._graph = capture(self._step, stream)
-            self._mailbox = Mailbox(self._token)
+            on_stream(stream, self.steps.step)
+            self._graph = capture(self.steps.step, stream)
+            self._mailbox = Mailbox(self.steps.token)
 
     def refresh(self) -> bool:
         """See `Engine`."""
@@ -56,7 +53,7 @@ class PlainEngine:
         self._launched = False
         self._processing = request.processing
         result = self.admission.admit(request)
-        self._token.copy_(self.admission.token)
+        self.steps.token.copy_(self.admission.token)
         return result
 
     def release(self) -> None:
@@ -72,11 +69,11 @@ class PlainEngine:
 
     def round(self) -> Round:
         """One token."""
-        watch, result, prefix = Stopwatch(), Round([]), self.admission.prefix
+        watch, result, prefix, steps = Stopwatch(), Round([]), self.admission.prefix, self.steps
         if self._processing is not None:
             self.target.cache.set_window(len(prefix.ids))
-            chosen, scores = self._processing.choose(self.sampler, (logits := self._logits())[0, 0], prefix.ids)
-            self._keep(torch.tensor([[chosen]], device=self.target.device))
+            chosen, scores = self._processing.choose(steps.sampler, (logits := steps.score())[0, 0], prefix.ids)
+            steps.keep(torch.tensor([[chosen]], device=self.target.device))
             result.logits, result.scores = logits[0].float(), scores[None]
             result.tokens = [chosen]
         elif self._graph is not None:
@@ -85,8 +82,7 @@ class PlainEngine:
             self._launched = False
         else:
             self.target.cache.set_window(len(prefix.ids))
-            self._step()
-            result.tokens = self._token[0].tolist()
+            result.tokens = steps.step()[0].tolist()
         prefix.add(result.tokens, pending=0)
         watch.lap("verify")
         result.seconds = watch.seconds
@@ -94,18 +90,4 @@ class PlainEngine:
 
     def _rehearsal(self) -> None:
         self.admission.rehearse()
-        self._step()
-
-    def _step(self) -> None:
-        """One token: capture-ready."""
-        self._keep(self.sampler.sample(self._logits(), self.target.cache.length[:, None]))
-
-    def _logits(self) -> Tensor:
-        """Of the token behind the last one [1, 1, V], which is committed."""
-        logits, _ = self.target.verify(*self.target.chain(self._token))
-        self.target.advance(1)
-        return logits
-
-    def _keep(self, token: Tensor) -> None:
-        self._token.copy_(token)
-        self.sampler.commit(self._token, self._one)
+        self.steps.step()

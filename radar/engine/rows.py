@@ -1,30 +1,25 @@
-"""The engine of several texts at once: rows join and leave between rounds, and draft as deep as their own verdicts."""
+"""The engine of several texts at once: rows join and leave between rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.base import EngineRequest
 from radar.engine.capture import Mailbox, capture_each
 from radar.engine.captured import Streams
-from radar.engine.conditional import why_no_while_nodes
-from radar.engine.fallback import Fallback
 from radar.engine.prefill import Prefill
-from radar.engine.rehearsal import rehearse
 from radar.engine.sampler import Sampler
-from radar.engine.steps import RoundSteps
-from radar.engine.width import GraphWidth, Width, nodes_of, widths
 from radar.metrics import Round
-from radar.policy.base import StopPolicy
+from radar.target.fingerprint import Fingerprint
 from radar.target.model import TargetModel
 
-__all__ = ["RowsEngine"]
+__all__ = ["RowSteps", "RowsEngine", "Text", "Width", "widths"]
 
 
 @dataclass(eq=False)
@@ -47,110 +42,119 @@ class Text:
     has_left: bool = False
 
 
+class RowSteps(Protocol):
+    """What rounds are made of, for all rows of a batch.
+
+    Attributes:
+        target: with its cache.
+        sampler: of all rows.
+        active: [B] bool, the rows that hold a text.
+    """
+
+    target: TargetModel
+    sampler: Sampler
+    active: Tensor
+
+    @property
+    def root(self) -> Tensor:
+        """[B] the last token of each text."""
+
+    def load(self, token: Tensor, taps: Tensor, row: int) -> None:
+        """Begin a text in a row: its first token [1, 1], and the taps of the prompt's last position [1, 1, taps]."""
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let one row go on with the text of another one, of `length` tokens."""
+
+
+class Width(Protocol):
+    """Makes rounds of the first `rows` rows."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+
+    def launch(self, texts: Sequence[Text]) -> None:
+        """Start a round of the texts, which stand in the first rows."""
+
+    def read(self) -> list[Round]:
+        """What the round made of each row, also of those that hold no text."""
+
+    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
+        """A round in which processors on the host choose the tokens of some texts."""
+
+
+def widths(rows: int) -> list[int]:
+    """Numbers of rows that rounds are made for: the smallest that holds all texts is taken."""
+    return [*(2**i for i in range(rows.bit_length()) if 2**i < rows), rows]
+
+
 class RowsEngine:
-    """Rounds for the texts in the rows of a batch; see `BatchEngine`.
+    """Takes prompts into rows, and makes rounds of all that hold a text; see `BatchEngine`.
 
     Texts stand in the first rows: when one leaves, the last one takes its row. What a text says is what it would say
     alone, since its tree, its noise and its attention depend on itself. A prompt is taken in at a row of its own behind
     the others, by the same chunks and graphs as one alone, and moves when it is complete.
 
     Args:
-        target, drafter: of one row more than texts, on one device.
-        policy: decides for each row.
-        config: shape of the trees; where many rows share a verification they have fewer nodes each (`nodes_of`).
-        graphs: rounds are CUDA graphs.
-        fallback: take plain steps where drafting does not pay.
+        steps: of one row more than texts.
+        drafter: of as many; None: the target alone decodes.
+        graphs: prompts run as CUDA graphs.
+        ahead: tokens that a round adds at most.
     """
 
-    def __init__(
-        self,
-        target: TargetModel,
-        drafter: Drafter,
-        policy: StopPolicy,
-        config: TreeConfig,
-        *,
-        graphs: bool = False,
-        fallback: bool = False,
-    ) -> None:
-        self.target, self.drafter, self.policy, self.config = target, drafter, policy, config
+    def __init__(self, steps: RowSteps, drafter: Drafter | None, *, graphs: bool, ahead: int) -> None:
         self.name = "graph" if graphs else "eager"
-        self.steps = RoundSteps(target, drafter, policy, config)
-        self._capacity = door = len(target.cache.length) - 1
-        self._samplers = [self.steps.sampler.row(row) for row in range(door + 1)]
-        self._prefill = Prefill(target.row(door), drafter.row(door))
+        self.steps, self.target, self.drafter = steps, steps.target, drafter
+        self.widths: list[Width] = []
+        self._ahead = ahead
+        self._door = door = len(steps.active) - 1
+        self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
+        self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
         self._texts: list[Text] = []  # by row
         self._launched: tuple[Width, list[Text]] | None = None
-        self._prints = [target.refresh(), drafter.refresh()]
-        self.steps.active.zero_()
-        self._bound = policy
-        self._make_widths(graphs, fallback)
+        self._prints = self._fingerprints()
+        steps.active.zero_()
 
-    def _make_widths(self, graphs: bool, fallback: bool) -> None:
-        steps, device = self.steps, self.target.device
-        views = [steps.first(rows, nodes_of(self.config.total_tokens, rows)) for rows in widths(self._capacity)]
-        rules = [Fallback() if fallback else None for _ in views]
-        if not graphs:
-            self._widths = [Width(view, self.policy, rule) for view, rule in zip(views, rules, strict=True)]
-            return
-        streams, conditional = Streams(device), why_no_while_nodes(device) is None
-        for view in views:
-            view.policy = view.bind(self.policy)
-        rehearse(lambda: self._rehearse(views, fallback), device)
+    def capture_prompts(self, streams: Streams) -> None:
+        """Make graphs of a prompt's chunks."""
         self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, streams.round)
-        self._widths = [
-            GraphWidth(view, self.policy, rule, streams, conditional=conditional)
-            for view, rule in zip(views, rules, strict=True)
-        ]
-        self._first = Mailbox(steps.root[:, None])
-        self._forget()
+        self._first = Mailbox(self.steps.root[:, None])
 
-    def _rehearse(self, views: list[RoundSteps], fallback: bool) -> None:
+    def rehearse_prompts(self) -> None:
+        """Launch what takes a prompt in."""
         for rows in self._prefill.sizes:
             self._prefill.chunk(rows)
         self._sample(self._samplers[0])
-        for view in views:
-            view.begin()
-            view.stop()
-            view.step()
-            view.finish()
-            if fallback:
-                view.plain()
-                view.catch_up()
-        self._forget()
 
-    def _forget(self) -> None:
-        """No row holds a text."""
+    def forget(self) -> None:
+        """No row holds a text: behind work that was nobody's."""
         self.target.cache.reset()
-        self.drafter.reset()
-        self.steps.count.fill_(1)
+        if self.drafter is not None:
+            self.drafter.reset()
         self._prefill.count.fill_(1)
         self._prefill.known.zero_()
 
     @property
     def has_room(self) -> bool:
         """See `BatchEngine`."""
-        return len(self._texts) < self._capacity
+        return len(self._texts) < self._door
 
     def refresh(self) -> bool:
         """See `BatchEngine`."""
-        now = [self.target.refresh(), self.drafter.refresh()]
-        fits = [found.layout for found in now] == [known.layout for known in self._prints]
-        self._prints = now
-        return fits
+        before, self._prints = self._prints, self._fingerprints()
+        return [found.layout for found in self._prints] == [known.layout for known in before]
 
-    def set_policy(self, policy: StopPolicy) -> None:
-        """Decide by another policy once the rows are empty. Raises UsageError if it cannot serve the tree."""
-        self.steps.bind(policy)
-        self.policy = policy
+    def _fingerprints(self) -> list[Fingerprint]:
+        return [part.refresh() for part in (self.target, self.drafter) if part is not None]
+
+    def prepare(self) -> None:
+        """Called when the first text comes to empty rows."""
 
     def admit(self, key: Hashable, request: EngineRequest) -> Iterator[Round | None]:
         """See `BatchEngine`."""
-        if not self._texts and self._bound is not self.policy:
-            self._bound = self.policy
-            for width in self._widths:
-                width.decide_by(self.policy)
-            self._forget()
+        if not self._texts:
+            self.prepare()
         prompt, prefill = request.input_ids, self._prefill
         ids = torch.tensor([prompt], device=self.target.device)
         for _ in prefill.chunked(ids, self._chunks):
@@ -166,8 +170,9 @@ class RowsEngine:
             token = torch.tensor([[chosen]], device=self.target.device)
             result.logits, result.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
-        self.target.cache.move(self._capacity, row, len(prompt))
-        self.drafter.cache.move(self._capacity, row, len(prompt))
+        self.target.cache.move(self._door, row, len(prompt))
+        if self.drafter is not None:
+            self.drafter.cache.move(self._door, row, len(prompt))
         self.steps.load(token, prefill.taps, row)
         self.steps.active[row] = True
         text = Text(key, request, list(prompt))
@@ -189,18 +194,13 @@ class RowsEngine:
     def launch_next(self) -> None:
         """See `BatchEngine`."""
         texts = self._texts
-        if self._launched is not None or not texts or any(text.request.processing for text in texts):
-            return
-        width = self._width()
-        length = max(len(text.ids) + 1 for text in texts)
-        caught_up = width.launch(texts=len(texts), pending=max(text.pending for text in texts), length=length)
-        if caught_up:
-            for text in texts:
-                text.pending = 0
-        self._launched = width, list(texts)
+        if self._launched is None and texts and not any(text.request.processing for text in texts):
+            width = self._width()
+            width.launch(texts)
+            self._launched = width, list(texts)
 
     def _width(self) -> Width:
-        return next(width for width in self._widths if len(width.steps.active) >= len(self._texts))
+        return next(width for width in self.widths if width.rows >= len(self._texts))
 
     def round(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
@@ -208,45 +208,16 @@ class RowsEngine:
             return {}  # its first token comes before its first round
         self.launch_next()
         if self._launched is None:
-            return self._by_host()
-        (width, texts), self._launched = self._launched, None
-        made = {}
-        for text, (calls, accepted, *tokens) in zip(texts, width.read(), strict=False):
-            if text.has_left:
-                continue
-            tokens = tokens[: accepted + 1]
-            text.pending = len(tokens) if calls else text.pending + 1  # a plain step adds one
-            drafted = width.steps.num_drafted(calls) if calls else 0
-            made[text.key] = Round(tokens, calls, accepted, num_draft_tokens=drafted, is_fallback=not calls)
-            text.ids += tokens
-        return made
-
-    def _by_host(self) -> dict[Hashable, Round]:
-        """A round in which processors on the host choose the tokens of some rows."""
-        steps, texts = self._width().steps, self._texts
-        length = max(len(text.ids) for text in texts)
-        steps.target.cache.set_window(length + steps.config.total_tokens)
-        steps.drafter.cache.set_window(length + steps.drafter.num_scratch_rows)
-        steps.draft()
-        steps.select()
-        logits = steps.score()
-        tokens = steps.choose(logits)
-        kept = {}
-        for row, text in enumerate(texts):
-            if text.request.processing is not None:
-                nodes = type(steps.nodes)(*(part[row : row + 1] for part in steps.nodes))
-                sampler, own = self._samplers[row], logits[row : row + 1]
-                tokens[row], *kept[row] = text.request.processing.walk(sampler, nodes, own, text.ids)
-        steps.accept(tokens)
-        made = {}
-        for row, (text, (calls, accepted, *new)) in enumerate(zip(texts, steps.commit().tolist(), strict=False)):
-            result = Round(new[: accepted + 1], calls, accepted, num_draft_tokens=steps.num_drafted(calls))
-            result.logits, result.scores = kept.get(row, (None, None))
-            text.ids += result.tokens
-            text.pending = len(result.tokens)
-            made[text.key] = result
-        steps.settle()
-        return made
+            texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
+        else:
+            (width, texts), self._launched = self._launched, None
+            made = width.read()
+        found: dict[Hashable, Round] = {}
+        for text, item in zip(texts, made, strict=False):
+            if not text.has_left:
+                text.ids += item.tokens
+                found[text.key] = item
+        return found
 
     def release(self, key: Hashable) -> None:
         """See `BatchEngine`."""
@@ -257,6 +228,6 @@ class RowsEngine:
         last = self._texts.pop()
         if row < len(self._texts):
             self._texts[row] = last
-            ahead = self.config.max_accepted  # tokens of a round that the host has not read
-            self.steps.move(len(self._texts), row, len(last.ids) + ahead)
+            # a round may be under way, whose tokens the host has not read
+            self.steps.move(len(self._texts), row, len(last.ids) + self._ahead)
         self.steps.active[len(self._texts)] = False

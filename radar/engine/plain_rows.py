@@ -1,0 +1,94 @@
+"""A batch of rows that the target decodes alone, one token a pass: the baseline, with as many texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.captured import Streams
+from radar.engine.plain_steps import PlainSteps
+from radar.engine.rehearsal import rehearse
+from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.sampler import Sampler
+from radar.metrics import Round
+from radar.target.model import TargetModel
+
+__all__ = ["PlainRows"]
+
+
+class Tokens:
+    """A token for each of so many rows, by Python or, with streams, as a graph."""
+
+    def __init__(self, steps: PlainSteps, streams: Streams | None) -> None:
+        self._steps = steps
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if streams is not None:
+            on_stream(streams.round, steps.step)
+            self._graph = capture(steps.step, streams.round)
+            self._mailbox = Mailbox(steps.token)
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self._steps.active)
+
+    def launch(self, texts: Sequence[Text]) -> None:
+        """See `Width`."""
+        if self._graph is None:
+            self._set_window(texts)
+            self._made = self._steps.step().tolist()
+        else:
+            self._graph.replay()
+            self._mailbox.send()
+
+    def read(self) -> list[Round]:
+        """See `Width`."""
+        return [Round(row) for row in (self._made if self._graph is None else self._mailbox.read())]
+
+    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
+        """See `Width`."""
+        self._set_window(texts)
+        logits = self._steps.score()
+        token = self._steps.choose(logits)
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        for row, (text, sampler) in enumerate(zip(texts, samplers, strict=False)):
+            if text.request.processing is not None:
+                token[row, 0], scores = text.request.processing.choose(sampler, logits[row, 0], text.ids)
+                kept[row] = logits[row].float(), scores[None]
+        self._steps.keep(token)
+        made = [Round(row) for row in token.tolist()]
+        for row, scores_of in kept.items():
+            made[row].logits, made[row].scores = scores_of
+        return made
+
+    def _set_window(self, texts: Sequence[Text]) -> None:
+        self._steps.target.cache.set_window(max(len(text.ids) + text.is_entering for text in texts))
+
+
+class PlainRows(RowsEngine):
+    """Plain decoding of the texts in the rows of a batch.
+
+    Args:
+        target: of one row more than texts, without taps.
+        graphs: a pass is a CUDA graph.
+    """
+
+    def __init__(self, target: TargetModel, *, graphs: bool = False) -> None:
+        steps, streams = PlainSteps(target), None
+        super().__init__(steps, None, graphs=graphs, ahead=1)
+        views = [steps.first(rows) for rows in widths(len(steps.active) - 1)]
+        if graphs:
+            rehearse(lambda: self._rehearse(views), target.device)
+            streams = Streams(target.device)
+            self.capture_prompts(streams)
+        self.widths = [Tokens(view, streams) for view in views]
+        self.forget()
+
+    def _rehearse(self, views: Sequence[PlainSteps]) -> None:
+        self.rehearse_prompts()
+        for view in views:
+            view.step()
+        self.forget()

@@ -1,0 +1,77 @@
+"""Plain decoding on static buffers: what the host calls, and what a graph can capture."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from radar.engine.sampler import Sampler
+from radar.target.model import TargetModel
+
+__all__ = ["PlainSteps"]
+
+
+class PlainSteps:
+    """One token of the target a pass, for each row of a batch.
+
+    Args:
+        target: without taps.
+
+    Attributes:
+        token: [B, 1] the last token of each text.
+        active: [B] bool, the rows that hold a text; the others do nothing that counts.
+    """
+
+    def __init__(self, target: TargetModel) -> None:
+        batch, device = len(target.cache.length), target.device
+        self.target = target
+        self.sampler = Sampler(batch, target.vocab_size, device)
+        self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        self.active = torch.ones(batch, dtype=torch.bool, device=device)
+        self._one = torch.ones(batch, dtype=torch.int64, device=device)
+
+    @property
+    def root(self) -> Tensor:
+        """[B] the last tokens."""
+        return self.token[:, 0]
+
+    def first(self, count: int) -> PlainSteps:
+        """The steps of the first rows of a batch, on the same buffers."""
+        view = copy.copy(self)
+        view.target, view.sampler = self.target.first(count), self.sampler.first(count)
+        view.token, view.active, view._one = self.token[:count], self.active[:count], self._one[:count]
+        return view
+
+    def load(self, token: Tensor, taps: Tensor, row: int) -> None:
+        """Begin a text in a row, with its first token [1, 1]."""
+        self.token[row] = token[0]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let one row go on with the text of another one, of `length` tokens."""
+        for tensor in (self.token, self.active):
+            tensor[target] = tensor[source]
+        self.sampler.move(source, target)
+        self.target.cache.move(source, target, length)
+
+    def step(self) -> Tensor:
+        """The next token of each text [B, 1]."""
+        return self.keep(self.choose(self.score()))
+
+    def score(self) -> Tensor:
+        """Run the target over the last token of each text, which is committed; logits [B, 1, V]."""
+        logits, _ = self.target.verify(*self.target.chain(self.token))
+        length = self.target.cache.length
+        length += self._one if len(self.active) == 1 else self.active.long()
+        return logits
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The token [B, 1] behind each text."""
+        return self.sampler.sample(logits, self.target.cache.length[:, None])
+
+    def keep(self, token: Tensor) -> Tensor:
+        """Take it as the last one, and into the history."""
+        self.token.copy_(token)
+        self.sampler.commit(self.token, self._one)
+        return self.token

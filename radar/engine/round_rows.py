@@ -1,0 +1,257 @@
+"""A batch of rows that draft, each as deep as its own verdicts say: the engine, and its rounds by number of rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from radar.config import TreeConfig
+from radar.draft.base import Drafter
+from radar.draft.tree import VerifyTree
+from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
+from radar.engine.conditional import why_no_while_nodes
+from radar.engine.fallback import Fallback
+from radar.engine.rehearsal import rehearse
+from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.sampler import Sampler
+from radar.engine.steps import RoundSteps
+from radar.metrics import Round
+from radar.policy.base import StopPolicy
+from radar.target.model import TargetModel
+
+__all__ = ["RoundRows"]
+
+NODES = 192
+"""Of all rows together: up to about as many, a verification waits for the weights and not for the rows."""
+
+
+def nodes_of(total_tokens: int, rows: int) -> int:
+    """Nodes of a row's tree where `rows` share a verification."""
+    return max(2, min(total_tokens, NODES // rows))
+
+
+class Rounds:
+    """Rounds and plain steps of so many rows, called from Python.
+
+    Args:
+        steps: of these rows.
+        policy: decides.
+        fallback: chooses between rounds and plain steps; None: rounds alone.
+
+    Attributes:
+        steps: as given.
+    """
+
+    def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
+        self.steps, self.fallback = steps, fallback
+        self.decide_by(policy)
+
+    def decide_by(self, policy: StopPolicy) -> None:
+        """Take another policy, while no row holds a text."""
+        self.steps.policy = self.steps.bind(policy)
+        if self.fallback is not None:
+            self.fallback.forget_rounds()
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.steps.active)
+
+    def launch(self, texts: Sequence[Text]) -> None:
+        """Start a round, or a plain step where those are faster."""
+        self._texts, self._drafted = list(texts), self.fallback is None or self.fallback.drafts
+        full = max(text.pending for text in texts) == self.steps.config.max_accepted
+        self._started = time.perf_counter()
+        self._start(full and not self._drafted, max(len(text.ids) + text.is_entering for text in texts))
+        for text in texts:  # pairs that wait, but for those that this round makes
+            text.pending = 0 if full or self._drafted else text.pending
+
+    def read(self) -> list[Round]:
+        """See `Width`."""
+        rows, seconds = self._take()
+        if not self._drafted:
+            made = [Round(row, is_fallback=True) for row in rows]
+        else:
+            made = [self._round_of(*row) for row in rows]
+        for text, item in zip(self._texts, made, strict=False):
+            text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
+        if self.fallback is not None:
+            self.fallback.record(sum(len(item.tokens) for item in made[: len(self._texts)]), seconds)
+        return made
+
+    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
+        """See `Width`."""
+        steps = self.steps
+        self._set_windows(max(len(text.ids) for text in texts))
+        steps.draft()
+        steps.select()
+        logits = steps.score()
+        tokens = steps.choose(logits)
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        for row, (text, sampler) in enumerate(zip(texts, samplers, strict=False)):
+            if text.request.processing is not None:
+                nodes = VerifyTree(*(part[row : row + 1] for part in steps.nodes))
+                chosen, *own = text.request.processing.walk(sampler, nodes, logits[row : row + 1], text.ids)
+                tokens[row], kept[row] = chosen[0], (own[0], own[1])
+        steps.accept(tokens)
+        made = [self._round_of(*row) for row in steps.commit().tolist()]
+        steps.settle()
+        for row, scores in kept.items():
+            made[row].logits, made[row].scores = scores
+        for text, item in zip(texts, made, strict=False):
+            text.pending = len(item.tokens)
+        return made
+
+    def _round_of(self, calls: int, accepted: int, *tokens: int) -> Round:
+        drafted = self.steps.num_drafted(calls)
+        return Round(list(tokens[: accepted + 1]), calls, accepted, num_draft_tokens=drafted)
+
+    def _set_windows(self, length: int) -> None:
+        steps = self.steps
+        steps.target.cache.set_window(length + steps.config.total_tokens)
+        steps.drafter.cache.set_window(length + steps.drafter.num_scratch_rows)
+
+    def _start(self, catch_up: bool, length: int) -> None:
+        steps = self.steps
+        self._set_windows(length)
+        if catch_up:
+            steps.catch_up()
+        if self._drafted:
+            steps.draft()
+            self._made = steps.finish().tolist()
+        else:
+            self._made = steps.plain().tolist()
+        self._seconds = time.perf_counter() - self._started
+
+    def _take(self) -> tuple[list[list[int]], float | None]:
+        return self._made, self._seconds
+
+
+class RoundGraphs(Rounds):
+    """The same as graphs, which run while the host deals with what the last ones made.
+
+    Args:
+        streams: to capture on.
+        conditional: the draft loop is a WHILE node; False: the host reads its flags.
+    """
+
+    def __init__(
+        self,
+        steps: RoundSteps,
+        policy: StopPolicy,
+        fallback: Fallback | None,
+        streams: Streams,
+        *,
+        conditional: bool,
+    ) -> None:
+        self._streams, self._conditional = streams, conditional
+        self._plain: CapturedPlain | None = None
+        self._done = torch.cuda.Event()
+        super().__init__(steps, policy, fallback)
+
+    def decide_by(self, policy: StopPolicy) -> None:
+        """See `Rounds`; captures, for which the steps run."""
+        super().decide_by(policy)
+        torch.cuda.synchronize(self.steps.target.device)  # a round that nobody read may still run
+        self.steps.count.fill_(1)  # as in a round, whatever was captured before
+        self._round = capture_round(self.steps, policy, self.steps.policy, self._streams, conditional=self._conditional)
+        if self._plain is None and self.fallback is not None:
+            self._plain = capture_plain(self.steps, self._streams)
+
+    def _start(self, catch_up: bool, length: int) -> None:
+        if self._drafted:
+            self._round.replay()
+            self._box = self._round.result
+        else:
+            assert self._plain is not None
+            if catch_up:
+                self._plain.catch_up.replay()
+            self._plain.step.replay()
+            self._box = self._plain.result
+        self._box.send()
+        self._done.record()
+
+    def _take(self) -> tuple[list[list[int]], float | None]:
+        late = self._done.query()  # how long it took cannot be told from when it is read
+        made = self._box.read()
+        return made, None if late else time.perf_counter() - self._started
+
+
+class RoundRows(RowsEngine):
+    """Rounds for the texts in the rows of a batch.
+
+    Args:
+        target, drafter: of one row more than texts, on one device.
+        policy: decides for each row.
+        config: shape of the trees; where many rows share a verification they have fewer nodes each (`nodes_of`).
+        graphs: rounds are CUDA graphs.
+        fallback: take plain steps where drafting does not pay.
+    """
+
+    steps: RoundSteps
+    drafter: Drafter
+
+    def __init__(
+        self,
+        target: TargetModel,
+        drafter: Drafter,
+        policy: StopPolicy,
+        config: TreeConfig,
+        *,
+        graphs: bool = False,
+        fallback: bool = False,
+    ) -> None:
+        steps = RoundSteps(target, drafter, policy, config)
+        super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted)
+        self.policy = self._bound = policy
+        self.config = config
+        views = [steps.first(rows, nodes_of(config.total_tokens, rows)) for rows in widths(len(steps.active) - 1)]
+        rules = [Fallback() if fallback else None for _ in views]
+        if not graphs:
+            self._rounds = [Rounds(view, policy, rule) for view, rule in zip(views, rules, strict=True)]
+        else:
+            for view in views:
+                view.policy = view.bind(policy)
+            rehearse(lambda: self._rehearse(views, fallback), target.device)
+            streams, conditional = Streams(target.device), why_no_while_nodes(target.device) is None
+            self.capture_prompts(streams)
+            self._rounds = [
+                RoundGraphs(view, policy, rule, streams, conditional=conditional)
+                for view, rule in zip(views, rules, strict=True)
+            ]
+        self.widths = list(self._rounds)
+        self.forget()
+
+    def set_policy(self, policy: StopPolicy) -> None:
+        """Decide by another policy once the rows are empty. Raises UsageError if it cannot serve the tree."""
+        self.steps.bind(policy)
+        self.policy = policy
+
+    def prepare(self) -> None:
+        """See `RowsEngine`."""
+        if self._bound is not self.policy:
+            self._bound = self.policy
+            for rounds in self._rounds:
+                rounds.decide_by(self.policy)
+            self.forget()
+
+    def forget(self) -> None:
+        """See `RowsEngine`."""
+        super().forget()
+        self.steps.count.fill_(1)
+
+    def _rehearse(self, views: Sequence[RoundSteps], fallback: bool) -> None:
+        self.rehearse_prompts()
+        for view in views:
+            view.begin()
+            view.stop()
+            view.step()
+            view.finish()
+            if fallback:
+                view.plain()
+                view.catch_up()
+                view.count.fill_(1)
+        self.forget()
