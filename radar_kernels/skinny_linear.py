@@ -23,6 +23,7 @@ from radar_kernels.reference import Parts
 __all__ = ["Parts", "runs_skinny", "skinny_linear", "skinny_parts"]
 
 MOST_ROWS = 256
+MOST_NARROW = 1024  # rows of 8-bit weights, which no library reads as they are stored
 SUMMED = 1024  # results of a program that adds up parts
 STREAMED = HAS_GLUON  # False: `plain_kernel` for everything
 
@@ -64,7 +65,8 @@ def skinny_plan(
     *, rows: int, n: int, k: int, dtype: torch.dtype, bias: bool, arch: int, narrow: bool = False
 ) -> Launches | None:
     """None where the reference runs, as on all that is not Hopper: nothing was measured there."""
-    if arch not in (0, 90) or not 1 <= rows <= MOST_ROWS or k % 16 or dtype not in (torch.float16, torch.bfloat16):
+    most = MOST_NARROW if narrow else MOST_ROWS
+    if arch not in (0, 90) or not 1 <= rows <= most or k % 16 or dtype not in (torch.float16, torch.bfloat16):
         return None
     streamed = STREAMED and arch == 90
     blocks = choose_blocks(n=n, k=k, narrow=narrow) if streamed else plain_blocks(n=n)
@@ -174,7 +176,8 @@ def skinny_linear(
     On Hopper a row's result is the same, bit for bit, whatever the number of rows: columns are summed in one order that
     N and K alone decide. cuBLAS promises nothing of the kind and takes no part in programmatic dependent launch, where
     these kernels fetch their first weights while the kernel in front of them ends. So that one must not write the
-    weights. Other cards, more rows and other dtypes go to F.linear. No gradients.
+    weights. Other cards, more rows (of 8-bit weights more
+    than 1,024) and other dtypes go to F.linear. No gradients.
 
     Args:
         x: [..., K], float16 or bfloat16 for the kernel; any strides, copied unless each row is contiguous.
@@ -217,4 +220,4 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | No
     _check(x, weight, bias, scale)
     tensors = [x, weight, *(one for one in (bias, scale) if one is not None)]
     plain = choose_backend("skinny_linear", backend, *tensors) == "torch"
-    return plain or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+    return plain or not 0 < x.numel() <= (MOST_ROWS if scale is None else MOST_NARROW) * x.shape[-1]

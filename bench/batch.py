@@ -1,0 +1,112 @@
+"""Many texts at once: tokens per second of plain decoding, EAGLE-3, a threshold and RADAR by number of rows.
+
+`python -m bench.batch --prompts FILES --out bench/results/batch/h200.json` on a GPU: the embedded pair at the shapes of
+Llama-3.1-8B. As many texts as rows are under way at any time, each of the others joins when one ends; the time is that
+of all, prompts included. Every text is compared with the one that plain decoding gives it alone. One flat object.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.command import command_line
+from bench.lab.widen import widen
+from bench.shapes import LLAMA_8B
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
+from radar.draft.drafter import Eagle3Drafter
+from radar.engine.plain_rows import PlainRows
+from radar.engine.prefill import chunk_sizes
+from radar.engine.round_rows import RoundRows
+from radar.generation.batch import Batch
+from radar.generation.request import Request
+from radar.generation.sequence import Sequence
+from radar.target.model import TargetModel
+from radar.tools.machine import describe_machine
+from radar.tools.prompts import encode_prompt, load_prompts
+
+MAX_LENGTH = 1024
+
+
+def decode(engine: Any, requests: list[Request], rows: int) -> tuple[list[list[int]], float, int]:
+    """The texts, the seconds that they took, and the steps."""
+    batch, waiting, texts = Batch(engine), list(requests), []
+    begun, steps = time.perf_counter(), 0
+    while waiting or batch.has_work:
+        while waiting and sum(not text.has_ended for text in texts) < rows:
+            texts.append(Sequence(waiting.pop(0), lambda _: None, lambda _: None, engine.target.device))
+            batch.add(texts[-1])
+        batch.step()
+        steps += 1
+    return [text.token_ids for text in texts], time.perf_counter() - begun, steps
+
+
+def alone(decoder: Any, requests: list[Request]) -> tuple[list[list[int]], float]:
+    """The same by the engine of one row."""
+    begun = time.perf_counter()
+    texts = [decoder.run(request).token_ids for request in requests]
+    return texts, time.perf_counter() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    graphs, dtype = device.type == "cuda", torch.bfloat16 if device.type == "cuda" else torch.float32
+    small, tree, most = RadarDecoder.from_pretrained(device=device, dtype=dtype), TreeConfig(), max(args.rows)
+    pair = widen(small.model, small.draft, LLAMA_8B, device=device, dtype=dtype) if graphs else small
+    lines = [load_prompts(file, limit=4 * most) for file in args.prompts]
+    prompts = [encode_prompt(line, small.tokenizer) for both in zip(*lines, strict=False) for line in both]
+    ends = frozenset(small.eos_token_ids)
+    sizes: dict[str, Any] = {"max_length": MAX_LENGTH, "batch_size": most + 1, "max_rows": max(chunk_sizes(device))}
+    one: dict[str, Any] = {"max_length": MAX_LENGTH, "tokenizer": small.tokenizer}
+    with torch.inference_mode():
+        plain = PlainRows(TargetModel(pair.model, tap_layers=(), **sizes), graphs=graphs)
+        target = TargetModel(pair.model, tap_layers=pair.draft.config.eagle_aux_hidden_state_layer_ids, **sizes)
+        embed = target.embed_tokens if pair.draft.embed_tokens is None else pair.draft.embed_tokens
+        drafter = Eagle3Drafter(pair.draft, embed, tree, **sizes)
+        rounds = RoundRows(target, drafter, FixedDepth(8), tree, graphs=graphs)
+    single = AutoregressiveDecoder(pair.model, **one)
+    radar = RadarDecoder(pair.model, draft=pair.draft, policy=small.policy, tree=tree, fallback=False, **one)
+    policies = {"eagle3": FixedDepth(8), "threshold": Threshold(0.2), "radar": small.policy}
+    report: dict[str, Any] = {"command": command_line("bench.batch", sys.argv[1:])} | describe_machine(device)
+    for temperature in (0.0, 1.0):
+        key = f"t{temperature:g}"
+        requests = [
+            Request(prompt, args.tokens, SamplingParams(temperature=temperature, seed=number), ends)
+            for number, prompt in enumerate(prompts)
+        ]
+        few = requests[: min(len(requests), 8)]
+        expected, _ = alone(single, requests[: max(8, 2 * most)])
+        for name, decoder in (("plain", single), ("radar", radar)):
+            texts, seconds = alone(decoder, few)
+            report[f"{name}_alone_{key}"] = round(sum(map(len, texts)) / seconds, 1)
+        for name in ("plain", *policies):
+            engine = plain if name == "plain" else rounds
+            if name != "plain":
+                rounds.set_policy(policies[name])
+            with torch.inference_mode():
+                for rows in args.rows:
+                    asked = requests[: max(8, 2 * rows)]
+                    decode(engine, asked[:2], 1)  # takes the policy
+                    texts, seconds, steps = decode(engine, asked, rows)
+                    equal = sum(a == b for a, b in zip(texts, expected, strict=False))
+                    report[f"{name}_b{rows}_{key}"] = round(sum(map(len, texts)) / seconds, 1)
+                    report[f"{name}_b{rows}_{key}_equal"] = f"{equal} of {len(asked)}"
+                    report[f"{name}_b{rows}_{key}_step_ms"] = round(1000 * seconds / steps, 3)
+                    print(name, rows, key, report[f"{name}_b{rows}_{key}"], equal, len(asked), steps, flush=True)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
