@@ -125,7 +125,7 @@ class RowsEngine:
         """Launch what takes a prompt in."""
         for rows in self._prefill.sizes:
             self._prefill.chunk(rows)
-        self._sample(self._samplers[0])
+        self._sample()
 
     def forget(self) -> None:
         """No row holds a text: behind work that was nobody's."""
@@ -159,21 +159,20 @@ class RowsEngine:
         ids = torch.tensor([prompt], device=self.target.device)
         for _ in prefill.chunked(ids, self._chunks):
             yield None
-        row, result = len(self._texts), Round([], is_prefill=True, num_prompt_tokens=len(prompt))
-        sampler = self._samplers[row]
+        door, sampler, result = self._door, self._samplers[self._door], Round([], is_prefill=True)
+        result.num_prompt_tokens = len(prompt)
         sampler.set(request.sampling)
-        sampler.start(ids)  # now: rounds of other rows leave something in every row's history
+        sampler.start(ids)
         if request.processing is None:
-            token = self._sample(sampler)
+            token = self._sample()
         else:
             chosen, scores = request.processing.choose(sampler, prefill.logits[0], prompt)
             token = torch.tensor([[chosen]], device=self.target.device)
             result.logits, result.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
-        self.target.cache.move(self._door, row, len(prompt))
-        if self.drafter is not None:
-            self.drafter.cache.move(self._door, row, len(prompt))
-        self.steps.load(token, prefill.taps, row)
+        self.steps.load(token, prefill.taps, door)
+        row = len(self._texts)
+        self.steps.move(door, row, len(prompt))
         self.steps.active[row] = True
         text = Text(key, request, list(prompt))
         self._texts.append(text)  # its first round may start before the host knows its first token
@@ -187,9 +186,10 @@ class RowsEngine:
         text.is_entering = False
         yield result
 
-    def _sample(self, sampler: Sampler) -> Tensor:
+    def _sample(self) -> Tensor:
+        """The prompt's successor [1, 1], always at one place: kernels are compiled for where their arguments lie."""
         prefill = self._prefill
-        return sampler.sample(prefill.logits[:, None], prefill.target.cache.length[:, None])
+        return self._samplers[self._door].sample(prefill.logits[:, None], prefill.target.cache.length[:, None])
 
     def launch_next(self) -> None:
         """See `BatchEngine`."""
