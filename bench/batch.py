@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,16 +80,18 @@ def main() -> int:
     radar = RadarDecoder(pair.model, draft=pair.draft, policy=small.policy, tree=tree, fallback=False, **one)
     policies = {"eagle3": FixedDepth(8), "threshold": Threshold(0.2), "radar": small.policy}
     report: dict[str, Any] = {"command": command_line("bench.batch", sys.argv[1:])} | describe_machine(device)
-    for temperature in (0.0, 1.0):
+    for temperature in args.temperatures:
         key = f"t{temperature:g}"
         requests = [
             Request(prompt, args.tokens, SamplingParams(temperature=temperature, seed=number), ends)
             for number, prompt in enumerate(prompts)
         ]
-        few = requests[: min(len(requests), 8)]
-        expected, _ = alone(single, requests[: max(8, 2 * most)])
+        few = requests[:4]
+        with torch.inference_mode():
+            expected, *_ = decode(plain, requests[: max(4, 2 * most)], most)
         for name, decoder in (("plain", single), ("radar", radar)):
             texts, seconds = alone(decoder, few)
+            report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected))} of {len(few)}"
             report[f"{name}_alone_{key}"] = round(sum(map(len, texts)) / seconds, 1)
         for name in ("plain", *policies):
             engine = plain if name == "plain" else rounds
@@ -95,10 +99,10 @@ def main() -> int:
                 rounds.set_policy(policies[name])
             with torch.inference_mode():
                 for rows in args.rows:
-                    asked = requests[: max(8, 2 * rows)]
+                    asked = requests[: max(4, 2 * rows)]
                     decode(engine, asked[:2], 1)  # takes the policy
                     texts, seconds, steps = decode(engine, asked, rows)
-                    equal = sum(a == b for a, b in zip(texts, expected, strict=False))
+                    equal = sum(map(eq, texts, expected))
                     report[f"{name}_b{rows}_{key}"] = round(sum(map(len, texts)) / seconds, 1)
                     report[f"{name}_b{rows}_{key}_equal"] = f"{equal} of {len(asked)}"
                     report[f"{name}_b{rows}_{key}_step_ms"] = round(1000 * seconds / steps, 3)

@@ -97,9 +97,12 @@ class BatchEngine(Protocol):
     def refresh(self) -> bool:
         """See `Engine`; for a time when no text is held."""
 
-    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[Round | None]:
-        """Take a prompt, one chunk at a time (None each), between other rows' rounds; its first token comes last. One
-        prompt is taken after the other."""
+    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
+        """Take a prompt, one chunk at a time between other rows' rounds; tells the tokens of each. One prompt is taken
+        after the other."""
+
+    def entered(self) -> dict[Hashable, Round]:
+        """The first token of every text whose prompt has been taken in since it was asked last."""
 
     def round(self) -> dict[Hashable, Round]:
         """A round of all rows that hold a text, by its key."""

@@ -65,7 +65,7 @@ class Tokens:
         return made
 
     def _set_window(self, texts: Sequence[Text]) -> None:
-        self._steps.target.cache.set_window(max(len(text.ids) + text.is_entering for text in texts))
+        self._steps.target.cache.set_window(max(len(text.ids) + (text.first is not None) for text in texts))
 
 
 class PlainRows(RowsEngine):

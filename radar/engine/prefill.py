@@ -14,10 +14,10 @@ from radar.target.prompt_attention import LEAST_ROWS, MOST_ROWS
 __all__ = ["Prefill", "chunk_sizes"]
 
 
-SIZES = {"cuda": {64: 1, 256: 65, 1024: 513}, "cpu": {16: 1, 64: 33}}
+SIZES = {"cuda": {64: 1, 128: 65, 1024: 513}, "cpu": {16: 1, 64: 33}}
 """By device, the rows of a small chunk, ascending, and from how many tokens on it is the quickest, since few rows wait
-for the weights. On an H200 prompts of 256 and 1,024 tokens take 15 and 30 ms, one chunk each, at Llama-3.1-8B's shapes
-(bench/results/round/prefill_h200.json)."""
+for the weights: as a linear layer goes through its weights once for 128 rows, more at a time take as long as two of
+them, until there are so many that they are no longer few."""
 
 
 def chunk_sizes(device: torch.device) -> dict[int, int]:
@@ -99,16 +99,14 @@ class Prefill:
         *,
         start: int = 0,
         lengths: Tensor | None = None,
-    ) -> Iterator[None]:
-        """`run` with a pause between two chunks."""
+    ) -> Iterator[int]:
+        """`run`, chunk by chunk as it is asked for; tells the tokens of each."""
         length, most = input_ids.shape[1], max(self.sizes)
         for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
             cache.set_window(length + most)
             cache.length.fill_(start)
         padded = torch.nn.functional.pad(input_ids, (0, most))  # the pairs look one token ahead
         for first, count, rows in split(start, length, self.sizes, self.large):
-            if first > start:
-                yield
             tokens = padded[:, first : first + rows + 1]
             # pairs (token t + 1, feature t); the last token's partner is not known yet
             if lengths is None:
@@ -125,6 +123,7 @@ class Prefill:
                     self.chunk(rows)
                 else:
                     chunks[rows]()
+            yield count
 
     def chunk(self, rows: int) -> None:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""

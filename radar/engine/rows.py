@@ -30,7 +30,7 @@ class Text:
         key, request: of the caller.
         ids: prompt and output so far.
         pending: pairs that wait for a draft call.
-        is_entering: the first token is on its way to the host.
+        first: what `entered` will tell, and the row in which its token was.
         has_left: what is still made for it is for nobody.
     """
 
@@ -38,7 +38,8 @@ class Text:
     request: EngineRequest
     ids: list[int]
     pending: int = 1
-    is_entering: bool = True
+    first: Round | None = None
+    first_row: int = 0
     has_left: bool = False
 
 
@@ -151,40 +152,54 @@ class RowsEngine:
     def prepare(self) -> None:
         """Called when the first text comes to empty rows."""
 
-    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[Round | None]:
+    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
         """See `BatchEngine`."""
         if not self._texts:
             self.prepare()
-        prompt, prefill = request.input_ids, self._prefill
-        ids = torch.tensor([prompt], device=self.target.device)
-        for _ in prefill.chunked(ids, self._chunks):
-            yield None
-        door, sampler, result = self._door, self._samplers[self._door], Round([], is_prefill=True)
-        result.num_prompt_tokens = len(prompt)
+        left, ids = len(request.input_ids), torch.tensor([request.input_ids], device=self.target.device)
+        for count in self._prefill.chunked(ids, self._chunks):
+            left -= count
+            if left == 0:
+                self._enter(Text(key, request, list(request.input_ids)), ids)
+            yield count
+
+    def _enter(self, text: Text, prompt: Tensor) -> None:
+        """Give the text whose prompt [1, P] is in a row, where rounds go on with it before the host knows a token."""
+        request, prefill, door, row = text.request, self._prefill, self._door, len(self._texts)
+        sampler, length = self._samplers[door], len(text.ids)
+        first = text.first = Round([], is_prefill=True, num_prompt_tokens=length)
         sampler.set(request.sampling)
-        sampler.start(ids)
+        sampler.start(prompt)
         if request.processing is None:
             token = self._sample()
         else:
-            chosen, scores = request.processing.choose(sampler, prefill.logits[0], prompt)
+            chosen, scores = request.processing.choose(sampler, prefill.logits[0], text.ids)
             token = torch.tensor([[chosen]], device=self.target.device)
-            result.logits, result.scores = prefill.logits.float(), scores[None]
+            first.logits, first.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
         self.steps.load(token, prefill.taps, door)
-        row = len(self._texts)
-        self.steps.move(door, row, len(prompt))
+        self.steps.move(door, row, length)
         self.steps.active[row] = True
-        text = Text(key, request, list(prompt))
-        self._texts.append(text)  # its first round may start before the host knows its first token
-        if self._chunks is not None:
-            self._first.send()
-            yield None
-            result.tokens = self._first.read()[row]
+        self._texts.append(text)
+        if self._chunks is None:
+            first.tokens = token[0].tolist()
         else:
-            result.tokens = token[0].tolist()
-        text.ids += result.tokens
-        text.is_entering = False
-        yield result
+            self._first.send()
+            text.first_row = row
+
+    def entered(self) -> dict[Hashable, Round]:
+        """See `BatchEngine`."""
+        entering = [text for text in self._texts if text.first is not None]
+        tokens = self._first.read() if entering and self._chunks is not None else None
+        found: dict[Hashable, Round] = {}
+        for text in entering:
+            item, text.first = text.first, None
+            assert item is not None
+            if tokens is not None:
+                item.tokens = tokens[text.first_row]
+            text.ids += item.tokens
+            found[text.key] = item
+        return found
 
     def _sample(self) -> Tensor:
         """The prompt's successor [1, 1], always at one place: kernels are compiled for where their arguments lie."""
@@ -204,7 +219,7 @@ class RowsEngine:
 
     def round(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
-        if self._launched is None and any(text.is_entering for text in self._texts):
+        if self._launched is None and any(text.first is not None for text in self._texts):
             return {}  # its first token comes before its first round
         self.launch_next()
         if self._launched is None:

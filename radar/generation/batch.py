@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from radar.engine.base import BatchEngine
 from radar.generation.sequence import Sequence
 from radar.metrics import Round
 
 __all__ = ["Batch"]
+
+PROMPTS = 1024  # tokens of short prompts that a round waits for at most
 
 
 class Batch:
@@ -22,8 +24,8 @@ class Batch:
     def __init__(self, engine: BatchEngine) -> None:
         self._engine = engine
         self._waiting: deque[Sequence] = deque()
-        self._texts: dict[object, Sequence] = {}
-        self._admission: tuple[Sequence, Iterator[Round | None]] | None = None
+        self._texts: dict[Hashable, Sequence] = {}
+        self._admission: tuple[Sequence, Iterator[int]] | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Decode it when there is room."""
@@ -32,29 +34,35 @@ class Batch:
     @property
     def has_work(self) -> bool:
         """Whether a text is under way or waits."""
-        return bool(self._waiting or self._texts or self._admission)
+        return bool(self._waiting or self._texts)
 
     def step(self) -> None:
-        """One chunk of a prompt, if there is one to take, and one round of all rows."""
+        """Prompts, as far as others can wait for them, and one round of all rows."""
+        self._take(self._engine.entered())
         self._drop_closed()
         self._take_prompts()
-        self._drop_closed()  # at its first token, say
         if self._texts:
-            for token, item in self._engine.round().items():
-                self._texts[token].take(item)
+            self._take(self._engine.round())
         self._drop_closed()
         self._engine.launch_next()
 
+    def _take(self, made: dict[Hashable, Round]) -> None:
+        for token, item in made.items():
+            self._texts[token].take(item)
+
     def _take_prompts(self) -> None:
-        if self._admission is None and self._waiting and self._engine.has_room:
-            sequence = self._waiting.popleft()
-            self._admission = sequence, self._engine.admit(sequence.token, sequence.request)
-        if self._admission is not None:
-            sequence, chunks = self._admission
-            if (item := next(chunks)) is not None:
-                self._admission = None
+        """One chunk of a long prompt, or some short ones."""
+        left = PROMPTS
+        while left > 0 and (self._admission or (self._waiting and self._engine.has_room)):
+            if self._admission is None:
+                sequence = self._waiting.popleft()
                 self._texts[sequence.token] = sequence
-                sequence.take(item)
+                self._admission = sequence, self._engine.admit(sequence.token, sequence.request)
+            count = next(self._admission[1], None)
+            if count is None:
+                self._admission = None
+            else:
+                left -= count
 
     def _drop_closed(self) -> None:
         """Rows whose texts have ended, or were closed, are free."""
@@ -62,6 +70,5 @@ class Batch:
         for sequence in [sequence for sequence in self._texts.values() if sequence.has_ended]:
             del self._texts[sequence.token]
             self._engine.release(sequence.token)
-        if self._admission is not None and self._admission[0].has_ended:
-            self._engine.release(self._admission[0].token)
-            self._admission = None
+            if self._admission is not None and self._admission[0] is sequence:
+                self._admission = None
