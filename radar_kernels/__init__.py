@@ -5,6 +5,7 @@ draft call are taken and added to the tree by `grow_tree`, and the policy's LSTM
 """
 
 from radar_kernels.accept_nodes import Acceptance, accept_nodes
+from radar_kernels.batch_stop import batch_stop
 from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.canonical_attention import canonical_attention
 from radar_kernels.draft_rows import Beam, DraftRows, draft_rows
@@ -35,6 +36,7 @@ __all__ = [
     "VerifyTree",
     "accept_nodes",
     "add_rms_norm",
+    "batch_stop",
     "canonical_attention",
     "draft_rows",
     "greedy_tokens",

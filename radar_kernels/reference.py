@@ -16,6 +16,7 @@ __all__ = [
     "Parts",
     "PolicyWeights",
     "TopkConfidence",
+    "batch_stop",
     "keep_rows",
     "lstm_step",
     "mass_stop",
@@ -154,6 +155,13 @@ def lstm_step(
     if update:
         hidden, cell = state[0].copy_(hidden), state[1].copy_(cell)
     return LstmStep(hidden, cell, logits, stop)
+
+
+def batch_stop(stop: Tensor, alive: Tensor, active: Tensor, *, few: int) -> Tensor:
+    """Rows that stop, or all if few are left, are no longer alive; see `radar_kernels.batch_stop`."""
+    alive &= ~stop
+    alive &= alive.sum() * few >= active.sum()
+    return ~alive
 
 
 def mass_stop(scores: Tensor, bounds: Tensor, call: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """One linear layer of a few rows, cold weights, against cuBLAS.
 
-Alone in its chain: what it gains by starting before its input is ready, tune_skinny_linear.py shows."""
+Alone in its chain: what it gains by starting before its input is ready does not show here."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def capture_round(
     generator: torch.Generator | None = getattr(bound, "generator", None)
     if not conditional:
         return _three_graphs(steps, policy, bound, streams, first, following, generator)
-    device, calls, limit = steps.target.device, steps.drafter.tree.calls, steps.config.max_calls
+    device, calls, limit = steps.target.device, steps.drafter.tree.calls, steps.max_calls
     loop = WhileLoop(device, streams.body)
     load_graph_condition(stop, calls, loop.handle, max_calls=limit)
 
@@ -126,7 +126,7 @@ def _three_graphs(
 
     def replay() -> None:
         begin.replay()
-        for _ in range(steps.config.max_calls - 1):
+        for _ in range(steps.max_calls - 1):
             if bool(stop.all()):  # the host asks: one flag per draft call
                 break
             step.replay()

@@ -24,14 +24,15 @@ from radar.target.model import TargetModel
 
 __all__ = ["RoundRows"]
 
-NODES = 128
-"""Of all rows together: a linear layer goes through its weights once for so many. With 192 a verification takes twice
-as long."""
+NODES = {1: 64, 8: 128}
+"""Of all rows together, by their number: a linear layer works on 64 at a time, or on 128. With 192 a verification would
+take twice as long."""
 
 
 def nodes_of(total_tokens: int, rows: int) -> int:
     """Nodes of a row's tree where `rows` share a verification."""
-    return max(2, min(total_tokens, NODES // rows))
+    together = NODES[max(least for least in NODES if least <= rows)]
+    return max(2, min(total_tokens, together // rows))
 
 
 class Rounds:

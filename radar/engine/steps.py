@@ -13,9 +13,11 @@ from radar.draft.base import Drafter
 from radar.engine.sampler import Sampler
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
-from radar_kernels import Acceptance, accept_nodes
+from radar_kernels import Acceptance, accept_nodes, batch_stop
 
 __all__ = ["RoundSteps"]
+
+FEW = 3  # of so many texts one at least has to go on
 
 
 class RoundSteps:
@@ -31,6 +33,7 @@ class RoundSteps:
     Attributes:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
+        max_calls: of a round, whatever the policy says; a tree of few nodes chooses none of deep levels.
         result: [B, 2 + A], see `commit`.
         active: [B] bool, the rows that hold a text; the others do nothing that counts.
         alive: [B] bool, the rows that still draft in this round.
@@ -41,6 +44,7 @@ class RoundSteps:
         self.target = target
         self.drafter = drafter
         self.config = config
+        self.max_calls = config.max_calls
         self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
         self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
@@ -66,6 +70,8 @@ class RoundSteps:
         """The steps of the first rows of a batch on the same buffers, with trees of so many nodes. A policy has to be
         bound there."""
         view = copy.copy(self)
+        if total_tokens < self.config.total_tokens:
+            view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
         view.config = replace(self.config, total_tokens=total_tokens)
         view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens)
         view.sampler = self.sampler.first(count)
@@ -109,18 +115,18 @@ class RoundSteps:
     def draft(self) -> None:
         """All draft calls of a round, by the host, which asks for the flags after each."""
         self.begin()
-        for _ in range(self.config.max_calls - 1):
+        for _ in range(self.max_calls - 1):
             if bool(self.stop().all()):
                 break
             self.step()
 
     def stop(self) -> Tensor:
-        """Which rows have ended their drafting, with the newest level or before: flags [B]."""
+        """Which rows have ended their drafting, with the newest level or before: flags [B]. All have, once the few
+        that have not would make a call that costs as much as one of all rows."""
         stop = self.policy.stop(self.drafter.tree.beam_scores)
         if len(stop) == 1:  # the loop ends with the one row
             return stop
-        self.alive &= ~stop
-        return ~self.alive
+        return batch_stop(stop, self.alive, self.active, few=FEW)
 
     def step(self) -> None:
         """One more draft call, for the rows that are alive; what the others have drafted stays as it is."""

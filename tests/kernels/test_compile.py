@@ -55,7 +55,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "lstm_step", "cache_rows", "grow_tree", "select_nodes", "accept_nodes", "draft_rows")
-    names += ("mass_stop", "rms_norm", "silu_mul", "rotary_angles", "rotate_store")
+    names += ("batch_stop", "mass_stop", "rms_norm", "silu_mul", "rotary_angles", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -81,6 +81,8 @@ def record_launches(arch: int) -> list[tuple]:
             options = {"threshold": torch.zeros(1), "floor": -100.0, "update": update}
             radar_kernels.lstm_step(torch.empty(1, 10), state, state, weights, **options, backend="triton")
     one = torch.zeros(1, dtype=torch.int64)
+    label = "batch_stop"
+    radar_kernels.batch_stop(*torch.zeros(3, 8, dtype=torch.bool), few=3, backend="triton")
     label = "mass_stop"
     radar_kernels.mass_stop(torch.empty(1, 10), torch.empty(3), one, backend="triton")
     for dtype, heads, rows, dim in CACHE[::step]:
@@ -258,7 +260,7 @@ def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "rows_kernel", "cell_kernel", "head_kernel"}
     kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
-    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel", "angles_kernel"}
+    kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel", "angles_kernel", "batch_stop_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
     waits = {"keep_kernel": 1, "grow_kernel": 2, "pick_kernel": 1}
