@@ -80,9 +80,9 @@ def grow_kernel(
     logits, d2t, alive, segment_max, segment_sum, arrived, drafts,
     scores, tokens, parents, beam_scores, beam_tokens, beam_slots, beam_parents, beam_ancestors, calls,
     logits_b, logits_r, vocabulary,
-    K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, SLOTS: tl.constexpr,
-    SLOTS_PAD: tl.constexpr, LEVEL_PAD: tl.constexpr, WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, D2T: tl.constexpr,
-    FIRST: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr,
+    SLOTS: tl.constexpr, SLOTS_PAD: tl.constexpr, LEVEL_PAD: tl.constexpr, WORDS: tl.constexpr,
+    WORDS_PAD: tl.constexpr, D2T: tl.constexpr, FIRST: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """c[r, i] = x[r, t_i] - log sum exp x[r] + parent[r] for the k best tokens t_i of row r, then the k best c of all.
 
@@ -90,7 +90,6 @@ def grow_kernel(
     are read again. One warp a row: nothing waits at a barrier. Each row writes its candidates' slots; the last one of a
     sequence to arrive makes the new beam, which no other reads any more.
     """
-    ROWS: tl.constexpr = 1 if FIRST else K
     row = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
     s = tl.arange(0, SEGMENTS)

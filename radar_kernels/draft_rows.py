@@ -16,7 +16,7 @@ __all__ = ["Beam", "DraftRows", "draft_rows"]
 @jit
 def rows_kernel(
     tokens, table, hidden, length, parents, calls, token_weight, hidden_weight, normed, states, positions, start,
-    tokens_b, hidden_b, hidden_r, eps,
+    tokens_b, hidden_b, hidden_r, parents_b, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, BEAM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row's half: weight * h / sqrt(mean(h^2) + eps), h its token's embedding or its state, rounded like norms."""
@@ -41,14 +41,14 @@ def rows_kernel(
         if BEAM:
             depth = tl.load(calls + batch) - 1
             position = first + depth
-            first += depth * nodes
+            first += depth * parents_b
         tl.store(positions + row, position)
         if node == 0:
             tl.store(start + batch, first)
     else:
         from_row = node.to(tl.int64)
         if BEAM:
-            from_row = tl.load(parents + row)
+            from_row = tl.load(parents + batch * parents_b + node)
         source = hidden + batch * hidden_b + from_row * hidden_r
     h = tl.load(source + i, mask=inside, other=0.0)
     if BEAM:  # noqa: SIM102  # a test at compile time, and one at run time
@@ -84,7 +84,8 @@ def _launch(
     parents, calls = (tokens, length) if beam is None else (x.contiguous() for x in beam)
     plan.launch(
         rows_kernel, tokens, table, hidden, length, parents, calls, token_weight.contiguous(),
-        hidden_weight.contiguous(), normed, states, positions, start, tokens.stride(0), *hidden.stride()[:2], eps,
+        hidden_weight.contiguous(), normed, states, positions, start, tokens.stride(0), *hidden.stride()[:2],
+        parents.shape[1], eps,
     )  # fmt: skip
     return DraftRows(normed, states, positions, start)
 
@@ -101,15 +102,18 @@ def _check(
             f"{tuple(table.shape)}"
         )
     (batch, nodes), size = tokens.shape, table.shape[1]
-    if hidden.shape != (batch, nodes, size):
-        fail(f"hidden must be [{batch}, {nodes}, {size}], got {tuple(hidden.shape)}")
+    width = nodes if beam is None or beam.parents.dim() != 2 else beam.parents.shape[1]
+    if hidden.shape != (batch, width, size):
+        fail(f"hidden must be [{batch}, {width}, {size}], got {tuple(hidden.shape)}")
+    if width < nodes:
+        fail(f"a beam has {width} nodes, got {nodes} tokens")
     if table.dtype not in DTYPES or any(x.dtype != table.dtype for x in (hidden, *weights)):
         fail(f"table, hidden and weights must share one float dtype, got {table.dtype} and {hidden.dtype}")
     if any(weight.shape != (size,) for weight in weights):
         fail(f"weights must be [{size}], got {[tuple(weight.shape) for weight in weights]}")
     integers = [("tokens", tokens, (batch, nodes)), ("length", length, (batch,))]
     if beam is not None:
-        integers += [("parents", beam.parents, (batch, nodes)), ("calls", beam.calls, (batch,))]
+        integers += [("parents", beam.parents, (batch, width)), ("calls", beam.calls, (batch,))]
     for name, tensor, shape in integers:
         if tensor.shape != shape or tensor.dtype != torch.int64:
             fail(f"{name} must be int64 {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
@@ -129,12 +133,12 @@ def draft_rows(
     """The rows of a draft call: N pairs of a token and the state before it.
 
     Without a beam the pairs follow the `length` committed ones: pair n stands at length + n. With one all are one level
-    below the tree's newest but one: at position length + calls - 1, in rows length + (calls - 1) N + n of the cache.
+    below the tree's newest but one: at position length + calls - 1, in rows length + (calls - 1) K + n of the cache.
 
     Args:
         tokens: [B, N] int64; negative ones (NO_TOKEN) count as 0.
         table: embeddings [V, H], contiguous, float16, bfloat16 or float32.
-        hidden: [B, N, H], dtype of `table`; pair n has state n, or state `beam.parents[n]`.
+        hidden: [B, N, H], dtype of `table`, with a beam [B, K, H]; pair n has state n, or state `beam.parents[n]`.
         length: [B] int64, pairs committed to the draft's cache.
         weights: of the norms of embeddings and of states, each [H]; on a GPU read early, as in `rms_norm`.
         eps: as in `rms_norm`.

@@ -32,13 +32,23 @@ def scan_plan(*, batch: int, rows: int, vocabulary: int, arch: int) -> Plan:
 
 
 def grow_plan(
-    *, batch: int, vocabulary: int, k: int, slots: int, words: int, first: bool, masked: bool, d2t: bool, arch: int
+    *,
+    batch: int,
+    rows: int,
+    vocabulary: int,
+    k: int,
+    slots: int,
+    words: int,
+    first: bool,
+    masked: bool,
+    d2t: bool,
+    arch: int,
 ) -> Plan:
-    segment, rows = segment_size(vocabulary), 1 if first else k
+    segment = segment_size(vocabulary)
     return Plan(
         grid=(rows, batch),
         constants={
-            "K": k, "K_PAD": next_power_of_2(k), "SEGMENT": segment,
+            "ROWS": rows, "K": k, "K_PAD": next_power_of_2(k), "SEGMENT": segment,
             "SEGMENTS": next_power_of_2(-(-vocabulary // segment)), "SLOTS": slots,
             "SLOTS_PAD": next_power_of_2(slots), "LEVEL_PAD": next_power_of_2(rows * k), "WORDS": words,
             "WORDS_PAD": next_power_of_2(words), "D2T": d2t, "FIRST": first, "MASKED": masked, "PDL": arch >= 90,
@@ -63,7 +73,7 @@ def _launch(
     arch = architecture(logits.device)
     scan = scan_plan(batch=batch, rows=rows, vocabulary=vocabulary, arch=arch)
     plan = grow_plan(
-        batch=batch, vocabulary=vocabulary, k=k, slots=scores.shape[1], words=words, first=first,
+        batch=batch, rows=rows, vocabulary=vocabulary, k=k, slots=scores.shape[1], words=words, first=first,
         masked=alive is not None, d2t=d2t is not None, arch=arch,
     )  # fmt: skip
     segments = scan.constants["SEGMENTS"]
@@ -99,12 +109,14 @@ def _check(logits: Tensor, tree: TreeBuffers, first: bool, alive: Tensor | None,
             f"{tuple(tree.beam_ancestors.shape)}"
         )
     (batch, slots), (_, k, words) = tree.scores.shape, tree.beam_ancestors.shape
-    rows, vocabulary = 1 if first else k, logits.shape[-1]
+    rows, vocabulary = logits.shape[1] if logits.dim() == 3 and not first else 1, logits.shape[-1]
     if not logits.dtype.is_floating_point or logits.dtype == torch.float64 or logits.shape != (batch, rows, vocabulary):
         fail(
-            f"logits must be float16, bfloat16 or float32 [{batch}, {rows}, V], got {logits.dtype} "
+            f"logits must be float16, bfloat16 or float32 [{batch}, {1 if first else 'R'}, V], got {logits.dtype} "
             f"{tuple(logits.shape)}"
         )
+    if not 1 <= rows <= k:
+        fail(f"a beam of {k} nodes has 1 to {k} rows of logits, got {rows}")
     most = min(MAX_K, slots, vocabulary)
     if not 1 <= k <= most:
         fail(f"the beam must hold 1 to {most} nodes, got {k}")
@@ -148,7 +160,8 @@ def grow_tree(
     was; `beam_parents` says which row of the logits it comes from.
 
     Args:
-        logits: [B, R, V], float16, bfloat16 or float32; R = 1 row with `first`, else one for each of the k beam nodes.
+        logits: [B, R, V], float16, bfloat16 or float32; R = 1 row with `first`, else one for each of the best R of the k
+            beam nodes. The others have no children.
         tree: see `TreeBuffers`; contiguous for the kernel, k at most 16.
         first: start over: what the tree held is forgotten (`scores` is -inf in every other slot, `calls` is 1).
         alive: [B] bool, the rows that grow; the trees of the others stay as they are. None: all grow.

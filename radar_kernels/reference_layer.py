@@ -32,7 +32,7 @@ class HeadNorms(NamedTuple):
 class Beam(NamedTuple):
     """Rows that extend a draft tree."""
 
-    parents: Tensor  # [B, N] int64, rows of the states that they follow
+    parents: Tensor  # [B, K] int64, rows of the states that its K nodes follow, of which the first N are expanded
     calls: Tensor  # [B] int64, levels of the tree
 
 
@@ -80,8 +80,8 @@ def draft_rows(
         positions = length[:, None] + torch.arange(nodes, device=length.device)
     else:
         depth = beam.calls - 1
-        states = hidden.gather(1, beam.parents[..., None].expand(-1, -1, hidden.shape[2]))
-        positions, start = (length + depth)[:, None].expand_as(tokens), length + depth * nodes
+        states = hidden.gather(1, beam.parents[:, :nodes, None].expand(-1, -1, hidden.shape[2]))
+        positions, start = (length + depth)[:, None].expand_as(tokens), length + depth * beam.parents.shape[1]
     embeds = table[tokens.clamp(min=0)]
     normed = torch.cat((rms_norm(embeds, weights[0], eps), rms_norm(states, weights[1], eps)), dim=-1)
     return DraftRows(normed, states, positions, start)

@@ -86,7 +86,7 @@ def grow_tree(
     logits: Tensor, tree: TreeBuffers, *, first: bool, alive: Tensor | None = None, d2t: Tensor | None = None
 ) -> None:
     """Add one draft level; see `radar_kernels.grow_tree`."""
-    parents = tree.beam_scores.new_zeros(len(tree.calls), 1) if first else tree.beam_scores
+    parents = tree.beam_scores.new_zeros(len(tree.calls), 1) if first else tree.beam_scores[:, : logits.shape[1]]
     level = topk_confidence(logits, parents, tree.beam_scores.shape[1], d2t=d2t)
     before = None if alive is None else TreeBuffers(*(part.clone() for part in tree))
     add_level(level, tree, first=first)
@@ -97,7 +97,7 @@ def grow_tree(
 
 def add_level(level: TopkConfidence, tree: TreeBuffers, *, first: bool) -> None:
     """Write a level's candidates and its beam."""
-    _, k, words = tree.beam_ancestors.shape
+    (_, k, words), rows = tree.beam_ancestors.shape, level.candidate_scores.shape[1]
     node = torch.arange(k, device=tree.calls.device)
     if first:
         tree.scores.fill_(-torch.inf)
@@ -110,10 +110,10 @@ def add_level(level: TopkConfidence, tree: TreeBuffers, *, first: bool) -> None:
         tree.calls.zero_()
     else:
         offset = (k + (tree.calls - 1) * k * k)[:, None]
-        slots = offset + torch.arange(k * k, device=tree.calls.device)
+        slots = offset + torch.arange(rows * k, device=tree.calls.device)
         tree.scores.scatter_(1, slots, level.candidate_scores.flatten(1))
         tree.tokens.scatter_(1, slots, level.candidate_tokens.flatten(1))
-        tree.parents.scatter_(1, slots, tree.beam_slots.repeat_interleave(k, dim=1))
+        tree.parents.scatter_(1, slots, tree.beam_slots[:, :rows].repeat_interleave(k, dim=1))
         row = level.indices.div(k, rounding_mode="floor")
         tree.beam_slots.copy_(offset + level.indices)
         tree.beam_parents.copy_(row)

@@ -47,8 +47,9 @@ class Drafter(Protocol):
     def row(self, index: int) -> Drafter:
         """Takes verified text for one row of the batch, by `extend`."""
 
-    def first(self, count: int, total_tokens: int) -> Drafter:
-        """The drafter of the first rows of the batch, in the same buffers, with trees of so many nodes."""
+    def first(self, count: int, total_tokens: int, expanded: int) -> Drafter:
+        """The drafter of the first rows of the batch, in the same buffers, with trees of so many nodes, of which a call
+        expands so many of a level at most."""
 
     def reset(self) -> None:
         """Forget the text."""

@@ -123,10 +123,10 @@ class Eagle3Drafter:
 
     def step(self, alive: Tensor | None = None) -> None:
         """One more draft call: expand the beam of the newest level in the rows that are `alive` [B] (None: in all)."""
-        tree = self.tree
+        tree, best = self.tree, self.tree.expanded
         with self._running():
-            beam = Beam(tree.beam_parents, tree.calls)
-            logits = self._logits(self._states(tree.beam_tokens, self.hidden, tree.beam_ancestors, beam=beam))
+            beam, seen = Beam(tree.beam_parents, tree.calls), tree.beam_ancestors[:, :best]
+            logits = self._logits(self._states(tree.beam_tokens[:, :best], self.hidden, seen, beam=beam))
         tree.grow(logits, self._d2t, alive)
 
     def _states(
@@ -148,8 +148,9 @@ class Eagle3Drafter:
         positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         if beam is not None:
             depth = beam.calls - 1
-            hidden = hidden.gather(1, beam.parents[..., None].expand_as(hidden))
-            positions, start = (start + depth)[:, None].expand_as(tokens), start + depth * tokens.shape[1]
+            parents = beam.parents[:, : tokens.shape[1], None]
+            hidden = hidden.gather(1, parents.expand(-1, -1, hidden.shape[-1]))
+            positions, start = (start + depth)[:, None].expand_as(tokens), start + depth * beam.parents.shape[1]
         hidden = _forward(draft, self._embed(tokens), hidden, positions, start, ancestors)
         if count is not None:
             hidden = hidden.gather(1, (count - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
@@ -170,10 +171,10 @@ class Eagle3Drafter:
         view.cache = self.cache.row(index)
         return view
 
-    def first(self, count: int, total_tokens: int) -> Eagle3Drafter:
+    def first(self, count: int, total_tokens: int, expanded: int) -> Eagle3Drafter:
         """See `Drafter`."""
         view = copy.copy(self)
-        view.cache, view.tree = self.cache.first(count), self.tree.first(count, total_tokens)
+        view.cache, view.tree = self.cache.first(count), self.tree.first(count, total_tokens, expanded)
         view.config, view.hidden, view._chain = view.tree.config, self.hidden[:count], self._chain[:count]
         return view
 

@@ -29,6 +29,7 @@ class DraftTree:
         beam_parents: [B, k] the rows of the logits that the beam nodes come from.
         beam_ancestors: [B, k, W] the draft-cache columns that a beam node sees, its own included. Beam node i of level
             d owns column (d - 1) k + i.
+        expanded: nodes of a beam that get children, the best; k unless it is a view's.
         calls: [B] draft calls made, which is also the depth of the newest level.
     """
 
@@ -36,6 +37,7 @@ class DraftTree:
         k, slots = config.tree_top_k, config.num_candidates
         words = max(1, math.ceil(config.num_draft_columns / 64))
         self.config = config
+        self.expanded = k
         self.scores = torch.full((batch_size, slots), -torch.inf, dtype=torch.float32, device=device)
         self.tokens = torch.zeros((batch_size, slots), dtype=torch.int64, device=device)
         self.parents = torch.full((batch_size, slots), -1, dtype=torch.int64, device=device)
@@ -53,9 +55,10 @@ class DraftTree:
             setattr(twin, name, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
         return twin
 
-    def first(self, count: int, total_tokens: int) -> DraftTree:
-        """The trees of the first rows, in the same buffers, of which fewer nodes are selected."""
+    def first(self, count: int, total_tokens: int, expanded: int) -> DraftTree:
+        """The trees of the first rows, in the same buffers, of which so many nodes are selected and expanded."""
         view = copy.copy(self)
+        view.expanded = expanded
         view.config = replace(self.config, total_tokens=total_tokens)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -67,7 +70,7 @@ class DraftTree:
         grow_tree(logits, self._buffers(), first=True, d2t=d2t)
 
     def grow(self, logits: Tensor, d2t: Tensor | None = None, alive: Tensor | None = None) -> None:
-        """Add the children of the beam, logits [B, k, V], to the rows that are `alive` [B]."""
+        """Add the children of the beam, logits [B, expanded, V], to the rows that are `alive` [B]."""
         grow_tree(logits, self._buffers(), first=False, alive=alive, d2t=d2t)
 
     def _buffers(self) -> TreeBuffers:

@@ -35,6 +35,11 @@ def nodes_of(total_tokens: int, rows: int) -> int:
     return max(2, min(total_tokens, together // rows))
 
 
+def expanded_of(tree_top_k: int, rows: int) -> int:
+    """Nodes of a row's beam that a draft call expands."""
+    return min(tree_top_k, max(2, NODES[1] // rows))
+
+
 class Rounds:
     """Rounds and plain steps of so many rows, called from Python.
 
@@ -210,7 +215,10 @@ class RoundRows(RowsEngine):
         super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted)
         self.policy = self._bound = policy
         self.config = config
-        views = [steps.first(rows, nodes_of(config.total_tokens, rows)) for rows in widths(len(steps.active) - 1)]
+        views = [
+            steps.first(rows, nodes_of(config.total_tokens, rows), expanded_of(config.tree_top_k, rows))
+            for rows in widths(len(steps.active) - 1)
+        ]
         rules = [Fallback() if fallback else None for _ in views]
         if not graphs:
             self._rounds = [Rounds(view, policy, rule) for view, rule in zip(views, rules, strict=True)]

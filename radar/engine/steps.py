@@ -66,14 +66,14 @@ class RoundSteps:
         """A copy that can decide here. Raises UsageError if it cannot."""
         return bound_copy(policy, self.signals, self.config)
 
-    def first(self, count: int, total_tokens: int) -> RoundSteps:
-        """The steps of the first rows of a batch on the same buffers, with trees of so many nodes. A policy has to be
-        bound there."""
+    def first(self, count: int, total_tokens: int, expanded: int) -> RoundSteps:
+        """The steps of the first rows of a batch on the same buffers, with trees of so many nodes; a draft call expands so
+        many. A policy has to be bound there."""
         view = copy.copy(self)
         if total_tokens < self.config.total_tokens:
             view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
         view.config = replace(self.config, total_tokens=total_tokens)
-        view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens)
+        view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens, expanded)
         view.sampler = self.sampler.first(count)
         for name in ("tokens", "taps", "count", "root", "result", "active", "alive", "_one"):
             setattr(view, name, getattr(self, name)[:count])
@@ -172,7 +172,7 @@ class RoundSteps:
     def num_drafted(self, calls: int) -> int:
         """Draft tokens that a round of `calls` draft calls verifies: all candidates, or what the tree has room for."""
         k = self.config.tree_top_k
-        return min(self.config.total_tokens - 1, k + (calls - 1) * k * k)
+        return min(self.config.total_tokens - 1, k + (calls - 1) * self.drafter.tree.expanded * k)
 
     def plain(self) -> Tensor:
         """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.

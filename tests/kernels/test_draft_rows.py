@@ -18,10 +18,11 @@ def make(batch, nodes, size, *, beam, dtype=torch.float32, device="cpu"):
 
     tokens = integers(13, batch, 2 * nodes)[:, :nodes]  # rows apart
     tokens[0, 0] = -1
-    wide = torch.full((batch, nodes, size + 8), float("nan"), device=device, dtype=dtype)
+    width = nodes + 3 if beam else nodes  # a beam of which some are expanded
+    wide = torch.full((batch, width, size + 8), float("nan"), device=device, dtype=dtype)
     hidden = wide[..., 4:-4]
-    hidden.copy_(numbers(batch, nodes, size))
-    parents = integers(nodes + 1, batch, nodes) - 1
+    hidden.copy_(numbers(batch, width, size))
+    parents = integers(width + 1, batch, width) - 1
     weights = (numbers(size), numbers(size))
     of = Beam(parents, integers(9, batch)) if beam else None
     return (tokens, numbers(13, size), hidden, integers(99, batch), weights, 1e-5), {"beam": of}
@@ -44,15 +45,16 @@ def test_kernel_equals_reference(shape, beam, kernel_dtype, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_rows_stand(backend, device):
-    """Pairs follow the committed ones; a beam's rows share a position, and each level has columns of its own."""
+    """Pairs follow the committed ones; a beam's rows share a position, and each level has columns of its own, also for
+    the nodes that are not expanded."""
     arguments, options = make(2, 3, 8, beam=True, device=device)
     length, calls = (torch.tensor(x, device=device) for x in ([20, 7], [1, 4]))
     arguments = *arguments[:3], length, *arguments[4:]
-    pairs = draft_rows(*arguments, backend=backend)
+    pairs = draft_rows(*arguments[:2], arguments[2][:, :3], *arguments[3:], backend=backend)
     assert (pairs.positions.tolist(), pairs.start.tolist()) == ([[20, 21, 22], [7, 8, 9]], [20, 7])
-    assert torch.equal(pairs.states, arguments[2])
+    assert torch.equal(pairs.states, arguments[2][:, :3])
     beam = draft_rows(*arguments, beam=Beam(options["beam"].parents, calls), backend=backend)
-    assert (beam.positions.tolist(), beam.start.tolist()) == ([3 * [20], 3 * [10]], [20, 7 + 9])
+    assert (beam.positions.tolist(), beam.start.tolist()) == ([3 * [20], 3 * [10]], [20, 7 + 3 * 6])
 
 
 def test_cpu_runs_the_reference(monkeypatch):
@@ -67,7 +69,12 @@ BAD = {
     "share one float dtype": {"hidden": torch.zeros(1, 2, 8).half()},
     r"weights must be \[8\]": {"weights": (torch.ones(8), torch.ones(9))},
     r"length must be int64 \[1\]": {"length": torch.zeros(1)},
-    r"parents must be int64 \[1, 2\]": {"beam": Beam(torch.zeros(1, 3).long(), torch.ones(1).long())},
+    r"parents must be int64 \[1, 2\]": {"beam": Beam(torch.zeros(1, 2), torch.ones(1).long())},
+    r"hidden must be \[1, 3, 8\]": {"beam": Beam(torch.zeros(1, 3).long(), torch.ones(1).long())},
+    "a beam has 1 nodes, got 2 tokens": {
+        "hidden": torch.zeros(1, 1, 8),
+        "beam": Beam(torch.zeros(1, 1).long(), torch.ones(1).long()),
+    },
     r"calls must be int64 \[1\]": {"beam": Beam(torch.zeros(1, 2).long(), torch.ones(2).long())},
 }
 

@@ -26,9 +26,9 @@ def make_tree(*, batch=1, k=4, calls=3, device="cpu", **_):
     )
 
 
-def make_logits(tree, *, first, vocabulary=100, dtype=torch.float32, **_):
+def make_logits(tree, *, first, vocabulary=100, dtype=torch.float32, expanded=None, **_):
     batch, k, _ = tree.beam_ancestors.shape
-    return (torch.randn(batch, 1 if first else k, vocabulary, device=tree.scores.device) * 3).to(dtype)
+    return (torch.randn(batch, 1 if first else expanded or k, vocabulary, device=tree.scores.device) * 3).to(dtype)
 
 
 def one_level(logits, parents, k, *, d2t=None, backend="triton"):
@@ -43,11 +43,12 @@ def one_level(logits, parents, k, *, d2t=None, backend="triton"):
     return level_of(tree)
 
 
-def level_of(tree):
-    """The newest level, whose depth is the same in all rows."""
+def level_of(tree, expanded=None):
+    """The newest level, whose depth is the same in all rows, of the children of so many nodes of the beam (None: of
+    all)."""
     batch, k, _ = tree.beam_ancestors.shape
     depth = int(tree.calls[0])
-    first, rows = (0, 1) if depth == 1 else (k + (depth - 2) * k * k, k)
+    first, rows = (0, 1) if depth == 1 else (k + (depth - 2) * k * k, expanded or k)
     slots = slice(first, first + rows * k)
     shape = batch, rows, k
     return TopkConfidence(
