@@ -160,8 +160,8 @@ def grow_tree(
     was; `beam_parents` says which row of the logits it comes from.
 
     Args:
-        logits: [B, R, V], float16, bfloat16 or float32; R = 1 row with `first`, else one for each of the best R of the k
-            beam nodes. The others have no children.
+        logits: [B, R, V], float16, bfloat16 or float32; R = 1 row with `first`, else one for each of the best R
+            of the k beam nodes. The others have no children.
         tree: see `TreeBuffers`; contiguous for the kernel, k at most 16.
         first: start over: what the tree held is forgotten (`scores` is -inf in every other slot, `calls` is 1).
         alive: [B] bool, the rows that grow; the trees of the others stay as they are. None: all grow.

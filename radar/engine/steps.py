@@ -67,8 +67,8 @@ class RoundSteps:
         return bound_copy(policy, self.signals, self.config)
 
     def first(self, count: int, total_tokens: int, expanded: int) -> RoundSteps:
-        """The steps of the first rows of a batch on the same buffers, with trees of so many nodes; a draft call expands so
-        many. A policy has to be bound there."""
+        """The steps of the first rows of a batch on the same buffers, with trees of so many nodes; a draft call expands
+        so many. A policy has to be bound there."""
         view = copy.copy(self)
         if total_tokens < self.config.total_tokens:
             view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
