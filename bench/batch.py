@@ -2,7 +2,7 @@
 
 `python -m bench.batch --prompts FILES --out bench/results/batch/h200.json` on a GPU: the embedded pair at the shapes of
 Llama-3.1-8B. As many texts as rows are under way at any time, each of the others joins when one ends; the time is that
-of all, prompts included. Every text is compared with the one that plain decoding gives it alone. One flat object.
+of all, prompts included. All texts are compared with those of plain decoding. One flat object.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from bench.lab.widen import widen
 from bench.shapes import LLAMA_8B
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
+from radar.engine import round_rows
+from radar.engine.fallback import Fallback
 from radar.engine.plain_rows import PlainRows
 from radar.engine.prefill import chunk_sizes
 from radar.engine.round_rows import RoundRows
@@ -68,18 +70,31 @@ def main() -> int:
     lines = [load_prompts(file, limit=4 * most) for file in args.prompts]
     prompts = [encode_prompt(line, small.tokenizer) for both in zip(*lines, strict=False) for line in both]
     ends = frozenset(small.eos_token_ids)
-    sizes: dict[str, Any] = {"max_length": MAX_LENGTH, "batch_size": most + 1, "max_rows": max(chunk_sizes(device))}
+    sizes: dict[str, Any] = {"max_length": MAX_LENGTH, "max_rows": max(chunk_sizes(device))}
     one: dict[str, Any] = {"max_length": MAX_LENGTH, "tokenizer": small.tokenizer}
-    with torch.inference_mode():
-        plain = PlainRows(TargetModel(pair.model, tap_layers=(), **sizes), graphs=graphs)
-        target = TargetModel(pair.model, tap_layers=pair.draft.config.eagle_aux_hidden_state_layer_ids, **sizes)
+
+    def engine_of(policy: Any, rows: int) -> RoundRows:
+        taps = pair.draft.config.eagle_aux_hidden_state_layer_ids
+        target = TargetModel(pair.model, tap_layers=taps, batch_size=rows + 1, **sizes)
         embed = target.embed_tokens if pair.draft.embed_tokens is None else pair.draft.embed_tokens
-        drafter = Eagle3Drafter(pair.draft, embed, tree, **sizes)
-        rounds = RoundRows(target, drafter, FixedDepth(8), tree, graphs=graphs)
+        drafter = Eagle3Drafter(pair.draft, embed, tree, batch_size=rows + 1, **sizes)
+        return RoundRows(target, drafter, policy, tree, graphs=graphs, fallback=True)
+
+    with torch.inference_mode():
+        plain = PlainRows(TargetModel(pair.model, tap_layers=(), batch_size=most + 1, **sizes), graphs=graphs)
+        begun = time.perf_counter()
+        rounds = engine_of(FixedDepth(8), most)
+        start = time.perf_counter() - begun
     single = AutoregressiveDecoder(pair.model, **one)
     radar = RadarDecoder(pair.model, draft=pair.draft, policy=small.policy, tree=tree, fallback=False, **one)
     policies = {"eagle3": FixedDepth(8), "threshold": Threshold(0.2), "radar": small.policy}
+    round_rows.NODES = {1: 60 * 8}  # EAGLE-3 as published, whatever the number of texts
+    with torch.inference_mode():
+        engines: dict[str, Any] = {"plain": plain, "eagle3_60": engine_of(FixedDepth(8), 8)} | dict.fromkeys(
+            policies, rounds
+        )
     report: dict[str, Any] = {"command": command_line("bench.batch", sys.argv[1:])} | describe_machine(device)
+    report["start_s"] = round(start, 1)
     for temperature in args.temperatures:
         key = f"t{temperature:g}"
         requests = [
@@ -93,12 +108,14 @@ def main() -> int:
             texts, seconds = alone(decoder, few)
             report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected))} of {len(few)}"
             report[f"{name}_alone_{key}"] = round(sum(map(len, texts)) / seconds, 1)
-        for name in ("plain", *policies):
-            engine = plain if name == "plain" else rounds
-            if name != "plain":
+        for name, engine in engines.items():
+            if name in policies:
                 rounds.set_policy(policies[name])
+            if name != "plain":
+                for width in engine.widths:  # RADAR as it ships; the others are what they are called
+                    width.fallback = Fallback() if name == "radar" else None
             with torch.inference_mode():
-                for rows in args.rows:
+                for rows in args.rows if name != "eagle3_60" else [8]:
                     asked = requests[: max(4, 2 * rows)]
                     decode(engine, asked[:2], 1)  # takes the policy
                     texts, seconds, steps = decode(engine, asked, rows)
@@ -107,8 +124,16 @@ def main() -> int:
                     report[f"{name}_b{rows}_{key}_equal"] = f"{equal} of {len(asked)}"
                     report[f"{name}_b{rows}_{key}_step_ms"] = round(1000 * seconds / steps, 3)
                     print(name, rows, key, report[f"{name}_b{rows}_{key}"], equal, len(asked), steps, flush=True)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+        for rows in args.rows:
+            ours = report[f"radar_b{rows}_{key}"]
+            report[f"radar_over_plain_b{rows}_{key}"] = round(ours / report[f"plain_b{rows}_{key}"], 3)
+            report[f"radar_over_threshold_b{rows}_{key}"] = round(ours / report[f"threshold_b{rows}_{key}"], 3)
+        if 8 in args.rows:
+            over = report[f"radar_b8_{key}"] / report[f"eagle3_60_b8_{key}"]
+            report[f"radar_over_eagle3_b8_{key}"] = round(over, 3)
+        report[f"b1_cost_{key}"] = round(report[f"radar_alone_{key}"] / report[f"radar_b1_{key}"], 3)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
