@@ -62,9 +62,8 @@ class RadarGenerate:
             decoder = self._decoder_of(model)
             for name in ("assistant_model", "synced_gpus"):
                 check_argument(name, asked.get(name), CALL_ARGUMENTS[name])
-            call = call_of_prepared(input_ids, prepared, decoder.context(), seed=seed)
-            sequence = decoder.run(call.request, streamer, put_prompt=False)
-        return call.result(sequence.rounds, decoder.engine_name)
+            call = call_of_prepared(input_ids, prepared, decoder.context(), seed=seed, streamer=streamer)
+            return decoder.answer(call, streamer, put_prompt=False)
 
     def _decoder_of(self, model: Any) -> RadarDecoder:
         model = stock_model(model)

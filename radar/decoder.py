@@ -17,10 +17,10 @@ from radar.draft.fit import check_tree
 from radar.draft.narrow import check_draft_dtype
 from radar.engine.ambient import ambient
 from radar.engine.base import RoundEngine
-from radar.engine.build import PlainRecipe, RoundRecipe
+from radar.engine.build import PlainRecipe, PlainRowsRecipe, RoundRecipe, RowsRecipe
 from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
-from radar.generation.base import Decoder
+from radar.generation.base import Decoder, check_batch_size
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
@@ -67,6 +67,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             may fall the other way.
         draft_dtype: of the weights that draft calls read: "int8", or the target's own dtype. None: int8 where a kernel
             reads it (16-bit heads on Hopper), for which copies are made. The text is the same.
+        max_batch_size: texts that share a round, 1 to 32, each with a cache of `max_length` tokens; see `Decoder`.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
 
@@ -89,6 +90,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         profile: bool = False,
         fallback: bool = True,
         draft_dtype: torch.dtype | str | None = None,
+        max_batch_size: int = 1,
     ) -> None:
         model = stock_model(model)
         owned = not isinstance(draft, Eagle3Draft)
@@ -108,7 +110,11 @@ class RadarDecoder(Decoder[RoundEngine]):
             fallback,
             check_draft_dtype(draft_dtype),
         )
-        super().__init__(model, self._rounds, tokenizer=tokenizer, max_length=max_length)
+        check_batch_size(max_batch_size)
+        if profile and max_batch_size > 1:
+            raise UsageError("profile=True takes the times of one text's rounds: leave max_batch_size out")
+        recipe: Any = self._rounds if max_batch_size == 1 else RowsRecipe(self._rounds, max_batch_size)
+        super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)
 
     @property
     def tree(self) -> TreeConfig:
@@ -163,14 +169,16 @@ class RadarDecoder(Decoder[RoundEngine]):
     @policy.setter
     def policy(self, value: StopPolicy | StrPath | None) -> None:
         policy = resolve_policy(value)
-        with self._taking_turn(), ambient(self.model.device):
-            self._order.follow(self.model.device)
-            if self._engine is not None:
-                self._engine.set_policy(policy)
+        kept = self._kept
+        with self._maker.undisturbed(), ambient(device := self.model.device):
+            kept.order.follow(device)
+            if kept.made is not None:
+                kept.made.set_policy(policy)
             else:  # the next one is made with it
-                nothing = torch.zeros(1, dtype=torch.int64, device=self.model.device)
+                nothing = torch.zeros(1, dtype=torch.int64, device=device)
                 bound_copy(policy, RoundSignals(nothing, nothing), self.tree)
             self._rounds.policy = policy
+            kept.has_changed = True
 
 
 class AutoregressiveDecoder(Decoder[PlainEngine]):
@@ -180,7 +188,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
         max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
-        engine: as for RadarDecoder.
+        engine, max_batch_size: as for RadarDecoder.
     """
 
     def __init__(
@@ -190,7 +198,11 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         tokenizer: Any = None,
         max_length: int | None = None,
         engine: str | None = None,
+        max_batch_size: int = 1,
     ) -> None:
         model = stock_model(model)
         max_length = default_max_length(model) if max_length is None else max_length
-        super().__init__(model, PlainRecipe(max_length, engine), tokenizer=tokenizer, max_length=max_length)
+        recipe: Any = PlainRecipe(max_length, engine)
+        if check_batch_size(max_batch_size) > 1:
+            recipe = PlainRowsRecipe(recipe, max_batch_size)
+        super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)

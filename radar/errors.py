@@ -6,13 +6,17 @@
         NotFoundError     a file, folder or device that is not there (a FileNotFoundError too)
       BusyError           the decoder is asked from inside of one of its own rounds (a RuntimeError)
       NumericalError      scores that are not numbers (an ArithmeticError)
+      BatchError          some of several prompts have failed; holds the texts of the others
 
 Every other exception that comes out of this package is a bug of it.
 """
 
 from __future__ import annotations
 
-__all__ = ["BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "UsageError"]
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["BatchError", "BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "UsageError"]
 
 
 class RadarError(Exception):
@@ -40,3 +44,24 @@ class BusyError(RadarError, RuntimeError):
 
 class NumericalError(RadarError, ArithmeticError):
     """The target's scores hold NaN or no finite number, so there is no token to choose."""
+
+
+class BatchError(RadarError):
+    """Some of several prompts have failed; the others have their texts.
+
+    Attributes:
+        outputs: in the prompts' order, None for those that failed.
+        errors: what failed, by the prompt's number from 0.
+    """
+
+    def __init__(self, outputs: Sequence[Any], errors: Mapping[int, Exception]) -> None:
+        super().__init__(outputs, errors)
+        self.outputs, self.errors = list(outputs), dict(errors)
+
+    def __str__(self) -> str:
+        first = min(self.errors)
+        error = f"{type(self.errors[first]).__name__}: {self.errors[first]}"
+        return (
+            f"{len(self.errors)} of {len(self.outputs)} prompts failed, the first is prompt {first}: {error} (texts "
+            "are in .outputs, errors in .errors)"
+        )

@@ -187,10 +187,10 @@ class Tally:
         )
 
 
-def summarize(rounds: Iterable[Round], seconds: float, engine: str = "") -> DecodeMetrics:
-    """Sum up the rounds of one generation that took `seconds` of wall time."""
+def summarize(rounds: Iterable[Round], seconds: float, engine: str = "", *, num_generations: int = 1) -> DecodeMetrics:
+    """Sum up the rounds of one generation, or of several, that took `seconds` of wall time."""
     tally = Tally()
-    tally.num_generations, tally.seconds = 1, seconds
+    tally.num_generations, tally.seconds = num_generations, seconds
     for item in rounds:
         tally.add(item)
     return tally.summary(engine)

@@ -61,5 +61,5 @@ def with_fake_graphs(monkeypatch: pytest.MonkeyPatch, decoder: RadarDecoder, fal
     old = decoder.engine
     with torch.inference_mode():
         engine = graph.GraphEngine(old.target, old.drafter, old.policy, old.config, fallback=fallback)
-    decoder._engine = engine
+    decoder._kept.made = engine
     return decoder

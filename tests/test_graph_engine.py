@@ -95,7 +95,7 @@ def test_without_while_nodes_the_host_loops():
     whole = decoder(model)
     parts = decoder(model)
     with torch.inference_mode():
-        parts._engine = GraphEngine(parts.engine.target, parts.engine.drafter, Threshold(), TREE, conditional=False)
+        parts._kept.made = GraphEngine(parts.engine.target, parts.engine.drafter, Threshold(), TREE, conditional=False)
     assert parts.engine.name == "graphs, host loop"
     a, b = (d.generate(PROMPT, max_new_tokens=60) for d in (whole, parts))
     assert a.token_ids == b.token_ids
@@ -109,7 +109,7 @@ def test_a_policy_that_never_stops_ends_at_the_cap(conditional):
     ours = decoder(policy=Never())
     if not conditional:
         with torch.inference_mode():
-            ours._engine = GraphEngine(ours.engine.target, ours.engine.drafter, Never(), TREE, conditional=False)
+            ours._kept.made = GraphEngine(ours.engine.target, ours.engine.drafter, Never(), TREE, conditional=False)
     out = ours.generate(PROMPT, max_new_tokens=40)
     assert set(out.metrics.stop_histogram) == {TREE.max_calls}
 
@@ -133,7 +133,7 @@ def test_what_a_policy_inside_another_draws_is_new_in_every_round(conditional):
     ours = decoder(model, policy=policy)
     if not conditional:
         with torch.inference_mode():
-            ours._engine = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
+            ours._kept.made = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
     captured = ours.engine._current
     assert (ours.engine.why_not_conditional is None) == conditional
     assert captured.policy is policy

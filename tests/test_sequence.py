@@ -262,20 +262,20 @@ def test_a_streamer_may_ask_for_another_text(decoder):
 def test_reading_figures_while_an_engine_is_made_again_makes_no_second_one():
     model = tiny_target()
     ours = AutoregressiveDecoder(model, max_length=200)
-    build, made = ours._recipe.build, []
+    build, made = ours._kept.recipe.build, []
 
     class Slow:
-        turns = ours._recipe.turns
+        turns = ours._kept.recipe.turns
 
         def build(self, model):
             made.append(threading.get_ident())
             threading.Event().wait(0.3)
             return build(model)
 
-    ours._recipe = Slow()
+    ours._kept.recipe = Slow()
     model.model.layers[0].mlp.register_forward_hook(lambda _module, _args, out: out * 0.5)
     threads = [threading.Thread(target=lambda: [ours.engine for _ in range(50)]) for _ in range(3)]
-    ours._engine = None
+    ours._kept.made = None
     for thread in threads:
         thread.start()
     ours.generate(PROMPTS[0], max_new_tokens=20)

@@ -223,7 +223,7 @@ def test_every_round_comes_behind_the_one_before_on_whatever_stream(monkeypatch)
             order.follow(torch.device("cuda"))
     assert (one.waited, two.waited) == ([two], [one])
     ours, asked = AutoregressiveDecoder(tiny_target(), max_length=64, engine="eager"), []
-    monkeypatch.setattr(ours._order, "follow", asked.append)
+    monkeypatch.setattr(ours._kept.order, "follow", asked.append)
     assert len(list(ours.rounds([1, 2, 3], max_new_tokens=5))) == 5 == len(asked)
 
 

@@ -17,13 +17,15 @@ from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
 from radar.engine.graph import GraphEngine
 from radar.engine.plain import PlainEngine
+from radar.engine.plain_rows import PlainRows
 from radar.engine.prefill import chunk_sizes
+from radar.engine.round_rows import RoundRows
 from radar.policy.base import StopPolicy
 from radar.target.bound import BoundModel
 from radar.target.model import TargetModel
 from radar.target.turn import Turn
 
-__all__ = ["PlainRecipe", "RoundRecipe"]
+__all__ = ["PlainRecipe", "PlainRowsRecipe", "RoundRecipe", "RowsRecipe"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,39 @@ class PlainRecipe:
     def build(self, model: Any) -> PlainEngine:
         """An engine for the model as it is now."""
         graphs = choose_engine(self.engine, model.device) == "graph"
-        target = TargetModel(
+        return PlainEngine(self.target(model), graphs=graphs)
+
+    def target(self, model: Any, batch_size: int = 1) -> TargetModel:
+        """The model with a cache of `batch_size` rows."""
+        return TargetModel(
             model,
             max_length=self.max_length,
             max_rows=max(chunk_sizes(model.device)),
             tap_layers=(),
+            batch_size=batch_size,
         )
-        return PlainEngine(target, graphs=graphs)
+
+
+@dataclass(frozen=True)
+class PlainRowsRecipe:
+    """Of plain decoding of several texts at once.
+
+    Attributes:
+        plain: what it would be for one.
+        batch_size: rows.
+    """
+
+    plain: PlainRecipe
+    batch_size: int
+
+    def turns(self, model: Any) -> list[Turn]:
+        """What a round waits for."""
+        return self.plain.turns(model)
+
+    def build(self, model: Any) -> PlainRows:
+        """An engine for the model as it is now."""
+        graphs = choose_engine(self.plain.engine, model.device) == "graph"
+        return PlainRows(self.plain.target(model, self.batch_size + 1), graphs=graphs)
 
 
 @dataclass
@@ -81,6 +109,14 @@ class RoundRecipe:
     def build(self, model: Any) -> RoundEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
         graphs = choose_engine(self.engine, model.device) == "graph"
+        target, drafter = self.parts(model)
+        tree, fallback = self.tree_on(model.device), Fallback() if self.fallback else None
+        if graphs:
+            return GraphEngine(target, drafter, self.policy, tree, fallback=fallback)
+        return EagerEngine(target, drafter, self.policy, tree, profile=self.profile, fallback=fallback)
+
+    def parts(self, model: Any, batch_size: int = 1) -> tuple[TargetModel, Eagle3Drafter]:
+        """The model and the head with caches of `batch_size` rows."""
         rows, draft, tree = max(chunk_sizes(model.device)), self.draft, self.tree_on(model.device)
         taps = draft.config.eagle_aux_hidden_state_layer_ids if self.tap_layers is None else self.tap_layers
         target = TargetModel(
@@ -88,6 +124,7 @@ class RoundRecipe:
             max_length=self.max_length,
             max_rows=max(tree.total_tokens, rows),
             tap_layers=taps,
+            batch_size=batch_size,
         )
         if self.owns_draft:
             draft.to(target.device, target.dtype)
@@ -99,11 +136,33 @@ class RoundRecipe:
             max_length=self.max_length,
             max_rows=rows,
             draft_dtype=self.draft_dtype,
+            batch_size=batch_size,
         )
-        fallback = Fallback() if self.fallback else None
-        if graphs:
-            return GraphEngine(target, drafter, self.policy, tree, fallback=fallback)
-        return EagerEngine(target, drafter, self.policy, tree, profile=self.profile, fallback=fallback)
+        return target, drafter
+
+
+@dataclass(frozen=True)
+class RowsRecipe:
+    """Of rounds of several texts at once.
+
+    Attributes:
+        rounds: what they would be for one.
+        batch_size: rows.
+    """
+
+    rounds: RoundRecipe
+    batch_size: int
+
+    def turns(self, model: Any) -> list[Turn]:
+        """What a round waits for."""
+        return self.rounds.turns(model)
+
+    def build(self, model: Any) -> RoundRows:
+        """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
+        rounds, graphs = self.rounds, choose_engine(self.rounds.engine, model.device) == "graph"
+        target, drafter = rounds.parts(model, self.batch_size + 1)  # a prompt comes in at a row of its own
+        tree = rounds.tree_on(model.device)
+        return RoundRows(target, drafter, rounds.policy, tree, graphs=graphs, fallback=rounds.fallback)
 
 
 def _sizes(target: TargetModel) -> TargetSizes:

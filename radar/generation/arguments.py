@@ -54,7 +54,7 @@ _LENGTH = {
     "eos_token_id": Argument("an id or several that end the text; without it `decoder.eos_token_ids`: what was "
                              "assigned there, else the config's, else, in `generate`, the tokenizer's"),
     "stop_strings": Argument("end the text, which keeps the token that completed them"),
-    "pad_token_id": Argument("taken; one text needs no padding"),
+    "pad_token_id": Argument("fills rows of `generate_ids` that end before others; without it an end token does"),
     "bos_token_id": Argument("taken; the prompt of `generate_ids()` without ids"),
 }  # fmt: skip
 _KERNELS = {
@@ -77,13 +77,13 @@ _PROCESSORS = {
 }
 _RESULT = {
     "return_dict_in_generate": Argument("a `RadarGenerateOutput`; `generate` returns a `GenerationOutput`", only=IDS),
-    "output_scores": Argument("in that output, after the processors; on the host", only=IDS),
-    "output_logits": Argument("in that output, before the processors; on the host", only=IDS),
+    "output_scores": Argument("in that output, after the processors; on the host; of one row", only=IDS),
+    "output_logits": Argument("in that output, before the processors; on the host; of one row", only=IDS),
+    "num_return_sequences": Argument("rows for each row of ids, where one samples", only=IDS),
 }
 _REFUSED = {
     "output_attentions": _only(False, instead=_STATES),
     "output_hidden_states": _only(False, instead=_STATES),
-    "num_return_sequences": _only(1, instead="one text at a time: call generate with several seeds"),
     "num_beams": _only(1, instead=_BEAMS),
     "num_beam_groups": _only(1, instead=_BEAMS, is_free=True),
     "diversity_penalty": _only(0.0, instead=_BEAMS, is_free=True),
@@ -116,19 +116,20 @@ _REFUSED = {
     "prefill_chunk_size": _only(instead="prompts run in chunks anyway: leave it out", is_free=True),
     "compile_config": _only(instead=_COMPILE, is_free=True),
     "disable_compile": _only(True, False, instead=_COMPILE, is_free=True),
-    "continuous_batching_config": _only(instead="one text at a time: leave it out", is_free=True),
+    "continuous_batching_config": _only(instead="make the decoder with max_batch_size=", is_free=True),
 }
 _CALL = {
-    "stopping_criteria": Argument("f(input_ids [1, L], scores) -> bool or bool tensor [1], asked after every token"),
+    "stopping_criteria": Argument("f(input_ids [1, L], scores) -> bool or bool tensor [1], asked after every token, of "
+                                  "each text alone"),
     "logits_processor": Argument("f(input_ids [1, L], scores [1, V]) -> scores [1, V], in order, behind those of the "
-                                 "config and before temperature and filters; on the host"),
+                                 "config and before temperature and filters; on the host, for each text alone"),
     "prefix_allowed_tokens_fn": Argument("f(0, ids [L]) -> allowed ids; on the host"),
     "generation_config": Argument("in place of the model's own, whose values fill what it leaves open"),
     "streamer": Argument("gets the prompt, the tokens and the end; `stream` and `rounds` are streams themselves",
                          only="generate, generate_ids"),
     "tokenizer": Argument("for `stop_strings`; without it the decoder's"),
-    "seed": Argument("of the noise: one seed is one text for every decoder, tree and policy; without it the noise "
-                     "follows `torch.manual_seed`"),
+    "seed": Argument("of the noise: one seed is one text for every decoder, tree and policy, so prompt or row i of a "
+                     "call gets seed + i; without it the noise follows `torch.manual_seed`"),
     "logit_bias": Argument("token id -> what is added to its score, -inf forbids it"),
     "reuse_prefix": Argument("go on from what the caches hold of this prompt; the text is the same but for rounding; "
                              "left out: for chat messages alone"),
@@ -137,9 +138,11 @@ _CALL = {
     "chat_template_kwargs": Argument("what else the chat template takes, as `{\"enable_thinking\": False}`; a last "
                                      "message of the assistant goes on, unless `continue_final_message` says otherwise",
                                      only=TEXT),
-    "inputs": Argument("token ids [1, P]; `generate` has `prompt`", only=IDS),
+    "inputs": Argument("token ids [B, P]; `generate` has `prompt`", only=IDS),
     "input_ids": Argument("the same", only=IDS),
-    "attention_mask": Argument("ones: no padding", only=IDS),
+    "attention_mask": Argument("zeros for padding on the left; without it `pad_token_id` is padding, unless it ends "
+                               "texts, as in transformers; a row is decoded, and penalised, as it is without padding",
+                               only=IDS),
 }  # fmt: skip
 _CALL_REFUSED = {
     "position_ids": _only(instead="positions count from 0: leave it out"),
@@ -188,10 +191,12 @@ def unknown_argument(name: str, known: Iterable[str]) -> UsageError:
 
 _INTRO = """# What `generate` takes
 
-Made of `arguments.py`; a test compares. `decoder.generate`, `stream` and `rounds` take text, token ids or chat
-messages; `decoder.generate_ids` and `model.generate(custom_generate=radar_generate(...))` take and return what
-transformers' `generate` does. For all of them the model's generation config is the default, arguments override it, and
-transformers itself merges both. What is not listed is unknown, and refused with a suggestion.
+Made of `arguments.py`; a test compares. `decoder.generate`, `stream`, `astream` and `rounds` take text, token ids or
+chat messages, `generate` also a list of those; `decoder.generate_ids` and
+`model.generate(custom_generate=radar_generate(...))` take and return what transformers' `generate` does, and
+`decoder.generate_batch` what its `generate_batch` does. For all of them the model's generation config is the default,
+arguments override it, and transformers itself merges both. What is not listed is unknown, and refused with a
+suggestion.
 
 A token whose scores go through the host costs a call of every processor, outside of the round's graph; it is counted in
 `metrics.num_host_processed_tokens`. Everything else stays in the kernels.

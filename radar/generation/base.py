@@ -2,73 +2,63 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, NoReturn, TypeVar, Unpack, cast, overload
 
 from torch import Tensor
 
-from radar.engine.ambient import StreamOrder, ambient
 from radar.engine.base import Engine
-from radar.errors import BusyError, UsageError
+from radar.errors import BatchError, UsageError
 from radar.generation.call import check_end_tokens, make_request
-from radar.generation.hf import call_of_ids
-from radar.generation.options import GenerateOptions
+from radar.generation.engine_thread import EngineThread
+from radar.generation.generate_batch import RequestOutput, generate_batch
+from radar.generation.hf import IdsCall, call_of_ids
+from radar.generation.kept import Kept, Recipe
+from radar.generation.many import Prompts, are_many, decode_all, seeded
+from radar.generation.options import GenerateOptions, check_options
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
 from radar.generation.request import Context, Request
 from radar.generation.sequence import GenerationOutput, Sequence
 from radar.generation.streamers import ended, feed
-from radar.generation.text import TextStream
-from radar.metrics import DecodeMetrics, Round, Tally
+from radar.generation.text import AsyncTextStream, TextStream
+from radar.generation.turns import RoundMaker, Turns
+from radar.metrics import DecodeMetrics
 from radar.target.families import vocabulary_size
-from radar.target.turn import Turn
 
-__all__ = ["Decoder", "Prompt", "end_token_ids"]
+__all__ = ["Decoder", "Prompt", "check_batch_size", "end_token_ids"]
 
 
 E = TypeVar("E", bound=Engine)
-E_co = TypeVar("E_co", bound=Engine, covariant=True)
-
-
-class Recipe(Protocol[E_co]):
-    """What an engine is made of beside the model."""
-
-    def turns(self, model: Any) -> list[Turn]:
-        """What its rounds wait for."""
-
-    def build(self, model: Any) -> E_co:
-        """An engine for the model as it is now."""
 
 
 class Decoder(Generic[E]):
-    """Requests in, texts out, one text at a time.
+    """Requests in, texts out, from any thread.
 
-    Any thread may ask for a text while another one is being made. `generate` waits for its turn; streams and rounds
-    take turns round by round, at the price of a prompt's pass at every change.
+    With one row texts take turns: `generate` waits for its turn; streams and rounds take turns round by round, at the
+    price of a prompt's pass at every change. With several, texts share rounds, and a thread makes them; see
+    `EngineThread`.
 
     Args:
         model: the transformers model that decodes.
+        recipe: makes the engine for the model as it is, a `BatchEngine` if there are several rows.
         tokenizer: a transformers tokenizer, or None for ids only.
-        max_length: tokens that the cache holds, prompt and output together.
-        recipe: makes the engine for the model as it is: at first, and when its modules or storages are others.
+        max_length: tokens that the cache holds for a text, prompt and output together.
+        max_batch_size: rows.
     """
 
-    def __init__(self, model: Any, recipe: Recipe[E], *, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, model: Any, recipe: Recipe[Any], *, tokenizer: Any, max_length: int, max_batch_size: int = 1
+    ) -> None:
         check_tokenizer(tokenizer)
         self._model = model
         self.tokenizer = tokenizer
         self._max_length = max_length
-        self._recipe = recipe
         self._ends: frozenset[int] | None = None
-        self._turn = threading.RLock()
-        self._stepping: int | None = None  # thread that makes a round
-        self._held: object = None  # token of the sequence whose text the engine holds
-        self._tally = Tally()
-        self._order = StreamOrder()
-        self._engine: E | None = None
-        self._engine = self.engine  # what does not fit is refused now
+        self._kept: Kept[Any] = Kept(model, recipe)
+        self._maker: RoundMaker = Turns(self._kept) if max_batch_size == 1 else EngineThread(self._kept)
+        self._max_batch_size = max_batch_size
+        _ = self.engine  # what does not fit is refused now
 
     def __reduce__(self) -> NoReturn:
         """A copy would share the caches and not know whose text they hold."""
@@ -85,23 +75,20 @@ class Decoder(Generic[E]):
         return self._max_length
 
     @property
+    def max_batch_size(self) -> int:
+        """Texts that share a round, at most."""
+        return self._max_batch_size
+
+    @property
     def engine(self) -> E:
         """What makes the rounds; made again once the model was moved, cast or given other modules."""
-        engine = self._engine
-        if engine is None:
-            with self._taking_turn():  # a thread that reads figures must not make a second one beside it
-                if self._engine is None:
-                    with ambient(self.model.device):
-                        self._order.follow(self.model.device)
-                        self._engine = self._recipe.build(self.model)
-                    self._name = self._engine.name
-                engine = self._engine
+        engine: E = self._kept.engine
         return engine
 
     @property
     def engine_name(self) -> str:
         """Which runner makes the rounds, or made them last."""
-        return self._name
+        return self._kept.name
 
     @property
     def vocab_size(self) -> int:
@@ -123,7 +110,7 @@ class Decoder(Generic[E]):
     @property
     def metrics(self) -> DecodeMetrics:
         """The running total over every generation of this decoder, those that were cancelled included."""
-        return self._tally.summary(self.engine_name)
+        return self._kept.tally.summary(self.engine_name)
 
     def rounds(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Sequence:
         """Generate round by round; for one seed every decoder, tree and policy gives one text.
@@ -141,7 +128,7 @@ class Decoder(Generic[E]):
                 if the limit is not positive or does not fit, or an option is wrong.
             BusyError: when it is read from inside of a round of this decoder, in a processor or criterion.
         """
-        return self._open(self._request(prompt, options))
+        return self._maker.open(self._request(prompt, options))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """Generate and hand out text as it becomes certain; see `rounds` for the arguments and errors."""
@@ -150,46 +137,107 @@ class Decoder(Generic[E]):
         sequence = self.rounds(prompt, **options)
         return TextStream(self.tokenizer, sequence, lambda: sequence.output(self.tokenizer, self.engine_name))
 
-    def generate(self, prompt: Prompt, *, streamer: Any = None, **options: Unpack[GenerateOptions]) -> GenerationOutput:
+    def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
+        """`stream` for `async for`, in any event loop, which goes on meanwhile. A loop that is left early, and a task
+        that is cancelled, end the text. See `rounds` for the arguments and errors."""
+        return AsyncTextStream(self.stream(prompt, **options))
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, prompt: Prompt, *, streamer: Any = None, **options: Unpack[GenerateOptions]
+    ) -> GenerationOutput: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, streamer: None = None, **options: Unpack[GenerateOptions]
+    ) -> list[GenerationOutput]: ...
+    def generate(
+        self, prompt: Prompt | Prompts, *, streamer: Any = None, **options: Unpack[GenerateOptions]
+    ) -> GenerationOutput | list[GenerationOutput]:
         """Generate to the end; see `rounds` for the arguments and errors.
 
         Args:
+            prompt: one, or a list of several: of texts, of lists or tensors of ids, of conversations. They share rounds
+                where the decoder has several rows. The options hold for all, but `seed` s is s + i for prompt i.
             streamer: gets the prompt [1, P], then each token [1], by `put`, and `end` when there are no more, as
-                transformers' streamers do; `end` after an error too.
+                transformers' streamers do; `end` after an error too. Of one prompt alone.
+
+        Returns:
+            The output, or the outputs in the prompts' order.
+
+        Raises:
+            BatchError: if some of several prompts failed, when the others have their texts.
         """
         started = time.perf_counter()
+        if are_many(prompt):
+            if streamer is not None:
+                raise UsageError("RADAR cannot honour streamer= for several prompts: call generate for each")
+            return self._generate_all(prompt, options)
         with ended(streamer):
-            sequence = self.run(self._request(prompt, options), streamer)
+            sequence = self.run(self._request(cast("Prompt", prompt), options), streamer)
         return sequence.output(self.tokenizer, self.engine_name, time.perf_counter() - started)
+
+    def _generate_all(self, prompts: Any, options: GenerateOptions) -> list[GenerationOutput]:
+        given, count = check_options(options), len(prompts)
+        texts, errors = decode_all(count, lambda i: self._request(prompts[i], seeded(given, i)), self._maker)
+        done = {i: text.output(self.tokenizer, self.engine_name) for i, text in texts.items() if i not in errors}
+        if errors:
+            raise BatchError([done.get(i) for i in range(count)], errors) from errors[min(errors)]
+        return list(done.values())
+
+    def generate_batch(
+        self, inputs: Iterable[list[int]], generation_config: Any = None, **arguments: Any
+    ) -> dict[str, RequestOutput]:
+        """transformers' `model.generate_batch`, decoded here.
+
+        Args:
+            inputs: token ids of each prompt.
+            generation_config: in place of the model's own, whose values fill what it leaves open.
+            arguments: of `generate_ids`; of transformers' `generate_batch` those that need nothing done.
+
+        Returns:
+            Outputs in the prompts' order, by request id. One that failed has its `error` and no exception is raised,
+            unless all of them are refused.
+        """
+        return generate_batch(inputs, generation_config, arguments, self.context(), self._maker)
 
     def generate_ids(self, inputs: Tensor | None = None, **arguments: Any) -> Any:
         """transformers' `model.generate`, decoded here: its arguments, defaults and results.
 
         Args:
-            inputs: token ids [1, P].
-            arguments: of transformers' `generate`, and `seed`; README.md beside this file lists them. Without a seed
-                the noise follows `torch.manual_seed`.
+            inputs: token ids [B, P], padded on the left.
+            arguments: of transformers' `generate`, and `seed`, s + i for row i; README.md beside this file lists them.
+                Without a seed the noise follows `torch.manual_seed`.
 
         Returns:
-            Prompt and output [1, P + N], or with `return_dict_in_generate=True` a `RadarGenerateOutput`.
+            Prompts and outputs [B, P + N], short ones filled on the right with the pad token, or with
+            `return_dict_in_generate=True` a `RadarGenerateOutput`.
 
         Raises:
             UsageError: for an argument that cannot be honoured, by its name.
         """
-        with ended(arguments.get("streamer")):
-            call = call_of_ids(inputs, arguments, self.context())
-            sequence = self.run(call.request, arguments.get("streamer"))
-        return call.result(sequence.rounds, self.engine_name)
+        with ended(streamer := arguments.get("streamer")):
+            return self.answer(call_of_ids(inputs, arguments, self.context()), streamer)
+
+    def answer(self, call: IdsCall, streamer: Any = None, *, put_prompt: bool = True) -> Any:
+        """What transformers' `generate` would return; see `run` for the rest."""
+        started = time.perf_counter()
+        texts = self._run_all(call.requests, streamer, put_prompt=put_prompt)
+        return call.result([text.rounds for text in texts], self.engine_name, time.perf_counter() - started)
 
     def run(self, request: Request, streamer: Any = None, *, put_prompt: bool = True) -> Sequence:
-        """Decode a request to its end, before anybody else has a turn, and feed a streamer."""
-        with self._taking_turn():
-            sequence = self._open(request)
+        """Decode a request to its end, with one row before anybody else has a turn, and feed a streamer."""
+        return self._run_all([request], streamer, put_prompt=put_prompt)[0]
+
+    def _run_all(self, requests: list[Request], streamer: Any = None, *, put_prompt: bool = True) -> list[Sequence]:
+        with self._maker.undisturbed():
+            texts = [self._maker.open(request) for request in requests]
             try:
-                feed(sequence, streamer, put_prompt=put_prompt)
+                for text in texts:
+                    feed(text, streamer, put_prompt=put_prompt)
             finally:
-                sequence.close()
-        return sequence
+                for text in texts:
+                    text.close()
+        return texts
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked. Text gets the tokenizer's special tokens, messages its chat template."""
@@ -199,7 +247,7 @@ class Decoder(Generic[E]):
         """What a request depends on, as it is now."""
         return Context(self.model, self.tokenizer, self.max_length, self.vocab_size, self.eos_token_ids, self._ends)
 
-    def _request(self, prompt: Prompt, options: GenerateOptions) -> Request:
+    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
         encoded = encode_prompt(
             prompt,
             self.tokenizer,
@@ -209,80 +257,12 @@ class Decoder(Generic[E]):
         )
         return make_request(encoded, options, self.context())
 
-    def _open(self, request: Request) -> Sequence:
-        return Sequence(request, self._step, self._release, self.model.device)
 
-    @contextmanager
-    def _taking_turn(self) -> Iterator[None]:
-        for turn in self._recipe.turns(self.model):
-            turn.check()  # who has the decoder's turn may wait for what we hold
-        with self._turn:
-            yield
-
-    def _step(self, sequence: Sequence) -> Round | None:
-        """Make the sequence's next round; None if it was closed meanwhile."""
-        if self._stepping == threading.get_ident():
-            raise BusyError(
-                "this decoder is in the middle of a round, whose processor or criterion asks it for another text: use "
-                "another decoder there, or ask when the round has ended"
-            )
-        with self._taking_turn():
-            if sequence.has_ended:
-                return None
-            started = time.perf_counter()
-            try:
-                self._stepping = threading.get_ident()
-                with ambient(self.model.device):
-                    self._order.follow(self.model.device)
-                    item = self._make(sequence)
-            except BaseException:
-                sequence.finish_reason = "error"
-                raise
-            finally:
-                self._stepping = None
-                if sequence.has_ended:
-                    self._let_go()
-                sequence.seconds += time.perf_counter() - started
-                self._tally.seconds += time.perf_counter() - started
-        return item
-
-    def _release(self, token: object) -> None:
-        """Let go of a sequence that was closed; where a round is under way, that is done behind it."""
-        if self._turn.acquire(blocking=False):
-            try:
-                if self._held is token and self._stepping is None:
-                    self._let_go()
-            finally:
-                self._turn.release()
-
-    def _let_go(self) -> None:
-        self._held = None
-        if self._engine is not None:
-            self._engine.release()
-
-    def _make(self, sequence: Sequence) -> Round:
-        if self._held is sequence.token:
-            item = self.engine.round()
-        else:
-            if not self.engine.refresh():
-                self._engine = None  # its memory is free before the next one takes its own
-            self._held = None  # until the prompt is in, the engine holds nobody's text
-            if max(sequence.ids) >= self.engine.target.vocab_size:
-                raise UsageError(
-                    f"the prompt holds id {max(sequence.ids)}, and the vocabulary has shrunk to "
-                    f"{self.engine.target.vocab_size} ids since it was taken"
-                )
-            item = self.engine.admit(sequence.resumed())
-            self._held = sequence.token
-            if sequence.rounds:  # it goes on, after another text had its turn
-                item.num_prompt_tokens = item.num_reused_tokens = 0
-            else:
-                self._tally.num_generations += 1
-        sequence.take(item)
-        self._tally.add(item)
-        if sequence.finish_reason is None:
-            self.engine.launch_next()
-        return item
+def check_batch_size(rows: Any) -> int:
+    """`max_batch_size`, checked."""
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= 32:
+        raise UsageError(f"max_batch_size is how many texts share a round, an integer from 1 to 32, got {rows!r:.80}")
+    return rows
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from radar.engine.base import BatchEngine
+from radar.errors import RadarError
+from radar.generation.guarded import RowRequest
+from radar.generation.request import check_vocabulary
 from radar.generation.sequence import Sequence
 from radar.metrics import Round
 
@@ -13,19 +18,41 @@ __all__ = ["Batch"]
 
 PROMPTS = 1024  # tokens of short prompts that a round waits for at most
 
+Tell = Callable[[Any, Round | BaseException], None]
+
+
+class _Row(NamedTuple):
+    """A text that the engine has been given.
+
+    Attributes:
+        sequence: takes its rounds.
+        request: what the engine reads.
+        begun: when, by `time.perf_counter`.
+    """
+
+    sequence: Sequence
+    request: RowRequest
+    begun: float
+
 
 class Batch:
-    """Drives the rows of an engine. A text may be added or closed at any time between two steps.
+    """Drives the rows of an engine. A text may be added between two steps, and closed at any time.
+
+    What a text raises, in a processor, a criterion or by scores that are no numbers, ends that text alone; any other
+    exception is the engine's and leaves `step`.
 
     Args:
         engine: makes the rounds.
+
+    Attributes:
+        engine: as given; while no text is held it may be another one, or None until the next step that takes texts in.
     """
 
-    def __init__(self, engine: BatchEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: BatchEngine | None = None) -> None:
+        self.engine: Any = engine
         self._waiting: deque[Sequence] = deque()
-        self._texts: dict[Hashable, Sequence] = {}
-        self._admission: tuple[Sequence, Iterator[int]] | None = None
+        self._texts: dict[Hashable, _Row] = {}
+        self._admission: tuple[_Row, Iterator[int]] | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Decode it when there is room."""
@@ -36,39 +63,84 @@ class Batch:
         """Whether a text is under way or waits."""
         return bool(self._waiting or self._texts)
 
-    def step(self) -> None:
-        """Prompts, as far as others can wait for them, and one round of all rows."""
-        self._take(self._engine.entered())
-        self._drop_closed()
-        self._take_prompts()
+    @property
+    def holds_texts(self) -> bool:
+        """Whether the engine has been given a text that has not ended."""
+        return bool(self._texts)
+
+    @property
+    def may_admit(self) -> bool:
+        """Whether the next step may take a text in."""
+        return bool(self._waiting and (self.engine is None or self.engine.has_room))
+
+    def step(self, tell: Tell = lambda sequence, item: None, *, admit: bool = True) -> None:
+        """Prompts, as far as others can wait for them, and one round of all rows.
+
+        Args:
+            tell: called with a sequence and the round that it took, or the error that has ended it.
+            admit: whether texts that wait may be given to the engine.
+        """
         if self._texts:
-            self._take(self._engine.round())
-        self._drop_closed()
-        self._engine.launch_next()
+            self._take(self.engine.entered(), tell)
+        self.drop_closed()
+        self._take_prompts(tell, admit)
+        if self._texts:
+            self._take(self.engine.round(), tell)
+        self.drop_closed()
+        if self._texts:
+            self.engine.launch_next()
 
-    def _take(self, made: dict[Hashable, Round]) -> None:
-        for token, item in made.items():
-            self._texts[token].take(item)
+    def drop_closed(self) -> None:
+        """Rows whose texts have ended, or were closed, are free."""
+        self._waiting = deque(sequence for sequence in self._waiting if not sequence.has_ended)
+        for row in [row for row in self._texts.values() if row.sequence.has_ended]:
+            del self._texts[row.sequence.token]
+            self.engine.release(row.sequence.token)
+            if self._admission is not None and self._admission[0] is row:
+                self._admission = None
 
-    def _take_prompts(self) -> None:
+    def fail(self, error: BaseException, tell: Tell) -> None:
+        """End all texts, those that wait too, and let go of the engine."""
+        failed = [*(row.sequence for row in self._texts.values()), *self._waiting]
+        self.engine, self._waiting, self._texts, self._admission = None, deque(), {}, None
+        for sequence in failed:
+            if not sequence.has_ended:
+                _fail(sequence, error, tell)
+
+    def _take_prompts(self, tell: Tell, admit: bool) -> None:
         """One chunk of a long prompt, or some short ones."""
         left = PROMPTS
-        while left > 0 and (self._admission or (self._waiting and self._engine.has_room)):
+        while left > 0 and (self._admission or (admit and self.may_admit)):
             if self._admission is None:
                 sequence = self._waiting.popleft()
-                self._texts[sequence.token] = sequence
-                self._admission = sequence, self._engine.admit(sequence.token, sequence.request)
-            count = next(self._admission[1], None)
+                row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
+                self._texts[sequence.token] = row
+                self._admission = row, self.engine.admit(sequence.token, row.request)
+            row, chunks = self._admission
+            try:
+                check_vocabulary(row.sequence.ids, self.engine.target.vocab_size)
+                count = next(chunks, None)
+            except RadarError as error:  # of what was asked for
+                _fail(row.sequence, error, tell)
+                self.drop_closed()
+                continue
             if count is None:
                 self._admission = None
             else:
                 left -= count
 
-    def _drop_closed(self) -> None:
-        """Rows whose texts have ended, or were closed, are free."""
-        self._waiting = deque(sequence for sequence in self._waiting if not sequence.has_ended)
-        for sequence in [sequence for sequence in self._texts.values() if sequence.has_ended]:
-            del self._texts[sequence.token]
-            self._engine.release(sequence.token)
-            if self._admission is not None and self._admission[0] is sequence:
-                self._admission = None
+    def _take(self, made: Mapping[Hashable, Round], tell: Tell) -> None:
+        for token, item in made.items():
+            row = self._texts[token]
+            try:
+                row.sequence.take(item)
+            except BaseException as error:  # a criterion's too
+                _fail(row.sequence, row.request.error or error, tell)
+            else:
+                row.sequence.seconds = time.perf_counter() - row.begun
+                tell(row.sequence, item)
+
+
+def _fail(sequence: Sequence, error: BaseException, tell: Tell) -> None:
+    sequence.finish_reason = "error"
+    tell(sequence, error)

@@ -14,12 +14,13 @@ from radar.config import check_int
 from radar.errors import UsageError
 from radar.generation.arguments import ARGUMENTS
 from radar.generation.options import check_options, configured, with_config, with_sampling
+from radar.generation.padding import paddings
 from radar.generation.prepare import Prepared, prepare
 from radar.generation.prompt import EncodedPrompt
 from radar.generation.request import Context, Request, request_of, room_for
 from radar.generation.stops import StopStrings
 
-__all__ = ["check_end_tokens", "make_request", "prepare_request"]
+__all__ = ["check_end_tokens", "make_request", "prepare_requests"]
 
 _LIMITS = ("max_new_tokens", "max_length")
 _NO_RESULT = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -53,17 +54,25 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
     arguments.setdefault("eos_token_id", sorted(context.end_token_ids))
     ids = torch.tensor([prompt.ids], device=context.model.device)
     arguments["attention_mask"] = torch.ones_like(ids)  # a prompt has no padding, whatever its ids are
-    _, request = prepare_request(ids, arguments, context, reuse_prefix=reuse)
+    number = arguments.get("num_return_sequences", configured(context.model, "num_return_sequences"))
+    if number not in (None, 1):
+        raise UsageError(
+            f"RADAR cannot honour num_return_sequences={number!r} here, one prompt has one text: give the prompt "
+            "several times, or call generate_ids"
+        )
+    _, (request,) = prepare_requests(ids, arguments, context, reuse_prefix=reuse)
     return request
 
 
-def prepare_request(
+def prepare_requests(
     input_ids: Tensor | None, arguments: Mapping[str, Any], context: Context, *, reuse_prefix: bool = False
-) -> tuple[Prepared, Request]:
-    """The request of a call of transformers' `generate`.
+) -> tuple[Prepared, list[Request]]:
+    """The requests of a call of transformers' `generate`, one a row of its result.
+
+    Where there are several rows, or padding, each is prepared as a call of its own, without the padding.
 
     Args:
-        input_ids: [1, P]; None: `generate` starts from the config's bos_token_id.
+        input_ids: [B, P]; None: `generate` starts from the config's bos_token_id.
         arguments: of `generate`, and `seed` and `logit_bias`.
         context: of the decoder.
         reuse_prefix: go on from what the caches hold.
@@ -73,6 +82,30 @@ def prepare_request(
     """
     if not isinstance(reuse_prefix, bool):
         raise UsageError(f"reuse_prefix must be True or False, got {reuse_prefix!r:.80}")
+    whole, criteria, seed, asked = _prepare(input_ids, arguments, context)
+    left = paddings(whole)
+    if len(left) == 1 and not left[0]:
+        request = request_of(whole, context, seed=seed, criteria=criteria, clip=not asked, reuse_prefix=reuse_prefix)
+        return whole, [request]
+    requests = []
+    for row, padding in enumerate(left):
+        ids = whole.input_ids[row : row + 1, padding:]
+        own = dict(arguments) | {"num_return_sequences": 1, "attention_mask": torch.ones_like(ids)}
+        if seed is not None:
+            own["seed"] = seed + row
+        for name in ("max_length", "min_length"):  # count the padding
+            value = own.get(name, configured(context.model, name))
+            if padding and value:
+                own[name] = max(0, value - padding)
+        prepared, criteria, own_seed, asked = _prepare(ids, own, context)
+        requests.append(request_of(prepared, context, seed=own_seed, criteria=criteria, clip=not asked))
+    return whole, requests
+
+
+def _prepare(
+    input_ids: Tensor | None, arguments: Mapping[str, Any], context: Context
+) -> tuple[Prepared, tuple[StopStrings, ...], int | None, bool]:
+    """What transformers makes of the call, what ends a text beside, the seed, and whether the caller set a limit."""
     given = {name: _number(name, value) for name, value in arguments.items()}
     seed = given.pop("seed", None)
     if seed is not None:
@@ -98,9 +131,7 @@ def prepare_request(
     for name, known in ARGUMENTS.items():  # how a model's own config would run it is not how it is run here
         if known.is_free and known.values and name not in given and configured(context.model, name) is not None:
             given[name] = known.values[-1]
-    prepared = prepare(context.model, input_ids, given)
-    request = request_of(prepared, context, seed=seed, criteria=criteria, clip=not asked, reuse_prefix=reuse_prefix)
-    return prepared, request
+    return prepare(context.model, input_ids, given), criteria, seed, asked
 
 
 def _number(name: str, value: Any) -> Any:

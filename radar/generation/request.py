@@ -18,7 +18,11 @@ from radar.generation.processing import HostProcessing
 from radar.generation.prompt import encode_prompt
 from radar.generation.stops import StopCriterion
 
-__all__ = ["Context", "Request", "request_of", "room_for"]
+__all__ = ["Context", "Request", "check_vocabulary", "request_of", "room_for"]
+
+
+# the mask has been read by `paddings`; the others change no text
+_KNOWN_FOR_MODEL = ("attention_mask", "logits_to_keep", "use_cache", "output_attentions", "output_hidden_states")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,14 @@ def room_for(length: int, context: Context) -> int:
     return room
 
 
+def check_vocabulary(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise UsageError if a text, taken earlier, holds an id that the model does not know any more."""
+    if max(ids) >= vocab_size:
+        raise UsageError(
+            f"the prompt holds id {max(ids)}, and the vocabulary has shrunk to {vocab_size} ids since it was taken"
+        )
+
+
 def request_of(
     prepared: Prepared,
     context: Context,
@@ -84,8 +96,9 @@ def request_of(
     criteria: Sequence[StopCriterion] = (),
     clip: bool,
     reuse_prefix: bool = False,
+    padding: int = 0,
 ) -> Request:
-    """Read what transformers has prepared.
+    """Read what transformers has prepared, for one row.
 
     Args:
         prepared: by transformers.
@@ -94,6 +107,7 @@ def request_of(
         criteria: beside those prepared.
         clip: whether a limit that does not fit into the cache becomes what fits, because nobody asked for it.
         reuse_prefix: go on from what the caches hold.
+        padding: ids before the row's, which count in a limit of the whole length.
 
     Raises:
         UsageError: for what cannot be honoured, by its name.
@@ -107,7 +121,7 @@ def request_of(
     others = list(criteria)
     for item in prepared.criteria:
         if type(item) is MaxLengthCriteria:
-            limits.append(max(1, item.max_length - len(ids)))
+            limits.append(max(1, item.max_length - padding - len(ids)))
         elif type(item) is EosTokenCriteria:
             ends.update(int(token) for token in item.eos_token_id)
         else:
@@ -150,15 +164,9 @@ def _check_config(config: Any, own: Any) -> None:
 def _check_for_model(prepared: Prepared, length: int) -> None:
     """What transformers would pass to the model: nothing that would make it see another text."""
     for name, value in prepared.for_model.items():
-        if value is None or name in ("logits_to_keep", "use_cache", "output_attentions", "output_hidden_states"):
+        if value is None or name in _KNOWN_FOR_MODEL:
             continue
-        if name == "attention_mask":
-            if not bool((value != 0).all()):
-                raise UsageError(
-                    "RADAR cannot honour an attention_mask with zeros: pass the prompt without padding (and with a "
-                    "mask of ones, if it holds pad_token_id: transformers takes that for padding)"
-                )
-        elif name == "position_ids":
+        if name == "position_ids":
             if value.flatten().tolist() != list(range(length)):
                 check_argument(name, value, CALL_ARGUMENTS[name])
         elif name in ("cache", "past_key_values"):  # transformers makes an empty one for every generation

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -38,17 +39,18 @@ class GenerationOutput:
 
 
 class Sequence(Iterator[Round]):
-    """The rounds of one text, made as they are asked for: first the prompt's pass with one token, then a `Round` each,
-    cut at an end of the text or the limit.
+    """The rounds of one text, made as they are asked for, or by the engine's thread if the decoder has several rows:
+    first the prompt's pass with one token, then a `Round` each, cut at an end of the text or the limit.
 
     It may be read from one thread after the other, and closed from any thread at any time, also while a round is under
     way elsewhere: that one ends first, and is the last.
 
     Args:
         request: what to decode.
-        step: makes the sequence's next round and hands it to `take`; None: it was closed meanwhile.
+        step: makes the sequence's next round, or waits for it; None: it was closed meanwhile.
         release: told that the sequence has been closed.
         device: of the model.
+        ready: comes back when `step` does not wait; None: `step` is where the work is done.
 
     Attributes:
         request: the request.
@@ -65,9 +67,11 @@ class Sequence(Iterator[Round]):
         step: Callable[[Sequence], Round | None],
         release: Callable[[object], None],
         device: torch.device,
+        *,
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._cancelled = threading.Event()
-        self._step, self._release = step, release
+        self._step, self._release, self._ready = step, release, ready
         self.token = object()
         self.ids = list(request.input_ids)
         self._end = TextEnd(self.ids, request.limit, request.end_token_ids, request.criteria, device)
@@ -90,6 +94,14 @@ class Sequence(Iterator[Round]):
         if item is None:
             raise StopIteration
         return item
+
+    async def anext(self) -> Round | None:
+        """The next round, in an event loop that goes on meanwhile; None: no round is to come."""
+        if self._ready is None:
+            return await asyncio.to_thread(next, self, None)
+        if not self.has_ended:
+            await self._ready()
+        return next(self, None)
 
     def __enter__(self) -> Sequence:
         return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from radar.generation.detokenize import Detokenizer
 from radar.generation.sequence import GenerationOutput, Sequence
+from radar.metrics import Round
 
-__all__ = ["TextStream"]
+__all__ = ["AsyncTextStream", "TextStream"]
 
 
 class TextStream(Iterator[str]):
@@ -50,13 +51,23 @@ class TextStream(Iterator[str]):
 
     def __next__(self) -> str:
         while not self._ended:
-            item = next(self._source, None)
-            if item is None:
-                self._ended = True
-            piece = self._text.finish() if item is None else self._text.push(item.tokens)
-            if piece:
+            if piece := self._piece(next(self._source, None)):
                 return piece
         raise StopIteration
+
+    async def anext(self) -> str | None:
+        """The next piece, in an event loop that goes on meanwhile; None: there is none."""
+        while not self._ended:
+            if piece := self._piece(await self._source.anext()):
+                return piece
+        return None
+
+    def _piece(self, item: Round | None) -> str:
+        """What is certain with another round; None: there is none."""
+        if item is None:
+            self._ended = True
+            return self._text.finish()
+        return self._text.push(item.tokens)
 
     @property
     def output(self) -> GenerationOutput:
@@ -64,3 +75,37 @@ class TextStream(Iterator[str]):
         if not (self._ended or self._source.finish_reason == "error"):
             raise RuntimeError("the stream has not ended yet: iterate over it first")
         return self._finish()
+
+
+class AsyncTextStream(AsyncIterator[str]):
+    """The pieces of a `TextStream` for `async for`. A loop that is left early, and a task that is cancelled, end the
+    generation.
+
+    Args:
+        stream: the pieces.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AsyncTextStream:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            piece = await self._stream.anext()
+        except BaseException:  # cancelled, or the text has failed
+            self._stream.close()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """End the generation here; `output` holds what has come so far."""
+        self._stream.close()
+
+    @property
+    def output(self) -> GenerationOutput:
+        """The finished generation. Raises RuntimeError while text is still to come."""
+        return self._stream.output
