@@ -5,12 +5,12 @@ import pickle
 import pytest
 import torch
 from decoders import WordTokenizer
-from fakes import tiny_draft, tiny_target
+from rows_decoders import make_rows
+from transformers import GenerationConfig
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
+from radar import SamplingParams
 from radar.errors import BatchError, UsageError
 
-TREE = TreeConfig(total_tokens=16, max_calls=3, tree_top_k=4)
 IDS = [[5, 3, 2, 8], [1], [4, 4, 9, 2, 7, 16], [2, 6], [11, 12, 13]]
 
 
@@ -26,21 +26,14 @@ class ChatTokenizer(WordTokenizer):
         return super().__call__(text)
 
 
-def make(kind, rows):
-    options = {"max_length": 64, "tokenizer": ChatTokenizer(), "max_batch_size": rows}
-    if kind == "plain":
-        return AutoregressiveDecoder(tiny_target(), **options)
-    return RadarDecoder(tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, fallback=False, **options)
-
-
-@pytest.fixture(scope="module", params=[("radar", 1), ("radar", 3), ("plain", 3)], ids=str)
+@pytest.fixture(scope="module", params=[("radar", 1), ("radar", 3)], ids=str)
 def decoder(request):
-    return make(*request.param)
+    return make_rows(*request.param, max_length=64, tokenizer=ChatTokenizer())
 
 
 @pytest.fixture(scope="module")
 def alone():
-    decoder = make("radar", 1)
+    decoder = make_rows("radar", 1)
     return lambda ids, **options: decoder.generate(ids, **options).token_ids
 
 
@@ -129,12 +122,6 @@ def test_what_is_wrong_for_all_is_told_as_it_is(decoder):
     with pytest.raises(UsageError, match="cannot honour streamer= for several prompts"):
         decoder.generate(IDS, streamer=print)
     with pytest.raises(UsageError, match="one prompt has one text"):
-        decoder.generate(IDS[0], generation_config=_config(num_return_sequences=3, do_sample=True))
+        decoder.generate(IDS[0], generation_config=GenerationConfig(num_return_sequences=3, do_sample=True))
     with pytest.raises(UsageError, match="the prompt is empty"):
         decoder.generate([])
-
-
-def _config(**values):
-    from transformers import GenerationConfig
-
-    return GenerationConfig(**values)

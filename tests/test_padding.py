@@ -113,12 +113,20 @@ def test_a_result_with_metrics(decoders):
         assert found.metrics.num_prompt_tokens == sum(LENGTHS)
 
 
+@pytest.fixture(scope="module")
+def ours():
+    return radar_generate(**OPTIONS, max_batch_size=4)
+
+
 @pytest.mark.parametrize("name", ["no end", "ends", "an end as padding", "whole lengths"])
-def test_custom_generate_takes_rows(name, model):
-    ours, options = radar_generate(**OPTIONS, max_batch_size=4), dict(GREEDY[name]) | {"do_sample": False}
+def test_custom_generate_takes_rows(name, model, ours):
+    options = dict(GREEDY[name]) | {"do_sample": False}
     options.pop("min_length", None)  # of the host's processors, made for ids with padding
     expected = model.generate(IDS, attention_mask=MASK, **options)
     assert model.generate(IDS, attention_mask=MASK, custom_generate=ours, **options).tolist() == expected.tolist()
+
+
+def test_custom_generate_samples_rows(model, ours):
     many = model.generate(
         IDS[:2], attention_mask=MASK[:2], custom_generate=ours, do_sample=True, num_return_sequences=2, seed=3,
         max_new_tokens=4,
