@@ -84,7 +84,8 @@ def history(state: SamplingState, vocabulary: int, draft_tokens: Tensor | None, 
     batch, nodes = draft_tokens.shape
     shifts = torch.arange(64, device=ancestors.device)
     on_path = ((ancestors[..., None] >> shifts) & 1).bool().flatten(2)[:, :, :nodes]
-    token = torch.where(on_path, draft_tokens[:, None, :], vocabulary)  # a spare column takes the rest
+    real = on_path & (draft_tokens >= 0)[:, None, :]  # a row whose text has no next token may still be in a batch
+    token = torch.where(real, draft_tokens[:, None, :], vocabulary)  # a spare column takes the rest
     path = torch.zeros(batch, nodes, vocabulary + 1, dtype=torch.bool, device=token.device).scatter(2, token, True)
     return known | path[..., :vocabulary]
 
