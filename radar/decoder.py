@@ -67,7 +67,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             may fall the other way.
         draft_dtype: of the weights that draft calls read: "int8", or the target's own dtype. None: int8 where a kernel
             reads it (16-bit heads on Hopper), for which copies are made. The text is the same.
-        max_batch_size: texts that share a round, 1 to 32, each with a cache of `max_length` tokens; see `Decoder`.
+        max_batch_size: texts that share a round, 1 to 32, each with a cache of `max_length` tokens; see `Decoder`. With
+            more than one, prompts do not go on from what the caches hold of earlier texts.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
 
