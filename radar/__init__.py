@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AsyncTextStream": "generation.text",
     "AutoregressiveDecoder": "decoder",
     "DecodeMetrics": "metrics",
     "DraftConfig": "draft.config",

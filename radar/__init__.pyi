@@ -7,6 +7,7 @@ from radar.decoder import RadarDecoder as RadarDecoder
 from radar.draft.config import DraftConfig as DraftConfig
 from radar.generation.hf import RadarGenerateOutput as RadarGenerateOutput
 from radar.generation.sequence import GenerationOutput as GenerationOutput
+from radar.generation.text import AsyncTextStream as AsyncTextStream
 from radar.generation.text import TextStream as TextStream
 from radar.metrics import DecodeMetrics as DecodeMetrics
 from radar.metrics import Round as Round

@@ -71,6 +71,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             more than one, prompts do not go on from what the caches hold of earlier texts.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
+    Where texts share rounds, one that is asked for behind a change waits until those under way have ended.
 
     Raises:
         UsageError: if the model's family is not supported, or the parts do not fit together.

@@ -12,7 +12,7 @@ from transformers.generation.continuous_batching import requests as theirs
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.errors import UsageError
-from radar.generation.generate_batch import RequestOutput
+from radar.generation.generate_batch import _TAKEN, RequestOutput
 
 PROMPTS = [[5, 3, 2, 8], [1], [4, 4, 9, 2, 7, 16]]
 
@@ -26,13 +26,13 @@ def decoder(request):
 
 def test_the_fields_are_those_of_transformers():
     ours = {field.name for field in dataclasses.fields(RequestOutput)}
-    assert {field.name for field in dataclasses.fields(theirs.GenerationOutput)} == ours
+    assert {field.name for field in dataclasses.fields(theirs.GenerationOutput)} <= ours
     assert callable(RequestOutput("req_0").is_finished)
 
 
-def test_every_argument_of_transformers_is_known(decoder):
+def test_defaults_of_transformers_are_taken(decoder):
     for name, parameter in inspect.signature(ContinuousMixin.generate_batch).parameters.items():
-        if name not in ("self", "inputs", "generation_config", "kwargs"):
+        if name in _TAKEN:  # others come and go with transformers' releases, and are refused as unknown
             given = {name: parameter.default}
             assert list(decoder.generate_batch(PROMPTS[:1], max_new_tokens=2, **given)) == ["req_0"]
 

@@ -115,10 +115,9 @@ class Batch:
                 sequence = self._waiting.popleft()
                 row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
                 self._texts[sequence.token] = row
-                self._admission = row, self.engine.admit(sequence.token, row.request)
+                self._admission = row, self._chunks_of(row)
             row, chunks = self._admission
             try:
-                check_vocabulary(row.sequence.ids, self.engine.target.vocab_size)
                 count = next(chunks, None)
             except RadarError as error:  # of what was asked for
                 _fail(row.sequence, error, tell)
@@ -128,6 +127,10 @@ class Batch:
                 self._admission = None
             else:
                 left -= count
+
+    def _chunks_of(self, row: _Row) -> Iterator[int]:
+        check_vocabulary(row.request.input_ids, self.engine.target.vocab_size)
+        yield from self.engine.admit(row.sequence.token, row.request)
 
     def _take(self, made: Mapping[Hashable, Round], tell: Tell) -> None:
         for token, item in made.items():

@@ -186,7 +186,7 @@ def _arrived(inbox: SimpleQueue[_Text | None], *, wait: bool) -> list[_Text | No
 
 
 def _stop(inbox: SimpleQueue[_Text | None], thread: threading.Thread) -> None:
-    """The decoder and all of its texts are gone, or the program ends: torch must not be running then."""
+    """The decoder and all of its texts are gone, or the program ends: torch should not be running then."""
     inbox.put(None)
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(10)  # of a criterion that waits for ever the program does not
