@@ -90,23 +90,27 @@ def test_what_a_reader_has_read_is_what_a_sequence_says(two):
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "break"])
-def test_a_text_that_nobody_reads_frees_its_row(two, how, alone):
-    """Two rows, two endless texts: the next one gets a row once one of them is gone."""
-    gates = [Gate(), Gate()]
-    texts = [two.stream(PROMPTS[k], stopping_criteria=[gates[k]]) for k in range(2)]
-    assert all(gate.reached.wait(60) for gate in gates[:1])
+def test_a_text_that_nobody_reads_is_out_within_a_round(two, how, alone):
+    calls, reached, opened = [], threading.Event(), threading.Event()
+
+    def hold(ids, scores):
+        calls.append(ids.shape[1])
+        if len(calls) == 2:
+            reached.set()
+            assert opened.wait(20)
+        return False
+
+    text = two.rounds(PROMPTS[0], stopping_criteria=[hold])
+    assert reached.wait(20)  # in the middle of its first round behind the prompt
     if how == "close":
-        texts[0].close()
-    elif how == "drop":
-        del texts[0]
-    else:
-        gates[0].opened.set()
-        for _ in texts.pop(0):
+        text.close()
+    elif how == "break":
+        for _ in text:
             break
-    gates[0].opened.set()
-    gates[1].opened.set()
-    texts[-1].close()
-    assert two.generate(PROMPTS[2], max_new_tokens=5).token_ids == alone(PROMPTS[2], max_new_tokens=5)
+    text = None
+    opened.set()
+    assert two.generate(PROMPTS[2], max_new_tokens=9).token_ids == alone(PROMPTS[2], max_new_tokens=9)
+    assert len(calls) == 2
 
 
 def test_closing_ends_the_wait_of_a_reader(two):

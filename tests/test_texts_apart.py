@@ -48,6 +48,8 @@ def test_what_a_text_raises_ends_it_alone(decoder, alone, where, at, error):
         list(bad)
     assert list(bad) == []
     assert bad.finish_reason == "error"
+    if where == "stopping_criteria":  # the token that it was asked about is there
+        assert len(bad.token_ids) == at
     assert bad.token_ids == alone(PROMPTS[0], **options)[: len(bad.token_ids)]
     for prompt, one in zip(PROMPTS[1:4], good, strict=True):
         assert tokens_of(one) == alone(prompt, **options)
@@ -60,9 +62,13 @@ def test_scores_that_are_no_numbers_end_their_text_alone(decoder, alone):
         return torch.where((args[0] == poison)[..., None], torch.nan, out)
 
     handle = model.model.embed_tokens.register_forward_hook(poisoned)
-    clean = [token for token in range(VOCAB) if token != poison]
-    bad = decoder.rounds([3, poison, 4], max_new_tokens=4)
+    clean, gate = [token for token in range(VOCAB) if token != poison], Gate()
+    held = decoder.rounds([1], max_new_tokens=2, suppress_tokens=[poison], stopping_criteria=[gate])
+    assert gate.reached.wait(20)
+    bad = decoder.rounds([3, poison, 4], max_new_tokens=4)  # both join in one step
     ok = decoder.rounds([1, 2, 3], max_new_tokens=4, suppress_tokens=[poison])
+    gate.opened.set()
+    assert len(tokens_of(held)) == 2
     with pytest.raises(NumericalError):
         list(bad)
     found = tokens_of(ok)
