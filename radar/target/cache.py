@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class StaticKVCache:
 
     Attributes:
         keys, values: [L, B, KV, S, D].
+        block_table: of a cache in pages (`PagedKVCache`).
         length: committed rows [B], int64.
     """
 
@@ -42,23 +44,24 @@ class StaticKVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.block_table: Tensor | None = None
         self._window = capacity
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def row(self, index: int) -> StaticKVCache:
+    def row(self, index: int) -> Self:
         """The cache of one row of the batch, in the same buffers."""
-        part = slice(index, index + 1)
-        view = copy.copy(self)
-        view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length[part]
-        return view
+        return self._part(slice(index, index + 1))
 
-    def first(self, count: int) -> StaticKVCache:
-        """The cache of the first rows of the batch, in the same buffers."""
+    def first(self, count: int) -> Self:
+        """The cache of the first `count` rows of the batch, in the same buffers."""
+        return self._part(slice(count))
+
+    def _part(self, rows: slice) -> Self:
         view = copy.copy(self)
-        view.keys, view.values, view.length = self.keys[:, :count], self.values[:, :count], self.length[:count]
+        view.keys, view.values, view.length = self.keys[:, rows], self.values[:, rows], self.length[rows]
         return view
 
     def move(self, source: int, target: int, rows: int) -> None:
@@ -67,10 +70,13 @@ class StaticKVCache:
             tensor[:, target, :, :rows] = tensor[:, source, :, :rows]
         self.length[target] = self.length[source]
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its `rows`."""
-        store_rows(self.keys[layer], self.values[layer], keys, values, start)
-        return self.rows(layer)
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> None:
+        """Put N rows [B, KV, N, D] at `start` [B] of one layer."""
+        store_rows(self.keys[layer], self.values[layer], keys, values, start, block_table=self.block_table)
+
+    def stored(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One layer's keys and values as they are stored, and the block table, for kernels that read pages."""
+        return *self.rows(layer), None
 
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values [B, KV, S, D], S the window."""
@@ -90,7 +96,7 @@ class StaticKVCache:
 
         `path` ascends. What its entries past `count` say does not matter.
         """
-        keep_rows(self.keys, self.values, self.length, path, count)
+        keep_rows(self.keys, self.values, self.length, path, count, block_table=self.block_table)
         self.length += count
 
     def reset(self) -> None:
