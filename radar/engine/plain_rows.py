@@ -78,7 +78,7 @@ class PlainRows(RowsEngine):
 
     def __init__(self, target: TargetModel, *, graphs: bool = False) -> None:
         steps, streams = PlainSteps(target), None
-        super().__init__(steps, None, graphs=graphs, ahead=1)
+        super().__init__(steps, None, graphs=graphs, ahead=1, nodes=1)
         views = [steps.first(rows) for rows in widths(len(steps.active) - 1)]
         if graphs:
             rehearse(lambda: self._rehearse(views), target.device)

@@ -207,7 +207,7 @@ class RoundRows(RowsEngine):
         fallback: bool = False,
     ) -> None:
         steps = RoundSteps(target, drafter, policy, config)
-        super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted)
+        super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted, nodes=config.total_tokens)
         self.policy = self._bound = policy
         self.config = config
         views = [steps.first(rows, nodes_of(config.total_tokens, rows)) for rows in widths(len(steps.active) - 1)]

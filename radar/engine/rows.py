@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -15,9 +16,11 @@ from radar.engine.capture import Mailbox, capture_each
 from radar.engine.captured import Streams
 from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
+from radar.engine.saved_row import RowState, SavedRow
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
 from radar.target.model import TargetModel
+from radar.target.pages import PagedKVCache
 
 __all__ = ["RowSteps", "RowsEngine", "Text", "Width", "widths"]
 
@@ -28,6 +31,7 @@ class Text:
 
     Attributes:
         key, request: of the caller.
+        number: how many came before.
         ids: prompt and output so far.
         pending: pairs that wait for a draft call.
         first: what `entered` will tell, and the row in which its token was.
@@ -36,6 +40,7 @@ class Text:
 
     key: Hashable
     request: EngineRequest
+    number: int
     ids: list[int]
     pending: int = 1
     first: Round | None = None
@@ -63,8 +68,9 @@ class RowSteps(Protocol):
     def load(self, token: Tensor, taps: Tensor, row: int) -> None:
         """Begin a text in a row: its first token [1, 1], and the taps of the prompt's last position [1, 1, taps]."""
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Let one row go on with the text of another one, of `length` tokens."""
+    @property
+    def state(self) -> RowState:
+        """Of the texts in the rows."""
 
 
 class Width(Protocol):
@@ -101,18 +107,23 @@ class RowsEngine:
         drafter: of as many; None: the target alone decodes.
         graphs: prompts run as CUDA graphs.
         ahead: tokens that a round adds at most.
+        nodes: rows of the target's cache that a round writes at most.
     """
 
-    def __init__(self, steps: RowSteps, drafter: Drafter | None, *, graphs: bool, ahead: int) -> None:
+    def __init__(self, steps: RowSteps, drafter: Drafter | None, *, graphs: bool, ahead: int, nodes: int) -> None:
         self.name = "graph" if graphs else "eager"
         self.steps, self.target, self.drafter = steps, steps.target, drafter
         self.widths: list[Width] = []
-        self._ahead = ahead
+        assert isinstance(steps.target.cache, PagedKVCache)  # of two rows at least
+        self._pages = steps.target.cache
+        self._ahead, self._nodes = ahead, nodes
         self._door = door = len(steps.active) - 1
         self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
         self._texts: list[Text] = []  # by row
+        self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
+        self._numbers = count()
         self._launched: tuple[Width, list[Text]] | None = None
         self._prints = self._fingerprints()
         steps.active.zero_()
@@ -139,7 +150,7 @@ class RowsEngine:
     @property
     def has_room(self) -> bool:
         """See `BatchEngine`."""
-        return len(self._texts) < self._door
+        return not self._aside and len(self._texts) < self._door
 
     def refresh(self) -> bool:
         """See `BatchEngine`."""
@@ -157,10 +168,13 @@ class RowsEngine:
         if not self._texts:
             self.prepare()
         left, ids = len(request.input_ids), torch.tensor([request.input_ids], device=self.target.device)
+        while self._aside or not self._pages.reserve(self._door, left + 1 + self._nodes):
+            yield 0
+        self._pages.publish()
         for count in self._prefill.chunked(ids, self._chunks):
             left -= count
             if left == 0:
-                self._enter(Text(key, request, list(request.input_ids)), ids)
+                self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids)
             yield count
 
     def _enter(self, text: Text, prompt: Tensor) -> None:
@@ -178,7 +192,7 @@ class RowsEngine:
             first.logits, first.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
         self.steps.load(token, prefill.taps, door)
-        self.steps.move(door, row, length)
+        self.steps.state.move(door, row, length)
         self.steps.active[row] = True
         self._texts.append(text)
         if self._chunks is None:
@@ -189,7 +203,8 @@ class RowsEngine:
 
     def entered(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
-        entering = [text for text in self._texts if text.first is not None]
+        everyone = [*self._texts, *(text for text, _ in self._aside)]
+        entering = [text for text in everyone if text.first is not None]
         tokens = self._first.read() if entering and self._chunks is not None else None
         found: dict[Hashable, Round] = {}
         for text in entering:
@@ -208,8 +223,11 @@ class RowsEngine:
 
     def launch_next(self) -> None:
         """See `BatchEngine`."""
+        if self._launched is not None:
+            return
+        self._make_room()
         texts = self._texts
-        if self._launched is None and texts and not any(text.request.processing for text in texts):
+        if texts and not any(text.request.processing for text in texts):
             width = self._width()
             width.launch(texts)
             self._launched = width, list(texts)
@@ -222,6 +240,8 @@ class RowsEngine:
         if self._launched is None and any(text.first is not None for text in self._texts):
             return {}  # its first token comes before its first round
         self.launch_next()
+        if not self._texts and self._launched is None:
+            return {}
         if self._launched is None:
             texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
         else:
@@ -234,15 +254,46 @@ class RowsEngine:
                 found[text.key] = item
         return found
 
-    def release(self, key: Hashable) -> None:
-        """See `BatchEngine`."""
-        row = next((row for row, text in enumerate(self._texts) if text.key == key), None)
-        if row is None:  # its prompt was not in yet
-            return
-        self._texts[row].has_left = True
+    def _make_room(self) -> None:
+        """Give each text the pages of its next round; where there are too few, the newest wait until there are."""
+        pages = self._pages
+        for text in sorted(self._texts, key=_age):
+            while text in self._texts and not pages.reserve(self._texts.index(text), self._needed(text)):
+                newest = max(self._texts, key=_age)
+                row = self._texts.index(newest)
+                self._aside.append((newest, self.steps.state.save(row)))
+                self._leave(row)
+        self._aside.sort(key=lambda pair: pair[0].number)
+        while self._aside and pages.reserve(row := len(self._texts), self._needed(self._aside[0][0])):
+            text, saved = self._aside.pop(0)
+            self.steps.state.restore(row, saved)
+            self._texts.append(text)
+        pages.publish()
+
+    def _needed(self, text: Text) -> int:
+        """Tokens that a text has to hold in its next round."""
+        return len(text.ids) + (text.first is not None) + self._nodes
+
+    def _leave(self, row: int) -> None:
+        """The last text takes a row that is free now."""
         last = self._texts.pop()
         if row < len(self._texts):
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
-            self.steps.move(len(self._texts), row, len(last.ids) + self._ahead)
+            self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
+        self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
+
+    def release(self, key: Hashable) -> None:
+        """See `BatchEngine`."""
+        aside, self._aside = self._aside, [pair for pair in self._aside if pair[0].key != key]
+        row = next((row for row, text in enumerate(self._texts) if text.key == key), None)
+        if row is not None:
+            self._texts[row].has_left = True
+            self._leave(row)
+        elif len(aside) == len(self._aside):  # its prompt was not in yet
+            self._pages.free(self._door)
+
+
+def _age(text: Text) -> int:
+    return text.number

@@ -59,6 +59,8 @@ class Batch:
                 self._texts[sequence.token] = sequence
                 self._admission = sequence, self._engine.admit(sequence.token, sequence.request)
             count = next(self._admission[1], None)
+            if count == 0:
+                return
             if count is None:
                 self._admission = None
             else:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from radar_kernels import keep_rows, store_rows
 
-__all__ = ["StaticKVCache"]
+__all__ = ["StaticKVCache", "Swapped"]
+
+
+class Swapped(NamedTuple):
+    """What a row held, in the host's memory."""
+
+    length: int
+    keys: Tensor
+    values: Tensor
 
 
 class StaticKVCache:
@@ -69,6 +77,18 @@ class StaticKVCache:
         for tensor in (self.keys, self.values):
             tensor[:, target, :, :rows] = tensor[:, source, :, :rows]
         self.length[target] = self.length[source]
+
+    def swap_out(self, row: int) -> Swapped:
+        """A copy of a row's text in the host's memory; waits for the device."""
+        length = int(self.length[row])
+        return Swapped(length, *(x[:, row, :, :length].to("cpu", copy=True) for x in (self.keys, self.values)))
+
+    def swap_in(self, row: int, text: Swapped) -> bool:
+        """Let a row hold such a text; False, and nothing changes, if there is no room."""
+        self.keys[:, row, :, : text.length] = text.keys.to(self.keys.device)
+        self.values[:, row, :, : text.length] = text.values.to(self.keys.device)
+        self.length[row].fill_(text.length)
+        return True
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> None:
         """Put N rows [B, KV, N, D] at `start` [B] of one layer."""

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from radar.errors import UsageError
-from radar.target.cache import StaticKVCache
+from radar.target.cache import StaticKVCache, Swapped
 from radar.target.page_pool import PagePool, pages_of
 from radar_kernels.reference_canonical import PAGE, unpaged
 
-__all__ = ["PagedKVCache", "Swapped"]
-
-
-class Swapped(NamedTuple):
-    """A text's keys and values in the host's memory."""
-
-    length: int
-    keys: Tensor  # [L, pages, KV, 64, D]
-    values: Tensor
+__all__ = ["PagedKVCache"]
 
 
 class PagedKVCache(StaticKVCache):
@@ -138,22 +130,24 @@ class PagedKVCache(StaticKVCache):
         self.pool.remember(row, prompt_ids)
 
     def swap_out(self, row: int) -> Swapped:
-        """Take a row's text into the host's memory, and its pages; waits for the device."""
+        """See `StaticKVCache`; takes the row's pages."""
         length = int(self.length[row])
-        held = torch.tensor(self.pool.held[row][: pages_of(length)], dtype=torch.int64, device=self.keys.device)
+        held = self._held(row, length)
         text = Swapped(length, self.keys[:, held].cpu(), self.values[:, held].cpu())
         self.free(row)
         return text
 
     def swap_in(self, row: int, text: Swapped) -> bool:
-        """Give a text back to a row without one; False, and nothing changes, if there is no room."""
         if not self.reserve(row, text.length):
             return False
-        held = torch.tensor(self.pool.held[row], dtype=torch.int64, device=self.keys.device)
+        held = self._held(row, text.length)
         self.keys[:, held] = text.keys.to(held.device)
         self.values[:, held] = text.values.to(held.device)
         self.length[row].fill_(text.length)
         return True
+
+    def _held(self, row: int, tokens: int) -> Tensor:
+        return torch.tensor(self.pool.held[row][: pages_of(tokens)], dtype=torch.int64, device=self.keys.device)
 
     def publish(self) -> None:
         """Tell the device which pages the rows hold, before what runs next: one small copy, if that has changed."""
