@@ -171,11 +171,11 @@ class RowsEngine:
         while self._aside or not self._pages.reserve(self._door, left + 1 + self._nodes):
             yield 0
         self._pages.publish()
-        for count in self._prefill.chunked(ids, self._chunks):
-            left -= count
+        for taken in self._prefill.chunked(ids, self._chunks):
+            left -= taken
             if left == 0:
                 self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids)
-            yield count
+            yield taken
 
     def _enter(self, text: Text, prompt: Tensor) -> None:
         """Give the text whose prompt [1, P] is in a row, where rounds go on with it before the host knows a token."""
