@@ -97,3 +97,27 @@ def test_a_prompt_that_is_given_up_leaves_its_pages():
     sequence.close()
     batch.step()
     assert pool.available == len(pool._users) - 1
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_prompts_that_begin_alike_are_computed_once(policy, alone):  # noqa: F811
+    """The same texts, and as good drafts: the head's keys and values are shared too."""
+    rng = random.Random(5)
+    system = [rng.randrange(17) for _ in range(140)]
+    prompts = [system + [rng.randrange(17) for _ in range(rng.choice([3, 20, 90]))] for _ in range(5)]
+    found = []
+    for reuse in (False, True):
+        batch = make_batch(3, policy, graphs=DEVICE.type == "cuda")
+        requests = [Request(prompt, 30, SamplingParams(), frozenset(), reuse_prefix=reuse) for prompt in prompts]
+        requests.append(Request(prompts[1], 30, SamplingParams(), frozenset()))  # one that wants no part of it
+        sequences = [sequence_of(request) for request in requests]
+        for sequence in sequences:
+            batch.add(sequence)
+        while batch.has_work:
+            batch.step()
+        found.append([(sequence.token_ids, [len(item.tokens) for item in sequence.rounds]) for sequence in sequences])
+        reused = [sequence.rounds[0].num_reused_tokens for sequence in sequences]
+        assert reused == ([0, 128, 128, 128, 128, 0] if reuse else [0] * 6)
+    assert found[0] == found[1]
+    assert [tokens for tokens, _ in found[0]] == [alone(request) for request in requests]

@@ -11,8 +11,9 @@ from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.captured import Streams
 from radar.engine.plain_steps import PlainSteps
 from radar.engine.rehearsal import rehearse
-from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
+from radar.engine.width import Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 

@@ -15,9 +15,10 @@ from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.fallback import Fallback
 from radar.engine.rehearsal import rehearse
-from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
 from radar.engine.steps import RoundSteps
+from radar.engine.width import Text, widths
 from radar.metrics import Round
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel

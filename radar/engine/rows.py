@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,84 +13,14 @@ from radar.engine.base import EngineRequest
 from radar.engine.capture import Mailbox, capture_each
 from radar.engine.captured import Streams
 from radar.engine.prefill import Prefill
-from radar.engine.sampler import Sampler
-from radar.engine.saved_row import RowState, SavedRow
+from radar.engine.saved_row import SavedRow
+from radar.engine.shared_prompts import SharedPrompts
+from radar.engine.width import RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
-from radar.target.model import TargetModel
 from radar.target.pages import PagedKVCache
 
-__all__ = ["RowSteps", "RowsEngine", "Text", "Width", "widths"]
-
-
-@dataclass(eq=False)
-class Text:
-    """What the host knows of a row.
-
-    Attributes:
-        key, request: of the caller.
-        number: how many came before.
-        ids: prompt and output so far.
-        pending: pairs that wait for a draft call.
-        first: what `entered` will tell, and the row in which its token was.
-        has_left: what is still made for it is for nobody.
-    """
-
-    key: Hashable
-    request: EngineRequest
-    number: int
-    ids: list[int]
-    pending: int = 1
-    first: Round | None = None
-    first_row: int = 0
-    has_left: bool = False
-
-
-class RowSteps(Protocol):
-    """What rounds are made of, for all rows of a batch.
-
-    Attributes:
-        target: with its cache.
-        sampler: of all rows.
-        active: [B] bool, the rows that hold a text.
-    """
-
-    target: TargetModel
-    sampler: Sampler
-    active: Tensor
-
-    @property
-    def root(self) -> Tensor:
-        """[B] the last token of each text."""
-
-    def load(self, token: Tensor, taps: Tensor, row: int) -> None:
-        """Begin a text in a row: its first token [1, 1], and the taps of the prompt's last position [1, 1, taps]."""
-
-    @property
-    def state(self) -> RowState:
-        """Of the texts in the rows."""
-
-
-class Width(Protocol):
-    """Makes rounds of the first `rows` rows."""
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-
-    def launch(self, texts: Sequence[Text]) -> None:
-        """Start a round of the texts, which stand in the first rows."""
-
-    def read(self) -> list[Round]:
-        """What the round made of each row, also of those that hold no text."""
-
-    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
-        """A round in which processors on the host choose the tokens of some texts."""
-
-
-def widths(rows: int) -> list[int]:
-    """Numbers of rows that rounds are made for: the smallest that holds all texts is taken."""
-    return [*(2**i for i in range(rows.bit_length()) if 2**i < rows), rows]
+__all__ = ["RowsEngine"]
 
 
 class RowsEngine:
@@ -125,6 +53,7 @@ class RowsEngine:
         self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
         self._numbers = count()
         self._launched: tuple[Width, list[Text]] | None = None
+        self._shared = SharedPrompts(self._pages, None if drafter is None else drafter.cache)
         self._prints = self._fingerprints()
         steps.active.zero_()
 
@@ -155,6 +84,8 @@ class RowsEngine:
     def refresh(self) -> bool:
         """See `BatchEngine`."""
         before, self._prints = self._prints, self._fingerprints()
+        if self._prints != before:
+            self._shared.forget()
         return [found.layout for found in self._prints] == [known.layout for known in before]
 
     def _fingerprints(self) -> list[Fingerprint]:
@@ -167,21 +98,32 @@ class RowsEngine:
         """See `BatchEngine`."""
         if not self._texts:
             self.prepare()
-        left, ids = len(request.input_ids), torch.tensor([request.input_ids], device=self.target.device)
-        while self._aside or not self._pages.reserve(self._door, left + 1 + self._nodes):
+        while (start := self._open(request)) is None:
             yield 0
-        self._pages.publish()
-        for taken in self._prefill.chunked(ids, self._chunks):
+        left, ids = len(request.input_ids) - start, torch.tensor([request.input_ids], device=self.target.device)
+        for taken in self._prefill.chunked(ids, self._chunks, start=start):
             left -= taken
             if left == 0:
-                self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids)
+                self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids, start)
             yield taken
 
-    def _enter(self, text: Text, prompt: Tensor) -> None:
+    def _open(self, request: EngineRequest) -> int | None:
+        """Pages for a prompt and its first round, and how many tokens they hold already; None: there are too few."""
+        if self._aside:
+            return None
+        door, prompt = self._door, request.input_ids
+        start = self._shared.take(door, prompt) if request.reuse_prefix else 0
+        if not self._pages.reserve(door, len(prompt) + 1 + self._nodes):
+            self._pages.free(door)
+            return None
+        self._pages.publish()
+        return start
+
+    def _enter(self, text: Text, prompt: Tensor, reused: int) -> None:
         """Give the text whose prompt [1, P] is in a row, where rounds go on with it before the host knows a token."""
         request, prefill, door, row = text.request, self._prefill, self._door, len(self._texts)
         sampler, length = self._samplers[door], len(text.ids)
-        first = text.first = Round([], is_prefill=True, num_prompt_tokens=length)
+        first = text.first = Round([], is_prefill=True, num_prompt_tokens=length, num_reused_tokens=reused)
         sampler.set(request.sampling)
         sampler.start(prompt)
         if request.processing is None:
@@ -192,6 +134,8 @@ class RowsEngine:
             first.logits, first.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
         self.steps.load(token, prefill.taps, door)
+        if request.reuse_prefix:
+            self._shared.keep(door, text.ids)
         self.steps.state.move(door, row, length)
         self.steps.active[row] = True
         self._texts.append(text)

@@ -84,9 +84,9 @@ class PagePool:
         self.held[row] = found
         return len(found)
 
-    def remember(self, row: int, ids: Sequence[int]) -> None:
-        """A row's pages hold the prompt `ids`."""
-        self._prefixes.add(ids, self.held[row])
+    def remember(self, row: int, ids: Sequence[int]) -> dict[int, int]:
+        """A row's pages hold the prompt `ids`; tells which are known from now on, by their places."""
+        return self._prefixes.add(ids, self.held[row])
 
     def forget(self) -> None:
         """No page holds a prefix that a new text could begin with: the weights are others, say."""

@@ -125,9 +125,13 @@ class PagedKVCache(StaticKVCache):
         self.length[row].fill_(tokens)
         return tokens
 
-    def remember(self, row: int, prompt_ids: Sequence[int]) -> None:
-        """Let later texts share a row's prompt, all of whose tokens went through the prompt's pass."""
-        self.pool.remember(row, prompt_ids)
+    def remember(self, row: int, prompt_ids: Sequence[int]) -> dict[int, int]:
+        """Let later texts share a row's prompt, all of whose tokens went through the prompt's pass.
+
+        Returns:
+            The pages that can be shared from now on, by their places in the text.
+        """
+        return self.pool.remember(row, prompt_ids)
 
     def swap_out(self, row: int) -> Swapped:
         """See `StaticKVCache`; takes the row's pages."""

@@ -47,16 +47,21 @@ class PrefixPages:
             parent = known.number
         return found
 
-    def add(self, ids: Sequence[int], pages: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int], pages: Sequence[int]) -> dict[int, int]:
         """Note what `pages` hold, which are those of a text that begins with `ids`. Of two pages with the same tokens
-        the first stays known."""
-        parent = 0
-        for block, page in zip(_blocks(ids), pages, strict=False):
+        the first stays known.
+
+        Returns:
+            Those that were not known before, by their places in the text.
+        """
+        parent, added = 0, {}
+        for place, (block, page) in enumerate(zip(_blocks(ids), pages, strict=False)):
             key = _Key(parent, block)
             if key not in self._known:
                 self._known[key] = _Known(page, next(self._numbers))
-                self._keys[page] = key
+                self._keys[page], added[place] = key, page
             parent = self._known[key].number
+        return added
 
     def drop(self, page: int) -> None:
         """The page holds something else now."""
