@@ -200,7 +200,8 @@ def canonical_attention(
         window: keys that a node sees, itself included; None: all of its path.
         softcap: scores become softcap * tanh(score / softcap).
         sink: [H], a score of each head that takes weight from the keys and adds no value (attention sinks).
-        block_table: [B, T] int32, the page of each 64 tokens, S = 64 T; None: the cache is one piece.
+        block_table: [B, T] int32, the page of each 64 tokens, S = 64 T (see `store_rows`); None: the cache is one
+            piece.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere, whose bits promise nothing.
 
     Returns:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from radar_kernels.quantize_rows import unpack_rows
+from radar_kernels.reference_canonical import PAGE
 
 __all__ = [
     "LstmStep",
@@ -171,22 +172,54 @@ def mass_stop(scores: Tensor, bounds: Tensor, call: Tensor) -> Tensor:
     return (scores.exp().sum(dim=-1) < bound) | (bound == torch.inf)
 
 
-def store_rows(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, start: Tensor) -> None:
+def store_rows(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: Tensor,
+    block_table: Tensor | None = None,
+) -> None:
     """Write new rows at `start`; see `radar_kernels.store_rows`."""
-    index = start[:, None] + torch.arange(key.shape[2], device=start.device)
-    index = index[:, None, :, None].expand(key.shape)
+    rows = start[:, None] + torch.arange(key.shape[2], device=start.device)
     unsound = ~(key.isfinite() & value.isfinite()).all(-1, keepdim=True)
-    key_cache.scatter_(2, index, key.masked_fill(unsound, torch.nan))
-    value_cache.scatter_(2, index, value.masked_fill(unsound, 0))
+    key, value = key.masked_fill(unsound, torch.nan), value.masked_fill(unsound, 0)
+    if block_table is not None:
+        page, row = _places(rows, block_table)
+        for cache, new in ((key_cache, key), (value_cache, value)):
+            cache[page, :, row] = new.transpose(1, 2)
+        return
+    index = rows[:, None, :, None].expand(key.shape)
+    key_cache.scatter_(2, index, key)
+    value_cache.scatter_(2, index, value)
 
 
-def keep_rows(key_cache: Tensor, value_cache: Tensor, length: Tensor, path: Tensor, count: Tensor) -> None:
+def _places(rows: Tensor, block_table: Tensor) -> tuple[Tensor, Tensor]:
+    """Pages, and rows there, of rows [B, N] of sequences."""
+    return block_table.gather(1, rows // PAGE).long(), rows % PAGE
+
+
+def keep_rows(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    path: Tensor,
+    count: Tensor,
+    block_table: Tensor | None = None,
+) -> None:
     """Move the accepted rows together; see `radar_kernels.keep_rows`."""
     layers, batch, heads, capacity, dim = key_cache.shape
+    if block_table is not None:
+        batch, capacity = len(block_table), PAGE * block_table.shape[1]
     step = torch.arange(path.shape[1], device=path.device)
     # rows past `count` are written with what they hold; behind the end of the cache its last row stands for them
     target = (length[:, None] + step).clamp_(max=capacity - 1)
     source = torch.where(step < count[:, None], length[:, None] + path, target)
+    if block_table is not None:
+        (page, row), (old_page, old_row) = _places(target, block_table), _places(source, block_table)
+        for cache in (key_cache, value_cache):
+            cache[:, page, :, row] = cache[:, old_page, :, old_row]
+        return
     shape = (layers, batch, heads, path.shape[1], dim)
     source, target = (index[None, :, None, :, None].expand(shape) for index in (source, target))
     for cache in (key_cache, value_cache):

@@ -33,9 +33,10 @@ def ancestor_paths(ancestors: Tensor, longest: int) -> Paths:
 
 
 def unpaged(pages: Tensor, block_table: Tensor) -> Tensor:
-    """Pages [P, KV, PAGE, D] and their numbers [B, T] as one cache [B, KV, T * PAGE, D]."""
-    found = pages[block_table.clamp(min=0)]  # [B, T, KV, PAGE, D]; an unused entry may be -1
-    return found.transpose(1, 2).flatten(2, 3)
+    """Pages [P, KV, PAGE, D] and their numbers [B, T] as one cache [B, KV, T * PAGE, D], copied once."""
+    batch, count = block_table.shape
+    found = pages.transpose(0, 1).index_select(1, block_table.flatten())  # [KV, B * T, PAGE, D]
+    return found.view(len(found), batch, count * PAGE, -1).transpose(0, 1)
 
 
 def canonical_attention(

@@ -111,6 +111,7 @@ def rotate_store(
     *,
     positions: Tensor | None = None,
     norms: HeadNorms | None = None,
+    block_table: Tensor | None = None,
 ) -> Tensor:
     """See `radar_kernels.rotate_store`."""
     dim = key_cache.shape[3]
@@ -121,7 +122,7 @@ def rotate_store(
         cos, sin = cos[positions], sin[positions]
     cos, sin = cos[:, None], sin[:, None]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    store_rows(key_cache, value_cache, _rotate(k, cos, sin), v, start)
+    store_rows(key_cache, value_cache, _rotate(k, cos, sin), v, start, block_table)
     return _rotate(q, cos, sin)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from radar_kernels import reference_layer
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
+from radar_kernels._pages import check_table, place_of
+from radar_kernels.reference_canonical import PAGE
 from radar_kernels.reference_layer import HeadNorms
 from radar_kernels.rms_norm import DTYPES
 
@@ -17,12 +19,12 @@ __all__ = ["HeadNorms", "rotate_store"]
 
 @jit
 def rotate_kernel(
-    query, key, value, cos, sin, key_cache, value_cache, start, positions, query_weight, key_weight, output,
-    query_b, query_n, key_b, key_n, value_b, value_n, cos_b, cos_n, sin_b, sin_n, positions_b, positions_n,
-    key_cache_b, key_cache_h, key_cache_s, value_cache_b, value_cache_h, value_cache_s, nodes, heads, kv_heads,
-    capacity, eps,
+    query, key, value, cos, sin, key_cache, value_cache, start, positions, query_weight, key_weight, block_table,
+    output, query_b, query_n, key_b, key_n, value_b, value_n, cos_b, cos_n, sin_b, sin_n, positions_b,
+    positions_n, key_cache_b, key_cache_h, key_cache_s, value_cache_b, value_cache_h, value_cache_s, table_b, nodes,
+    heads, kv_heads, capacity, eps,
     DIM: tl.constexpr, HALF_PAD: tl.constexpr, HEADS: tl.constexpr, TABLE: tl.constexpr, NORM: tl.constexpr,
-    PDL: tl.constexpr,
+    PAGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """HEADS heads of one row, all of queries, of keys or of values: x cos + (-x2, x1) sin, each product rounded.
 
@@ -42,6 +44,7 @@ def rotate_kernel(
     row = tl.load(start + batch) + node
     at = row + h * 0
     kept = inside & (at >= 0) & (at < capacity)
+    page, row = place_of(row, (row >= 0) & (row < capacity), batch, block_table, table_b, PAGED)
     # where the heads come from, and where they go to
     if first < heads:
         source = query + batch * query_b + node * query_n + first * DIM
@@ -52,13 +55,13 @@ def rotate_kernel(
     elif first < heads + kv_heads:
         head = (first - heads).to(tl.int64)
         source = key + batch * key_b + node * key_n + head * DIM
-        target = key_cache + batch * key_cache_b + head * key_cache_h + row * key_cache_s
+        target = key_cache + page * key_cache_b + head * key_cache_h + row * key_cache_s
         target_h = tl.full([], 1, tl.int64) * key_cache_h
         weight = key_weight
     else:
         head = (first - heads - kv_heads).to(tl.int64)
         source = value + batch * value_b + node * value_n + head * DIM
-        target = value_cache + batch * value_cache_b + head * value_cache_h + row * value_cache_s
+        target = value_cache + page * value_cache_b + head * value_cache_h + row * value_cache_s
         target_h = tl.full([], 1, tl.int64) * value_cache_h
         weight = key_weight
     x1 = tl.load(source + h * DIM + d, mask=inside, other=0.0)
@@ -102,29 +105,34 @@ def rotate_kernel(
 
 
 def rotate_plan(
-    *, batch: int, nodes: int, heads: int, kv_heads: int, dim: int, table: bool, norm: bool, arch: int
+    *, batch: int, nodes: int, heads: int, kv_heads: int, dim: int, table: bool, norm: bool, paged: bool, arch: int
 ) -> Plan:
     """Blocks depend on the heads alone: a row's norms are summed in one order beside any number of others."""
     block = math.gcd(heads, kv_heads, 8)
     half = next_power_of_2(dim // 2)
     return Plan(
         grid=(nodes, (heads + 2 * kv_heads) // block, batch),
-        constants={"DIM": dim, "HALF_PAD": half, "HEADS": block, "TABLE": table, "NORM": norm, "PDL": arch >= 90},
+        constants={
+            "DIM": dim, "HALF_PAD": half, "HEADS": block, "TABLE": table, "NORM": norm, "PAGED": paged,
+            "PDL": arch >= 90,
+        },
         options={"num_warps": min(max(block * half // 256, 1), 4), "enable_fp_fusion": False}
         | ({"launch_pdl": True} if arch >= 90 else {}),
-    )
+    )  # fmt: skip
 
 
 def _launch(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, key_cache: Tensor, value_cache: Tensor,
-    start: Tensor, positions: Tensor | None, norms: HeadNorms | None,
+    start: Tensor, positions: Tensor | None, norms: HeadNorms | None, block_table: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, nodes, width = query.shape
     kv_heads, capacity, dim = key_cache.shape[1:]
-    heads = width // dim
+    heads, pages = width // dim, start
+    if block_table is not None:
+        pages, capacity = block_table, PAGE * block_table.shape[1]
     plan = rotate_plan(
         batch=batch, nodes=nodes, heads=heads, kv_heads=kv_heads, dim=dim, table=positions is not None,
-        norm=norms is not None, arch=architecture(query.device),
+        norm=norms is not None, paged=block_table is not None, arch=architecture(query.device),
     )  # fmt: skip
     query, key, value, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value, cos, sin))
     output = query.new_empty(batch, nodes, heads, dim)
@@ -136,17 +144,17 @@ def _launch(
     else:
         steps = [0, cos.stride(0), 0, sin.stride(0)]
     plan.launch(
-        rotate_kernel, query, key, value, cos, sin, key_cache, value_cache, start.contiguous(), index, *weights, output,
-        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *steps,
-        *((0, 0) if positions is None else index.stride()), *key_cache.stride()[:3], *value_cache.stride()[:3], nodes,
-        heads, kv_heads, capacity, 0.0 if norms is None else norms.eps,
+        rotate_kernel, query, key, value, cos, sin, key_cache, value_cache, start.contiguous(), index, *weights, pages,
+        output, *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *steps,
+        *((0, 0) if positions is None else index.stride()), *key_cache.stride()[:3], *value_cache.stride()[:3],
+        pages.stride(0), nodes, heads, kv_heads, capacity, 0.0 if norms is None else norms.eps,
     )  # fmt: skip
     return output.transpose(1, 2)
 
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, key_cache: Tensor, value_cache: Tensor,
-    start: Tensor, positions: Tensor | None, norms: HeadNorms | None,
+    start: Tensor, positions: Tensor | None, norms: HeadNorms | None, block_table: Tensor | None,
 ) -> None:  # fmt: skip
     def fail(message: str) -> None:
         raise ValueError(f"rotate_store: {message}")
@@ -157,6 +165,9 @@ def _check(
             f"{tuple(value_cache.shape)}"
         )
     batch, kv_heads, capacity, dim = key_cache.shape
+    if block_table is not None:
+        batch, capacity = len(block_table), PAGE * block_table.shape[-1]
+        check_table("rotate_store", block_table, key_cache, batch)
     if query.dim() != 3 or query.shape[0] != batch or query.shape[2] % (kv_heads * dim) or not query.shape[2]:
         fail(f"query must be [{batch}, N, H * {dim}], H a multiple of {kv_heads}, got {tuple(query.shape)}")
     nodes = query.shape[1]
@@ -195,6 +206,7 @@ def rotate_store(
     *,
     positions: Tensor | None = None,
     norms: HeadNorms | None = None,
+    block_table: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Rotate the heads of new queries and keys, x cos + (-x2, x1) sin with halves x1 and x2 of a head, and write keys
@@ -207,10 +219,12 @@ def rotate_store(
         query: [B, N, H * D], float16, bfloat16 or float32; parts of wider rows, as a fused projection leaves them.
         key, value: [B, N, KV * D].
         cos, sin: [B or 1, N, D] of the rows, or with `positions` tables [T, D].
-        key_cache, value_cache: [B, KV, S, D] views of a larger buffer with a contiguous last dimension.
+        key_cache, value_cache: [B, KV, S, D], or with a block table pages [P, KV, 64, D]; views of a larger buffer
+            with a contiguous last dimension.
         start: [B] int64, from 0 to S - N. A row outside the cache is not written by the kernel.
         positions: [B, N or 1] int64 below T: the rows' places in the tables.
         norms: weights of RMS norms, one for a query's and one for a key's head, applied before.
+        block_table: [B, T] int32, as in `store_rows`.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
@@ -222,13 +236,13 @@ def rotate_store(
     Source: RoFormer (arXiv 2104.09864) in the form of halves that transformers uses.
     """
     tensors = (query, key, value, cos, sin, key_cache, value_cache, start)
-    _check(*tensors, positions, norms)
-    others = (*(norms[:2] if norms else ()), *(() if positions is None else (positions,)))
+    _check(*tensors, positions, norms, block_table)
+    others = (*(norms[:2] if norms else ()), *(x for x in (positions, block_table) if x is not None))
     if choose_backend("rotate_store", backend, *tensors, *others) == "torch":
-        return reference_layer.rotate_store(*tensors, positions=positions, norms=norms)
+        return reference_layer.rotate_store(*tensors, positions=positions, norms=norms, block_table=block_table)
     if key_cache.stride(-1) != 1 or value_cache.stride(-1) != 1:
         raise ValueError(
             "rotate_store: the last dimension of key_cache and value_cache must be contiguous, got strides "
             f"{key_cache.stride()} and {value_cache.stride()}"
         )
-    return _launch(*tensors, positions, norms)
+    return _launch(*tensors, positions, norms, block_table)

@@ -74,6 +74,13 @@ def tiny_draft(*, seed: int = 0, vocab_size: int = VOCAB, draft_vocab_size: int 
     return draft.to(DEVICE)
 
 
+def give_pages(target: Any) -> None:
+    """Let each row of a batch hold all that it can."""
+    if target.cache.block_table is not None:
+        assert all(target.cache.reserve(row, target.cache.capacity) for row in range(len(target.cache.length)))
+        target.cache.publish()
+
+
 def hf_greedy(model: Any, ids: list[int], max_new_tokens: int) -> list[int]:
     """The judge: transformers' own greedy `generate`."""
     prompt = torch.tensor([ids], device=model.device)

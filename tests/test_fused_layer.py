@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fakes import DEVICE, FAMILIES
+from fakes import DEVICE, FAMILIES, give_pages
 from fakes import tiny_target as plain_target
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -278,6 +278,7 @@ def test_a_batch_starts_where_each_of_its_texts_ends():
     found = []
     for fuse in (False, True):
         target = TargetModel(model, max_length=64, max_rows=16, batch_size=2)
+        give_pages(target)
         target.bound._groups = []
         if fuse:
             target.bound.fuse()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
+from fakes import DEVICE, give_pages, hf_greedy, tiny_draft, tiny_target
 
 from radar import FixedDepth, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
@@ -22,6 +22,7 @@ class Rows:
         batch = len(prompts)
         sizes = {"max_length": 200, "max_rows": 256, "batch_size": batch}
         target = TargetModel(tiny_target(), **sizes)
+        give_pages(target)
         self.drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, **sizes)
         self.steps = RoundSteps(target, self.drafter, policy, TREE)
         self.texts = [[] for _ in prompts]

@@ -22,10 +22,11 @@ TREE = TreeConfig(total_tokens=20, tree_top_k=4, max_calls=6)
 MAX_LENGTH = 300
 
 
-def make_batch(rows, policy, *, fallback=False, graphs=DEVICE.type == "cuda"):
+def make_batch(rows, policy, *, fallback=False, cache_tokens=None, graphs=DEVICE.type == "cuda"):
     """With a policy rounds, without one plain decoding."""
     sizes = {"max_length": MAX_LENGTH, "max_rows": 256, "batch_size": rows + 1}
-    target = TargetModel(tiny_target(), tap_layers=None if policy else (), **sizes)
+    taps = None if policy else ()
+    target = TargetModel(tiny_target(), tap_layers=taps, cache_tokens=cache_tokens, **sizes)
     if policy is None:
         return Batch(PlainRows(target, graphs=graphs))
     drafter = Eagle3Drafter(tiny_draft(), target.embed_tokens, TREE, **sizes)

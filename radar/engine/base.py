@@ -98,8 +98,8 @@ class BatchEngine(Protocol):
         """See `Engine`; for a time when no text is held."""
 
     def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
-        """Take a prompt, one chunk at a time between other rows' rounds; tells the tokens of each. One prompt is taken
-        after the other."""
+        """Take a prompt, one chunk at a time between other rows' rounds; tells the tokens of each, 0 while there are
+        too few pages for it. One prompt is taken after the other."""
 
     def entered(self) -> dict[Hashable, Round]:
         """The first token of every text whose prompt has been taken in since it was asked last."""

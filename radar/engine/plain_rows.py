@@ -11,8 +11,9 @@ from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.captured import Streams
 from radar.engine.plain_steps import PlainSteps
 from radar.engine.rehearsal import rehearse
-from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
+from radar.engine.width import Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
@@ -78,7 +79,7 @@ class PlainRows(RowsEngine):
 
     def __init__(self, target: TargetModel, *, graphs: bool = False) -> None:
         steps, streams = PlainSteps(target), None
-        super().__init__(steps, None, graphs=graphs, ahead=1)
+        super().__init__(steps, None, graphs=graphs, ahead=1, nodes=1)
         views = [steps.first(rows) for rows in widths(len(steps.active) - 1)]
         if graphs:
             rehearse(lambda: self._rehearse(views), target.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from radar.engine.sampler import Sampler
+from radar.engine.saved_row import RowState
 from radar.target.model import TargetModel
 
 __all__ = ["PlainSteps"]
@@ -48,12 +49,10 @@ class PlainSteps:
         """Begin a text in a row, with its first token [1, 1]."""
         self.token[row] = token[0]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Let one row go on with the text of another one, of `length` tokens."""
-        for tensor in (self.token, self.active):
-            tensor[target] = tensor[source]
-        self.sampler.move(source, target)
-        self.target.cache.move(source, target, length)
+    @property
+    def state(self) -> RowState:
+        """Of the texts in the rows."""
+        return RowState((self.token, self.active), self.sampler, (self.target.cache,))
 
     def step(self) -> Tensor:
         """The next token of each text [B, 1]."""

@@ -15,9 +15,10 @@ from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.fallback import Fallback
 from radar.engine.rehearsal import rehearse
-from radar.engine.rows import RowsEngine, Text, widths
+from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
 from radar.engine.steps import RoundSteps
+from radar.engine.width import Text, widths
 from radar.metrics import Round
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
@@ -212,7 +213,7 @@ class RoundRows(RowsEngine):
         fallback: bool = False,
     ) -> None:
         steps = RoundSteps(target, drafter, policy, config)
-        super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted)
+        super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted, nodes=config.total_tokens)
         self.policy = self._bound = policy
         self.config = config
         views = [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -14,79 +13,14 @@ from radar.engine.base import EngineRequest
 from radar.engine.capture import Mailbox, capture_each
 from radar.engine.captured import Streams
 from radar.engine.prefill import Prefill
-from radar.engine.sampler import Sampler
+from radar.engine.saved_row import SavedRow
+from radar.engine.shared_prompts import SharedPrompts
+from radar.engine.width import RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
-from radar.target.model import TargetModel
+from radar.target.pages import PagedKVCache
 
-__all__ = ["RowSteps", "RowsEngine", "Text", "Width", "widths"]
-
-
-@dataclass(eq=False)
-class Text:
-    """What the host knows of a row.
-
-    Attributes:
-        key, request: of the caller.
-        ids: prompt and output so far.
-        pending: pairs that wait for a draft call.
-        first: what `entered` will tell, and the row in which its token was.
-        has_left: what is still made for it is for nobody.
-    """
-
-    key: Hashable
-    request: EngineRequest
-    ids: list[int]
-    pending: int = 1
-    first: Round | None = None
-    first_row: int = 0
-    has_left: bool = False
-
-
-class RowSteps(Protocol):
-    """What rounds are made of, for all rows of a batch.
-
-    Attributes:
-        target: with its cache.
-        sampler: of all rows.
-        active: [B] bool, the rows that hold a text.
-    """
-
-    target: TargetModel
-    sampler: Sampler
-    active: Tensor
-
-    @property
-    def root(self) -> Tensor:
-        """[B] the last token of each text."""
-
-    def load(self, token: Tensor, taps: Tensor, row: int) -> None:
-        """Begin a text in a row: its first token [1, 1], and the taps of the prompt's last position [1, 1, taps]."""
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Let one row go on with the text of another one, of `length` tokens."""
-
-
-class Width(Protocol):
-    """Makes rounds of the first `rows` rows."""
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-
-    def launch(self, texts: Sequence[Text]) -> None:
-        """Start a round of the texts, which stand in the first rows."""
-
-    def read(self) -> list[Round]:
-        """What the round made of each row, also of those that hold no text."""
-
-    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
-        """A round in which processors on the host choose the tokens of some texts."""
-
-
-def widths(rows: int) -> list[int]:
-    """Numbers of rows that rounds are made for: the smallest that holds all texts is taken."""
-    return [*(2**i for i in range(rows.bit_length()) if 2**i < rows), rows]
+__all__ = ["RowsEngine"]
 
 
 class RowsEngine:
@@ -101,19 +35,25 @@ class RowsEngine:
         drafter: of as many; None: the target alone decodes.
         graphs: prompts run as CUDA graphs.
         ahead: tokens that a round adds at most.
+        nodes: rows of the target's cache that a round writes at most.
     """
 
-    def __init__(self, steps: RowSteps, drafter: Drafter | None, *, graphs: bool, ahead: int) -> None:
+    def __init__(self, steps: RowSteps, drafter: Drafter | None, *, graphs: bool, ahead: int, nodes: int) -> None:
         self.name = "graph" if graphs else "eager"
         self.steps, self.target, self.drafter = steps, steps.target, drafter
         self.widths: list[Width] = []
-        self._ahead = ahead
+        assert isinstance(steps.target.cache, PagedKVCache)  # of two rows at least
+        self._pages = steps.target.cache
+        self._ahead, self._nodes = ahead, nodes
         self._door = door = len(steps.active) - 1
         self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
         self._texts: list[Text] = []  # by row
+        self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
+        self._numbers = count()
         self._launched: tuple[Width, list[Text]] | None = None
+        self._shared = SharedPrompts(self._pages, None if drafter is None else drafter.cache)
         self._prints = self._fingerprints()
         steps.active.zero_()
 
@@ -139,11 +79,13 @@ class RowsEngine:
     @property
     def has_room(self) -> bool:
         """See `BatchEngine`."""
-        return len(self._texts) < self._door
+        return not self._aside and len(self._texts) < self._door
 
     def refresh(self) -> bool:
         """See `BatchEngine`."""
         before, self._prints = self._prints, self._fingerprints()
+        if self._prints != before:
+            self._shared.forget()
         return [found.layout for found in self._prints] == [known.layout for known in before]
 
     def _fingerprints(self) -> list[Fingerprint]:
@@ -156,18 +98,32 @@ class RowsEngine:
         """See `BatchEngine`."""
         if not self._texts:
             self.prepare()
-        left, ids = len(request.input_ids), torch.tensor([request.input_ids], device=self.target.device)
-        for count in self._prefill.chunked(ids, self._chunks):
-            left -= count
+        while (start := self._open(request)) is None:
+            yield 0
+        left, ids = len(request.input_ids) - start, torch.tensor([request.input_ids], device=self.target.device)
+        for taken in self._prefill.chunked(ids, self._chunks, start=start):
+            left -= taken
             if left == 0:
-                self._enter(Text(key, request, list(request.input_ids)), ids)
-            yield count
+                self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids, start)
+            yield taken
 
-    def _enter(self, text: Text, prompt: Tensor) -> None:
+    def _open(self, request: EngineRequest) -> int | None:
+        """Pages for a prompt and its first round, and how many tokens they hold already; None: there are too few."""
+        if self._aside:
+            return None
+        door, prompt = self._door, request.input_ids
+        start = self._shared.take(door, prompt) if request.reuse_prefix else 0
+        if not self._pages.reserve(door, len(prompt) + 1 + self._nodes):
+            self._pages.free(door)
+            return None
+        self._pages.publish()
+        return start
+
+    def _enter(self, text: Text, prompt: Tensor, reused: int) -> None:
         """Give the text whose prompt [1, P] is in a row, where rounds go on with it before the host knows a token."""
         request, prefill, door, row = text.request, self._prefill, self._door, len(self._texts)
         sampler, length = self._samplers[door], len(text.ids)
-        first = text.first = Round([], is_prefill=True, num_prompt_tokens=length)
+        first = text.first = Round([], is_prefill=True, num_prompt_tokens=length, num_reused_tokens=reused)
         sampler.set(request.sampling)
         sampler.start(prompt)
         if request.processing is None:
@@ -178,7 +134,9 @@ class RowsEngine:
             first.logits, first.scores = prefill.logits.float(), scores[None]
         sampler.commit(token, torch.ones_like(token[:, 0]))
         self.steps.load(token, prefill.taps, door)
-        self.steps.move(door, row, length)
+        if request.reuse_prefix:
+            self._shared.keep(door, text.ids)
+        self.steps.state.move(door, row, length)
         self.steps.active[row] = True
         self._texts.append(text)
         if self._chunks is None:
@@ -189,7 +147,8 @@ class RowsEngine:
 
     def entered(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
-        entering = [text for text in self._texts if text.first is not None]
+        everyone = [*self._texts, *(text for text, _ in self._aside)]
+        entering = [text for text in everyone if text.first is not None]
         tokens = self._first.read() if entering and self._chunks is not None else None
         found: dict[Hashable, Round] = {}
         for text in entering:
@@ -208,8 +167,11 @@ class RowsEngine:
 
     def launch_next(self) -> None:
         """See `BatchEngine`."""
+        if self._launched is not None:
+            return
+        self._make_room()
         texts = self._texts
-        if self._launched is None and texts and not any(text.request.processing for text in texts):
+        if texts and not any(text.request.processing for text in texts):
             width = self._width()
             width.launch(texts)
             self._launched = width, list(texts)
@@ -222,6 +184,8 @@ class RowsEngine:
         if self._launched is None and any(text.first is not None for text in self._texts):
             return {}  # its first token comes before its first round
         self.launch_next()
+        if not self._texts and self._launched is None:
+            return {}
         if self._launched is None:
             texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
         else:
@@ -234,15 +198,46 @@ class RowsEngine:
                 found[text.key] = item
         return found
 
-    def release(self, key: Hashable) -> None:
-        """See `BatchEngine`."""
-        row = next((row for row, text in enumerate(self._texts) if text.key == key), None)
-        if row is None:  # its prompt was not in yet
-            return
-        self._texts[row].has_left = True
+    def _make_room(self) -> None:
+        """Give each text the pages of its next round; where there are too few, the newest wait until there are."""
+        pages = self._pages
+        for text in sorted(self._texts, key=_age):
+            while text in self._texts and not pages.reserve(self._texts.index(text), self._needed(text)):
+                newest = max(self._texts, key=_age)
+                row = self._texts.index(newest)
+                self._aside.append((newest, self.steps.state.save(row)))
+                self._leave(row)
+        self._aside.sort(key=lambda pair: pair[0].number)
+        while self._aside and pages.reserve(row := len(self._texts), self._needed(self._aside[0][0])):
+            text, saved = self._aside.pop(0)
+            self.steps.state.restore(row, saved)
+            self._texts.append(text)
+        pages.publish()
+
+    def _needed(self, text: Text) -> int:
+        """Tokens that a text has to hold in its next round."""
+        return len(text.ids) + (text.first is not None) + self._nodes
+
+    def _leave(self, row: int) -> None:
+        """The last text takes a row that is free now."""
         last = self._texts.pop()
         if row < len(self._texts):
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
-            self.steps.move(len(self._texts), row, len(last.ids) + self._ahead)
+            self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
+        self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
+
+    def release(self, key: Hashable) -> None:
+        """See `BatchEngine`."""
+        aside, self._aside = self._aside, [pair for pair in self._aside if pair[0].key != key]
+        row = next((row for row, text in enumerate(self._texts) if text.key == key), None)
+        if row is not None:
+            self._texts[row].has_left = True
+            self._leave(row)
+        elif len(aside) == len(self._aside):  # its prompt was not in yet
+            self._pages.free(self._door)
+
+
+def _age(text: Text) -> int:
+    return text.number

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from radar.config import GREEDY, SamplingParams
 from radar.errors import UsageError
 from radar_kernels import SamplingState, greedy_tokens, mark_seen, sample_tokens
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "SavedSampler"]
+
+
+class SavedSampler(NamedTuple):
+    """What a row's tokens are chosen by."""
+
+    state: list[Tensor]
+    params: SamplingParams
+    seed: int
 
 
 class Sampler:
@@ -75,6 +84,16 @@ class Sampler:
         for tensor in self.state:
             tensor[target] = tensor[source]
         self._rows[target].params, self._rows[target].seed = self._rows[source].params, self._rows[source].seed
+
+    def save(self, row: int) -> SavedSampler:
+        """A copy of what a row has. For one whose rows are taken."""
+        return SavedSampler([x[row].clone() for x in self.state], self._rows[row].params, self._rows[row].seed)
+
+    def restore(self, row: int, saved: SavedSampler) -> None:
+        """Give it to a row. For one whose rows are taken."""
+        for tensor, value in zip(self.state, saved.state, strict=True):
+            tensor[row] = value
+        self._rows[row].params, self._rows[row].seed = saved.params, saved.seed
 
     @property
     def is_greedy(self) -> bool:

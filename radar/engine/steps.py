@@ -11,6 +11,7 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.sampler import Sampler
+from radar.engine.saved_row import RowState
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
 from radar_kernels import Acceptance, accept_nodes, batch_stop
@@ -83,14 +84,11 @@ class RoundSteps:
         view._accepted = Acceptance(*(tensor[:count] for tensor in self._accepted))
         return view
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Let one row of a batch go on with the text of another one, of `length` tokens."""
-        state = (self.tokens, self.taps, self.count, self.root, self.active, self.signals.accept_length)
-        for tensor in state:
-            tensor[target] = tensor[source]
-        self.sampler.move(source, target)
-        self.target.cache.move(source, target, length)
-        self.drafter.cache.move(source, target, length)
+    @property
+    def state(self) -> RowState:
+        """Of the texts in a batch's rows."""
+        tensors = (self.tokens, self.taps, self.count, self.root, self.active, self.signals.accept_length)
+        return RowState(tensors, self.sampler, (self.target.cache, self.drafter.cache))
 
     def load(self, token: Tensor, taps: Tensor, row: int | None = None) -> None:
         """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]; of one row alone

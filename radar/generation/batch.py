@@ -125,6 +125,8 @@ class Batch:
                 continue
             if count is None:
                 self._admission = None
+            elif count == 0:  # it waits for memory
+                return
             else:
                 left -= count
 

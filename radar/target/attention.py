@@ -44,11 +44,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Seen,
 def attend_stored(query: Tensor, seen: Seen, layer: int, scale: float) -> Tensor:
     """`attend` of rows whose keys and values are in the cache."""
     cache = current_cache()
+    if isinstance(seen, Paths):
+        keys, values, table = cache.stored(layer)
+        return canonical_attention(query, keys, values, cache.length, seen, scale=scale, block_table=table)
     keys, values = cache.rows(layer)
     if isinstance(seen, Chain):
         return attend_chain(query, keys, values, seen, scale)
-    if isinstance(seen, Paths):
-        return canonical_attention(query, keys, values, cache.length, seen, scale=scale)
     return tree_attention(query, keys, values, cache.length, seen, scale=scale)
 
 

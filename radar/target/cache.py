@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from radar_kernels import keep_rows, store_rows
 
-__all__ = ["StaticKVCache"]
+__all__ = ["StaticKVCache", "Swapped"]
+
+
+class Swapped(NamedTuple):
+    """What a row held, in the host's memory."""
+
+    length: int
+    keys: Tensor
+    values: Tensor
 
 
 class StaticKVCache:
@@ -24,6 +33,7 @@ class StaticKVCache:
 
     Attributes:
         keys, values: [L, B, KV, S, D].
+        block_table: of a cache in pages (`PagedKVCache`).
         length: committed rows [B], int64.
     """
 
@@ -42,23 +52,24 @@ class StaticKVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.block_table: Tensor | None = None
         self._window = capacity
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def row(self, index: int) -> StaticKVCache:
+    def row(self, index: int) -> Self:
         """The cache of one row of the batch, in the same buffers."""
-        part = slice(index, index + 1)
-        view = copy.copy(self)
-        view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length[part]
-        return view
+        return self._part(slice(index, index + 1))
 
-    def first(self, count: int) -> StaticKVCache:
-        """The cache of the first rows of the batch, in the same buffers."""
+    def first(self, count: int) -> Self:
+        """The cache of the first `count` rows of the batch, in the same buffers."""
+        return self._part(slice(count))
+
+    def _part(self, rows: slice) -> Self:
         view = copy.copy(self)
-        view.keys, view.values, view.length = self.keys[:, :count], self.values[:, :count], self.length[:count]
+        view.keys, view.values, view.length = self.keys[:, rows], self.values[:, rows], self.length[rows]
         return view
 
     def move(self, source: int, target: int, rows: int) -> None:
@@ -67,10 +78,25 @@ class StaticKVCache:
             tensor[:, target, :, :rows] = tensor[:, source, :, :rows]
         self.length[target] = self.length[source]
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Put N rows [B, KV, N, D] at `start` [B] of one layer and return its `rows`."""
-        store_rows(self.keys[layer], self.values[layer], keys, values, start)
-        return self.rows(layer)
+    def swap_out(self, row: int) -> Swapped:
+        """A copy of a row's text in the host's memory; waits for the device."""
+        length = int(self.length[row])
+        return Swapped(length, *(x[:, row, :, :length].to("cpu", copy=True) for x in (self.keys, self.values)))
+
+    def swap_in(self, row: int, text: Swapped) -> bool:
+        """Let a row hold such a text; False, and nothing changes, if there is no room."""
+        self.keys[:, row, :, : text.length] = text.keys.to(self.keys.device)
+        self.values[:, row, :, : text.length] = text.values.to(self.keys.device)
+        self.length[row].fill_(text.length)
+        return True
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> None:
+        """Put N rows [B, KV, N, D] at `start` [B] of one layer."""
+        store_rows(self.keys[layer], self.values[layer], keys, values, start, block_table=self.block_table)
+
+    def stored(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One layer's keys and values as they are stored, and the block table, for kernels that read pages."""
+        return *self.rows(layer), None
 
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values [B, KV, S, D], S the window."""
@@ -90,7 +116,7 @@ class StaticKVCache:
 
         `path` ascends. What its entries past `count` say does not matter.
         """
-        keep_rows(self.keys, self.values, self.length, path, count)
+        keep_rows(self.keys, self.values, self.length, path, count, block_table=self.block_table)
         self.length += count
 
     def reset(self) -> None:

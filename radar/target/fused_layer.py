@@ -155,8 +155,8 @@ def _attended(
         norms = HeadNorms(attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon)
     query, key, value = products.qkv.product(x)
     cos, sin = position_embeddings
-    keys, values = cache.keys[index], cache.values[index]
-    query = rotate_store(query, key, value, cos, sin, keys, values, radar_start, norms=norms)
+    inputs = (query, key, value, cos, sin, cache.keys[index], cache.values[index], radar_start)
+    query = rotate_store(*inputs, norms=norms, block_table=cache.block_table)
     out = attend_stored(query, radar_seen, index, attention.scaling)
     return products.o.product(out.flatten(2))[0]
 

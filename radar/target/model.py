@@ -15,6 +15,7 @@ from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
+from radar.target.pages import PagedKVCache
 from radar.target.prompt_attention import LEAST_ROWS, Chain, has_flash
 from radar_kernels.ancestor_paths import ancestor_paths
 
@@ -49,11 +50,13 @@ class TargetModel:
         model: a loaded model of a supported family. It is left as it is outside of a forward (`BoundModel`).
         max_length: tokens that the cache holds, prompt and output together.
         max_rows: the most rows of one forward.
-        batch_size: rows of the batch.
+        batch_size: rows of the batch; those of several hold pages, which the host gives them (`PagedKVCache`).
+        cache_tokens: of several rows, as in `PagedKVCache`.
         tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
 
     Raises:
-        UsageError: for what `check_target` refuses, or tap indices that the model does not have.
+        UsageError: for what `check_target` refuses, tap indices that the model does not have, or too few
+            `cache_tokens`.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class TargetModel:
         max_length: int,
         max_rows: int,
         batch_size: int = 1,
+        cache_tokens: int | None = None,
         tap_layers: Sequence[int] | None = None,
     ) -> None:
         config = model.config
@@ -78,14 +82,17 @@ class TargetModel:
         self.device = model.device
         self.dtype = model.dtype
         self.embed_tokens: nn.Module = model.get_input_embeddings()
-        self.cache = StaticKVCache(
-            num_layers=num_layers,
-            batch_size=batch_size,
-            num_kv_heads=int(config.num_key_value_heads),
-            capacity=max_length + max_rows,
-            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
-            dtype=self.dtype,
-            device=self.device,
+        sizes: dict[str, Any] = {
+            "num_layers": num_layers,
+            "batch_size": batch_size,
+            "num_kv_heads": int(config.num_key_value_heads),
+            "capacity": max_length + max_rows,
+            "head_dim": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        self.cache: StaticKVCache = (
+            StaticKVCache(**sizes) if batch_size == 1 else PagedKVCache(**sizes, cache_tokens=cache_tokens)
         )
         self.has_flash = has_flash(self.device, self.dtype, self.cache.keys.shape[-1])
         self._causal: dict[int, Tensor] = {}  # ancestors of chains, by rows
@@ -93,14 +100,15 @@ class TargetModel:
 
     def row(self, index: int) -> TargetModel:
         """The target of one row of the batch, in the same cache."""
-        view = copy.copy(self)
-        view.cache, view._causal = self.cache.row(index), {}
-        return view
+        return self._with(self.cache.row(index))
 
     def first(self, count: int) -> TargetModel:
-        """The target of the first rows of the batch, in the same cache."""
+        """The target of the first `count` rows of the batch, in the same cache."""
+        return self._with(self.cache.first(count))
+
+    def _with(self, cache: StaticKVCache) -> TargetModel:
         view = copy.copy(self)
-        view.cache, view._causal = self.cache.first(count), {}
+        view.cache, view._causal = cache, {}
         return view
 
     def refresh(self) -> Fingerprint:

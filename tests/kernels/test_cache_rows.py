@@ -125,9 +125,9 @@ def test_the_operators_are_registered_correctly(device):
         return tuple(tensor.contiguous() for tensor in tensors)
 
     views, _, rows, start = make_store(batch=2, device=device)
-    torch.library.opcheck(torch.ops.radar_kernels.store_rows.default, (*contiguous(views), *rows, start))
+    torch.library.opcheck(torch.ops.radar_kernels.store_rows.default, (*contiguous(views), *rows, start, None))
     views, _, *rest = make_keep(batch=2, device=device)
-    torch.library.opcheck(torch.ops.radar_kernels.keep_rows.default, (*contiguous(views), *rest))
+    torch.library.opcheck(torch.ops.radar_kernels.keep_rows.default, (*contiguous(views), *rest, None))
 
 
 BAD_STORE = {

@@ -91,6 +91,10 @@ def record_launches(arch: int) -> list[tuple]:
         radar_kernels.store_rows(cache[0], cache[1], *2 * [new.transpose(1, 2)], one, backend="triton")
         path = torch.zeros(1, 17, dtype=torch.int64)
         radar_kernels.keep_rows(cache, cache, one, path, one, backend="triton")
+        pages, table = torch.empty(2, 9, heads, 64, dim, dtype=dtype), torch.zeros(1, 9, dtype=torch.int32)
+        options = {"block_table": table, "backend": "triton"}
+        radar_kernels.store_rows(pages[0], pages[1], *2 * [new.transpose(1, 2)], one, **options)
+        radar_kernels.keep_rows(pages, pages, one, path, one, **options)
     for dtype, rows, heads, kv_heads, dim, size, middle in LAYERS[::step]:
         label = f"a layer {dtype} {rows} x {size}"
         x, weight, angles = (
@@ -114,6 +118,8 @@ def record_launches(arch: int) -> list[tuple]:
         norm = torch.empty(dim, dtype=dtype)
         for norms in (None, radar_kernels.HeadNorms(norm, norm, 1e-6)):
             radar_kernels.rotate_store(*parts, *angles, *cache, one, norms=norms, backend="triton")
+        pages, table = torch.empty(2, 9, kv_heads, 64, dim, dtype=dtype), torch.zeros(1, 9, dtype=torch.int32)
+        radar_kernels.rotate_store(*parts, *angles, *pages, one, norms=norms, block_table=table, backend="triton")
         positions = torch.zeros(1, rows, dtype=torch.int64)
         radar_kernels.rotate_store(*parts, *angles[:, 0], *cache, one, positions=positions, backend="triton")
     for k, calls, total, dtype, vocabulary, mapped in TREES:

@@ -1,0 +1,123 @@
+"""A batch whose pages run dry: the newest texts wait, and every text is the one that the request gets alone."""
+
+import random
+
+import pytest
+import torch
+from fake_graphs import fake_graphs
+from fakes import DEVICE
+from test_rows_engine import MAX_LENGTH, alone, make_batch, sequence_of  # noqa: F401
+
+from radar import FixedDepth, SamplingParams
+from radar.generation.request import Request
+from radar.target.pages import PagedKVCache
+
+CACHE_TOKENS = MAX_LENGTH + 256  # of one text at least
+
+
+def make_request(rng, prompt=None):
+    prompt = prompt or [rng.randrange(17) for _ in range(rng.choice([20, 35, 60]))]
+    choices = [SamplingParams(), SamplingParams(temperature=0.9, seed=rng.randrange(9), repetition_penalty=1.2)]
+    return Request(prompt, rng.randint(60, 120), rng.choice(choices), frozenset())
+
+
+@pytest.mark.parametrize(("policy", "graphs"), [(FixedDepth(2), True), (None, False)], ids=repr)
+@torch.inference_mode()
+def test_the_newest_wait_and_no_text_changes(policy, graphs, alone, monkeypatch):  # noqa: F811
+    rng, waited, free = random.Random(f"{policy}"), [], []
+    swap_out = PagedKVCache.swap_out
+    monkeypatch.setattr(PagedKVCache, "swap_out", lambda self, row: waited.append(row) or swap_out(self, row))
+    if graphs and DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    batch = make_batch(6, policy, cache_tokens=CACHE_TOKENS, graphs=graphs or DEVICE.type == "cuda")
+    requests = [make_request(rng) for _ in range(8)]
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    cancelled = []
+    while batch.has_work:
+        batch.step()
+        free.append(batch._engine._pages.pool.available)
+        aside, texts = batch._engine._aside, batch._engine._texts
+        assert [text.number for text, _ in aside] == sorted(text.number for text, _ in aside)
+        assert not aside or min(text.number for text, _ in aside) > min(text.number for text in texts)
+        if len(aside) > 1 and not cancelled:  # one that waits
+            cancelled = [sequence for sequence in sequences if sequence.token == aside[-1][0].key]
+            cancelled[0].close()
+    assert len(waited) > 1
+    assert cancelled
+    assert min(free) == 0
+    assert free[-1] == len(batch._engine._pages.pool._users) - 1  # all of them again
+    for request, sequence in zip(requests, sequences, strict=True):
+        expected = alone(request)
+        if sequence in cancelled:
+            assert sequence.token_ids == expected[: len(sequence.token_ids)]
+        else:
+            assert sequence.token_ids == expected
+
+
+@torch.inference_mode()
+def test_all_that_belongs_to_a_row_is_kept():
+    batch = make_batch(2, FixedDepth(2), graphs=DEVICE.type == "cuda")
+    steps, sequence = batch._engine.steps, sequence_of(make_request(random.Random(3), [1, 2, 3] * 30))
+    batch.add(sequence)
+    while len(sequence.token_ids) < 5:
+        batch.step()
+
+    def found(row):
+        length = int(steps.drafter.cache.length[row])
+        parts = [tensor[row].clone() for tensor in (*steps.state.tensors, *steps.sampler.state)]
+        parts += [cache.length[row].clone() for cache in steps.state.caches]
+        for cache, layers in zip(steps.state.caches, (5, 1), strict=True):
+            parts += [x[:, :, :length].clone() for i in range(layers) for x in cache.row(row).rows(i)]
+        return [*parts, *(steps.sampler._rows[row].params, steps.sampler._rows[row].seed)]
+
+    expected = found(0)
+    saved = steps.state.save(0)
+    assert not steps.target.cache.pool.held[0]
+    for cache in steps.state.caches:
+        cache.keys.fill_(7.0)
+        cache.values.fill_(7.0)
+    steps.state.restore(1, saved)
+    steps.target.cache.publish()
+    now = found(1)
+    assert len(now) == len(expected) > 20
+    for a, b in zip(now, expected, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@torch.inference_mode()
+def test_a_prompt_that_is_given_up_leaves_its_pages():
+    batch = make_batch(2, FixedDepth(2), cache_tokens=CACHE_TOKENS, graphs=DEVICE.type == "cuda")
+    pool = batch._engine._pages.pool
+    sequence = sequence_of(Request([3] * 290, 5, SamplingParams(), frozenset()))
+    batch.add(sequence)
+    batch.step()
+    assert pool.available < len(pool._users) - 1
+    sequence.close()
+    batch.step()
+    assert pool.available == len(pool._users) - 1
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_prompts_that_begin_alike_are_computed_once(policy, alone):  # noqa: F811
+    """The same texts, and as good drafts: the head's keys and values are shared too."""
+    rng = random.Random(5)
+    system = [rng.randrange(17) for _ in range(140)]
+    prompts = [system + [rng.randrange(17) for _ in range(rng.choice([3, 20, 90]))] for _ in range(5)]
+    found = []
+    for reuse in (False, True):
+        batch = make_batch(3, policy, graphs=DEVICE.type == "cuda")
+        requests = [Request(prompt, 30, SamplingParams(), frozenset(), reuse_prefix=reuse) for prompt in prompts]
+        requests.append(Request(prompts[1], 30, SamplingParams(), frozenset()))  # one that wants no part of it
+        sequences = [sequence_of(request) for request in requests]
+        for sequence in sequences:
+            batch.add(sequence)
+        while batch.has_work:
+            batch.step()
+        found.append([(sequence.token_ids, [len(item.tokens) for item in sequence.rounds]) for sequence in sequences])
+        reused = [sequence.rounds[0].num_reused_tokens for sequence in sequences]
+        assert reused == ([0, 128, 128, 128, 128, 0] if reuse else [0] * 6)
+    assert found[0] == found[1]
+    assert [tokens for tokens, _ in found[0]] == [alone(request) for request in requests]
