@@ -37,8 +37,8 @@ def test_the_newest_wait_and_no_text_changes(policy, graphs, alone, monkeypatch)
     cancelled = []
     while batch.has_work:
         batch.step()
-        free.append(batch._engine._pages.pool.available)
-        aside, texts = batch._engine._aside, batch._engine._texts
+        free.append(batch.engine._pages.pool.available)
+        aside, texts = batch.engine._aside, batch.engine._texts
         assert [text.number for text, _ in aside] == sorted(text.number for text, _ in aside)
         assert not aside or min(text.number for text, _ in aside) > min(text.number for text in texts)
         if len(aside) > 1 and not cancelled:  # one that waits
@@ -47,7 +47,7 @@ def test_the_newest_wait_and_no_text_changes(policy, graphs, alone, monkeypatch)
     assert len(waited) > 1
     assert cancelled
     assert min(free) == 0
-    assert free[-1] == len(batch._engine._pages.pool._users) - 1  # all of them again
+    assert free[-1] == len(batch.engine._pages.pool._users) - 1  # all of them again
     for request, sequence in zip(requests, sequences, strict=True):
         expected = alone(request)
         if sequence in cancelled:
@@ -59,7 +59,7 @@ def test_the_newest_wait_and_no_text_changes(policy, graphs, alone, monkeypatch)
 @torch.inference_mode()
 def test_all_that_belongs_to_a_row_is_kept():
     batch = make_batch(2, FixedDepth(2), graphs=DEVICE.type == "cuda")
-    steps, sequence = batch._engine.steps, sequence_of(make_request(random.Random(3), [1, 2, 3] * 30))
+    steps, sequence = batch.engine.steps, sequence_of(make_request(random.Random(3), [1, 2, 3] * 30))
     batch.add(sequence)
     while len(sequence.token_ids) < 5:
         batch.step()
@@ -89,7 +89,7 @@ def test_all_that_belongs_to_a_row_is_kept():
 @torch.inference_mode()
 def test_a_prompt_that_is_given_up_leaves_its_pages():
     batch = make_batch(2, FixedDepth(2), cache_tokens=CACHE_TOKENS, graphs=DEVICE.type == "cuda")
-    pool = batch._engine._pages.pool
+    pool = batch.engine._pages.pool
     sequence = sequence_of(Request([3] * 290, 5, SamplingParams(), frozenset()))
     batch.add(sequence)
     batch.step()
