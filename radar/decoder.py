@@ -20,7 +20,7 @@ from radar.engine.base import RoundEngine
 from radar.engine.build import PlainRecipe, PlainRowsRecipe, RoundRecipe, RowsRecipe
 from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
-from radar.generation.base import Decoder, check_batch_size
+from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
@@ -67,8 +67,9 @@ class RadarDecoder(Decoder[RoundEngine]):
             may fall the other way.
         draft_dtype: of the weights that draft calls read: "int8", or the target's own dtype. None: int8 where a kernel
             reads it (16-bit heads on Hopper), for which copies are made. The text is the same.
-        max_batch_size: texts that share a round, 1 to 32, each with a cache of `max_length` tokens; see `Decoder`. With
-            more than one, prompts do not go on from what the caches hold of earlier texts.
+        max_batch_size: texts that share a round, 1 to 32, of up to `max_length` tokens each; see `Decoder`.
+        cache_tokens: with several rows, tokens that all of them can hold together, prompts, output and trees, in pages
+            of 64; where they run out, the newest text waits. None: as many as all can have.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
     Where texts share rounds, one that is asked for behind a change waits until those under way have ended.
@@ -93,6 +94,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         fallback: bool = True,
         draft_dtype: torch.dtype | str | None = None,
         max_batch_size: int = 1,
+        cache_tokens: int | None = None,
     ) -> None:
         model = stock_model(model)
         owned = not isinstance(draft, Eagle3Draft)
@@ -112,10 +114,10 @@ class RadarDecoder(Decoder[RoundEngine]):
             fallback,
             check_draft_dtype(draft_dtype),
         )
-        check_batch_size(max_batch_size)
+        check_rows(max_batch_size, cache_tokens)
         if profile and max_batch_size > 1:
             raise UsageError("profile=True takes the times of one text's rounds: leave max_batch_size out")
-        recipe: Any = self._rounds if max_batch_size == 1 else RowsRecipe(self._rounds, max_batch_size)
+        recipe: Any = self._rounds if max_batch_size == 1 else RowsRecipe(self._rounds, max_batch_size, cache_tokens)
         super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)
 
     @property
@@ -190,7 +192,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
         max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
-        engine, max_batch_size: as for RadarDecoder.
+        engine, max_batch_size, cache_tokens: as for RadarDecoder.
     """
 
     def __init__(
@@ -201,10 +203,12 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         max_length: int | None = None,
         engine: str | None = None,
         max_batch_size: int = 1,
+        cache_tokens: int | None = None,
     ) -> None:
         model = stock_model(model)
         max_length = default_max_length(model) if max_length is None else max_length
         recipe: Any = PlainRecipe(max_length, engine)
-        if check_batch_size(max_batch_size) > 1:
-            recipe = PlainRowsRecipe(recipe, max_batch_size)
+        check_rows(max_batch_size, cache_tokens)
+        if max_batch_size > 1:
+            recipe = PlainRowsRecipe(recipe, max_batch_size, cache_tokens)
         super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)

@@ -44,7 +44,7 @@ class PlainRecipe:
         graphs = choose_engine(self.engine, model.device) == "graph"
         return PlainEngine(self.target(model), graphs=graphs)
 
-    def target(self, model: Any, batch_size: int = 1) -> TargetModel:
+    def target(self, model: Any, batch_size: int = 1, cache_tokens: int | None = None) -> TargetModel:
         """The model with a cache of `batch_size` rows."""
         return TargetModel(
             model,
@@ -52,6 +52,7 @@ class PlainRecipe:
             max_rows=max(chunk_sizes(model.device)),
             tap_layers=(),
             batch_size=batch_size,
+            cache_tokens=cache_tokens,
         )
 
 
@@ -61,11 +62,12 @@ class PlainRowsRecipe:
 
     Attributes:
         plain: what it would be for one.
-        batch_size: rows.
+        batch_size, cache_tokens: as `AutoregressiveDecoder` takes them.
     """
 
     plain: PlainRecipe
     batch_size: int
+    cache_tokens: int | None
 
     def turns(self, model: Any) -> list[Turn]:
         """What a round waits for."""
@@ -74,7 +76,7 @@ class PlainRowsRecipe:
     def build(self, model: Any) -> PlainRows:
         """An engine for the model as it is now."""
         graphs = choose_engine(self.plain.engine, model.device) == "graph"
-        return PlainRows(self.plain.target(model, self.batch_size + 1), graphs=graphs)
+        return PlainRows(self.plain.target(model, self.batch_size + 1, self.cache_tokens), graphs=graphs)
 
 
 @dataclass
@@ -115,7 +117,9 @@ class RoundRecipe:
             return GraphEngine(target, drafter, self.policy, tree, fallback=fallback)
         return EagerEngine(target, drafter, self.policy, tree, profile=self.profile, fallback=fallback)
 
-    def parts(self, model: Any, batch_size: int = 1) -> tuple[TargetModel, Eagle3Drafter]:
+    def parts(
+        self, model: Any, batch_size: int = 1, cache_tokens: int | None = None
+    ) -> tuple[TargetModel, Eagle3Drafter]:
         """The model and the head with caches of `batch_size` rows."""
         rows, draft, tree = max(chunk_sizes(model.device)), self.draft, self.tree_on(model.device)
         taps = draft.config.eagle_aux_hidden_state_layer_ids if self.tap_layers is None else self.tap_layers
@@ -125,6 +129,7 @@ class RoundRecipe:
             max_rows=max(tree.total_tokens, rows),
             tap_layers=taps,
             batch_size=batch_size,
+            cache_tokens=cache_tokens,
         )
         if self.owns_draft:
             draft.to(target.device, target.dtype)
@@ -147,11 +152,12 @@ class RowsRecipe:
 
     Attributes:
         rounds: what they would be for one.
-        batch_size: rows.
+        batch_size, cache_tokens: as `RadarDecoder` takes them.
     """
 
     rounds: RoundRecipe
     batch_size: int
+    cache_tokens: int | None
 
     def turns(self, model: Any) -> list[Turn]:
         """What a round waits for."""
@@ -160,7 +166,8 @@ class RowsRecipe:
     def build(self, model: Any) -> RoundRows:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
         rounds, graphs = self.rounds, choose_engine(self.rounds.engine, model.device) == "graph"
-        target, drafter = rounds.parts(model, self.batch_size + 1)  # a prompt comes in at a row of its own
+        # a prompt comes in at a row of its own
+        target, drafter = rounds.parts(model, self.batch_size + 1, self.cache_tokens)
         tree = rounds.tree_on(model.device)
         return RoundRows(target, drafter, rounds.policy, tree, graphs=graphs, fallback=rounds.fallback)
 

@@ -26,7 +26,7 @@ from radar.generation.turns import RoundMaker, Turns
 from radar.metrics import DecodeMetrics
 from radar.target.families import vocabulary_size
 
-__all__ = ["Decoder", "Prompt", "check_batch_size", "end_token_ids"]
+__all__ = ["Decoder", "Prompt", "check_rows", "end_token_ids"]
 
 
 E = TypeVar("E", bound=Engine)
@@ -258,11 +258,15 @@ class Decoder(Generic[E]):
         return make_request(encoded, options, self.context())
 
 
-def check_batch_size(rows: Any) -> int:
-    """`max_batch_size`, checked."""
+def check_rows(rows: Any, cache_tokens: Any) -> None:
+    """Raise UsageError for a `max_batch_size` or `cache_tokens` that cannot be."""
     if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= 32:
         raise UsageError(f"max_batch_size is how many texts share a round, an integer from 1 to 32, got {rows!r:.80}")
-    return rows
+    if cache_tokens is not None and (rows == 1 or isinstance(cache_tokens, bool) or not isinstance(cache_tokens, int)):
+        raise UsageError(
+            f"cache_tokens is how many tokens several rows hold together, an integer, got {cache_tokens!r:.80} for "
+            f"max_batch_size={rows}: one row holds max_length"
+        )
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
