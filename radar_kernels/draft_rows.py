@@ -103,8 +103,8 @@ def _check(
         )
     (batch, nodes), size = tokens.shape, table.shape[1]
     width = nodes if beam is None or beam.parents.dim() != 2 else beam.parents.shape[1]
-    if hidden.shape != (batch, width, size):
-        fail(f"hidden must be [{batch}, {width}, {size}], got {tuple(hidden.shape)}")
+    if hidden.dim() != 3 or hidden.shape[::2] != (batch, size) or (beam is None and hidden.shape[1] != nodes):
+        fail(f"hidden must be [{batch}, {'R' if beam else nodes}, {size}], got {tuple(hidden.shape)}")
     if width < nodes:
         fail(f"a beam has {width} nodes, got {nodes} tokens")
     if table.dtype not in DTYPES or any(x.dtype != table.dtype for x in (hidden, *weights)):
@@ -138,7 +138,7 @@ def draft_rows(
     Args:
         tokens: [B, N] int64; negative ones (NO_TOKEN) count as 0.
         table: embeddings [V, H], contiguous, float16, bfloat16 or float32.
-        hidden: [B, N, H], dtype of `table`, with a beam [B, K, H]; pair n has state n, or state `beam.parents[n]`.
+        hidden: [B, N, H], dtype of `table`, with a beam [B, R, H]; pair n has state n, or state `beam.parents[n]`.
         length: [B] int64, pairs committed to the draft's cache.
         weights: of the norms of embeddings and of states, each [H]; on a GPU read early, as in `rms_norm`.
         eps: as in `rms_norm`.

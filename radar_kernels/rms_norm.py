@@ -130,6 +130,11 @@ def _check(op: str, weight: Tensor, **inputs: Tensor | None) -> None:
     for name, tensor in inputs.items():
         if tensor is not None and (tensor.shape != x.shape or tensor.dtype != x.dtype):
             raise ValueError(f"{op}: {name} must be {x.dtype} {list(x.shape)}, got {tensor.dtype} {list(tensor.shape)}")
+        if name != "x" and tensor is not None:
+            try:
+                tensor.view(-1, tensor.shape[-1])
+            except RuntimeError as error:
+                raise ValueError(f"{op}: rows of {name} must be at equal distances, got {tensor.stride()}") from error
 
 
 def rms_norm(

@@ -40,8 +40,9 @@ def head(**layout):
     return draft.to(DEVICE)
 
 
-def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3, twice=False):
-    """What is on the tree after three calls, and in the cache. Embeddings are doubled, `twice` by a hook."""
+def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3, twice=False, expanded=None):
+    """What is on the tree after three calls, and in the cache. Embeddings are doubled, `twice` by a hook. With
+    `expanded` a call expands so many of a level."""
     embed = tiny_target().get_input_embeddings()
     if twice:
         embed.register_forward_hook(lambda module, inputs, output: 2 * output)
@@ -55,6 +56,8 @@ def proposed(draft, *, fuse, batch=1, narrow=None, prompt=3, twice=False):
     if narrow is not None:
         drafter._bound.narrow(draft, narrow)
         drafter.draft_dtype = narrow
+    if expanded:
+        drafter = drafter.first(batch, TREE.total_tokens, expanded)
     torch.manual_seed(2)
     taps = torch.randn(batch, TREE.max_accepted, 96, device=DEVICE)
     tokens = torch.randint(17, (batch, TREE.max_accepted), device=DEVICE)
@@ -88,6 +91,16 @@ def test_the_same_proposals(layout, monkeypatch):
 def test_an_embedding_that_does_more_than_look_up_is_called(fuse):
     draft = head()
     assert_the_same(proposed(draft, fuse=fuse, batch=2, twice=True), proposed(draft, fuse=False, batch=2))
+
+
+def test_some_of_a_level_are_expanded_in_every_text(monkeypatch):
+    draft, rows = head(), {"batch": 3, "expanded": 2}
+    expected = proposed(draft, fuse=False, **rows)
+    assert not torch.equal(expected[0], proposed(draft, fuse=False, batch=3)[0])
+    for name in ("draft_rows", "add_rms_norm", "rotate_store", "silu_mul"):
+        op = getattr(fused_head, name)
+        monkeypatch.setattr(fused_head, name, functools.partial(op, backend="triton"))
+    assert_the_same(proposed(draft, fuse=True, **rows), expected)
 
 
 def test_every_text_of_a_batch_has_its_own_length():

@@ -175,7 +175,9 @@ class Eagle3Drafter:
         """See `Drafter`."""
         view = copy.copy(self)
         view.cache, view.tree = self.cache.first(count), self.tree.first(count, total_tokens, expanded)
-        view.config, view.hidden, view._chain = view.tree.config, self.hidden[:count], self._chain[:count]
+        view.config, view._chain = view.tree.config, self._chain[:count]
+        # between two rounds nobody reads it; rows of all texts at equal distances
+        view.hidden = self.hidden.new_zeros(count, expanded, self.hidden.shape[-1])
         return view
 
     def reset(self) -> None:

@@ -70,7 +70,10 @@ BAD = {
     r"weights must be \[8\]": {"weights": (torch.ones(8), torch.ones(9))},
     r"length must be int64 \[1\]": {"length": torch.zeros(1)},
     r"parents must be int64 \[1, 2\]": {"beam": Beam(torch.zeros(1, 2), torch.ones(1).long())},
-    r"hidden must be \[1, 3, 8\]": {"beam": Beam(torch.zeros(1, 3).long(), torch.ones(1).long())},
+    r"hidden must be \[1, R, 8\]": {
+        "hidden": torch.zeros(1, 8),
+        "beam": Beam(torch.zeros(1, 3).long(), torch.ones(1).long()),
+    },
     "a beam has 1 nodes, got 2 tokens": {
         "hidden": torch.zeros(1, 1, 8),
         "beam": Beam(torch.zeros(1, 1).long(), torch.ones(1).long()),
