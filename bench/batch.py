@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,45 +95,46 @@ def main() -> int:
         )
     report: dict[str, Any] = {"command": command_line("bench.batch", sys.argv[1:])} | describe_machine(device)
     report["start_s"] = round(start, 1)
-    for temperature in args.temperatures:
-        key = f"t{temperature:g}"
-        requests = [
+    keys = {f"t{temperature:g}": temperature for temperature in args.temperatures}
+    asked_for, expected = {}, {}
+    for key, temperature in keys.items():
+        requests = asked_for[key] = [
             Request(prompt, args.tokens, SamplingParams(temperature=temperature, seed=number), ends)
             for number, prompt in enumerate(prompts)
         ]
-        few = requests[:4]
         with torch.inference_mode():
-            expected, *_ = decode(plain, requests[: max(4, 2 * most)], most)
+            expected[key], *_ = decode(plain, requests[: max(4, 2 * most)], most)
         for name, decoder in (("plain", single), ("radar", radar)):
-            texts, seconds = alone(decoder, few)
-            report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected))} of {len(few)}"
+            texts, seconds = alone(decoder, requests[:4])
+            report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected[key]))} of 4"
             report[f"{name}_alone_{key}"] = round(sum(map(len, texts)) / seconds, 1)
-        for name, engine in engines.items():
-            if name in policies:
-                rounds.set_policy(policies[name])
-            if name != "plain":
-                for width in engine.widths:  # RADAR as it ships; the others are what they are called
-                    width.fallback = Fallback() if name == "radar" else None
-            with torch.inference_mode():
-                for rows in args.rows if name != "eagle3_60" else [8]:
-                    asked = requests[: max(4, 2 * rows)]
+    for name, engine in engines.items():
+        if name in policies:
+            rounds.set_policy(policies[name])
+        if name != "plain":
+            for width in engine.widths:  # RADAR as it ships; the others are what they are called
+                width.fallback = Fallback() if name == "radar" else None
+        for key, requests in asked_for.items():
+            for rows in args.rows if name != "eagle3_60" else [8]:
+                asked = requests[: max(4, 2 * rows)]
+                with torch.inference_mode():
                     decode(engine, asked[:2], 1)  # takes the policy
                     texts, seconds, steps = decode(engine, asked, rows)
-                    equal = sum(map(eq, texts, expected))
-                    report[f"{name}_b{rows}_{key}"] = round(sum(map(len, texts)) / seconds, 1)
-                    report[f"{name}_b{rows}_{key}_equal"] = f"{equal} of {len(asked)}"
-                    report[f"{name}_b{rows}_{key}_step_ms"] = round(1000 * seconds / steps, 3)
-                    print(name, rows, key, report[f"{name}_b{rows}_{key}"], equal, len(asked), steps, flush=True)
+                equal, cell = sum(map(eq, texts, expected[key])), f"{name}_b{rows}_{key}"
+                report[cell] = round(sum(map(len, texts)) / seconds, 1)
+                report[f"{cell}_equal"] = f"{equal} of {len(asked)}"
+                report[f"{cell}_step_ms"] = round(1000 * seconds / steps, 3)
+                print(cell, report[cell], equal, len(asked), steps, flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for key in keys:
         for rows in args.rows:
             ours = report[f"radar_b{rows}_{key}"]
             report[f"radar_over_plain_b{rows}_{key}"] = round(ours / report[f"plain_b{rows}_{key}"], 3)
             report[f"radar_over_threshold_b{rows}_{key}"] = round(ours / report[f"threshold_b{rows}_{key}"], 3)
-        if 8 in args.rows:
-            over = report[f"radar_b8_{key}"] / report[f"eagle3_60_b8_{key}"]
-            report[f"radar_over_eagle3_b8_{key}"] = round(over, 3)
+        report[f"radar_over_eagle3_b8_{key}"] = round(report[f"radar_b8_{key}"] / report[f"eagle3_60_b8_{key}"], 3)
         report[f"b1_cost_{key}"] = round(report[f"radar_alone_{key}"] / report[f"radar_b1_{key}"], 3)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
