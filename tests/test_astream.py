@@ -8,7 +8,7 @@ from rows_decoders import PROMPTS, make_rows
 
 from radar.errors import UsageError
 
-PROMPTS = PROMPTS[:4]
+PROMPTS = PROMPTS[:3]
 
 
 @pytest.fixture(params=[("radar", 1), ("radar", 3), ("plain", 2)], ids=str)

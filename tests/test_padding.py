@@ -56,7 +56,7 @@ def test_padding_is_found_as_transformers_finds_it(model, decoders, rows):
 
 
 def test_several_rows_of_each_are_sampled_with_seeds_of_their_own(decoders):
-    options = {"do_sample": True, "max_new_tokens": 6}
+    options = {"do_sample": True, "max_new_tokens": 4}
     for decoder in decoders:
         found = decoder.generate_ids(IDS[:2], attention_mask=MASK[:2], num_return_sequences=3, seed=5, **options)
         alone = [decoder.generate(IDS[k // 3][MASK[k // 3] == 1], seed=5 + k, **options).token_ids for k in range(6)]
@@ -118,7 +118,7 @@ def ours():
     return radar_generate(**OPTIONS, max_batch_size=4)
 
 
-@pytest.mark.parametrize("name", ["no end", "ends", "an end as padding", "whole lengths"])
+@pytest.mark.parametrize("name", ["ends", "whole lengths"])
 def test_custom_generate_takes_rows(name, model, ours):
     options = dict(GREEDY[name]) | {"do_sample": False}
     options.pop("min_length", None)  # of the host's processors, made for ids with padding

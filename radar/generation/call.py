@@ -98,7 +98,9 @@ def prepare_requests(
             if padding and value:
                 own[name] = max(0, value - padding)
         prepared, criteria, own_seed, asked = _prepare(ids, own, context)
-        requests.append(request_of(prepared, context, seed=own_seed, criteria=criteria, clip=not asked))
+        requests.append(
+            request_of(prepared, context, seed=own_seed, criteria=criteria, clip=not asked, reuse_prefix=reuse_prefix)
+        )
     return whole, requests
 
 

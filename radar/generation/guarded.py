@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from radar.config import SamplingParams
 from radar.engine.base import Processing
 from radar.engine.sampler import Sampler
 from radar.generation.request import Request
+from radar_kernels.reference_sampling import NO_TOKEN
 
 __all__ = ["GuardedProcessing", "RowRequest"]
-
-_NO_TOKEN = -1  # as of scores that are no numbers
 
 
 @dataclass
@@ -37,7 +36,7 @@ class GuardedProcessing:
             return self.inner.choose(sampler, logits, text)
         except BaseException as error:  # also what ends a program: whoever reads the text gets it
             self.error = error
-            return _NO_TOKEN, torch.zeros_like(logits, dtype=torch.float32)
+            return NO_TOKEN, torch.zeros_like(logits, dtype=torch.float32)
 
     def walk(self, sampler: Sampler, nodes: Any, logits: Tensor, text: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """See `Processing`."""
@@ -45,7 +44,7 @@ class GuardedProcessing:
             return self.inner.walk(sampler, nodes, logits, text)
         except BaseException as error:
             self.error = error
-            tokens = torch.full(logits.shape[:2], _NO_TOKEN, dtype=torch.int64, device=logits.device)
+            tokens = torch.full(logits.shape[:2], NO_TOKEN, dtype=torch.int64, device=logits.device)
             return tokens, logits[0, :1].float(), torch.zeros_like(logits[0, :1], dtype=torch.float32)
 
 
@@ -56,7 +55,7 @@ class RowRequest:
     input_ids: list[int]
     sampling: SamplingParams
     reuse_prefix: bool
-    processing: GuardedProcessing | None = field(default=None)
+    processing: GuardedProcessing | None = None
 
     @staticmethod
     def of(request: Request) -> RowRequest:
