@@ -201,6 +201,9 @@ class RowsEngine:
     def _make_room(self) -> None:
         """Give each text the pages of its next round; where there are too few, the newest wait until there are."""
         pages = self._pages
+        if not self._aside and all(pages.reserve(row, self._needed(text)) for row, text in enumerate(self._texts)):
+            pages.publish()
+            return
         for text in sorted(self._texts, key=_age):
             while text in self._texts and not pages.reserve(self._texts.index(text), self._needed(text)):
                 newest = max(self._texts, key=_age)
