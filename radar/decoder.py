@@ -174,7 +174,7 @@ class RadarDecoder(Decoder[RoundEngine]):
     def policy(self, value: StopPolicy | StrPath | None) -> None:
         policy = resolve_policy(value)
         kept = self._kept
-        with self._maker.undisturbed(), ambient(device := self.model.device):
+        with kept.taking_turn(), ambient(device := self.model.device):
             kept.order.follow(device)
             if kept.made is not None:
                 kept.made.set_policy(policy)

@@ -12,6 +12,7 @@ import torch
 from radar import RadarDecoder
 from radar.engine import captured, graph, plain, plain_rows, rows
 from radar.engine.fallback import Fallback
+from radar.target.cache import StaticKVCache
 
 
 class _Event:
@@ -44,6 +45,7 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(StaticKVCache, "set_window", lambda self, rows: None)  # as on a card
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
     for engine in (rows, plain_rows):
         monkeypatch.setattr(engine, "Mailbox", Mailbox)

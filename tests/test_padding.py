@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fakes import DEVICE, VOCAB, tiny_draft, tiny_target
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarGenerateOutput, TreeConfig, radar_generate
 from radar.errors import UsageError
@@ -21,6 +22,8 @@ GREEDY = {
     "an end as padding": {"max_new_tokens": 25, "eos_token_id": 9},
     "whole lengths": {"max_length": 30, "min_length": 20, "eos_token_id": [4, 9], "pad_token_id": 3},
     "on the host": {"max_new_tokens": 15, "no_repeat_ngram_size": 2},
+    "allowed by row": {"max_new_tokens": 6, "prefix_allowed_tokens_fn": lambda row, ids: [7 + row, 3]},
+    "a criterion of length": {"max_new_tokens": 15, "stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(18)])},
 }
 
 
@@ -160,3 +163,15 @@ def test_bad_rows_are_refused(decoders, options, message):
     for decoder in decoders:
         with pytest.raises(UsageError, match=message):
             decoder.generate_ids(**options)
+
+
+@pytest.mark.parametrize(("configured", "asked"), [(200, {}), (10, {"max_new_tokens": 4})], ids=["too long", "unused"])
+def test_the_configs_own_length_is_nobodys_demand(configured, asked):
+    """It counts the padding too, and is cut to the cache, which holds 100."""
+    model = tiny_target()
+    model.generation_config.max_length = configured
+    found = AutoregressiveDecoder(model, max_length=100).generate_ids(IDS, attention_mask=MASK, pad_token_id=0, **asked)
+    new = 4 if asked else 88
+    assert found.shape[1] == 12 + (4 if asked else 99)
+    expected = model.generate(IDS[:1], attention_mask=MASK[:1], max_new_tokens=new, do_sample=False)
+    assert torch.equal(found[0, : 12 + new], expected[0])

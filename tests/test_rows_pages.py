@@ -1,6 +1,7 @@
 """A batch whose pages run dry: the newest texts wait, and every text is the one that the request gets alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from fake_graphs import fake_graphs
 from fakes import DEVICE
 from test_rows_engine import MAX_LENGTH, alone, make_batch, sequence_of  # noqa: F401
 
+import radar.generation.batch
 from radar import FixedDepth, SamplingParams
 from radar.engine.shared_prompts import SharedPrompts
 from radar.generation.request import Request
@@ -144,3 +146,60 @@ def test_what_the_draft_head_has_for_shared_pages_is_copied():
         assert torch.equal(cache[:, 0], old[:, 0])
     shared.forget()
     assert shared.take(2, prompt) == 0
+
+
+@torch.inference_mode()
+def test_another_policy_leaves_the_pages_of_known_prompts_alone(alone, monkeypatch):  # noqa: F811
+    """Graphs are made anew for it, for which rounds run."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    batch, reused = make_batch(3, FixedDepth(2), fallback=True, graphs=True), []
+    known = []
+    prompt = [random.Random(0).randrange(17) for _ in range(200)]
+    for end in (0, 1):
+        request = Request([*prompt, end], 30, SamplingParams(), frozenset())
+        sequence = sequence_of(replace(request, reuse_prefix=True))
+        batch.add(sequence)
+        while batch.has_work:
+            batch.step()
+        assert sequence.token_ids == alone(request)
+        cache = batch.engine.target.cache
+        known.append(cache.keys[:, batch.engine._pages.pool._prefixes.find(prompt)].clone())
+        reused.append(sequence.rounds[0].num_reused_tokens)
+        batch.engine.set_policy(FixedDepth(3))
+    assert reused == [0, 192]
+    assert torch.equal(*known)
+
+
+@torch.inference_mode()
+def test_a_first_token_is_the_texts_own_wherever_it_moves(alone, monkeypatch):  # noqa: F811
+    """A row is left, and another prompt fails, between two prompts of one step."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    batch = make_batch(5, FixedDepth(2), graphs=True)
+    first, last, moved, wrong, after = (
+        sequence_of(Request(ids, 30, SamplingParams(temperature=1.0, seed=1), frozenset()))
+        for ids in ([1, 2, 3], [4, 5, 6], [7, 8, 9, 1], [99], [2, 2, 5])
+    )
+    for sequence in (first, last):
+        batch.add(sequence)
+    for _ in range(3):
+        batch.step()
+    checked = radar.generation.batch.check_vocabulary
+
+    release = batch.engine.release
+
+    def check(ids, size):
+        if ids == [99]:
+            first.close()  # as another thread may
+            release(first.token)
+        return checked(ids, size)
+
+    monkeypatch.setattr(radar.generation.batch, "check_vocabulary", check)
+    for sequence in (moved, wrong, after):
+        batch.add(sequence)
+    monkeypatch.setattr(batch.engine, "release", lambda key: None if key is first.token else release(key))
+    while batch.has_work:
+        batch.step()
+    for sequence in (last, moved, after):
+        assert sequence.token_ids == alone(sequence.request)

@@ -78,14 +78,14 @@ class PlainRows(RowsEngine):
     """
 
     def __init__(self, target: TargetModel, *, graphs: bool = False) -> None:
-        steps, streams = PlainSteps(target), None
+        steps = PlainSteps(target)
         super().__init__(steps, None, graphs=graphs, ahead=1, nodes=1)
         views = [steps.first(rows) for rows in widths(len(steps.active) - 1)]
         if graphs:
             rehearse(lambda: self._rehearse(views), target.device)
-            streams = Streams(target.device)
-            self.capture_prompts(streams)
-        self.widths = [Tokens(view, streams) for view in views]
+            self._streams = Streams(target.device)  # theirs as long as the graphs live
+            self.capture_prompts(self._streams)
+        self.widths = [Tokens(view, self._streams if graphs else None) for view in views]
         self.forget()
 
     def _rehearse(self, views: Sequence[PlainSteps]) -> None:

@@ -166,6 +166,7 @@ class RoundGraphs(Rounds):
         torch.cuda.synchronize(self.steps.target.device)  # a round that nobody read may still run
         self.steps.count.fill_(1)  # as in a round, whatever was captured before
         self._round = capture_round(self.steps, policy, self.steps.policy, self._streams, conditional=self._conditional)
+        self.steps.count.fill_(1)
         if self._plain is None and self.fallback is not None:
             self._plain = capture_plain(self.steps, self._streams)
 
@@ -238,16 +239,20 @@ class RoundRows(RowsEngine):
 
     def set_policy(self, policy: StopPolicy) -> None:
         """Decide by another policy once the rows are empty. Raises UsageError if it cannot serve the tree."""
-        self.steps.bind(policy)
+        for rounds in self._rounds:
+            rounds.steps.bind(policy)
         self.policy = policy
 
     def prepare(self) -> None:
         """See `RowsEngine`."""
         if self._bound is not self.policy:
-            self._bound = self.policy
             for rounds in self._rounds:
                 rounds.decide_by(self.policy)
+            self._bound = self.policy
             self.forget()
+        for rounds in self._rounds:
+            if rounds.fallback is not None:
+                rounds.fallback.begin_text()
 
     def forget(self) -> None:
         """See `RowsEngine`."""

@@ -97,6 +97,7 @@ class RowsEngine:
     def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
         """See `BatchEngine`."""
         if not self._texts:
+            self._pages.publish()  # what is run to prepare would write to pages of texts that have left
             self.prepare()
         while (start := self._open(request)) is None:
             yield 0
@@ -228,8 +229,15 @@ class RowsEngine:
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
             self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
+            if last.first is not None and self._chunks is not None and not self._flies(last):
+                last.first_row = row  # another text may take its old row before it is read
+                self._first.send()
         self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
+
+    def _flies(self, text: Text) -> bool:
+        """Whether a round of the text is under way."""
+        return self._launched is not None and text in self._launched[1]
 
     def release(self, key: Hashable) -> None:
         """See `BatchEngine`."""

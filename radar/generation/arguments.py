@@ -123,7 +123,7 @@ _CALL = {
                                   "each text alone"),
     "logits_processor": Argument("f(input_ids [1, L], scores [1, V]) -> scores [1, V], in order, behind those of the "
                                  "config and before temperature and filters; on the host, for each text alone"),
-    "prefix_allowed_tokens_fn": Argument("f(0, ids [L]) -> allowed ids; on the host"),
+    "prefix_allowed_tokens_fn": Argument("f(row, ids [L]) -> allowed ids; on the host"),
     "generation_config": Argument("in place of the model's own, whose values fill what it leaves open"),
     "streamer": Argument("gets the prompt, the tokens and the end; `stream` and `rounds` are streams themselves",
                          only="generate, generate_ids"),

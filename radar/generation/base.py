@@ -138,8 +138,10 @@ class Decoder(Generic[E]):
         return TextStream(self.tokenizer, sequence, lambda: sequence.output(self.tokenizer, self.engine_name))
 
     def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
-        """`stream` for `async for`, in any event loop, which goes on meanwhile. A loop that is left early, and a task
-        that is cancelled, end the text. See `rounds` for the arguments and errors."""
+        """`stream` for `async for`, in any event loop, which goes on meanwhile. A task that is cancelled ends the text;
+        `async with decoder.astream(...) as pieces` ends it however the block is left, by `break` too. See `rounds` for
+        the arguments and errors."""
+        self._kept.check()
         return AsyncTextStream(self.stream(prompt, **options))
 
     @overload
@@ -170,7 +172,8 @@ class Decoder(Generic[E]):
         started = time.perf_counter()
         if are_many(prompt):
             if streamer is not None:
-                raise UsageError("RADAR cannot honour streamer= for several prompts: call generate for each")
+                with ended(streamer):
+                    raise UsageError("RADAR cannot honour streamer= for several prompts: call generate for each")
             return self._generate_all(prompt, options)
         with ended(streamer):
             sequence = self.run(self._request(cast("Prompt", prompt), options), streamer)
@@ -180,6 +183,8 @@ class Decoder(Generic[E]):
         given, count = check_options(options), len(prompts)
         texts, errors = decode_all(count, lambda i: self._request(prompts[i], seeded(given, i)), self._maker)
         done = {i: text.output(self.tokenizer, self.engine_name) for i, text in texts.items() if i not in errors}
+        if errors and not texts:  # what is wrong is wrong for all of them
+            raise errors[0]
         if errors:
             raise BatchError([done.get(i) for i in range(count)], errors) from errors[min(errors)]
         return list(done.values())

@@ -121,7 +121,9 @@ class Batch:
                 count = next(chunks, None)
             except RadarError as error:  # of what was asked for
                 _fail(row.sequence, error, tell)
-                self.drop_closed()
+                del self._texts[row.sequence.token]  # it alone: the others stay in their rows until the round
+                self.engine.release(row.sequence.token)
+                self._admission = None
                 continue
             if count is None:
                 self._admission = None

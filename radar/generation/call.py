@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MaxLengthCriteria
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from radar.config import check_int
 from radar.errors import UsageError
@@ -93,15 +94,37 @@ def prepare_requests(
         own = dict(arguments) | {"num_return_sequences": 1, "attention_mask": torch.ones_like(ids)}
         if seed is not None:
             own["seed"] = seed + row
-        for name in ("max_length", "min_length"):  # count the padding
-            value = own.get(name, configured(context.model, name))
-            if padding and value:
-                own[name] = max(0, value - padding)
-        prepared, criteria, own_seed, asked = _prepare(ids, own, context)
+        if padding:
+            _without(padding, own, ids.shape[1], context, asked=asked)
+        if (allowed := own.get("prefix_allowed_tokens_fn")) is not None:
+            own["prefix_allowed_tokens_fn"] = partial(_of_row, row, allowed)
+        prepared, criteria, own_seed, _ = _prepare(ids, own, context)
         requests.append(
             request_of(prepared, context, seed=own_seed, criteria=criteria, clip=not asked, reuse_prefix=reuse_prefix)
         )
     return whole, requests
+
+
+def _of_row(row: int, allowed: Callable[[int, Tensor], Any], _: int, ids: Tensor) -> Any:
+    """A `prefix_allowed_tokens_fn`, told which row of the call it is asked for."""
+    return allowed(row, ids)
+
+
+def _without(padding: int, own: dict[str, Any], length: int, context: Context, *, asked: bool) -> None:
+    """Limits that count a row's padding, as of a row without it."""
+    shortest = own.get("min_length", configured(context.model, "min_length"))
+    if shortest:
+        own["min_length"] = max(0, shortest - padding)
+    if own.get("max_length") is not None:
+        own["max_length"] -= padding
+    if own.get("stopping_criteria"):
+        own["stopping_criteria"] = StoppingCriteriaList(
+            MaxLengthCriteria(one.max_length - padding) if type(one) is MaxLengthCriteria else one
+            for one in own["stopping_criteria"]
+        )
+    most = configured(context.model, "max_length")
+    if not asked and most is not None and configured(context.model, "max_new_tokens") is None:  # the config's own
+        own["max_new_tokens"] = max(1, min(most - padding - length, room_for(length, context)))
 
 
 def _prepare(

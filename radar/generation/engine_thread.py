@@ -93,18 +93,24 @@ class EngineThread:
     def _next(self, text: _Text, sequence: Sequence) -> Round | None:
         """The sequence's next round; None if it was closed meanwhile."""
         self._check()
-        item, seconds = text.queue.get()
-        if item is None or sequence.has_ended:
-            return None
-        sequence.seconds = seconds
-        if isinstance(item, BaseException):
-            sequence.finish_reason = "error"
-            sequence.ids[:] = text.ids
-            raise item
-        sequence.ids += item.tokens
-        sequence.rounds.append(item)
-        sequence.finish_reason = item.finish_reason
-        return item
+        try:
+            item, seconds = text.queue.get()
+            if item is None or sequence.has_ended:
+                return None
+            sequence.seconds = seconds
+            if isinstance(item, BaseException):
+                sequence.ids[:] = text.ids
+                raise item
+            sequence.ids += item.tokens
+            sequence.rounds.append(item)
+            sequence.finish_reason = item.finish_reason
+            return item
+        except BaseException:  # Ctrl-C too, with which a round may be lost
+            sequence.finish_reason = sequence.finish_reason or "error"
+            text.let_go(text.token)
+            raise
+        finally:
+            item = None  # an error holds this frame, and with it the engine
 
     def _start(self) -> None:
         with self._starting:

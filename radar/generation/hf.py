@@ -61,7 +61,8 @@ class IdsCall:
                 raise UsageError(
                     f"RADAR cannot honour {name}=True for {len(self.requests)} rows: pass one row at a time"
                 )
-        if self._pad is None and any(request.criteria for request in self.requests):
+        apart = any(request.criteria for request in self.requests) or len({one.limit for one in self.requests}) > 1
+        if self._pad is None and apart:
             raise UsageError("rows that may end apart are filled up: pass pad_token_id=")
 
     @property
@@ -71,7 +72,9 @@ class IdsCall:
         if config.pad_token_id is not None:
             return int(config.pad_token_id)
         ends = config.eos_token_id
-        return ends[0] if isinstance(ends, list) else ends
+        if isinstance(ends, Tensor):
+            ends = ends.flatten().tolist()
+        return ends[0] if isinstance(ends, list | tuple) else ends
 
     def result(self, texts: Sequence[Sequence[Round]], engine_name: str, seconds: float) -> Any:
         """Prompts and outputs [B, P + N] int64, or a `RadarGenerateOutput` where that was asked for.

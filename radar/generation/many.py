@@ -20,12 +20,17 @@ __all__ = ["Prompts", "are_many", "decode_all", "seeded"]
 
 Prompts = Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Sequence[Sequence[Mapping[str, Any]]]
 
+_WHOLE = (str, bytes, bytearray, memoryview)
+
 
 def are_many(prompt: object) -> bool:
     """Whether it is a list of prompts: a list of numbers is one, and so is one of messages."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes | bytearray | memoryview):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, _WHOLE) or not prompt:
         return False
-    return any(isinstance(item, str | Sequence | Tensor | np.ndarray) for item in prompt)
+    first = prompt[0]
+    if isinstance(first, Tensor | np.ndarray):
+        return first.ndim > 0
+    return isinstance(first, str | Sequence) and not isinstance(first, bytes | bytearray | memoryview)
 
 
 def seeded(options: Mapping[str, Any], number: int) -> dict[str, Any]:

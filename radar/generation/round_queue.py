@@ -48,6 +48,8 @@ class RoundQueue:
     async def ready(self) -> None:
         """Comes back when `get` does not wait."""
         loop = asyncio.get_running_loop()
+        if self._bell is not None:
+            raise RuntimeError("another task waits for this text already: one reader at a time")
         while self._items.empty():
             rung = loop.create_future()
             self._bell = partial(loop.call_soon_threadsafe, _ring, rung)

@@ -78,8 +78,8 @@ class TextStream(Iterator[str]):
 
 
 class AsyncTextStream(AsyncIterator[str]):
-    """The pieces of a `TextStream` for `async for`. A loop that is left early, and a task that is cancelled, end the
-    generation.
+    """The pieces of a `TextStream` for `async for`. A task that is cancelled ends the generation; a loop that is left
+    by `break` does inside of `async with`.
 
     Args:
         stream: the pieces.
@@ -100,6 +100,12 @@ class AsyncTextStream(AsyncIterator[str]):
         if piece is None:
             raise StopAsyncIteration
         return piece
+
+    async def __aenter__(self) -> AsyncTextStream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """End the generation here; `output` holds what has come so far."""

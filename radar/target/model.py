@@ -15,9 +15,11 @@ from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
+from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
 from radar.target.prompt_attention import LEAST_ROWS, Chain, has_flash
 from radar_kernels.ancestor_paths import ancestor_paths
+from radar_kernels.reference_canonical import PAGE
 
 __all__ = ["TargetModel", "default_tap_layers", "resolve_tap_layers"]
 
@@ -86,7 +88,7 @@ class TargetModel:
             "num_layers": num_layers,
             "batch_size": batch_size,
             "num_kv_heads": int(config.num_key_value_heads),
-            "capacity": max_length + max_rows,
+            "capacity": PAGE * pages_of(max_length + max_rows),  # of one row as of several: work is cut by it
             "head_dim": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
             "dtype": self.dtype,
             "device": self.device,
