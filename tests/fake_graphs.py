@@ -45,7 +45,8 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(StaticKVCache, "set_window", lambda self, rows: None)  # as on a card
+    # as on a card, where the window is the whole cache
+    monkeypatch.setattr(StaticKVCache, "set_window", lambda self, rows: setattr(self, "_window", self.capacity))
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
     for engine in (rows, plain_rows):
         monkeypatch.setattr(engine, "Mailbox", Mailbox)

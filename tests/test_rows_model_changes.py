@@ -1,5 +1,7 @@
 """Several rows, and a model or a policy that changes: what the texts under way and the next ones meet."""
 
+import threading
+
 import pytest
 import torch
 from rows_decoders import PROMPTS, Gate, make_rows, tokens_of
@@ -60,9 +62,11 @@ def test_another_policy_decides_from_the_next_text_on(alone):
     decoder, gate = make_rows("radar", 3), Gate()
     first = decoder.rounds(PROMPTS[0], max_new_tokens=12, stopping_criteria=[gate])
     assert gate.reached.wait(60)
-    decoder.policy = FixedDepth(1)
-    second = decoder.rounds(PROMPTS[1], max_new_tokens=12)
+    setter = threading.Thread(target=setattr, args=(decoder, "policy", FixedDepth(1)))
+    setter.start()  # waits for the round
     gate.opened.set()
+    setter.join(60)
+    second = decoder.rounds(PROMPTS[1], max_new_tokens=12)
     for one, calls in ((first, 3), (second, 1)):
         assert {item.num_draft_calls for item in one if not item.is_prefill} == {calls}
     assert (first.token_ids, second.token_ids) == tuple(alone(prompt, max_new_tokens=12) for prompt in PROMPTS[:2])

@@ -20,7 +20,7 @@ from radar.generation.options import GenerateOptions, check_options
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
 from radar.generation.request import Context, Request
 from radar.generation.sequence import GenerationOutput, Sequence
-from radar.generation.streamers import ended, feed
+from radar.generation.streamers import ended, feed, release
 from radar.generation.text import AsyncTextStream, TextStream
 from radar.generation.turns import RoundMaker, Turns
 from radar.metrics import DecodeMetrics
@@ -172,8 +172,8 @@ class Decoder(Generic[E]):
         started = time.perf_counter()
         if are_many(prompt):
             if streamer is not None:
-                with ended(streamer):
-                    raise UsageError("RADAR cannot honour streamer= for several prompts: call generate for each")
+                release(streamer)
+                raise UsageError("RADAR cannot honour streamer= for several prompts: call generate for each")
             return self._generate_all(prompt, options)
         with ended(streamer):
             sequence = self.run(self._request(cast("Prompt", prompt), options), streamer)

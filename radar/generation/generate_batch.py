@@ -15,7 +15,7 @@ from radar.generation.hf import call_of_ids
 from radar.generation.many import decode_all, seeded
 from radar.generation.prompt import encode_prompt
 from radar.generation.request import Context, Request
-from radar.generation.streamers import ended
+from radar.generation.streamers import release
 from radar.generation.turns import RoundMaker
 
 __all__ = ["RequestOutput", "generate_batch"]
@@ -69,8 +69,8 @@ def generate_batch(
         if name in given and given.pop(name) not in values:
             raise UsageError(f"RADAR cannot honour {name}={arguments[name]!r:.80}: {instead}")
     if "streamer" in given:
-        with ended(given["streamer"]):
-            raise UsageError("RADAR cannot honour streamer= for several prompts: call generate_ids for each")
+        release(given["streamer"])
+        raise UsageError("RADAR cannot honour streamer= for several prompts: call generate_ids for each")
     prompts = list(inputs)
     outputs = [RequestOutput(f"req_{number}") for number in range(len(prompts))]
 

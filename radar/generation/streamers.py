@@ -11,7 +11,7 @@ import torch
 from radar.errors import UsageError
 from radar.generation.sequence import Sequence
 
-__all__ = ["ended", "feed"]
+__all__ = ["ended", "feed", "release"]
 
 
 @contextmanager
@@ -30,6 +30,12 @@ def ended(streamer: Any) -> Iterator[None]:
         yield
     finally:
         streamer.end()
+
+
+def release(streamer: Any) -> None:
+    """End one that gets nothing, if it is a streamer."""
+    if callable(end := getattr(streamer, "end", None)):
+        end()
 
 
 def feed(sequence: Sequence, streamer: Any, *, put_prompt: bool = True) -> None:
