@@ -12,7 +12,7 @@ import torch
 from radar import RadarDecoder
 from radar.engine import captured, graph, plain, plain_rows, rows
 from radar.engine.fallback import Fallback
-from radar.target.cache import StaticKVCache
+from radar.target.pages import PagedKVCache
 
 
 class _Event:
@@ -45,8 +45,8 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fake in (("Stream", lambda *_: None), ("Event", _Event)):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    # as on a card, where the window is the whole cache
-    monkeypatch.setattr(StaticKVCache, "set_window", lambda self, rows: setattr(self, "_window", self.capacity))
+    # of rows, as on a card, where the window is the whole cache: the host sets others between graphs
+    monkeypatch.setattr(PagedKVCache, "set_window", lambda self, rows: setattr(self, "_window", self.capacity))
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
     for engine in (rows, plain_rows):
         monkeypatch.setattr(engine, "Mailbox", Mailbox)
