@@ -17,7 +17,7 @@ from radar.draft.fit import check_tree
 from radar.draft.narrow import check_draft_dtype
 from radar.engine.ambient import ambient
 from radar.engine.base import RoundEngine
-from radar.engine.build import PlainRecipe, PlainRowsRecipe, RoundRecipe, RowsRecipe
+from radar.engine.build import PlainRecipe, RoundRecipe, RowsRecipe
 from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
@@ -210,5 +210,5 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         recipe: Any = PlainRecipe(max_length, engine)
         check_rows(max_batch_size, cache_tokens)
         if max_batch_size > 1:
-            recipe = PlainRowsRecipe(recipe, max_batch_size, cache_tokens)
+            recipe = RowsRecipe(recipe, max_batch_size, cache_tokens)
         super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)

@@ -1,5 +1,6 @@
 """Decoders of several rows, and a criterion that holds a text up."""
 
+import functools
 import threading
 
 from decoders import WordTokenizer
@@ -18,6 +19,16 @@ def make_rows(kind, rows, model=None, **options):
     if kind == "plain":
         return AutoregressiveDecoder(model, **options)
     return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, fallback=False, **options)
+
+
+@functools.cache
+def _one():
+    return make_rows("radar", 1)
+
+
+def alone(prompt, **options):
+    """What a prompt's text is by itself."""
+    return _one().generate(prompt, **options).token_ids
 
 
 def tokens_of(rounds):

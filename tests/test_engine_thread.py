@@ -8,7 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from rows_decoders import PROMPTS, Gate, make_rows, tokens_of
+from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
 
 from radar.errors import UsageError
 
@@ -16,12 +16,6 @@ OPTIONS = [
     {"max_new_tokens": 3 + 4 * (k % 4), "temperature": k % 2 * 0.9, "seed": k, "eos_token_id": [k] if k % 3 else []}
     for k in range(8)
 ]
-
-
-@pytest.fixture(scope="module")
-def alone():
-    decoder = make_rows("radar", 1)
-    return lambda prompt, **options: decoder.generate(prompt, **options).token_ids
 
 
 @pytest.fixture(params=["radar", "plain"])
@@ -38,7 +32,7 @@ def thread_of(decoder):
     return decoder._maker._thread
 
 
-def test_eight_threads_over_four_rows(decoder, alone):
+def test_eight_threads_over_four_rows(decoder):
     expected = [alone(prompt, **options) for prompt, options in zip(PROMPTS, OPTIONS, strict=True)]
     start = threading.Barrier(8)
 
@@ -62,7 +56,7 @@ def test_eight_threads_over_four_rows(decoder, alone):
     assert total.seconds > 0
 
 
-def test_texts_share_rounds(two, alone):
+def test_texts_share_rounds(two):
     """A round has a token of each."""
     gate, seen = Gate(), []
     two.engine.round, plain = lambda: seen.append(len(made := plain())) or made, two.engine.round
@@ -90,7 +84,7 @@ def test_what_a_reader_has_read_is_what_a_sequence_says(two):
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "break"])
-def test_a_text_that_nobody_reads_is_out_within_a_round(two, how, alone):
+def test_a_text_that_nobody_reads_is_out_within_a_round(two, how):
     calls, reached, opened = [], threading.Event(), threading.Event()
 
     def hold(ids, scores):
@@ -127,7 +121,7 @@ def test_closing_ends_the_wait_of_a_reader(two):
 
 
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="needs signals")
-def test_an_interrupt_while_a_reader_waits_leaves_nothing_broken(two, alone):
+def test_an_interrupt_while_a_reader_waits_leaves_nothing_broken(two):
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")
     opened = threading.Event()
@@ -146,7 +140,7 @@ def test_an_interrupt_while_a_reader_waits_leaves_nothing_broken(two, alone):
         assert two.generate(PROMPTS[2], max_new_tokens=5).token_ids == alone(PROMPTS[2], max_new_tokens=5)
 
 
-def test_other_decoders_of_the_model_go_on_beside(two, alone):
+def test_other_decoders_of_the_model_go_on_beside(two):
     other, gate = make_rows("radar", 3, two.model), Gate()
     running = two.rounds(PROMPTS[0], max_new_tokens=10, stopping_criteria=[gate])
     assert gate.reached.wait(60)  # in the middle of a step

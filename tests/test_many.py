@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from decoders import WordTokenizer
-from rows_decoders import make_rows
+from rows_decoders import alone, make_rows
 from transformers import GenerationConfig
 
 from radar import SamplingParams
@@ -31,12 +31,6 @@ def decoder(request):
     return make_rows(*request.param, max_length=64, tokenizer=ChatTokenizer())
 
 
-@pytest.fixture(scope="module")
-def alone():
-    decoder = make_rows("radar", 1)
-    return lambda ids, **options: decoder.generate(ids, **options).token_ids
-
-
 def words(ids):
     return " ".join(f"w{token}" for token in ids)
 
@@ -51,7 +45,7 @@ def words(ids):
         lambda ids: [{"role": "user", "content": words(ids)}],
     ],
 )
-def test_a_list_of_prompts_gives_a_list_of_texts(decoder, alone, form):
+def test_a_list_of_prompts_gives_a_list_of_texts(decoder, form):
     found = decoder.generate([form(ids) for ids in IDS], max_new_tokens=4)
     assert [one.token_ids for one in found] == [alone(ids, max_new_tokens=4) for ids in IDS]
     assert [one.finish_reason for one in found] == ["length"] * len(IDS)
@@ -67,7 +61,7 @@ def test_numbers_and_messages_are_one_prompt(decoder, prompt):
 
 
 @pytest.mark.parametrize("how", ["seed", "sampling"])
-def test_every_prompt_has_a_seed_of_its_own(decoder, alone, how):
+def test_every_prompt_has_a_seed_of_its_own(decoder, how):
     options = (
         {"temperature": 1.0, "seed": 7} if how == "seed" else {"sampling": SamplingParams(temperature=1.0, seed=7)}
     )
@@ -84,7 +78,7 @@ def test_without_a_seed_the_noise_follows_torch(decoder):
     assert say() == say()
 
 
-def test_bad_prompts_get_their_errors_and_the_others_their_texts(decoder, alone):
+def test_bad_prompts_get_their_errors_and_the_others_their_texts(decoder):
     bad = {1: "", 3: "w99", 4: [], 6: 5, 7: [1] * 64, 8: None}
     prompts = [words(IDS[0]), bad[1], words(IDS[1]), bad[3], bad[4], torch.tensor(IDS[2]), bad[6], bad[7], bad[8]]
     with pytest.raises(BatchError) as caught:
@@ -100,7 +94,7 @@ def test_bad_prompts_get_their_errors_and_the_others_their_texts(decoder, alone)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_criterion_that_fails_for_one_text_ends_that_one(decoder, alone):
+def test_a_criterion_that_fails_for_one_text_ends_that_one(decoder):
     def fail(ids, scores):
         if ids[0, 0] == IDS[2][0]:
             raise RuntimeError("broken")

@@ -4,16 +4,10 @@ import threading
 
 import pytest
 import torch
-from rows_decoders import PROMPTS, Gate, make_rows, tokens_of
+from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
 
 from radar import FixedDepth, Threshold
 from radar.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def alone():
-    decoder = make_rows("radar", 1)
-    return lambda prompt, **options: decoder.generate(prompt, **options).token_ids
 
 
 @pytest.fixture(params=["radar", "plain"])
@@ -58,7 +52,7 @@ def test_a_text_waits_until_those_under_way_have_ended_if_the_model_has_changed(
     assert two.engine is not engine
 
 
-def test_another_policy_decides_from_the_next_text_on(alone):
+def test_another_policy_decides_from_the_next_text_on():
     decoder, gate = make_rows("radar", 3), Gate()
     first = decoder.rounds(PROMPTS[0], max_new_tokens=12, stopping_criteria=[gate])
     assert gate.reached.wait(60)

@@ -3,16 +3,10 @@
 import pytest
 import torch
 from fakes import VOCAB
-from rows_decoders import PROMPTS, Gate, make_rows, tokens_of
+from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
 
 from radar import AutoregressiveDecoder
 from radar.errors import BusyError, NumericalError, UsageError
-
-
-@pytest.fixture(scope="module")
-def alone():
-    decoder = make_rows("radar", 1)
-    return lambda prompt, **options: decoder.generate(prompt, **options).token_ids
 
 
 @pytest.fixture(params=["radar", "plain"])
@@ -32,7 +26,7 @@ def two():
         ("stopping_criteria", 1, KeyboardInterrupt), ("stopping_criteria", 4, RuntimeError),
     ],
 )  # fmt: skip
-def test_what_a_text_raises_ends_it_alone(decoder, alone, where, at, error):
+def test_what_a_text_raises_ends_it_alone(decoder, where, at, error):
     left = [at]
 
     def fail(ids, scores):
@@ -55,7 +49,7 @@ def test_what_a_text_raises_ends_it_alone(decoder, alone, where, at, error):
         assert tokens_of(one) == alone(prompt, **options)
 
 
-def test_scores_that_are_no_numbers_end_their_text_alone(decoder, alone):
+def test_scores_that_are_no_numbers_end_their_text_alone(decoder):
     model, poison = decoder.model, 11
 
     def poisoned(module, args, out):
@@ -77,7 +71,7 @@ def test_scores_that_are_no_numbers_end_their_text_alone(decoder, alone):
     assert set(found) <= set(clean)
 
 
-def test_a_failure_of_the_engine_ends_all_texts_and_the_next_gets_a_new_one(decoder, alone):
+def test_a_failure_of_the_engine_ends_all_texts_and_the_next_gets_a_new_one(decoder):
     gate, engine, left = Gate(), decoder.engine, [3]
     texts = [decoder.rounds(prompt, max_new_tokens=20, stopping_criteria=[gate]) for prompt in PROMPTS[:6]]
     assert gate.reached.wait(60)

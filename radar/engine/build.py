@@ -20,12 +20,13 @@ from radar.engine.plain import PlainEngine
 from radar.engine.plain_rows import PlainRows
 from radar.engine.prefill import chunk_sizes
 from radar.engine.round_rows import RoundRows
+from radar.engine.rows import RowsEngine
 from radar.policy.base import StopPolicy
 from radar.target.bound import BoundModel
 from radar.target.model import TargetModel
 from radar.target.turn import Turn
 
-__all__ = ["PlainRecipe", "PlainRowsRecipe", "RoundRecipe", "RowsRecipe"]
+__all__ = ["PlainRecipe", "RoundRecipe", "RowsRecipe"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ class PlainRecipe:
     def build(self, model: Any) -> PlainEngine:
         """An engine for the model as it is now."""
         graphs = choose_engine(self.engine, model.device) == "graph"
-        return PlainEngine(self.target(model), graphs=graphs)
+        return PlainEngine(self._target(model), graphs=graphs)
 
-    def target(self, model: Any, batch_size: int = 1, cache_tokens: int | None = None) -> TargetModel:
+    def build_rows(self, model: Any, batch_size: int, cache_tokens: int | None) -> PlainRows:
+        """One of `batch_size` rows."""
+        graphs = choose_engine(self.engine, model.device) == "graph"
+        return PlainRows(self._target(model, batch_size, cache_tokens), graphs=graphs)
+
+    def _target(self, model: Any, batch_size: int = 1, cache_tokens: int | None = None) -> TargetModel:
         """The model with a cache of `batch_size` rows."""
         return TargetModel(
             model,
@@ -54,29 +60,6 @@ class PlainRecipe:
             batch_size=batch_size,
             cache_tokens=cache_tokens,
         )
-
-
-@dataclass(frozen=True)
-class PlainRowsRecipe:
-    """Of plain decoding of several texts at once.
-
-    Attributes:
-        plain: what it would be for one.
-        batch_size, cache_tokens: as `AutoregressiveDecoder` takes them.
-    """
-
-    plain: PlainRecipe
-    batch_size: int
-    cache_tokens: int | None
-
-    def turns(self, model: Any) -> list[Turn]:
-        """What a round waits for."""
-        return self.plain.turns(model)
-
-    def build(self, model: Any) -> PlainRows:
-        """An engine for the model as it is now."""
-        graphs = choose_engine(self.plain.engine, model.device) == "graph"
-        return PlainRows(self.plain.target(model, self.batch_size + 1, self.cache_tokens), graphs=graphs)
 
 
 @dataclass
@@ -111,13 +94,21 @@ class RoundRecipe:
     def build(self, model: Any) -> RoundEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
         graphs = choose_engine(self.engine, model.device) == "graph"
-        target, drafter = self.parts(model)
+        target, drafter = self._parts(model)
         tree, fallback = self.tree_on(model.device), Fallback() if self.fallback else None
         if graphs:
             return GraphEngine(target, drafter, self.policy, tree, fallback=fallback)
         return EagerEngine(target, drafter, self.policy, tree, profile=self.profile, fallback=fallback)
 
-    def parts(
+    def build_rows(self, model: Any, batch_size: int, cache_tokens: int | None) -> RoundRows:
+        """One of `batch_size` rows. Raises UsageError if the head does not fit the model."""
+        graphs = choose_engine(self.engine, model.device) == "graph"
+        target, drafter = self._parts(model, batch_size, cache_tokens)
+        return RoundRows(
+            target, drafter, self.policy, self.tree_on(model.device), graphs=graphs, fallback=self.fallback
+        )
+
+    def _parts(
         self, model: Any, batch_size: int = 1, cache_tokens: int | None = None
     ) -> tuple[TargetModel, Eagle3Drafter]:
         """The model and the head with caches of `batch_size` rows."""
@@ -148,28 +139,25 @@ class RoundRecipe:
 
 @dataclass(frozen=True)
 class RowsRecipe:
-    """Of rounds of several texts at once.
+    """Of several texts at once.
 
     Attributes:
-        rounds: what they would be for one.
-        batch_size, cache_tokens: as `RadarDecoder` takes them.
+        one: what they would be made of one by one.
+        batch_size, cache_tokens: as the decoders take them.
     """
 
-    rounds: RoundRecipe
+    one: PlainRecipe | RoundRecipe
     batch_size: int
     cache_tokens: int | None
 
     def turns(self, model: Any) -> list[Turn]:
         """What a round waits for."""
-        return self.rounds.turns(model)
+        return self.one.turns(model)
 
-    def build(self, model: Any) -> RoundRows:
+    def build(self, model: Any) -> RowsEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
-        rounds, graphs = self.rounds, choose_engine(self.rounds.engine, model.device) == "graph"
-        # a prompt comes in at a row of its own
-        target, drafter = rounds.parts(model, self.batch_size + 1, self.cache_tokens)
-        tree = rounds.tree_on(model.device)
-        return RoundRows(target, drafter, rounds.policy, tree, graphs=graphs, fallback=rounds.fallback)
+        rows = self.batch_size + 1  # a prompt comes in at one of its own
+        return self.one.build_rows(model, rows, self.cache_tokens)
 
 
 def _sizes(target: TargetModel) -> TargetSizes:

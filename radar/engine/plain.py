@@ -25,6 +25,7 @@ class PlainEngine:
 
     Attributes:
         name: "graph" or "eager".
+        steps: of a token.
         admission: takes prompts; its `prefix` is the text in the cache.
     """
 

@@ -110,7 +110,9 @@ def test_kernel_equals_float64(shape, blocks, kernel_dtype, device, launched):
         assert set(launched) - {"sum_kernel"} == {"linear_kernel"}
 
 
-@pytest.mark.parametrize("shape", SHAPES[:4] + SHAPES[-1:], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize(
+    "shape", [*SHAPES[:4], SHAPES[-1], (300, 64, 256)], ids=lambda shape: "x".join(map(str, shape))
+)
 @pytest.mark.parametrize("eight", EIGHT_BITS, ids=str)
 def test_weights_of_8_bits(shape, blocks, eight, device, launched):
     x, weight, bias = make(*shape, device=device)
