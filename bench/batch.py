@@ -1,8 +1,8 @@
 """Many texts at once: tokens per second of plain decoding, EAGLE-3, a threshold and RADAR by number of rows.
 
 `python -m bench.batch --prompts FILES --out bench/results/batch/h200.json` on a GPU: the embedded pair at the shapes of
-Llama-3.1-8B. As many texts as rows are under way at any time, each of the others joins when one ends; the time is that
-of all, prompts included. All texts are compared with those of plain decoding. One flat object.
+Llama-3.1-8B. As many texts as rows are under way at any time, another one joins when one ends; the rate is that of the
+time when all rows are taken, prompts included. All texts are compared with those of plain decoding. One flat object.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import time
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,17 +35,38 @@ from radar.tools.prompts import encode_prompt, load_prompts
 MAX_LENGTH = 1024
 
 
-def decode(engine: Any, requests: list[Request], rows: int) -> tuple[list[list[int]], float, int]:
-    """The texts, the seconds that they took, and the steps."""
+class Cell(NamedTuple):
+    """What `decode` has seen."""
+
+    texts: list[list[int]]
+    tokens: int
+    seconds: float
+    steps: int
+
+
+def decode(engine: Any, requests: list[Request], rows: int) -> Cell:
+    """All texts; and how many tokens were made, in which time and steps, while all rows were taken: from the first
+    token of the last text that found a free row to that of the last one of all, so that a prompt comes in for each text
+    that ends."""
     batch, waiting, texts = Batch(engine), list(requests), []
-    begun, steps = time.perf_counter(), 0
+    marks: list[tuple[float, int, int]] = []
+    steps = 0
     while waiting or batch.has_work:
         while waiting and sum(not text.has_ended for text in texts) < rows:
             texts.append(Sequence(waiting.pop(0), lambda _: None, lambda _: None, engine.target.device))
             batch.add(texts[-1])
         batch.step()
         steps += 1
-    return [text.token_ids for text in texts], time.perf_counter() - begun, steps
+        last = texts[rows - 1] if not marks and len(texts) >= rows else texts[-1]
+        if len(marks) < (1 if waiting else 2) and len(texts) >= rows and last.token_ids:
+            marks.append((time.perf_counter(), sum(len(text.token_ids) for text in texts), steps))
+    (begun, before, first), (ended, after, final) = marks
+    return Cell([text.token_ids for text in texts], after - before, ended - begun, final - first)
+
+
+def count_of(rows: int) -> int:
+    """Texts of a cell."""
+    return max(6, 3 * rows)
 
 
 def alone(decoder: Any, requests: list[Request]) -> tuple[list[list[int]], float]:
@@ -103,7 +124,7 @@ def main() -> int:
             for number, prompt in enumerate(prompts)
         ]
         with torch.inference_mode():
-            expected[key], *_ = decode(plain, requests[: max(4, 2 * most)], most)
+            expected[key] = decode(plain, requests[: count_of(most)], most).texts
         for name, decoder in (("plain", single), ("radar", radar)):
             texts, seconds = alone(decoder, requests[:4])
             report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected[key]))} of 4"
@@ -116,15 +137,16 @@ def main() -> int:
                 width.fallback = Fallback() if name == "radar" else None
         for key, requests in asked_for.items():
             for rows in args.rows if name != "eagle3_60" else [8]:
-                asked = requests[: max(4, 2 * rows)]
+                asked = requests[: count_of(rows)]
                 with torch.inference_mode():
                     decode(engine, asked[:2], 1)  # takes the policy
-                    texts, seconds, steps = decode(engine, asked, rows)
-                equal, cell = sum(map(eq, texts, expected[key])), f"{name}_b{rows}_{key}"
-                report[cell] = round(sum(map(len, texts)) / seconds, 1)
+                    made = decode(engine, asked, rows)
+                equal, cell = sum(map(eq, made.texts, expected[key])), f"{name}_b{rows}_{key}"
+                report[cell] = round(made.tokens / made.seconds, 1)
                 report[f"{cell}_equal"] = f"{equal} of {len(asked)}"
-                report[f"{cell}_step_ms"] = round(1000 * seconds / steps, 3)
-                print(cell, report[cell], equal, len(asked), steps, flush=True)
+                report[f"{cell}_step_ms"] = round(1000 * made.seconds / made.steps, 3)
+                report[f"{cell}_tokens"] = round(made.tokens / made.steps / rows, 3)
+                print(cell, report[cell], equal, len(asked), made.steps, report[f"{cell}_tokens"], flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     for key in keys:
