@@ -19,6 +19,7 @@ from radar_kernels.rotary_angles import rotary_angles
 from radar_kernels.rotate_store import HeadNorms, rotate_store
 from radar_kernels.sample_tokens import SamplingState, greedy_tokens, sample_tokens
 from radar_kernels.select_nodes import VerifyTree, select_nodes
+from radar_kernels.share_nodes import Share, share_nodes
 from radar_kernels.silu_mul import silu_mul
 from radar_kernels.skinny_linear import Parts, runs_skinny, skinny_linear, skinny_parts
 from radar_kernels.tree_attention import tree_attention
@@ -32,6 +33,7 @@ __all__ = [
     "Parts",
     "PolicyWeights",
     "SamplingState",
+    "Share",
     "TreeBuffers",
     "VerifyTree",
     "accept_nodes",
@@ -52,6 +54,7 @@ __all__ = [
     "runs_skinny",
     "sample_tokens",
     "select_nodes",
+    "share_nodes",
     "silu_mul",
     "skinny_linear",
     "skinny_parts",

@@ -82,20 +82,28 @@ def prefix_kernel(
     query_ptr, key_ptr, value_ptr, length_ptr, columns_ptr, seen_ptr, table_ptr, peak_ptr, total_ptr, mixed_ptr,
     scale, softcap, window,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_pb, stride_pn, stride_tb, longest, nodes, capacity, kv_heads, rows, chunks,
+    stride_pb, stride_pn, stride_tb, longest, nodes, capacity, kv_heads, rows, chunks, starts_ptr,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, STAGES: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PAGED: tl.constexpr,
-    PDL: tl.constexpr,
+    ALIKE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """State of each row over the whole blocks of one chunk below the text's end, joined from left to right.
 
-    Row r of a program is node r // GROUP under head r % GROUP of one key-value head.
+    Row r of a program is node r // GROUP under head r % GROUP of one key-value head. With ALIKE a text's nodes are
+    those of `starts`, one behind another in the batch.
     """
     batch = (tl.program_id(1) // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    if ALIKE:
+        text = batch
+        batch = tl.load(starts_ptr + text).to(tl.int64)
+        nodes = tl.load(starts_ptr + text + 1) - batch.to(tl.int32)
+        if tl.program_id(0) * ROWS >= nodes * GROUP:
+            return
+        stride_qn = stride_qb
     length = tl.minimum(tl.load(length_ptr + batch), capacity).to(tl.int32)
     whole = length // KEYS * KEYS
     chunk = _chunk_of(tl.maximum(whole - 1, 0)) - tl.program_id(2)  # long ones first, and last those with nothing to do
@@ -111,7 +119,7 @@ def prefix_kernel(
     at = node[:, None].to(tl.int64) * stride_qn + (kv_head * GROUP + r % GROUP)[:, None] * stride_qh + d[None, :]
     q = tl.load(query_ptr + batch * stride_qb + at, mask=real[:, None] & in_dim[None, :], other=0.0)
     if WINDOW:
-        seen = tl.load(seen_ptr + batch * nodes + node, mask=real, other=0)
+        seen = tl.load(seen_ptr + (batch if ALIKE else batch * nodes) + node, mask=real, other=0)
         oldest = tl.where(real, length + seen - window, last)  # the first position that a row sees
         first = tl.maximum(first, tl.min(oldest, 0) // KEYS * KEYS)
 
@@ -138,7 +146,8 @@ def prefix_kernel(
             block_peak, block_total, block_mixed = _weigh(q, k, v, real, scale, softcap, SOFTCAP, False)
         peak, total, mixed = _join(peak, total, mixed, block_peak, block_total, block_mixed)
 
-    out = batch * nodes * (kv_heads * GROUP) + node * (kv_heads * GROUP) + kv_head * GROUP + r % GROUP
+    first_node = batch if ALIKE else batch * nodes
+    out = (first_node + node) * (kv_heads * GROUP) + kv_head * GROUP + r % GROUP
     _store(peak_ptr, total_ptr, mixed_ptr, chunk * rows + out, real, d, peak, total, mixed, DIM)
 
 

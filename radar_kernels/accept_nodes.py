@@ -45,15 +45,17 @@ def accept_kernel(
     kept = a < ROWS
     chosen = tl.load(target_tokens + start + branch, mask=kept, other=0)
     made = tl.load(calls + batch)
+    drafted = tl.sum((child & real).to(tl.int64))
     tl.store(path + batch * ROWS + a, branch.to(tl.int64), mask=kept)
     tl.store(tokens + batch * ROWS + a, chosen, mask=kept)
     tl.store(accept_length + batch, length.to(tl.int64))
     tl.store(num_tokens + batch, length.to(tl.int64) + 1)
     tl.store(next_token + batch, tl.sum(tl.where(a == length, chosen, 0)))
-    result += batch * (ROWS + 2)
+    result += batch * (ROWS + 3)
     tl.store(result, made)
-    tl.store(result + 1, length.to(tl.int64))
-    tl.store(result + 2 + a, chosen, mask=kept)
+    tl.store(result + 1, drafted)
+    tl.store(result + 2, length.to(tl.int64))
+    tl.store(result + 3 + a, chosen, mask=kept)
     bit = tl.full([ROWS_PAD], 1, tl.int32) << (chosen & 31).to(tl.int32)
     tl.atomic_or(seen + batch * words + (chosen >> 5), bit, mask=(a <= length) & kept & (chosen >= 0))
 
@@ -110,7 +112,7 @@ def _check(
         fail(f"seen must be int32 [{batch}, W], got {seen.dtype} {list(seen.shape)}")
     if valid.shape != shape or valid.dtype != torch.bool:
         fail(f"valid must be bool {list(shape)}, got {valid.dtype} {list(valid.shape)}")
-    shapes = {"path": (batch, longest), "tokens": (batch, longest), "result": (batch, longest + 2)}
+    shapes = {"path": (batch, longest), "tokens": (batch, longest), "result": (batch, longest + 3)}
     expected = [("draft_tokens", draft_tokens, shape), ("parents", parents, shape), ("calls", calls, (batch,))]
     expected += [("target_tokens", target_tokens, shape)]
     expected += [(name, x, shapes.get(name, (batch,))) for name, x in zip(Acceptance._fields, into, strict=True)]

@@ -10,10 +10,10 @@ from torch import Tensor
 from radar_kernels import reference_canonical
 from radar_kernels._canonical_kernels import path_kernel, prefix_kernel
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, next_power_of_2
-from radar_kernels.reference_canonical import PAGE, Paths
+from radar_kernels.reference_canonical import PAGE, Alike, Paths
 from radar_kernels.tree_attention import LOG2_E, check_tensors
 
-__all__ = ["Paths", "canonical_attention", "chunk_of"]
+__all__ = ["Alike", "Paths", "canonical_attention", "chunk_of"]
 
 
 JOINED = 4  # rows at a time: 16 bytes a thread of 128 numbers
@@ -76,10 +76,12 @@ class Plans(NamedTuple):
 
 
 def plans(
-    shape: Shape, *, dtype: torch.dtype, arch: int, window: bool, softcap: bool, paged: bool, sink: bool
-) -> Plans:
+    shape: Shape, *, dtype: torch.dtype, arch: int, window: bool, softcap: bool, paged: bool, sink: bool,
+    texts: int | None = None, most: int = 0,
+) -> Plans:  # fmt: skip
+    nodes, batch = (shape.nodes, shape.batch) if texts is None else (most, texts)  # of `prefix_kernel`
     blocks = choose_blocks(
-        rows=shape.nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch, capacity=shape.capacity
+        rows=nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch, capacity=shape.capacity
     )
     options = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
     dims = {"DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)), "PDL": arch >= 90}
@@ -89,8 +91,8 @@ def plans(
     own = (blocks.keys - 1 + shape.longest + blocks.keys - 1) // blocks.keys
     return Plans(
         Plan(
-            (-(-shape.nodes * shape.group // blocks.prefix_rows), heads, chunks),
-            constants | {"ROWS": blocks.prefix_rows, "STAGES": blocks.stages},
+            (-(-nodes * shape.group // blocks.prefix_rows), batch * shape.kv_heads, chunks),
+            constants | {"ROWS": blocks.prefix_rows, "STAGES": blocks.stages, "ALIKE": texts is not None},
             options | {"num_warps": blocks.prefix_warps, "num_stages": blocks.stages},
         ),
         Plan(
@@ -107,6 +109,7 @@ def plans(
 def _launch(
     query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, columns: Tensor,
     seen: Tensor, scale: float, window: int, softcap: float, sink: Tensor | None, block_table: Tensor | None,
+    starts: Tensor | None, most: int,
 ) -> Tensor:  # fmt: skip
     batch, heads, nodes, dim = query.shape
     kv_heads, longest = key.shape[1], columns.shape[2]
@@ -115,6 +118,7 @@ def _launch(
     prefix, path, chunks, blocks = plans(
         shape, dtype=query.dtype, arch=architecture(query.device), window=window > 0, softcap=softcap > 0.0,
         paged=block_table is not None, sink=sink is not None,
+        texts=None if starts is None else len(starts) - 1, most=most,
     )  # fmt: skip
     rows, states = shape.rows, chunks + blocks
     mixed = query.new_empty(states, rows, dim, dtype=torch.float32)
@@ -127,7 +131,7 @@ def _launch(
     found = (peak, total, mixed)
     inputs = (query, key, value, prefix_length, columns, seen, table, *found, *factors, window, *strides)
     inputs += (longest, nodes, capacity, kv_heads, rows, chunks)
-    prefix.launch(prefix_kernel, *inputs)
+    prefix.launch(prefix_kernel, *inputs, prefix_length if starts is None else starts)
     path.launch(path_kernel, *inputs, peak if sink is None else sink, output)
     return output
 
@@ -136,6 +140,7 @@ def _launch(
 def _(
     query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, columns: Tensor,
     seen: Tensor, scale: float, window: int, softcap: float, sink: Tensor | None, block_table: Tensor | None,
+    starts: Tensor | None, most: int,
 ) -> Tensor:  # fmt: skip
     batch, heads, nodes, dim = query.shape
     return query.new_empty(batch, nodes, heads, dim)
@@ -143,7 +148,7 @@ def _(
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, prefix_length: Tensor, paths: Paths, window: int | None,
-    softcap: float | None, sink: Tensor | None, block_table: Tensor | None,
+    softcap: float | None, sink: Tensor | None, block_table: Tensor | None, alike: Alike | None,
 ) -> None:  # fmt: skip
     def fail(message: str) -> None:
         raise ValueError(f"canonical_attention: {message}")
@@ -160,6 +165,11 @@ def _check(
             fail(f"block_table must be int32 [{batch}, T], got {block_table.dtype} {tuple(block_table.shape)}")
         if key.shape[2] != PAGE or block_table.stride(1) != 1:
             fail(f"with a block_table key must be pages [P, KV, {PAGE}, D], got {tuple(key.shape)}")
+    if alike is not None and (nodes != 1 or alike.starts.dim() != 1 or alike.starts.dtype != torch.int32):
+        fail(
+            f"with alike query must be [B, H, 1, D] and starts int32 [T + 1], got {tuple(query.shape)}, "
+            f"{alike.starts.dtype} {tuple(alike.starts.shape)}"
+        )
     if sink is not None and sink.shape != (heads,):
         fail(f"sink must be [{heads}], a score of each head, got {tuple(sink.shape)}")
     if window is not None and window < 1:
@@ -180,6 +190,7 @@ def canonical_attention(
     softcap: float | None = None,
     sink: Tensor | None = None,
     block_table: Tensor | None = None,
+    alike: Alike | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Attend from N tree nodes to a cached prefix and their ancestors, each as if its path were a text by itself.
@@ -202,6 +213,8 @@ def canonical_attention(
         sink: [H], a score of each head that takes weight from the keys and adds no value (attention sinks).
         block_table: [B, T] int32, the page of each 64 tokens, S = 64 T (see `store_rows`); None: the cache is one
             piece.
+        alike: with N = 1, which entries of the batch have one text, whose keys are then read once for all of them; the
+            result is the same without. An entry of no text has a prefix of 0.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere, whose bits promise nothing.
 
     Returns:
@@ -210,10 +223,11 @@ def canonical_attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
     """
-    _check(query, key, value, prefix_length, paths, window, softcap, sink, block_table)
+    _check(query, key, value, prefix_length, paths, window, softcap, sink, block_table, alike)
     if scale is None:
         scale = query.shape[3] ** -0.5
-    others = [x for x in (sink, block_table) if x is not None]
+    starts, most = (None, 0) if alike is None else alike
+    others = [x for x in (sink, block_table, starts) if x is not None]
     if choose_backend("canonical_attention", backend, query, key, value, prefix_length, *paths, *others) == "torch":
         return reference_canonical.canonical_attention(
             query, key, value, prefix_length, paths, scale=scale, window=window, softcap=softcap, sink=sink,
@@ -235,5 +249,7 @@ def canonical_attention(
         softcap or 0.0,
         sink,
         block_table,
+        starts,
+        most,
     )
     return output

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PAGE", "Paths", "ancestor_paths", "canonical_attention", "unpaged"]
+__all__ = ["PAGE", "Alike", "Paths", "ancestor_paths", "canonical_attention", "unpaged"]
 
 PAGE = 64  # tokens of a page
 
@@ -20,6 +20,18 @@ class Paths(NamedTuple):
 
     columns: Tensor
     lengths: Tensor
+
+
+class Alike(NamedTuple):
+    """Entries of a batch that have one text: the same prefix, and the same pages or place of it.
+
+    Attributes:
+        starts: [T + 1] int32: entries starts[t] to starts[t + 1] - 1 have text t.
+        most: entries that one text has, at most.
+    """
+
+    starts: Tensor
+    most: int
 
 
 def ancestor_paths(ancestors: Tensor, longest: int) -> Paths:

@@ -13,7 +13,8 @@ from radar_kernels.reference import TopkConfidence, topk_confidence
 from radar_kernels.reference_sampling import mark_seen
 
 __all__ = [
-    "Acceptance", "TreeBuffers", "VerifyTree", "accept_nodes", "add_level", "grow_tree", "pack_bits", "select_nodes",
+    "Acceptance", "Share", "TreeBuffers", "VerifyTree", "accept_nodes", "add_level", "grow_tree", "pack_bits",
+    "select_nodes", "share_nodes",
 ]  # fmt: skip
 
 
@@ -49,6 +50,20 @@ class VerifyTree(NamedTuple):
     ancestors: Tensor
 
 
+class Share(NamedTuple):
+    """Trees of B rows as one row of nodes, each tree's behind those of the one before.
+
+    Attributes:
+        counts: [B] int32, nodes of each tree that are in it, the root included.
+        starts: [B + 1] int32, where each tree begins; the last is how many nodes there are.
+        nodes: [T] int64, row * M + node of each place, M the most that a tree can have; -1 behind the last.
+    """
+
+    counts: Tensor
+    starts: Tensor
+    nodes: Tensor
+
+
 class Acceptance(NamedTuple):
     """What a verification leaves for the next round and for the host.
 
@@ -60,7 +75,7 @@ class Acceptance(NamedTuple):
         accept_length: [B] draft tokens accepted; the target's own token is not counted.
         num_tokens: [B] the round's tokens, accept_length + 1.
         next_token: [B] the last of them: the next root.
-        result: [B, 2 + A] draft calls, accept_length, tokens.
+        result: [B, 3 + A] draft calls, draft tokens that were verified, accept_length, tokens.
     """
 
     path: Tensor
@@ -127,17 +142,51 @@ def add_level(level: TopkConfidence, tree: TreeBuffers, *, first: bool) -> None:
     tree.calls.add_(1)
 
 
+def share_nodes(scores: Tensor, active: Tensor, *, total: int, most: int) -> Share:
+    """Which nodes are verified together; see `radar_kernels.share_nodes`."""
+    batch, slots = scores.shape
+    flat = scores.masked_fill(~active[:, None], -torch.inf).flatten()
+    best = flat.sort(descending=True, stable=True)
+    room = min(total - batch, batch * slots)
+    picked = torch.zeros_like(flat, dtype=torch.int32)
+    picked[best.indices[:room]] = (best.values[:room] > -torch.inf).int()
+    counts = (1 + picked.view(batch, slots).sum(1, dtype=torch.int32)).clamp(max=most)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    place = torch.arange(total, device=scores.device)
+    row = (ends <= place[:, None]).sum(1)
+    starts = torch.nn.functional.pad(ends, (1, 0))
+    nodes = torch.where(place < ends[-1], row * most + place - starts[row], -1)
+    return Share(counts, starts, nodes)
+
+
 def select_nodes(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, *, total_tokens: int, tree_top_k: int
+    scores: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    root_token: Tensor,
+    *,
+    total_tokens: int,
+    tree_top_k: int,
+    counts: Tensor | None = None,
 ) -> VerifyTree:
     """The root and the best candidates as a tree; see `radar_kernels.select_nodes`."""
     (batch, slots), k = scores.shape, tree_top_k
     picked = min(total_tokens - 1, slots)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :picked].sort(dim=1).values
-    valid = scores.gather(1, order) > -torch.inf
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :picked]
+    if counts is None:
+        order = order.sort(dim=1).values
+        valid = scores.gather(1, order) > -torch.inf
+    else:  # what is not wanted goes behind the rest
+        wanted = torch.arange(1, picked + 1, device=scores.device) < counts[:, None]
+        order = torch.where(wanted, order, slots).sort(dim=1).values
+        wanted = order < slots
+        order = torch.where(wanted, order, 0)
+        valid = wanted & (scores.gather(1, order) > -torch.inf)
     node = torch.arange(picked + 1, device=scores.device)
     node_of_slot = torch.zeros((batch, slots + 1), dtype=torch.int64, device=scores.device)
-    node_of_slot.scatter_(1, order, node[1:].expand(batch, -1))
+    spare = order if counts is None else torch.where(wanted, order, slots)
+    node_of_slot.scatter_(1, spare, node[1:].expand(batch, -1))
+    node_of_slot[:, slots] = 0
     parent_slot = parents.gather(1, order)
     # the root has no slot: slot index `slots` stands for it and maps to node 0
     parent = node_of_slot.gather(1, torch.where(valid & (parent_slot >= 0), parent_slot, slots))
@@ -178,5 +227,6 @@ def accept_nodes(
     into.accept_length.copy_(into.num_tokens - 1)
     into.tokens.copy_(target_tokens.gather(1, into.path))
     into.next_token.copy_(into.tokens.gather(1, into.accept_length[:, None])[:, 0])
-    into.result.copy_(torch.cat((calls[:, None], into.accept_length[:, None], into.tokens), dim=1))
+    drafted = valid[:, 1:].sum(dim=1)
+    into.result.copy_(torch.cat((torch.stack((calls, drafted, into.accept_length), 1), into.tokens), dim=1))
     mark_seen(seen, into.tokens, into.num_tokens)

@@ -17,12 +17,12 @@ MAX_NODES = 256
 
 @jit
 def pick_kernel(
-    scores, tokens, parents, root_token, slot_of_node, node_of_slot,
+    scores, tokens, parents, root_token, counts, slot_of_node, node_of_slot,
     draft_tokens, node_parents, depths, valid, ancestors,
     SLOTS: tl.constexpr, SLOTS_PAD: tl.constexpr, PICKED: tl.constexpr, NODES_PAD: tl.constexpr, K: tl.constexpr,
-    WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, LEVELS: tl.constexpr, PDL: tl.constexpr,
+    WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, LEVELS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The PICKED best slots in slot order: node n is the n-th of them, and sees itself and what its parent sees.
+    """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself and what its parent sees.
 
     Scores become integers that order like them. The worst picked one is found by halving the range of the integers
     until as many slots as are wanted reach the bound; no slot moves until its node is known.
@@ -40,37 +40,40 @@ def pick_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    wanted = (batch * 0 + PICKED).to(tl.int32)
+    if SHARED:
+        wanted = tl.minimum(tl.load(counts + batch) - 1, wanted)
     score = tl.load(scores + s, mask=real, other=0.0)
     bits = tl.where(score == 0.0, 0, score.to(tl.int32, bitcast=True))  # -0.0 is no less than 0.0
     key = bits ^ ((bits >> 31) & HIGHEST)
     low = tl.min(tl.where(real, key, HIGHEST)).to(tl.int64)
     key = tl.where(real, key, LOWEST)
     high = tl.max(key).to(tl.int64)
-    reaching = (low * 0 + SLOTS).to(tl.int32)  # how many keys are at least `low`: never fewer than PICKED
-    while (low < high) & (reaching != PICKED):
+    reaching = (low * 0 + SLOTS).to(tl.int32)  # how many keys are at least `low`: never fewer than are wanted
+    while (low < high) & (reaching != wanted):
         middle = (low + high + 1) >> 1
         count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
-        enough = count >= PICKED
+        enough = count >= wanted
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
         reaching = tl.where(enough, count, reaching)
     bound = low.to(tl.int32)
     better = real & (key > bound)
     equal = real & (key == bound)
-    spare = PICKED - tl.sum(better.to(tl.int32))
+    spare = wanted - tl.sum(better.to(tl.int32))
     picked = better | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= spare))
     node = tl.where(picked, tl.cumsum(picked.to(tl.int32), 0), 0)
     tl.store(node_of_slot + s, node, mask=real)
     tl.store(slot_of_node + node - 1, s, mask=picked)
     tl.debug_barrier()  # what follows reads other threads' stores, past the first-level cache
 
-    drafted = (n > 0) & (n <= PICKED)
+    drafted = (n > 0) & (n <= wanted)
     slot = tl.load(slot_of_node + n - 1, mask=drafted, other=0, cache_modifier=".cg")
     alive = drafted & (tl.load(scores + slot, mask=drafted, other=-float("inf")) > -float("inf"))
     token = tl.load(tokens + batch * SLOTS + slot, mask=alive, other=0)
     above = tl.load(parents + batch * SLOTS + slot, mask=alive, other=-1)
     parent = tl.load(node_of_slot + above, mask=alive & (above >= 0), other=0, cache_modifier=".cg")
-    depth = tl.where(alive & (slot >= K), 2 + (slot - K) // (K * K), drafted.to(tl.int32))
+    depth = tl.where(alive & (slot >= K), 2 + (slot - K) // (K * K), (n > 0).to(tl.int32))
     inside = n <= PICKED
     first = batch * (PICKED + 1)
     tl.store(draft_tokens + first + n, tl.where(n == 0, tl.load(root_token + batch), token), mask=inside)
@@ -93,7 +96,7 @@ def pick_kernel(
     tl.store(out, seen, mask=inside[:, None] & (w < WORDS))
 
 
-def pick_plan(*, batch: int, slots: int, picked: int, k: int, arch: int) -> Plan:
+def pick_plan(*, batch: int, slots: int, picked: int, k: int, shared: bool, arch: int) -> Plan:
     slots_pad = max(next_power_of_2(slots), 32)
     words = picked // 64 + 1
     return Plan(
@@ -101,7 +104,7 @@ def pick_plan(*, batch: int, slots: int, picked: int, k: int, arch: int) -> Plan
         constants={
             "SLOTS": slots, "SLOTS_PAD": slots_pad, "PICKED": picked, "NODES_PAD": max(next_power_of_2(picked + 1), 32),
             "K": k, "WORDS": words, "WORDS_PAD": next_power_of_2(words), "LEVELS": 1 + -(-(slots - k) // k**2),
-            "PDL": arch >= 90,
+            "SHARED": shared, "PDL": arch >= 90,
         },
         options={"num_warps": min(max(slots_pad // 512, 1), 8)} | ({"launch_pdl": True} if arch >= 90 else {}),
     )  # fmt: skip
@@ -117,28 +120,33 @@ def _outputs(scores: Tensor, total_tokens: int) -> tuple[Tensor, Tensor, Tensor,
 
 @torch.library.custom_op("radar_kernels::select_nodes", mutates_args=())
 def _launch(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int
+    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int,
+    counts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, slots = scores.shape
     output = _outputs(scores, total_tokens)
     picked = output[0].shape[1] - 1
     slot_of_node = scores.new_empty(batch, picked, dtype=torch.int32)
     node_of_slot = scores.new_empty(batch, slots, dtype=torch.int32)
-    plan = pick_plan(batch=batch, slots=slots, picked=picked, k=tree_top_k, arch=architecture(scores.device))
-    plan.launch(pick_kernel, scores, tokens, parents, root_token, slot_of_node, node_of_slot, *output)
+    how = {"shared": counts is not None, "arch": architecture(scores.device)}
+    plan = pick_plan(batch=batch, slots=slots, picked=picked, k=tree_top_k, **how)
+    limits = slot_of_node if counts is None else counts
+    plan.launch(pick_kernel, scores, tokens, parents, root_token, limits, slot_of_node, node_of_slot, *output)
     return output
 
 
 @_launch.register_fake
 def _(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int
+    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int,
+    counts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(scores, total_tokens)
 
 
 def _check(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int
-) -> None:
+    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int,
+    counts: Tensor | None,
+) -> None:  # fmt: skip
     def fail(message: str) -> None:
         raise ValueError(f"select_nodes: {message}")
 
@@ -154,6 +162,8 @@ def _check(
         fail(f"total_tokens must be from 2 to {MAX_NODES}, got {total_tokens}")
     if not 1 <= tree_top_k <= slots:
         fail(f"tree_top_k must be from 1 to {slots}, the number of slots, got {tree_top_k}")
+    if counts is not None and (counts.shape != (batch,) or counts.dtype != torch.int32):
+        fail(f"counts must be int32 [{batch}], got {counts.dtype} {tuple(counts.shape)}")
 
 
 def select_nodes(
@@ -164,6 +174,7 @@ def select_nodes(
     *,
     total_tokens: int,
     tree_top_k: int,
+    counts: Tensor | None = None,
     backend: Backend | None = None,
 ) -> VerifyTree:
     """The root and the best `total_tokens - 1` candidates, in slot order, as a tree.
@@ -178,6 +189,7 @@ def select_nodes(
         root_token: [B] int64.
         total_tokens: 2 to 256, nodes with the root; C + 1 of them if that is less.
         tree_top_k: k. Slots 0 to k - 1 are level 1, and every later level has k * k.
+        counts: [B] int32, nodes of each row, 1 to `total_tokens` (`share_nodes`); what is left of N is padding.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
@@ -189,7 +201,9 @@ def select_nodes(
     Source: reranking of EAGLE-2 (arXiv 2406.16858, section 4), kept by EAGLE-3 (arXiv 2503.01840).
     """
     tensors = scores, tokens, parents, root_token
-    _check(*tensors, total_tokens, tree_top_k)
-    if choose_backend("select_nodes", backend, *tensors) == "torch":
-        return reference_tree.select_nodes(*tensors, total_tokens=total_tokens, tree_top_k=tree_top_k)
-    return VerifyTree(*_launch(*(tensor.contiguous() for tensor in tensors), total_tokens, tree_top_k))
+    _check(*tensors, total_tokens, tree_top_k, counts)
+    limits = () if counts is None else (counts,)
+    if choose_backend("select_nodes", backend, *tensors, *limits) == "torch":
+        return reference_tree.select_nodes(*tensors, total_tokens=total_tokens, tree_top_k=tree_top_k, counts=counts)
+    counts = None if counts is None else counts.contiguous()
+    return VerifyTree(*_launch(*(tensor.contiguous() for tensor in tensors), total_tokens, tree_top_k, counts))

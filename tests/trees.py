@@ -8,7 +8,7 @@ from radar_kernels.reference_tree import VerifyTree
 
 def acceptance(batch: int, max_accepted: int, device) -> Acceptance:
     """Buffers that an earlier round left."""
-    shapes = dict.fromkeys(("path", "tokens"), (batch, max_accepted)) | {"result": (batch, 2 + max_accepted)}
+    shapes = dict.fromkeys(("path", "tokens"), (batch, max_accepted)) | {"result": (batch, 3 + max_accepted)}
     made = [torch.full(shapes.get(name, (batch,)), -7, device=device) for name in Acceptance._fields]
     return Acceptance(*made)
 
@@ -25,7 +25,8 @@ def accept_in(draft_tokens, parents, valid, target_tokens, *, max_accepted, seen
     seen = torch.zeros(batch, 64, dtype=torch.int32, device=device) if seen is None else seen
     calls = torch.full((batch,), 5, device=device)
     accept_nodes(draft_tokens, parents, valid, target_tokens, calls, into, seen, **options)
-    assert into.result.tolist() == torch.column_stack((calls, into.accept_length, into.tokens)).tolist()
+    drafted = valid[:, 1:].sum(1)
+    assert into.result.tolist() == torch.column_stack((calls, drafted, into.accept_length, into.tokens)).tolist()
     return into
 
 

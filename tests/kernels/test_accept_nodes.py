@@ -121,7 +121,7 @@ BAD = {
     "parents must be int64": {"parents": torch.zeros(1, 20)},
     r"draft_tokens must be int64 \[1, 20\]": {"draft_tokens": torch.zeros(1, 19).long()},
     "valid must be bool": {"valid": torch.zeros(1, 20)},
-    r"result must be int64 \[1, 8\]": {"result": torch.zeros(1, 7).long()},
+    r"result must be int64 \[1, 9\]": {"result": torch.zeros(1, 8).long()},
     "seen must be int32": {"seen": torch.zeros(1, 4)},
     "tokens is written in place and must be contiguous": {"tokens": torch.zeros(1, 12).long()[:, ::2]},
 }

@@ -219,3 +219,41 @@ def test_paths_are_the_bits_in_order(nodes, device):
         path = dense[node].nonzero().flatten()[:20].int().to(device)
         for paths in (found, expected):
             assert torch.equal(paths.columns[1, node, : len(path)], path)
+
+
+@pytest.mark.parametrize("extra", [{}, {"window": 65, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("pages", [False, True])
+def test_nodes_of_several_texts_in_one_row(extra, pages, device):
+    """Each node an entry of the batch: the bits are those of trees side by side, with the keys of a text read once for
+    its nodes, and without."""
+    lengths, counts, most, groups = [300, 0, 66], [5, 2, 40], 40, 2
+    key, value = (torch.randn(3, 1, 384, 16, device=device).half() for _ in range(2))
+    query = torch.randn(3, groups, most, 16, device=device).half()
+    dense = torch.eye(most, dtype=torch.bool)
+    for child in range(1, most):
+        dense[child] |= dense[int(torch.randint(child, ()))]
+    paths = ancestor_paths(pack_bits(dense)[None].expand(3, -1, -1).to(device), 20)
+    length = torch.tensor(lengths, device=device)
+    table = None
+    if pages:
+        key, value, table = paged(key, value)
+        extra = extra | {"block_table": table}
+    side_by_side = canonical_attention(query, key, value, length, paths, **extra, backend="triton")
+
+    nodes = [(row, node) for row, count in enumerate(counts) for node in range(count)]
+    row = torch.tensor([row for row, _ in nodes] + [0, 0], device=device)  # and two of no text
+    node = torch.tensor([node for _, node in nodes] + [most - 1] * 2, device=device)
+    prefix = length[row]
+    prefix[-2:] = 0
+    if pages:
+        extra["block_table"] = table[row]
+    else:
+        key, value = key[row], value[row]
+    starts = torch.tensor([0, 5, 7, 47], dtype=torch.int32, device=device)
+    entries = op.Paths(paths.columns[row, node][:, None].contiguous(), paths.lengths[row, node][:, None].contiguous())
+    inputs = query[row, :, node][:, :, None], key, value, prefix, entries
+    for alike in (None, op.Alike(starts, most)):
+        packed = canonical_attention(*inputs, **extra, alike=alike, backend="triton")
+        assert torch.equal(packed[:-2, 0], side_by_side[row, node][:-2])
+    with pytest.raises(ValueError, match=r"with alike query must be \[B, H, 1, D\]"):
+        canonical_attention(*inputs, **extra, alike=op.Alike(starts.long(), most), backend="triton")
