@@ -25,6 +25,7 @@ from radar_kernels.scores import (
     has_token,
     is_ranked,
     is_weighed,
+    node_of,
     score_source,
     score_tokens,
 )
@@ -34,10 +35,10 @@ __all__ = ["narrow_kernel", "scan_kernel", "select_kernel"]
 
 @jit
 def scan_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
+    logits, nodes, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
     ancestors, part_max, part_value, part_token, logits_b, logits_r, rows, vocabulary,
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, NODES: tl.constexpr,
-    PDL: tl.constexpr,
+    PACKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of ranked rows, the best score of each segment. Of others, of each part: m = max x, max_v (x[v] - m) / T + g[v],
     and its v; no noise is made for greedy rows."""
@@ -46,11 +47,14 @@ def scan_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
+    node = node_of(row, nodes, PACKED)
+    if node < 0:
+        return
+    batch = node // rows
     t = tl.load(temperature + batch)
     source = score_source(
-        row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
-        NODES,
+        row, node, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
+        ancestors, NODES, PACKED,
     )  # fmt: skip
     start = block * BLOCK
     x = score_tokens(start + tl.arange(0, BLOCK), source, vocabulary, NODES)
@@ -65,7 +69,7 @@ def scan_kernel(
         peaks = best_score(part, 1)
         value = part - finite(peaks)[:, None]
         if t > 0.0:
-            u = uniforms(tl.load(seed + batch), tl.load(positions + row), start, BLOCK)
+            u = uniforms(tl.load(seed + batch), tl.load(positions + node), start, BLOCK)
             value = value * (1.0 / t) + gumbel(u).reshape([PARTS, PART])
         best = tl.max(value, 1)
         token = start + tl.arange(0, PARTS)[:, None] * PART + tl.arange(0, PART)[None, :]
@@ -77,12 +81,13 @@ def scan_kernel(
 
 @jit
 def narrow_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
+    logits, nodes, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
     ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, tried_score, tried_token, weights,
     logits_b, logits_r, rows, vocabulary,
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, ROOM: tl.constexpr,
     TILE: tl.constexpr, NOISY: tl.constexpr, SHARE: tl.constexpr, SHARES: tl.constexpr, WEIGHED: tl.constexpr,
-    NODES: tl.constexpr, PDL: tl.constexpr,
+    NODES: tl.constexpr, PACKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Of ranked rows, list the tokens that may be kept; of weighed ones, find two candidates and weigh what is ahead of
     them. Every program does its part of the row behind one calculation of bounds, or of candidates; rows without
@@ -91,15 +96,18 @@ def narrow_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
+    node = node_of(row, nodes, PACKED)
+    if node < 0:
+        return
+    batch = node // rows
     t = tl.load(temperature + batch)
     k = tl.load(top_k + batch)
     source = score_source(
-        row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
-        NODES,
+        row, node, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
+        ancestors, NODES, PACKED,
     )  # fmt: skip
     key = tl.load(seed + batch)
-    position = tl.load(positions + row)
+    position = tl.load(positions + node)
     if is_ranked(t, k, vocabulary):
         list_ranked(
             row, k, t, key, position, source, vocabulary, part_max, part_token, list_score, list_noisy, list_token,
@@ -114,27 +122,31 @@ def narrow_kernel(
 
 @jit
 def select_kernel(
-    logits, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
+    logits, nodes, positions, seed, temperature, top_k, top_p, min_p, penalty, biased, logit_bias, seen, draft_tokens,
     ancestors, part_max, part_value, part_token, list_score, list_noisy, list_token, tried_score, tried_token, weights,
     tokens, logits_b, logits_r, rows, vocabulary,
     SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, ROOM: tl.constexpr,
-    SHARE: tl.constexpr, SHARES: tl.constexpr, TILE: tl.constexpr, NODES: tl.constexpr, PDL: tl.constexpr,
+    SHARE: tl.constexpr, SHARES: tl.constexpr, TILE: tl.constexpr, NODES: tl.constexpr, PACKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """The token of each row, or NO_TOKEN; one program a row."""
     row = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    batch = row // rows
+    node = node_of(row, nodes, PACKED)
+    if node < 0:
+        return
+    batch = node // rows
     t = tl.load(temperature + batch)
     k = tl.load(top_k + batch)
     p = tl.load(top_p + batch)
     least_mass = tl.load(min_p + batch)
     key = tl.load(seed + batch)
-    position = tl.load(positions + row)
+    position = tl.load(positions + node)
     source = score_source(
-        row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
-        NODES,
+        row, node, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens,
+        ancestors, NODES, PACKED,
     )  # fmt: skip
     at = NOWHERE
     if is_ranked(t, k, vocabulary):
@@ -154,4 +166,4 @@ def select_kernel(
         )
         at = tl.min(tl.where(values == tl.max(values), best, NOWHERE))
         at = tl.where(has_token(peak), at, NOWHERE)
-    tl.store(tokens + row, tl.where(at < NOWHERE, at, NO_TOKEN).to(tl.int64))
+    tl.store(tokens + node, tl.where(at < NOWHERE, at, NO_TOKEN).to(tl.int64))

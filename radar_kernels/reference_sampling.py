@@ -134,8 +134,13 @@ def sample_tokens(
     *,
     draft_tokens: Tensor | None = None,
     ancestors: Tensor | None = None,
+    nodes: Tensor | None = None,
 ) -> Tensor:
     """The token after each node; see `radar_kernels.sample_tokens`."""
+    if nodes is not None:  # nodes without logits have no token; a spare row takes what is of none
+        whole = logits.new_full((positions.numel() + 1, logits.shape[2]), -torch.inf)
+        whole[torch.where(nodes < 0, len(whole) - 1, nodes)] = logits[:, 0]
+        logits = whole[:-1].view(*positions.shape, -1)
     scores = _scores(logits, state, draft_tokens, ancestors)
     greedy = state.temperature[:, None, None] <= 0
     scores = torch.where(greedy & scores.isposinf(), torch.finfo(torch.float32).max, scores)

@@ -18,20 +18,21 @@ SHARE = 4096  # tokens whose mass is summed up at once, whoever does it
 PROGRAMS = 660  # that narrow the choice, or one a row: five on each of 132 multiprocessors, as many as fit
 
 
-def scan_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
+def scan_plan(*, rows: int, vocabulary: int, nodes: int, packed: bool, arch: int) -> Plan:
     """Blocks depend on the vocabulary alone: one row or sixty, a token's arithmetic is the same to the last bit."""
     segments = next_power_of_2(-(-vocabulary // SEGMENT))
     block = min(BLOCK, segments * SEGMENT)
     sizes = {"SEGMENTS": segments, "SEGMENT": SEGMENT, "BLOCK": block, "PART": min(PART, block)}
     return Plan(
         grid=(-(-vocabulary // block), rows),
-        constants=sizes | {"NODES": nodes, "PDL": arch >= 90},
+        constants=sizes | {"NODES": nodes, "PACKED": packed, "PDL": arch >= 90},
         options={"num_warps": max(1, block // 512)} | ({"launch_pdl": True} if arch >= 90 else {}),
     )
 
 
-def narrow_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    (blocks, _), constants, options = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+def narrow_plan(*, rows: int, vocabulary: int, nodes: int, packed: bool, arch: int) -> Plan:
+    scan = scan_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, packed=packed, arch=arch)
+    (blocks, _), constants, options = scan
     tile = min(512, constants["BLOCK"])  # few registers, so that many programs share a multiprocessor
     shares = -(-vocabulary // SHARE)
     constants = constants | {
@@ -44,8 +45,8 @@ def narrow_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
     return Plan((programs, rows), constants, options | {"num_warps": warps, "maxnreg": 96})
 
 
-def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
-    narrow = narrow_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, arch=arch)
+def select_plan(*, rows: int, vocabulary: int, nodes: int, packed: bool, arch: int) -> Plan:
+    narrow = narrow_plan(rows=rows, vocabulary=vocabulary, nodes=nodes, packed=packed, arch=arch)
     constants = {name: size for name, size in narrow.constants.items() if name not in ("NOISY", "WEIGHED")}
     tile = min(4096 if arch < 100 else 2048, constants["SEGMENTS"] * SEGMENT)
     warps = max(2, tile // (512 if arch < 100 else 256))
@@ -56,11 +57,13 @@ def select_plan(*, rows: int, vocabulary: int, nodes: int, arch: int) -> Plan:
 def _launch(
     logits: Tensor, positions: Tensor, seed: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor,
     repetition_penalty: Tensor, biased: Tensor, logit_bias: Tensor, seen: Tensor, draft_tokens: Tensor | None,
-    ancestors: Tensor | None,
+    ancestors: Tensor | None, nodes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, rows, vocabulary = logits.shape
-    arch = architecture(logits.device)
-    shape = {"rows": batch * rows, "vocabulary": vocabulary, "nodes": 0 if draft_tokens is None else rows, "arch": arch}
+    shape = {
+        "rows": batch * rows, "vocabulary": vocabulary, "nodes": 0 if draft_tokens is None else draft_tokens.shape[1],
+        "packed": nodes is not None, "arch": architecture(logits.device),
+    }  # fmt: skip
     scan, narrow, select = scan_plan(**shape), narrow_plan(**shape), select_plan(**shape)
     segments, block, room, shares = (select.constants[name] for name in ("SEGMENTS", "BLOCK", "ROOM", "SHARES"))
 
@@ -71,12 +74,12 @@ def _launch(
     parts = of_rows(segments), of_rows(segments), of_rows(segments, torch.int32)
     kept = of_rows(room), of_rows(room), of_rows(room, torch.int32), of_rows(2), of_rows(2, torch.int32)
     weights = of_rows(3 * shares)
-    tokens = torch.empty_like(positions)
+    tokens = torch.empty_like(positions) if nodes is None else torch.full_like(positions, NO_TOKEN)
     inputs = (
-        logits, positions, seed, temperature, top_k, top_p, min_p, repetition_penalty, biased, logit_bias, seen,
+        logits, positions if nodes is None else nodes, positions, seed, temperature, top_k, top_p, min_p, repetition_penalty, biased, logit_bias, seen,
         positions if draft_tokens is None else draft_tokens, positions if ancestors is None else ancestors,
     )  # fmt: skip
-    sizes = (*logits.stride()[:2], rows, vocabulary)
+    sizes = (*logits.stride()[:2], positions.shape[1], vocabulary)
     scan.launch(scan_kernel, *inputs, *parts, *sizes)
     narrow.launch(narrow_kernel, *inputs, *parts, *kept, weights, *sizes)
     select.launch(select_kernel, *inputs, *parts, *kept, weights, tokens, *sizes)
@@ -87,20 +90,28 @@ def _launch(
 def _(
     logits: Tensor, positions: Tensor, seed: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor,
     repetition_penalty: Tensor, biased: Tensor, logit_bias: Tensor, seen: Tensor, draft_tokens: Tensor | None,
-    ancestors: Tensor | None,
+    ancestors: Tensor | None, nodes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(positions)
 
 
 def _check(
-    logits: Tensor, positions: Tensor, state: SamplingState, draft_tokens: Tensor | None, ancestors: Tensor | None
-) -> None:
+    logits: Tensor, positions: Tensor, state: SamplingState, draft_tokens: Tensor | None, ancestors: Tensor | None,
+    nodes_of: Tensor | None,
+) -> None:  # fmt: skip
     def fail(message: str) -> None:
         raise ValueError(f"sample_tokens: {message}")
 
     if logits.dim() != 3 or not logits.dtype.is_floating_point or logits.dtype == torch.float64:
         fail(f"logits must be float16, bfloat16 or float32 [B, N, V], got {logits.dtype} {tuple(logits.shape)}")
     batch, nodes, vocabulary = logits.shape
+    if nodes_of is not None:
+        if draft_tokens is None or nodes != 1 or nodes_of.shape != (batch,) or nodes_of.dtype != torch.int64:
+            fail(
+                f"with nodes, int64 [M], logits must be [M, 1, V] and of a tree, got {nodes_of.dtype} "
+                f"{tuple(nodes_of.shape)} and {tuple(logits.shape)}"
+            )
+        batch, nodes = draft_tokens.shape
     one, words = (batch,), -(-nodes // 64)
     expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
         "positions": (positions, (batch, nodes), torch.int64),
@@ -129,6 +140,7 @@ def sample_tokens(
     *,
     draft_tokens: Tensor | None = None,
     ancestors: Tensor | None = None,
+    nodes: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Sample the token after each node: argmax_v of score[v] / temperature + g(seed, position, v) over kept tokens.
@@ -148,10 +160,11 @@ def sample_tokens(
         state: the sequences' parameters and history, contiguous; see `SamplingState`.
         draft_tokens: [B, N] int64, the nodes' own tokens, or None: no tree, the history is `state.seen`.
         ancestors: [B, N, ceil(N / 64)] int64, bit c of word w: node 64 w + c is an ancestor, or the node itself.
+        nodes: [M] int64, with a tree: logits [M, 1, V] are those of these nodes alone, b * N + n each, or of none (-1).
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
-        [B, N] int64; NO_TOKEN (-1) where a score, bias and penalty included, is NaN, or all are -inf. +inf is the best
+        [B, N] int64; NO_TOKEN (-1) of nodes without logits, and where a score, bias and penalty included, is NaN, or all are -inf. +inf is the best
             score at temperature 0; above, where the softmax makes NaN of it, there is no token either.
 
     Raises:
@@ -159,15 +172,16 @@ def sample_tokens(
 
     Source: Gumbel-max sampling with the counter-based generator Philox 4x32-10 (Salmon et al., SC 2011).
     """
-    _check(logits, positions, state, draft_tokens, ancestors)
+    _check(logits, positions, state, draft_tokens, ancestors, nodes)
     tree = [tensor.contiguous() for tensor in (draft_tokens, ancestors) if tensor is not None]
-    if choose_backend("sample_tokens", backend, logits, positions, *state, *tree) == "torch":
+    places = () if nodes is None else (nodes.contiguous(),)
+    if choose_backend("sample_tokens", backend, logits, positions, *state, *tree, *places) == "torch":
         return reference_sampling.sample_tokens(
-            logits, positions, state, draft_tokens=draft_tokens, ancestors=ancestors
+            logits, positions, state, draft_tokens=draft_tokens, ancestors=ancestors, nodes=nodes
         )
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     tokens: Tensor = _launch(
-        logits, positions.contiguous(), *(tensor.contiguous() for tensor in state), *(tree or (None, None))
+        logits, positions.contiguous(), *(tensor.contiguous() for tensor in state), *(tree or (None, None)), *(places or (None,))
     )
     return tokens

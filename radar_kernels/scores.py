@@ -6,7 +6,7 @@ from radar_kernels._launch import jit, tl
 
 __all__ = [
     "LARGEST", "LEAST_MASS", "NOWHERE", "NO_TOKEN", "best_score", "finite", "float_key", "float_of_key", "has_token",
-    "is_ahead", "is_ranked", "is_weighed", "score_source", "score_tokens",
+    "is_ahead", "is_ranked", "is_weighed", "node_of", "score_source", "score_tokens",
 ]  # fmt: skip
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # behind all tokens
@@ -70,20 +70,33 @@ def score_tokens(token, source, vocabulary, NODES: tl.constexpr):
 
 
 @jit
+def node_of(row, nodes, PACKED: tl.constexpr):
+    """Which node of which tree a row of logits is of, counted through all of them; -1: of none."""
+    node = row
+    if PACKED:
+        node = tl.load(nodes + row).to(tl.int32)
+    return node
+
+
+@jit
 def score_source(
-    row, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
-    NODES: tl.constexpr,
+    row, node, rows, vocabulary, logits, logits_b, logits_r, logit_bias, biased, seen, penalty, draft_tokens, ancestors,
+    NODES: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """What `score_tokens` reads for one row."""
-    batch = (row // rows).to(tl.int64)
+    batch = (node // rows).to(tl.int64)
+    if PACKED:
+        first = logits + row.to(tl.int64) * logits_b
+    else:
+        first = logits + batch * logits_b + (node % rows).to(tl.int64) * logits_r
     return (
-        logits + batch * logits_b + (row % rows).to(tl.int64) * logits_r,
+        first,
         logit_bias + batch * vocabulary,
         tl.load(biased + batch) != 0,
         seen + batch * ((vocabulary + 31) // 32),
         tl.load(penalty + batch),
         draft_tokens + batch * NODES,
-        ancestors + row * ((NODES + 63) // 64),
+        ancestors + node * ((NODES + 63) // 64),
     )
 
 

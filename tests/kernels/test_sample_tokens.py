@@ -10,6 +10,7 @@ from sampling_cases import INF, SETTINGS, assert_same, make, make_state, make_tr
 from radar_kernels import SamplingState, reference_sampling, sample_tokens
 
 op = importlib.import_module("radar_kernels.sample_tokens")
+NAN = float("nan")
 SHAPES = {
     "one row": {"nodes": 1, "vocabulary": 1000},
     "tiny": {"batch": 2, "nodes": 2, "vocabulary": 7},
@@ -29,6 +30,25 @@ def test_kernel_equals_reference(shape, setting, device):
     batch, nodes, vocabulary = logits.shape
     state = make_state(batch, vocabulary, device, **SETTINGS[setting])
     assert_same(logits, positions, state, **make_tree(batch, nodes, vocabulary, device))
+
+
+@pytest.mark.parametrize("setting", ["penalty greedy", "temperature 1", "top_k", "top_p", "all"])
+def test_logits_of_some_nodes(setting, device):
+    """What a node says does not depend on where its logits stand; a node without any says nothing."""
+    logits, positions = make(3, 5, 1003, device=device)
+    state = make_state(3, 1003, device, seed=torch.arange(3), **SETTINGS[setting])
+    tree = make_tree(3, 5, 1003, device)
+    whole = sample_tokens(logits, positions, state, **tree, backend="triton")
+    nodes = torch.tensor([0, 1, 4, 5, 10, 14, 11, -1, -1], device=device)
+    packed = logits.flatten(0, 1)[nodes][:, None]
+    packed[-2:] = NAN  # of nothing
+    for backend in ("triton", "torch"):
+        got = sample_tokens(packed, positions, state, **tree, nodes=nodes, backend=backend).flatten()
+        assert torch.equal(got[nodes[:-2]], whole.flatten()[nodes[:-2]])
+        got[nodes[:-2]] = -1
+        assert (got == -1).all()
+    with pytest.raises(ValueError, match=r"with nodes, int64 \[M\], logits must be \[M, 1, V\]"):
+        sample_tokens(logits, positions, state, **tree, nodes=nodes)
 
 
 @pytest.mark.slow
