@@ -80,9 +80,7 @@ def plans(
     texts: int | None = None, most: int = 0,
 ) -> Plans:  # fmt: skip
     nodes, batch = (shape.nodes, shape.batch) if texts is None else (most, texts)  # of `prefix_kernel`
-    blocks = choose_blocks(
-        rows=nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch, capacity=shape.capacity
-    )
+    blocks = choose_blocks(rows=nodes * shape.group, dim=shape.dim, dtype=dtype, arch=arch, capacity=shape.capacity)
     options = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
     dims = {"DIM": shape.dim, "DIM_PAD": next_power_of_2(max(shape.dim, 16)), "PDL": arch >= 90}
     constants = {"GROUP": shape.group, "KEYS": blocks.keys, "WINDOW": window, "SOFTCAP": softcap, "PAGED": paged} | dims

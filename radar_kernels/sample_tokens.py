@@ -1,5 +1,7 @@
 """The next token of every tree node, sampled with noise that depends on seed, position and token alone."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ def _launch(
     ancestors: Tensor | None, nodes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, rows, vocabulary = logits.shape
-    shape = {
+    shape: dict[str, Any] = {
         "rows": batch * rows, "vocabulary": vocabulary, "nodes": 0 if draft_tokens is None else draft_tokens.shape[1],
         "packed": nodes is not None, "arch": architecture(logits.device),
     }  # fmt: skip
@@ -76,7 +78,8 @@ def _launch(
     weights = of_rows(3 * shares)
     tokens = torch.empty_like(positions) if nodes is None else torch.full_like(positions, NO_TOKEN)
     inputs = (
-        logits, positions if nodes is None else nodes, positions, seed, temperature, top_k, top_p, min_p, repetition_penalty, biased, logit_bias, seen,
+        logits, positions if nodes is None else nodes, positions, seed, temperature, top_k, top_p, min_p,
+        repetition_penalty, biased, logit_bias, seen,
         positions if draft_tokens is None else draft_tokens, positions if ancestors is None else ancestors,
     )  # fmt: skip
     sizes = (*logits.stride()[:2], positions.shape[1], vocabulary)
@@ -106,12 +109,18 @@ def _check(
         fail(f"logits must be float16, bfloat16 or float32 [B, N, V], got {logits.dtype} {tuple(logits.shape)}")
     batch, nodes, vocabulary = logits.shape
     if nodes_of is not None:
-        if draft_tokens is None or nodes != 1 or nodes_of.shape != (batch,) or nodes_of.dtype != torch.int64:
+        if (
+            draft_tokens is None
+            or positions.dim() != 2
+            or nodes != 1
+            or nodes_of.shape != (batch,)
+            or nodes_of.dtype != torch.int64
+        ):
             fail(
                 f"with nodes, int64 [M], logits must be [M, 1, V] and of a tree, got {nodes_of.dtype} "
                 f"{tuple(nodes_of.shape)} and {tuple(logits.shape)}"
             )
-        batch, nodes = draft_tokens.shape
+        batch, nodes = positions.shape
     one, words = (batch,), -(-nodes // 64)
     expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
         "positions": (positions, (batch, nodes), torch.int64),
@@ -164,8 +173,9 @@ def sample_tokens(
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
-        [B, N] int64; NO_TOKEN (-1) of nodes without logits, and where a score, bias and penalty included, is NaN, or all are -inf. +inf is the best
-            score at temperature 0; above, where the softmax makes NaN of it, there is no token either.
+        [B, N] int64; NO_TOKEN (-1) of nodes without logits, and where a score, bias and penalty included, is NaN, or all
+            are -inf. +inf is the best score at temperature 0; above, where the softmax makes NaN of it, there is no
+            token either.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -182,6 +192,10 @@ def sample_tokens(
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     tokens: Tensor = _launch(
-        logits, positions.contiguous(), *(tensor.contiguous() for tensor in state), *(tree or (None, None)), *(places or (None,))
+        logits,
+        positions.contiguous(),
+        *(tensor.contiguous() for tensor in state),
+        *(tree or (None, None)),
+        *(places or (None,)),
     )
     return tokens

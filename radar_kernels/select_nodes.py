@@ -22,7 +22,8 @@ def pick_kernel(
     SLOTS: tl.constexpr, SLOTS_PAD: tl.constexpr, PICKED: tl.constexpr, NODES_PAD: tl.constexpr, K: tl.constexpr,
     WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, LEVELS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself and what its parent sees.
+    """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself and
+    what its parent sees.
 
     Scores become integers that order like them. The worst picked one is found by halving the range of the integers
     until as many slots as are wanted reach the bound; no slot moves until its node is known.
@@ -120,7 +121,12 @@ def _outputs(scores: Tensor, total_tokens: int) -> tuple[Tensor, Tensor, Tensor,
 
 @torch.library.custom_op("radar_kernels::select_nodes", mutates_args=())
 def _launch(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int,
+    scores: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    root_token: Tensor,
+    total_tokens: int,
+    tree_top_k: int,
     counts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, slots = scores.shape
@@ -128,8 +134,8 @@ def _launch(
     picked = output[0].shape[1] - 1
     slot_of_node = scores.new_empty(batch, picked, dtype=torch.int32)
     node_of_slot = scores.new_empty(batch, slots, dtype=torch.int32)
-    how = {"shared": counts is not None, "arch": architecture(scores.device)}
-    plan = pick_plan(batch=batch, slots=slots, picked=picked, k=tree_top_k, **how)
+    arch, shared = architecture(scores.device), counts is not None
+    plan = pick_plan(batch=batch, slots=slots, picked=picked, k=tree_top_k, shared=shared, arch=arch)
     limits = slot_of_node if counts is None else counts
     plan.launch(pick_kernel, scores, tokens, parents, root_token, limits, slot_of_node, node_of_slot, *output)
     return output
@@ -137,7 +143,12 @@ def _launch(
 
 @_launch.register_fake
 def _(
-    scores: Tensor, tokens: Tensor, parents: Tensor, root_token: Tensor, total_tokens: int, tree_top_k: int,
+    scores: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    root_token: Tensor,
+    total_tokens: int,
+    tree_top_k: int,
     counts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _outputs(scores, total_tokens)

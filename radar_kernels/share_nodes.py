@@ -73,9 +73,7 @@ def share_plan(*, batch: int, slots: int, total: int, arch: int) -> Plan:
     )
 
 
-def share_nodes(
-    scores: Tensor, active: Tensor, *, total: int, most: int, backend: Backend | None = None
-) -> Share:
+def share_nodes(scores: Tensor, active: Tensor, *, total: int, most: int, backend: Backend | None = None) -> Share:
     """Rank the candidates of all trees together, and take the best that a verification of `total` nodes has room for
     beside the roots.
 

@@ -79,10 +79,11 @@ class DraftTree:
             self.beam_parents, self.beam_ancestors, self.calls,
         )  # fmt: skip
 
-    def select(self, root_token: Tensor) -> VerifyTree:
-        """The root [B] and the best `total_tokens - 1` candidates, as a tree; see `radar_kernels.select_nodes`."""
+    def select(self, root_token: Tensor, counts: Tensor | None = None) -> VerifyTree:
+        """The root [B] and the best `total_tokens - 1` candidates, or as many as `counts` [B] says with the root, as a
+        tree; see `radar_kernels.select_nodes`."""
         config = self.config
         return select_nodes(
             self.scores, self.tokens, self.parents, root_token,
-            total_tokens=config.total_tokens, tree_top_k=config.tree_top_k,
+            total_tokens=config.total_tokens, tree_top_k=config.tree_top_k, counts=counts,
         )  # fmt: skip

@@ -108,7 +108,7 @@ class EagerEngine:
             target_tokens, logits, scores = self._processing.walk(steps.sampler, steps.nodes, steps.score(), prefix.ids)
         watch.lap("verify")
         steps.accept(target_tokens)
-        calls, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
+        calls, drafted, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
         tokens = tokens[: accept_length + 1]
         prefix.add(tokens, pending=len(tokens))
         watch.lap("accept")
@@ -119,7 +119,7 @@ class EagerEngine:
             calls,
             accept_length,
             seconds=watch.seconds,
-            num_draft_tokens=steps.num_drafted(calls),
+            num_draft_tokens=drafted,
             logits=logits,
             scores=scores,
         )

@@ -172,10 +172,10 @@ class GraphEngine:
         return result
 
     def _read_round(self) -> Round:
-        calls, accept_length, *tokens = self._current.result.read()[0]
+        calls, drafted, accept_length, *tokens = self._current.result.read()[0]
         tokens = tokens[: accept_length + 1]
         self.admission.prefix.add(tokens, pending=len(tokens))
-        return Round(tokens, calls, accept_length, num_draft_tokens=self.steps.num_drafted(calls))
+        return Round(tokens, calls, accept_length, num_draft_tokens=drafted)
 
     def _read_plain(self) -> Round:
         assert self._plain is not None

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
-from radar.draft.tree import VerifyTree
 from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.fallback import Fallback
@@ -31,9 +30,9 @@ take twice as long."""
 
 
 def nodes_of(total_tokens: int, rows: int) -> int:
-    """Nodes of a row's tree where `rows` share a verification."""
+    """Nodes that `rows` verify together, whose trees have `total_tokens` at most."""
     together = NODES[max(least for least in NODES if least <= rows)]
-    return max(2, min(total_tokens, together // rows))
+    return rows * total_tokens if rows == 1 else max(2 * rows, min(rows * total_tokens, together))
 
 
 def expanded_of(tree_top_k: int, rows: int) -> int:
@@ -101,20 +100,19 @@ class Rounds:
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         for row, (text, sampler) in enumerate(zip(texts, samplers, strict=False)):
             if text.request.processing is not None:
-                nodes = VerifyTree(*(part[row : row + 1] for part in steps.nodes))
-                chosen, *own = text.request.processing.walk(sampler, nodes, logits[row : row + 1], text.ids)
-                tokens[row], kept[row] = chosen[0], (own[0], own[1])
+                nodes, scores = steps.of_row(row, logits)
+                chosen, *own = text.request.processing.walk(sampler, nodes, scores, text.ids)
+                tokens[row, : chosen.shape[1]], kept[row] = chosen[0], (own[0], own[1])
         steps.accept(tokens)
         made = [self._round_of(*row) for row in steps.commit().tolist()]
         steps.settle()
-        for row, scores in kept.items():
-            made[row].logits, made[row].scores = scores
+        for row, found in kept.items():
+            made[row].logits, made[row].scores = found
         for text, item in zip(texts, made, strict=False):
             text.pending = len(item.tokens)
         return made
 
-    def _round_of(self, calls: int, accepted: int, *tokens: int) -> Round:
-        drafted = self.steps.num_drafted(calls)
+    def _round_of(self, calls: int, drafted: int, accepted: int, *tokens: int) -> Round:
         return Round(list(tokens[: accepted + 1]), calls, accepted, num_draft_tokens=drafted)
 
     def _set_windows(self, length: int) -> None:
@@ -195,7 +193,8 @@ class RoundRows(RowsEngine):
     Args:
         target, drafter: of one row more than texts, on one device.
         policy: decides for each row.
-        config: shape of the trees; where many rows share a verification they have fewer nodes each (`nodes_of`).
+        config: shape of the trees. Several rows verify the best nodes of all (`nodes_of`); without graphs each row has
+            as many, since attention on a CPU reads a whole cache for each row that it is given.
         graphs: rounds are CUDA graphs.
         fallback: take plain steps where drafting does not pay.
     """
@@ -217,10 +216,13 @@ class RoundRows(RowsEngine):
         super().__init__(steps, drafter, graphs=graphs, ahead=config.max_accepted, nodes=config.total_tokens)
         self.policy = self._bound = policy
         self.config = config
-        views = [
-            steps.first(rows, nodes_of(config.total_tokens, rows), expanded_of(config.tree_top_k, rows))
-            for rows in widths(len(steps.active) - 1)
-        ]
+        views = []
+        for rows in widths(len(steps.active) - 1):
+            together, expanded = nodes_of(config.total_tokens, rows), expanded_of(config.tree_top_k, rows)
+            if rows > 1 and graphs:
+                views.append(steps.first(rows, config.total_tokens, expanded, together))
+            else:
+                views.append(steps.first(rows, together // rows, expanded))
         rules = [Fallback() if fallback else None for _ in views]
         if not graphs:
             self._rounds = [Rounds(view, policy, rule) for view, rule in zip(views, rules, strict=True)]

@@ -126,21 +126,27 @@ class Sampler:
         self.commit(prompt_ids, torch.full_like(prompt_ids[:, 0], prompt_ids.shape[1]))
 
     def sample(
-        self, logits: Tensor, positions: Tensor, draft_tokens: Tensor | None = None, ancestors: Tensor | None = None
+        self,
+        logits: Tensor,
+        positions: Tensor,
+        draft_tokens: Tensor | None = None,
+        ancestors: Tensor | None = None,
+        nodes: Tensor | None = None,
     ) -> Tensor:
         """The token after each node.
 
         Args:
-            logits: [B, N, V].
+            logits: [B, N, V], or of some nodes [M, 1, V].
             positions: [B, N] int64, the index in the text that the sampled token will have: that of the node, plus 1.
             draft_tokens, ancestors: [B, N] and [B, N, W] of a `VerifyTree`; None: the text is what `commit` was given.
+            nodes: [M] which those are, row * N + node, or -1; see `sample_tokens`.
 
         Returns:
             [B, N] int64; NO_TOKEN (-1) where the scores are not numbers.
         """
-        if self.is_greedy and logits.device.type == "cpu":
+        if self.is_greedy and logits.device.type == "cpu" and nodes is None:
             return greedy_tokens(logits)  # a graph on a GPU serves all parameters, here they may choose the code
-        return sample_tokens(logits, positions, self.state, draft_tokens=draft_tokens, ancestors=ancestors)
+        return sample_tokens(logits, positions, self.state, draft_tokens=draft_tokens, ancestors=ancestors, nodes=nodes)
 
     def commit(self, tokens: Tensor, count: Tensor) -> None:
         """Add the first `count` [B] of `tokens` [B, A] to the history."""

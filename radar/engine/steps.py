@@ -14,7 +14,7 @@ from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
-from radar_kernels import Acceptance, accept_nodes, batch_stop
+from radar_kernels import Acceptance, Share, VerifyTree, accept_nodes, batch_stop, share_nodes
 
 __all__ = ["RoundSteps"]
 
@@ -34,8 +34,9 @@ class RoundSteps:
     Attributes:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
+        share: which of them all rows verify together; None: each row its own tree.
         max_calls: of a round, whatever the policy says; a tree of few nodes chooses none of deep levels.
-        result: [B, 2 + A], see `commit`.
+        result: [B, 3 + A], see `commit`.
         active: [B] bool, the rows that hold a text; the others do nothing that counts.
         alive: [B] bool, the rows that still draft in this round.
     """
@@ -46,13 +47,15 @@ class RoundSteps:
         self.drafter = drafter
         self.config = config
         self.max_calls = config.max_calls
+        self._together: int | None = None
+        self.share: Share | None = None
         self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
         self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
         self.taps = torch.zeros((batch, config.max_accepted, drafter.feature_size), dtype=target.dtype, device=device)
         self.count = torch.ones(batch, dtype=torch.int64, device=device)
         self.root = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.result = torch.zeros((batch, 2 + config.max_accepted), dtype=torch.int64, device=device)
+        self.result = torch.zeros((batch, 3 + config.max_accepted), dtype=torch.int64, device=device)
         self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self.alive = self.active.clone()
         self._lengths = (target.cache.length, drafter.cache.length)
@@ -67,10 +70,15 @@ class RoundSteps:
         """A copy that can decide here. Raises UsageError if it cannot."""
         return bound_copy(policy, self.signals, self.config)
 
-    def first(self, count: int, total_tokens: int, expanded: int) -> RoundSteps:
+    def first(self, count: int, total_tokens: int, expanded: int, together: int | None = None) -> RoundSteps:
         """The steps of the first rows of a batch on the same buffers, with trees of so many nodes; a draft call expands
-        so many. A policy has to be bound there."""
+        so many. A policy has to be bound there.
+
+        Args:
+            together: nodes of all rows that are verified, the best by probability; None: all of each row.
+        """
         view = copy.copy(self)
+        view._together = together
         if total_tokens < self.config.total_tokens:
             view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
         view.config = replace(self.config, total_tokens=total_tokens)
@@ -131,24 +139,41 @@ class RoundSteps:
         self.drafter.step(self.alive if len(self.alive) > 1 else None)
 
     def select(self) -> None:
-        """Choose the best nodes of all levels."""
-        self.nodes = self.drafter.tree.select(self.root)
+        """Choose the best nodes of all levels, of each row or of all rows together."""
+        tree, counts = self.drafter.tree, None
+        if self._together is not None:
+            most = self.config.total_tokens
+            self.share = share_nodes(tree.scores, self.active, total=self._together, most=most)
+            counts = self.share.counts
+        self.nodes = tree.select(self.root, counts)
 
     def verify(self) -> Tensor:
         """Run the target over the selected nodes: its token after each node [B, N]."""
         return self.choose(self.score())
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The target's token after each node [B, N], from its logits."""
+        """The target's token after each node [B, N], from what `score` returned."""
         nodes = self.nodes
         indices = self.target.cache.length[:, None] + nodes.depths + 1  # of the tokens to come, in the text
-        return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors)
+        of = None if self.share is None else self.share.nodes
+        return self.sampler.sample(logits, indices, nodes.draft_tokens, nodes.ancestors, of)
 
     def score(self) -> Tensor:
-        """Run the target over the selected nodes: its logits after each node [B, N, V]."""
+        """Run the target over the selected nodes: its logits after each node [B, N, V], or of a share's T [T, 1, V]."""
         nodes = self.nodes
-        logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
+        if self.share is not None:
+            logits, self._node_taps = self.target.verify_shared(nodes, self.share)
+        else:
+            logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
         return logits
+
+    def of_row(self, row: int, logits: Tensor) -> tuple[VerifyTree, Tensor]:
+        """One row's tree [1, n], and of what `score` returned what is its [1, n, V]; waits for the device."""
+        if self.share is None:
+            return VerifyTree(*(part[row : row + 1] for part in self.nodes)), logits[row : row + 1]
+        start, end = self.share.starts[row : row + 2].tolist()
+        tree = VerifyTree(*(part[row : row + 1, : end - start] for part in self.nodes))
+        return tree, logits[start:end].transpose(0, 1)
 
     def accept(self, target_tokens: Tensor) -> None:
         """Walk the tree along the target's tokens, and leave them for the next round, the history and the host."""
@@ -160,17 +185,17 @@ class RoundSteps:
         """Keep the rows and features of what was accepted.
 
         Returns:
-            [B, 2 + A]: draft calls, accept_length, and the round's tokens, of which the first accept_length + 1 count.
+            [B, 3 + A]: draft calls, draft tokens that were verified, accept_length, and the round's tokens, of which
+            the first accept_length + 1 count.
         """
         path = self._accepted.path
         self.target.cache.commit(path, self.count)
-        torch.gather(self._node_taps, 1, path[..., None].expand_as(self.taps), out=self.taps)
+        if self.share is None:
+            torch.gather(self._node_taps, 1, path[..., None].expand_as(self.taps), out=self.taps)
+        else:
+            at = (self.share.starts[:-1, None] + path).flatten()
+            torch.index_select(self._node_taps[:, 0], 0, at, out=self.taps.view(len(at), -1))
         return self.result
-
-    def num_drafted(self, calls: int) -> int:
-        """Draft tokens that a round of `calls` draft calls verifies: all candidates, or what the tree has room for."""
-        k = self.config.tree_top_k
-        return min(self.config.total_tokens - 1, k + (calls - 1) * self.drafter.tree.expanded * k)
 
     def plain(self) -> Tensor:
         """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.

@@ -5,6 +5,8 @@ The cache is no argument: whoever runs a forward names it (`radar.target.running
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,20 @@ from radar.target.prompt_attention import Chain, attend_chain
 from radar.target.running import current_cache
 from radar_kernels import canonical_attention, tree_attention
 from radar_kernels.ancestor_paths import Paths
+from radar_kernels.reference_canonical import Alike
 from radar_kernels.reference_tree import pack_bits
 
-__all__ = ["Seen", "attend", "attend_stored", "causal_ancestors"]
+__all__ = ["Seen", "SharedPaths", "attend", "attend_stored", "causal_ancestors"]
 
-Seen = Tensor | Paths | Chain
+
+class SharedPaths(NamedTuple):
+    """Paths of a batch of one node an entry, and which of them have one text."""
+
+    paths: Paths
+    alike: Alike
+
+
+Seen = Tensor | Paths | SharedPaths | Chain
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Seen, layer: int, scale: float) -> Tensor:
@@ -44,9 +55,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, start: Tensor, seen: Seen,
 def attend_stored(query: Tensor, seen: Seen, layer: int, scale: float) -> Tensor:
     """`attend` of rows whose keys and values are in the cache."""
     cache = current_cache()
-    if isinstance(seen, Paths):
+    if isinstance(seen, Paths | SharedPaths):
+        paths, alike = (seen, None) if isinstance(seen, Paths) else seen
         keys, values, table = cache.stored(layer)
-        return canonical_attention(query, keys, values, cache.length, seen, scale=scale, block_table=table)
+        return canonical_attention(
+            query, keys, values, cache.length, paths, scale=scale, block_table=table, alike=alike
+        )
     keys, values = cache.rows(layer)
     if isinstance(seen, Chain):
         return attend_chain(query, keys, values, seen, scale)

@@ -117,6 +117,7 @@ class BoundModel:
         seen: Seen,
         length: Tensor,
         *,
+        start: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, N, vocabulary] and taps [B, N, taps * hidden] of N rows behind `length` [B] tokens.
@@ -127,6 +128,7 @@ class BoundModel:
             depths: [B, N] positions behind the committed text.
             seen: as in `attend`.
             length: [B] committed tokens.
+            start: [B] where the rows' keys and values go to; None: behind the committed tokens.
             keep: [M] indices of the rows whose logits are made; None: all.
         """
         taps = self._tapped(tap_layers)
@@ -136,7 +138,7 @@ class BoundModel:
             use_cache=False,
             return_dict=True,
             logits_to_keep=0 if keep is None else keep,
-            radar_start=length,
+            radar_start=length if start is None else start,
             radar_seen=seen,
         ).logits
         found = taps.collect()

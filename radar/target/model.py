@@ -13,11 +13,13 @@ from radar.errors import UsageError
 from radar.target.attention import Seen, causal_ancestors
 from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
+from radar.target.entries import Entries
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
 from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
 from radar.target.prompt_attention import LEAST_ROWS, Chain, has_flash
+from radar_kernels import Share, VerifyTree
 from radar_kernels.ancestor_paths import ancestor_paths
 from radar_kernels.reference_canonical import PAGE
 
@@ -134,6 +136,17 @@ class TargetModel:
         inputs = (input_ids, depths, seen, self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs))
+
+    def verify_shared(self, tree: VerifyTree, share: Share) -> tuple[Tensor, Tensor]:
+        """`verify` for the nodes of all rows' trees that a share names, and no others.
+
+        Returns:
+            Logits [T, 1, vocabulary] and taps [T, 1, taps * hidden] of the share's T nodes.
+        """
+        assert isinstance(self.cache, PagedKVCache)  # of several rows
+        ids, depths, seen, start, cache = Entries.of(tree, share, self.cache)
+        with self.bound.running(cache, self.tap_layers):
+            return self._fit(self.bound.scores(self.tap_layers, ids, depths, seen, cache.length, start=start))
 
     def verify_chain(self, input_ids: Tensor, *, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`verify` for N tokens [B, N] that follow the committed ones; see `advance`.

@@ -85,6 +85,14 @@ class PagedKVCache(StaticKVCache):
         view.block_table, view.length = self.block_table[rows], self.length[rows]
         return view
 
+    def entries(self, rows: Tensor, real: Tensor) -> Self:
+        """The cache of a batch of T entries, each of which has the text of one of `rows` [T], or, if it is not `real`
+        [T], none, and the page that is nobody's."""
+        view = copy.copy(self)
+        view.block_table = torch.where(real[:, None], self.block_table[rows], 0)
+        view.length = torch.where(real, self.length[rows], 0)
+        return view
+
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """A copy of one layer's keys and values in one piece [B, KV, S, D], S the window."""
         table = self.block_table[:, : pages_of(self._window)]

@@ -149,7 +149,7 @@ class FullRounds:
                 self.target.cache.set_window(committed + FullRound.num_rows(tree))
                 self.drafter.cache.set_window(committed + self.drafter.num_scratch_rows)
                 self._run()
-                _, accepted, *new = self.round.result[0].tolist()
+                _, _, accepted, *new = self.round.result[0].tolist()
                 new = new[: accepted + 1]
                 tokens = tokens + new
                 trees.append(Candidates.of(self.drafter.tree))
