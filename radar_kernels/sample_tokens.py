@@ -173,9 +173,9 @@ def sample_tokens(
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
 
     Returns:
-        [B, N] int64; NO_TOKEN (-1) of nodes without logits, and where a score, bias and penalty included, is NaN, or all
-            are -inf. +inf is the best score at temperature 0; above, where the softmax makes NaN of it, there is no
-            token either.
+        [B, N] int64; NO_TOKEN (-1) of nodes without logits, and where a score, bias and penalty included, is NaN, or
+            all are -inf. +inf is the best score at temperature 0; above, where the softmax makes NaN of it, there is
+            no token either.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.

@@ -22,8 +22,8 @@ def pick_kernel(
     SLOTS: tl.constexpr, SLOTS_PAD: tl.constexpr, PICKED: tl.constexpr, NODES_PAD: tl.constexpr, K: tl.constexpr,
     WORDS: tl.constexpr, WORDS_PAD: tl.constexpr, LEVELS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself and
-    what its parent sees.
+    """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself
+    and what its parent sees.
 
     Scores become integers that order like them. The worst picked one is found by halving the range of the integers
     until as many slots as are wanted reach the bound; no slot moves until its node is known.

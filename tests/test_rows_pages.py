@@ -11,6 +11,7 @@ from test_rows_engine import MAX_LENGTH, alone, make_batch, sequence_of  # noqa:
 
 import radar.generation.batch
 from radar import FixedDepth, SamplingParams
+from radar.engine.rows import RowsEngine
 from radar.engine.shared_prompts import SharedPrompts
 from radar.generation.request import Request
 from radar.target.cache import StaticKVCache
@@ -101,6 +102,30 @@ def test_a_prompt_that_is_given_up_leaves_its_pages():
     sequence.close()
     batch.step()
     assert pool.available == len(pool._users) - 1
+
+
+@torch.inference_mode()
+def test_a_prompt_gives_way_to_older_texts(alone, monkeypatch):  # noqa: F811
+    """One that is half taken in is newer than all texts: it loses its pages and begins again, and none of them waits."""
+    monkeypatch.setattr(radar.generation.batch, "PROMPTS", 1)  # a chunk a step
+    gave_way, leave = [], RowsEngine._leave_door
+    monkeypatch.setattr(RowsEngine, "_leave_door", lambda self: gave_way.append(True) or leave(self))
+    batch = make_batch(3, FixedDepth(2), cache_tokens=CACHE_TOKENS, graphs=DEVICE.type == "cuda")
+    rng = random.Random(1)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(batch.engine._prefill, "sizes", {16: 0})  # a long way in
+    old = [
+        Request([rng.randrange(17) for _ in range(length)], tokens, SamplingParams(), frozenset())
+        for length, tokens in ((85, 90), (85, 90), (280, 10))
+    ]
+    sequences = [sequence_of(request) for request in old]
+    for sequence in sequences:
+        batch.add(sequence)
+    while batch.has_work:
+        batch.step()
+        assert not batch.engine._aside
+    assert gave_way
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in old]
 
 
 @pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)

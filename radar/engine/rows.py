@@ -49,6 +49,7 @@ class RowsEngine:
         self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
+        self._at_door = False  # a prompt that is half taken in holds pages
         self._texts: list[Text] = []  # by row
         self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
         self._numbers = count()
@@ -99,14 +100,19 @@ class RowsEngine:
         if not self._texts:
             self._pages.publish()  # what is run to prepare would write to pages of texts that have left
             self.prepare()
-        while (start := self._open(request)) is None:
-            yield 0
-        left, ids = len(request.input_ids) - start, torch.tensor([request.input_ids], device=self.target.device)
-        for taken in self._prefill.chunked(ids, self._chunks, start=start):
-            left -= taken
-            if left == 0:
-                self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids, start)
-            yield taken
+        ids = torch.tensor([request.input_ids], device=self.target.device)
+        left = len(request.input_ids)
+        while left:
+            while (start := self._open(request)) is None:
+                yield 0
+            left = len(request.input_ids) - start
+            for taken in self._prefill.chunked(ids, self._chunks, start=start):
+                left -= taken
+                if left == 0:
+                    self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids, start)
+                yield taken
+                if left and not self._at_door:  # older texts needed its pages
+                    break
 
     def _open(self, request: EngineRequest) -> int | None:
         """Pages for a prompt and its first round, and how many tokens they hold already; None: there are too few."""
@@ -118,6 +124,7 @@ class RowsEngine:
             self._pages.free(door)
             return None
         self._pages.publish()
+        self._at_door = True
         return start
 
     def _enter(self, text: Text, prompt: Tensor, reused: int) -> None:
@@ -138,6 +145,7 @@ class RowsEngine:
         if request.reuse_prefix:
             self._shared.keep(door, text.ids)
         self.steps.state.move(door, row, length)
+        self._at_door = False
         self.steps.active[row] = True
         self._texts.append(text)
         if self._chunks is None:
@@ -207,6 +215,9 @@ class RowsEngine:
             return
         for text in sorted(self._texts, key=_age):
             while text in self._texts and not pages.reserve(self._texts.index(text), self._needed(text)):
+                if self._at_door:  # newer than all of them
+                    self._leave_door()
+                    continue
                 newest = max(self._texts, key=_age)
                 row = self._texts.index(newest)
                 self._aside.append((newest, self.steps.state.save(row)))
@@ -247,7 +258,11 @@ class RowsEngine:
             self._texts[row].has_left = True
             self._leave(row)
         elif len(aside) == len(self._aside):  # its prompt was not in yet
-            self._pages.free(self._door)
+            self._leave_door()
+
+    def _leave_door(self) -> None:
+        self._pages.free(self._door)
+        self._at_door = False
 
 
 def _age(text: Text) -> int:

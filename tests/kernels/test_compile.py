@@ -55,7 +55,7 @@ def record_launches(arch: int) -> list[tuple]:
     from radar_kernels import _launch
 
     names = ("tree_attention", "lstm_step", "cache_rows", "grow_tree", "select_nodes", "accept_nodes", "draft_rows")
-    names += ("batch_stop", "mass_stop", "rms_norm", "silu_mul", "rotary_angles", "rotate_store")
+    names += ("share_nodes", "batch_stop", "mass_stop", "rms_norm", "silu_mul", "rotary_angles", "rotate_store")
     ops = [importlib.import_module(f"radar_kernels.{name}") for name in names]
     launches: list[tuple] = []
     label = ""
@@ -143,8 +143,12 @@ def record_launches(arch: int) -> list[tuple]:
             radar_kernels.grow_tree(logits, tree, first=first, **rest, backend="triton")
         options = {"total_tokens": total, "tree_top_k": k, "backend": "triton"}
         nodes = radar_kernels.select_nodes(*tree[:3], tree.calls, **options)
+        if calls == 6:  # of 32 texts
+            active, shared = torch.ones(32, dtype=torch.bool), {"total": 256, "most": total, "backend": "triton"}
+            counts = radar_kernels.share_nodes(floats(32, slots), active, **shared).counts
+            radar_kernels.select_nodes(*tree[:3], tree.calls, **options, counts=counts[:1])
         longest, one = integers(1, calls + 1), integers(1)
-        into = radar_kernels.Acceptance(longest, longest, one, one, one, integers(1, calls + 3))
+        into = radar_kernels.Acceptance(longest, longest, one, one, one, integers(1, calls + 4))
         seen = torch.zeros(1, 4008, dtype=torch.int32)
         tree = nodes.draft_tokens, nodes.parents, nodes.valid, nodes.parents, one
         radar_kernels.accept_nodes(*tree, into, seen, backend="triton")

@@ -14,6 +14,7 @@ CASES = [  # dtype, shape, options
     (torch.bfloat16, {"heads": 16, "kv_heads": 8, "dim": 256, "nodes": 1}, {"window": 1024, "softcap": 50.0}),
     (torch.float16, {"heads": 64, "kv_heads": 8, "dim": 64, "nodes": 60}, {"paged": True, "sink": True, "window": 128}),
     (torch.float32, {**LLAMA, "nodes": 10}, {}),
+    (torch.bfloat16, {**LLAMA, "nodes": 1}, {"paged": True, "alike": 60}),
 ]
 # bytes a thread keeps outside of registers: rows of 256 numbers, and float32, whose products are unrolled
 SPILLED = {"256": 160, "float32": 256}
@@ -39,6 +40,8 @@ def record_launches(arch: int) -> list[tuple]:
             options["block_table"] = torch.zeros(1, 64, dtype=torch.int32)
         if options.pop("sink", False):
             options["sink"] = torch.zeros(shape["heads"])
+        if (most := options.pop("alike", None)) is not None:
+            options["alike"] = op.Alike(torch.zeros(9, dtype=torch.int32), most)
         paths = op.Paths(torch.zeros(1, shape["nodes"], 17).int(), torch.zeros(1, shape["nodes"]).int())
         inputs = (query, cache, cache, torch.zeros(1, dtype=torch.int64), paths)
         radar_kernels.canonical_attention(*inputs, **options, backend="triton")

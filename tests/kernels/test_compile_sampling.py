@@ -43,6 +43,9 @@ def record_launches(arch: int) -> list[tuple]:
         path = {"draft_tokens": positions, "ancestors": ancestors} if tree else {}
         logits = torch.empty(1, nodes, vocabulary, dtype=dtype)
         radar_kernels.sample_tokens(logits, positions, state, **path, backend="triton")
+        if nodes == 130:
+            some = {"nodes": positions[0, :20], "backend": "triton"}
+            radar_kernels.sample_tokens(logits[0, :20, None], positions, state, **path, **some)
         radar_kernels.mark_seen(state.seen, positions, one.long(), backend="triton")
     return launches
 
