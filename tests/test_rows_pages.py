@@ -106,7 +106,7 @@ def test_a_prompt_that_is_given_up_leaves_its_pages():
 
 @torch.inference_mode()
 def test_a_prompt_gives_way_to_older_texts(alone, monkeypatch):  # noqa: F811
-    """One that is half taken in is newer than all texts: it loses its pages and begins again, and none of them waits."""
+    """One that is half taken in is newer than all texts: it loses its pages, begins again, and none of them waits."""
     monkeypatch.setattr(radar.generation.batch, "PROMPTS", 1)  # a chunk a step
     gave_way, leave = [], RowsEngine._leave_door
     monkeypatch.setattr(RowsEngine, "_leave_door", lambda self: gave_way.append(True) or leave(self))
