@@ -39,7 +39,7 @@ class Rows:
         token = self.steps.sampler.sample(prefill.logits[:, None], target.cache.length[:, None])
         self.steps.sampler.commit(token, torch.ones_like(lengths))
         self.steps.load(token, prefill.taps)
-        self._add([[1, 0, *row] for row in token.tolist()])
+        self._add([[1, 0, 0, *row] for row in token.tolist()])
 
     def round(self):
         steps = self.steps
@@ -51,7 +51,7 @@ class Rows:
         self._add(steps.finish().tolist())
 
     def _add(self, rows):
-        for text, made, (calls, accepted, *tokens) in zip(self.texts, self.calls, rows, strict=True):
+        for text, made, (calls, _, accepted, *tokens) in zip(self.texts, self.calls, rows, strict=True):
             text.extend(tokens[: accepted + 1])
             made.append(calls)
 

@@ -211,7 +211,7 @@ def test_cpu_runs_the_reference(monkeypatch):
 def test_the_operator_is_registered_correctly(device):
     logits, positions = make(device=device)
     state = make_state(1, 300, device, top_p=0.9)
-    torch.library.opcheck(torch.ops.radar_kernels.sample_tokens.default, (logits, positions, *state, None, None))
+    torch.library.opcheck(torch.ops.radar_kernels.sample_tokens.default, (logits, positions, *state, None, None, None))
 
 
 BAD = {

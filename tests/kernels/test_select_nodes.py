@@ -120,7 +120,7 @@ def test_cpu_runs_the_reference(monkeypatch):
 
 def test_the_operator_is_registered_correctly(device):
     inputs, options = make(batch=2, device=device)
-    torch.library.opcheck(torch.ops.radar_kernels.select_nodes.default, (*inputs, *options.values()))
+    torch.library.opcheck(torch.ops.radar_kernels.select_nodes.default, (*inputs, *options.values(), None))
 
 
 BAD = {
