@@ -1,6 +1,7 @@
 """Texts that share rounds: each says what it says alone, whoever joins, leaves or is cancelled beside it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,3 +94,41 @@ def test_every_text_is_the_one_the_request_gets_alone(mix, policy, alone, monkey
         else:
             assert sequence.token_ids == expected
             assert sequence.finish_reason in ("stop", "length")
+
+
+class Never:
+    """A fallback that takes plain steps alone."""
+
+    drafts = False
+
+    def begin_text(self):
+        pass
+
+    def record(self, tokens, seconds):
+        pass
+
+
+@torch.inference_mode()
+def test_pairs_that_no_first_call_takes_are_caught_up_with(alone, monkeypatch):
+    """Rounds of few rows may leave more pairs than the first call of many takes: there is a plain step in between."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    monkeypatch.setattr(round_rows, "NODES", {1: 12})
+    batch = make_batch(5, FixedDepth(3), fallback=True, graphs=True)
+    *few, many = batch.engine.widths
+    assert [width.steps.pairs for width in (*few, many)] == [7, 6, 4, 4]
+    many.fallback = None
+    for width in few:
+        width.fallback = Never()  # pairs pile up
+    rng, sequences, caught_up = random.Random(2), [], 0
+    requests = [replace(make_request(rng), limit=12 + row, end_token_ids=frozenset()) for row in range(10)]
+    for request in requests:
+        sequences.append(sequence_of(request))
+        batch.add(sequences[-1])
+        for _ in range(5 if len(sequences) in (1, 6) else 0):
+            batch.step()
+    while batch.has_work:
+        batch.step()
+        caught_up += many.catches_up
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
+    assert caught_up

@@ -117,7 +117,8 @@ class Eagle3Drafter:
         with self._running():
             head = self._head
             hidden = (self.draft if head is None else head).fuse(aux_hidden_states)
-            logits = self._logits(self._states(tokens, hidden, self._chain, count=count))
+            seen = self._chain[:, : tokens.shape[1]]
+            logits = self._logits(self._states(tokens, hidden, seen, count=count))
         self.cache.length += count
         self.tree.start(logits, self._d2t)
 

@@ -35,6 +35,12 @@ def nodes_of(total_tokens: int, rows: int) -> int:
     return rows * total_tokens if rows == 1 else max(2 * rows, min(rows * total_tokens, together))
 
 
+def calls_of(rows: int) -> int:
+    """Draft calls of a round of so many rows: what the first one takes of them all, one pair more of each, is then no
+    more than a linear layer works on at a time."""
+    return max(3, NODES[1] // rows - 1)
+
+
 def expanded_of(tree_top_k: int, rows: int) -> int:
     """Nodes of a row's beam that a draft call expands."""
     return min(tree_top_k, max(2, NODES[1] // rows))
@@ -50,10 +56,12 @@ class Rounds:
 
     Attributes:
         steps: as given.
+        catches_up: the round under way is a plain step, since more pairs wait than a first draft call takes.
     """
 
     def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
         self.steps, self.fallback = steps, fallback
+        self.catches_up = False
         self.decide_by(policy)
 
     def decide_by(self, policy: StopPolicy) -> None:
@@ -69,8 +77,11 @@ class Rounds:
 
     def launch(self, texts: Sequence[Text]) -> None:
         """Start a round, or a plain step where those are faster."""
-        self._texts, self._drafted = list(texts), self.fallback is None or self.fallback.drafts
-        full = max(text.pending for text in texts) == self.steps.config.max_accepted
+        waiting = max(text.pending for text in texts)
+        self.catches_up = waiting > self.steps.pairs  # of a round of fewer rows, or of plain steps
+        wanted = self.fallback is None or self.fallback.drafts
+        self._texts, self._drafted = list(texts), wanted and not self.catches_up
+        full = self.catches_up or waiting == self.steps.config.max_accepted
         self._started = time.perf_counter()
         self._start(full and not self._drafted, max(len(text.ids) + (text.first is not None) for text in texts))
         for text in texts:  # pairs that wait, but for those that this round makes
@@ -85,7 +96,7 @@ class Rounds:
             made = [self._round_of(*row) for row in rows]
         for text, item in zip(self._texts, made, strict=False):
             text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None:
+        if self.fallback is not None and not self.catches_up:
             self.fallback.record(sum(len(item.tokens) for item in made[: len(self._texts)]), seconds)
         return made
 
@@ -165,7 +176,7 @@ class RoundGraphs(Rounds):
         self.steps.count.fill_(1)  # as in a round, whatever was captured before
         self._round = capture_round(self.steps, policy, self.steps.policy, self._streams, conditional=self._conditional)
         self.steps.count.fill_(1)
-        if self._plain is None and self.fallback is not None:
+        if self._plain is None and (self.fallback is not None or self.steps.pairs < self.steps.config.max_accepted):
             self._plain = capture_plain(self.steps, self._streams)
 
     def _start(self, catch_up: bool, length: int) -> None:
@@ -220,7 +231,8 @@ class RoundRows(RowsEngine):
         for rows in widths(len(steps.active) - 1):
             together, expanded = nodes_of(config.total_tokens, rows), expanded_of(config.tree_top_k, rows)
             if rows > 1 and graphs:
-                views.append(steps.first(rows, config.total_tokens, expanded, together))
+                calls = calls_of(rows)
+                views.append(steps.first(rows, config.total_tokens, expanded, together=together, max_calls=calls))
             else:
                 views.append(steps.first(rows, together // rows, expanded))
         rules = [Fallback() if fallback else None for _ in views]
@@ -268,7 +280,7 @@ class RoundRows(RowsEngine):
             view.stop()
             view.step()
             view.finish()
-            if fallback:
+            if fallback or view.pairs < view.config.max_accepted:
                 view.plain()
                 view.catch_up()
                 view.count.fill_(1)

@@ -35,7 +35,8 @@ class RoundSteps:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
         share: which of them all rows verify together; None: each row its own tree.
-        max_calls: of a round, whatever the policy says; a tree of few nodes chooses none of deep levels.
+        max_calls: of a round, whatever the policy says.
+        pairs: that a round's first draft call takes; a row may have more of them waiting, for which see `catch_up`.
         result: [B, 3 + A], see `commit`.
         active: [B] bool, the rows that hold a text; the others do nothing that counts.
         alive: [B] bool, the rows that still draft in this round.
@@ -46,7 +47,7 @@ class RoundSteps:
         self.target = target
         self.drafter = drafter
         self.config = config
-        self.max_calls = config.max_calls
+        self.max_calls, self.pairs = config.max_calls, config.max_accepted
         self._together: int | None = None
         self.share: Share | None = None
         self.sampler = Sampler(batch, target.vocab_size, device)
@@ -70,16 +71,22 @@ class RoundSteps:
         """A copy that can decide here. Raises UsageError if it cannot."""
         return bound_copy(policy, self.signals, self.config)
 
-    def first(self, count: int, total_tokens: int, expanded: int, together: int | None = None) -> RoundSteps:
+    def first(
+        self, count: int, total_tokens: int, expanded: int, *, together: int | None = None, max_calls: int | None = None
+    ) -> RoundSteps:
         """The steps of the first rows of a batch on the same buffers, with trees of so many nodes; a draft call expands
         so many. A policy has to be bound there.
 
         Args:
             together: nodes of all rows that are verified, the best by probability; None: all of each row.
+            max_calls: of a round; None: half of the nodes, as a tree of few chooses none of deep levels.
         """
         view = copy.copy(self)
         view._together = together
-        if total_tokens < self.config.total_tokens:
+        if max_calls is not None:
+            view.max_calls = min(self.max_calls, max_calls)
+            view.pairs = view.max_calls + 1
+        elif total_tokens < self.config.total_tokens:
             view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
         view.config = replace(self.config, total_tokens=total_tokens)
         view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens, expanded)
@@ -108,19 +115,21 @@ class RoundSteps:
         self.taps[rows, :1] = taps
         self.signals.accept_length[rows] = -1
 
-    def begin(self) -> None:
-        """Draft call 1."""
+    def begin(self, pairs: int | None = None) -> None:
+        """Draft call 1, which takes `pairs` [B, pairs] that wait, as many as `count` says of each row; None: those of
+        the attribute."""
+        pairs = self.pairs if pairs is None else pairs
         if hasattr(self.policy, "attach"):
             torch.add(self.target.cache.length, 1, out=self.signals.context_length)
         self.policy.reset()
         self._hold()
         if len(self.alive) > 1:
             self.alive.copy_(self.active)
-        self.drafter.begin(self.tokens, self.taps, self.count)
+        self.drafter.begin(self.tokens[:, :pairs].contiguous(), self.taps[:, :pairs].contiguous(), self.count)
 
     def draft(self) -> None:
         """All draft calls of a round, by the host, which asks for the flags after each."""
-        self.begin()
+        self.begin(self.config.max_accepted)
         for _ in range(self.max_calls - 1):
             if bool(self.stop().all()):
                 break
