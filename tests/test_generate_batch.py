@@ -95,6 +95,8 @@ def test_what_is_wrong_for_all_is_raised(decoder):
         decoder.generate_batch(PROMPTS, max_new_token=3)
     with pytest.raises(UsageError, match="num_return_sequences here: give the prompt several times"):
         decoder.generate_batch(PROMPTS, num_return_sequences=2, do_sample=True)
+    with pytest.raises(UsageError, match="takes a list of prompts, each a list of token ids, got 5"):
+        decoder.generate_batch(5)
     with pytest.raises(UsageError, match="cannot honour streamer="):
         decoder.generate_batch(PROMPTS, streamer=print)
     with pytest.raises(UsageError, match=r"prompt ids must be integers of shape|one prompt at a time"):

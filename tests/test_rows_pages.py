@@ -169,8 +169,17 @@ def test_what_the_draft_head_has_for_shared_pages_is_copied():
         assert torch.equal(cache[:, 2, :, :128], old[:, 1, :, :128])
         assert torch.equal(cache[:, 2, :, 128:], old[:, 2, :, 128:])
         assert torch.equal(cache[:, 0], old[:, 0])
+    # pages that hold something else since leave nothing behind
+    for row in (1, 2):
+        pages.free(row)
+    assert all(pages.reserve(row, 300) for row in range(3))
+    for row in range(3):
+        pages.free(row)
+    assert pages.reserve(0, 200)
+    shared.keep(0, [*range(300, 500)])
+    assert len(shared._pairs) == 3
     shared.forget()
-    assert shared.take(2, prompt) == 0
+    assert shared.take(2, [*range(300, 500)]) == 0
 
 
 @torch.inference_mode()

@@ -39,7 +39,9 @@ class SharedPrompts:
 
     def keep(self, row: int, prompt: Sequence[int]) -> None:
         """Lend a row's prompt, all of whose tokens went through the prompt's pass or were lent themselves."""
-        for place, page in self._pages.remember(row, prompt).items():
+        added, pool = self._pages.remember(row, prompt), self._pages.pool
+        self._pairs = {page: pairs for page, pairs in self._pairs.items() if pool.knows(page)}
+        for place, page in added.items():
             if self._drafter is not None:
                 rows = slice(place * PAGE, (place + 1) * PAGE)
                 parts = [cache[:, row, :, rows] for cache in (self._drafter.keys, self._drafter.values)]

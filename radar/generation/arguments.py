@@ -122,7 +122,8 @@ _CALL = {
     "stopping_criteria": Argument("f(input_ids [1, L], scores) -> bool or bool tensor [1], asked after every token, of "
                                   "each text alone"),
     "logits_processor": Argument("f(input_ids [1, L], scores [1, V]) -> scores [1, V], in order, behind those of the "
-                                 "config and before temperature and filters; on the host, for each text alone"),
+                                 "config and before temperature and filters; on the host, for each text alone; "
+                                 "the texts of a list share the object"),
     "prefix_allowed_tokens_fn": Argument("f(row, ids [L]) -> allowed ids; on the host"),
     "generation_config": Argument("in place of the model's own, whose values fill what it leaves open"),
     "streamer": Argument("gets the prompt, the tokens and the end; `stream` and `rounds` are streams themselves",

@@ -71,6 +71,8 @@ def generate_batch(
     if "streamer" in given:
         release(given["streamer"])
         raise UsageError("RADAR cannot honour streamer= for several prompts: call generate_ids for each")
+    if isinstance(inputs, str) or not isinstance(inputs, Iterable):
+        raise UsageError(f"generate_batch takes a list of prompts, each a list of token ids, got {inputs!r:.80}")
     prompts = list(inputs)
     outputs = [RequestOutput(f"req_{number}") for number in range(len(prompts))]
 

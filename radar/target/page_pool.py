@@ -88,6 +88,10 @@ class PagePool:
         """A row's pages hold the prompt `ids`; tells which are known from now on, by their places."""
         return self._prefixes.add(ids, self.held[row])
 
+    def knows(self, page: int) -> bool:
+        """Whether a text could begin with what the page holds."""
+        return page in self._prefixes
+
     def forget(self) -> None:
         """No page holds a prefix that a new text could begin with: the weights are others, say."""
         self._free.extend(self._idle)
