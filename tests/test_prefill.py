@@ -152,3 +152,25 @@ def test_some_size_serves_a_single_token():
         assert list(sizes) == sorted(sizes)
         assert list(sizes.values()) == sorted(sizes.values())
         assert min(sizes.values()) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="rows are added up in one order on Hopper alone",
+)
+@torch.inference_mode()
+def test_a_short_prompt_reads_alike_in_any_chunks():
+    """Bit for bit, and whatever the cache has room for."""
+    model = tiny_target().to(torch.bfloat16)
+    prompt = torch.randint(17, (1, 300), device=DEVICE)
+    found = []
+    for sizes, max_length in (({64: 0}, 400), ({128: 0}, 400), ({16: 0, 64: 17, 128: 65}, 9000)):
+        target = TargetModel(model, max_length=max_length, max_rows=128, tap_layers=(1, 2))
+        prefill = Prefill(target)
+        prefill.sizes, prefill.large = sizes, None
+        prefill.run(prompt)
+        found.append((prefill.logits, prefill.taps))
+    for logits, taps in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        assert torch.equal(taps, found[0][1])

@@ -130,12 +130,14 @@ class TargetModel:
         Returns:
             Logits [B, N, vocabulary], and the taps side by side, low to high [B, N, taps * hidden].
         """
-        seen: Seen = ancestors
-        if self.device.type == "cuda":  # what a node says is what it would say as a token of a text, bit for bit
-            seen = ancestor_paths(ancestors, input_ids.shape[1])
-        inputs = (input_ids, depths, seen, self.cache.length)
+        inputs = (input_ids, depths, self._seen(ancestors), self.cache.length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs))
+
+    def _seen(self, ancestors: Tensor) -> Seen:
+        """What nodes see of each other. On a GPU as paths: what a node says is what it would say as a token of a text,
+        bit for bit, wherever that was cut into chunks."""
+        return ancestor_paths(ancestors, ancestors.shape[1]) if self.device.type == "cuda" else ancestors
 
     def verify_shared(self, tree: VerifyTree, share: Share) -> tuple[Tensor, Tensor]:
         """`verify` for the nodes of all rows' trees that a share names, and no others.
@@ -161,7 +163,8 @@ class TargetModel:
             depths, seen = torch.arange(rows, device=self.device)[None], Chain.behind(length, rows)
             inputs: tuple[Any, ...] = (input_ids, depths, seen, length)
         else:
-            inputs = (*self.chain(input_ids), length)
+            ids, depths, ancestors = self.chain(input_ids)
+            inputs = (ids, depths, self._seen(ancestors), length)
         with self.bound.running(self.cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, *inputs, keep=keep))
 
