@@ -20,7 +20,7 @@ from bench.lab.widen import widen
 from bench.shapes import LLAMA_8B
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
-from radar.engine import round_rows
+from radar.engine import budget
 from radar.engine.fallback import Fallback
 from radar.engine.plain_rows import PlainRows
 from radar.engine.prefill import chunk_sizes
@@ -109,7 +109,7 @@ def main() -> int:
     single = AutoregressiveDecoder(pair.model, **one)
     radar = RadarDecoder(pair.model, draft=pair.draft, policy=small.policy, tree=tree, fallback=False, **one)
     policies = {"eagle3": FixedDepth(8), "threshold": Threshold(0.2), "radar": small.policy}
-    round_rows.NODES = {1: 60 * 8}  # EAGLE-3 as published, whatever the number of texts
+    budget.NODES = {1: 60 * 8}  # EAGLE-3 as published, whatever the number of texts
     with torch.inference_mode():
         engines: dict[str, Any] = {"plain": plain, "eagle3_60": engine_of(FixedDepth(8), 8)} | dict.fromkeys(
             policies, rounds

@@ -10,8 +10,9 @@ from fakes import DEVICE, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
-from radar.engine import round_rows
+from radar.engine import budget
 from radar.engine.plain_rows import PlainRows
+from radar.engine.prefill import Prefill
 from radar.engine.round_rows import RoundRows
 from radar.generation.batch import Batch
 from radar.generation.processing import HostProcessing
@@ -75,7 +76,7 @@ def test_every_text_is_the_one_the_request_gets_alone(mix, policy, alone, monkey
     if graphs := mix % 2 == 1 and DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
     if mix in (2, 3):
-        monkeypatch.setattr(round_rows, "NODES", {1: 12})  # small trees, of which few nodes are expanded
+        monkeypatch.setattr(budget, "NODES", {1: 12})  # small trees, of which few nodes are expanded
     batch = make_batch(rng.choice([2, 3, 5]), policy, fallback=mix % 3 > 0, graphs=graphs or DEVICE.type == "cuda")
     requests = [make_request(rng, processed=mix == 4) for _ in range(9)]
     sequences, cancelled = [], set()
@@ -113,20 +114,55 @@ def test_pairs_that_no_first_call_takes_are_caught_up_with(alone, monkeypatch):
     """Rounds of few rows may leave more pairs than the first call of many takes: there is a plain step in between."""
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
-    monkeypatch.setattr(round_rows, "NODES", {1: 12})
+    monkeypatch.setattr(budget, "NODES", {1: 12})
     batch = make_batch(5, FixedDepth(3), fallback=True, graphs=True)
     *few, many = batch.engine.widths
     assert [width.steps.pairs for width in (*few, many)] == [7, 6, 4, 4]
     many.fallback = None
     for width in few:
         width.fallback = Never()  # pairs pile up
-    rng, sequences, caught_up = random.Random(2), [], 0
-    requests = [replace(make_request(rng), limit=12 + row, end_token_ids=frozenset()) for row in range(10)]
-    for request in requests:
-        sequences.append(sequence_of(request))
-        batch.add(sequences[-1])
-        while batch.has_work if request is requests[-1] else len(sequences) in (1, 6) and len(sequences[-1].rounds) < 5:
-            batch.step()
-            caught_up += many.catches_up
+    rng, caught_up = random.Random(2), 0
+    requests = [replace(make_request(rng), limit=12 + row, end_token_ids=frozenset()) for row in range(5)]
+    sequences = [sequence_of(request) for request in requests]
+    batch.add(sequences[0])
+    while len(sequences[0].rounds) < 3:
+        batch.step()
+    for sequence in sequences[1:]:
+        batch.add(sequence)
+    while batch.has_work:
+        batch.step()
+        caught_up += many.catches_up
     assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
     assert caught_up
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
+    """One that comes alone, in the verifications of the others' rounds, and its text is the same; one of several goes
+    ahead of them."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    taken, take = [], Prefill.take
+    monkeypatch.setattr(Prefill, "take", lambda self, logits, taps: taken.append(len(taps)) or take(self, logits, taps))
+    batch = make_batch(4, policy, graphs=True)
+    taken.clear()  # of captures
+    rng = random.Random(4)
+    requests = [replace(make_request(rng), limit=40, end_token_ids=frozenset()) for _ in range(3)]
+    prompt = [rng.randrange(17) for _ in range(150)]
+    requests.append(Request(prompt, 20, SamplingParams(temperature=0.7, seed=3), frozenset()))
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences[:3]:
+        batch.add(sequence)
+    while not all(sequence.token_ids for sequence in sequences[:3]):
+        batch.step()
+    before = len(taken)
+    batch.add(sequences[3])
+    rounds = [len(sequence.rounds) for sequence in sequences[:3]]
+    while not sequences[3].token_ids:
+        batch.step()
+    assert len(taken) > before + 1  # a prompt of several chunks
+    assert all(len(sequence.rounds) > old for sequence, old in zip(sequences[:3], rounds, strict=True))
+    while batch.has_work:
+        batch.step()
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]

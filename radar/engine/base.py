@@ -91,15 +91,20 @@ class BatchEngine(Protocol):
     target: TargetModel
 
     @property
-    def has_room(self) -> bool:
-        """Whether another request can be taken in."""
+    def room(self) -> int:
+        """How many more requests can be taken in."""
 
     def refresh(self) -> bool:
         """See `Engine`; for a time when no text is held."""
 
-    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
-        """Take a prompt, one chunk at a time between other rows' rounds; tells the tokens of each, 0 while there are
-        too few pages for it. One prompt is taken after the other."""
+    def admit(self, key: Hashable, request: EngineRequest, *, hurry: bool) -> Iterator[int]:
+        """Take a prompt, one chunk at a time between other rows' rounds or along with them; tells the tokens of each, 0
+        while there are too few pages for it, or a round has to take along what it was told of. One prompt is taken
+        after the other.
+
+        Args:
+            hurry: others could be taken in as well, so that it is to go ahead of the rounds.
+        """
 
     def entered(self) -> dict[Hashable, Round]:
         """The first token of every text whose prompt has been taken in since it was asked last."""

@@ -10,25 +10,45 @@ from torch import Tensor
 from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.captured import Streams
 from radar.engine.plain_steps import PlainSteps
+from radar.engine.prefill import Prefill
 from radar.engine.rehearsal import rehearse
 from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
-from radar.engine.width import Text, widths
+from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
 __all__ = ["PlainRows"]
 
 
-class Tokens:
-    """A token for each of so many rows, by Python or, with streams, as a graph."""
+def carried_of(rows: int) -> int:
+    """Tokens of a prompt that a pass of so many rows takes along: what is left of those that cost no more."""
+    return (64 if rows <= 16 else 128) - rows
 
-    def __init__(self, steps: PlainSteps, streams: Streams | None) -> None:
-        self._steps = steps
+
+class Tokens:
+    """A token for each of so many rows, by Python or, with streams, as a graph.
+
+    Args:
+        steps: of these rows.
+        streams: to capture on.
+        prefill: of the prompts that a graph takes along.
+
+    Attributes:
+        carried: see `Width`.
+    """
+
+    def __init__(self, steps: PlainSteps, streams: Streams | None, prefill: Prefill) -> None:
+        self._steps, self.carried = steps, 0
         self._graph: torch.cuda.CUDAGraph | None = None
         if streams is not None:
+            self.carried = carried_of(len(steps.active)) if len(steps.active) > 1 else 0
             on_stream(streams.round, steps.step)
             self._graph = capture(steps.step, streams.round)
+            if self.carried:
+                both = steps.carrying(prefill, self.carried)
+                on_stream(streams.round, both.step)
+                self._both = capture(both.step, streams.round)
             self._mailbox = Mailbox(steps.token)
 
     @property
@@ -36,14 +56,19 @@ class Tokens:
         """How many."""
         return len(self._steps.active)
 
-    def launch(self, texts: Sequence[Text]) -> None:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
         """See `Width`."""
+        if carries := chunk is not None and chunk.tokens <= self.carried:
+            self._both.replay()
+        elif chunk is not None:
+            chunk.run()
         if self._graph is None:
             self._set_window(texts)
             self._made = self._steps.step().tolist()
-        else:
+            return
+        if not carries:
             self._graph.replay()
-            self._mailbox.send()
+        self._mailbox.send()
 
     def read(self) -> list[Round]:
         """See `Width`."""
@@ -85,11 +110,13 @@ class PlainRows(RowsEngine):
             rehearse(lambda: self._rehearse(views), target.device)
             self._streams = Streams(target.device)  # theirs as long as the graphs live
             self.capture_prompts(self._streams)
-        self.widths = [Tokens(view, self._streams if graphs else None) for view in views]
+        self.widths = [Tokens(view, self._streams if graphs else None, self._prefill) for view in views]
         self.forget()
 
     def _rehearse(self, views: Sequence[PlainSteps]) -> None:
         self.rehearse_prompts()
         for view in views:
             view.step()
+            if len(view.active) > 1:
+                view.carrying(self._prefill, carried_of(len(view.active))).step()
         self.forget()

@@ -7,9 +7,11 @@ import copy
 import torch
 from torch import Tensor
 
+from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.target.model import TargetModel
+from radar_kernels import Share, VerifyTree
 
 __all__ = ["PlainSteps"]
 
@@ -32,6 +34,7 @@ class PlainSteps:
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
+        self._carried: tuple[Prefill, int] | None = None
 
     @property
     def root(self) -> Tensor:
@@ -43,6 +46,12 @@ class PlainSteps:
         view = copy.copy(self)
         view.target, view.sampler = self.target.first(count), self.sampler.first(count)
         view.token, view.active, view._one = self.token[:count], self.active[:count], self._one[:count]
+        return view
+
+    def carrying(self, prefill: Prefill, rows: int) -> PlainSteps:
+        """The same steps, whose pass takes `rows` tokens of a prompt along."""
+        view = copy.copy(self)
+        view._carried = prefill, rows
         return view
 
     def load(self, token: Tensor, taps: Tensor, row: int) -> None:
@@ -60,10 +69,22 @@ class PlainSteps:
 
     def score(self) -> Tensor:
         """Run the target over the last token of each text, which is committed; logits [B, 1, V]."""
-        logits, _ = self.target.verify(*self.target.chain(self.token))
+        logits, _ = self.target.verify(*self.target.chain(self.token)) if self._carried is None else self._mixed()
         length = self.target.cache.length
         length += self._one if len(self.active) == 1 else self.active.long()
         return logits
+
+    def _mixed(self) -> tuple[Tensor, Tensor]:
+        """The last token of each text, a tree of one node, beside a prompt's."""
+        assert self._carried is not None
+        (prefill, rows), one = self._carried, self._one[:, None]
+        tree = VerifyTree(self.token, one - one, one - one, one > 0, one[..., None])
+        place = self._one.cumsum(0)
+        starts = torch.nn.functional.pad(place, (1, 0)).int()
+        share = Share(self._one.int(), starts, place - 1)
+        logits, taps = self.target.verify_shared(tree, share, prefill.rider(rows))
+        prefill.take(logits[-rows:], taps[-rows:])
+        return logits[:-rows], taps[:-rows]
 
     def choose(self, logits: Tensor) -> Tensor:
         """The token [B, 1] behind each text."""

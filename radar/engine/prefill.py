@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from radar.draft.base import Drafter
+from radar.target.entries import Rider
 from radar.target.model import TargetModel
+from radar.target.pages import PagedKVCache
 from radar.target.prompt_attention import LEAST_ROWS, MOST_ROWS
 
 __all__ = ["Prefill", "chunk_sizes"]
@@ -92,6 +94,24 @@ class Prefill:
         for _ in self.chunked(input_ids, chunks, start=start, lengths=lengths):
             pass
 
+    def staged(self, input_ids: Tensor, rows: int, *, start: int) -> Iterator[int]:
+        """A short prompt [1, P] in chunks of up to `rows` tokens, each of which whoever asked for it has to run before
+        the next: by `chunk`, or beside a verification (`rider`, `take`). Tells the tokens of each."""
+        length = input_ids.shape[1]
+        self._begin(length, start)
+        padded = torch.nn.functional.pad(input_ids, (0, max(self.sizes)))
+        for first in range(start, length, rows):
+            count = min(rows, length - first)
+            self.count.fill_(count)
+            self.known.fill_(count - 1 if first + count == length else count)
+            self.tokens.copy_(padded[:, first : first + self.tokens.shape[1]])
+            yield count
+
+    def _begin(self, length: int, start: int) -> None:
+        for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
+            cache.set_window(length + max(self.sizes))
+            cache.length.fill_(start)
+
     def chunked(
         self,
         input_ids: Tensor,
@@ -101,11 +121,9 @@ class Prefill:
         lengths: Tensor | None = None,
     ) -> Iterator[int]:
         """`run`, chunk by chunk as it is asked for; tells the tokens of each."""
-        length, most = input_ids.shape[1], max(self.sizes)
-        for cache in (self.target.cache, *(() if self.drafter is None else (self.drafter.cache,))):
-            cache.set_window(length + most)
-            cache.length.fill_(start)
-        padded = torch.nn.functional.pad(input_ids, (0, most))  # the pairs look one token ahead
+        length = input_ids.shape[1]
+        self._begin(length, start)
+        padded = torch.nn.functional.pad(input_ids, (0, max(self.sizes)))  # the pairs look one token ahead
         for first, count, rows in split(start, length, self.sizes, self.large):
             tokens = padded[:, first : first + rows + 1]
             # pairs (token t + 1, feature t); the last token's partner is not known yet
@@ -129,6 +147,15 @@ class Prefill:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""
         tokens = self.tokens[:, : rows + 1]
         self._take(tokens, *self.target.verify_chain(tokens[:, :-1], keep=self._last()))
+
+    def rider(self, rows: int) -> Rider:
+        """The first `rows` of the tokens that are staged, for `TargetModel.verify_shared`."""
+        assert isinstance(self.target.cache, PagedKVCache)  # of one of several rows
+        return Rider(self.tokens[:, :rows], self.target.cache)
+
+    def take(self, logits: Tensor, taps: Tensor) -> None:
+        """Commit what `chunk` would: of all the rider's tokens logits [R, 1, vocabulary] and taps [R, 1, width]."""
+        self._take(self.tokens[:, : len(taps) + 1], logits[self._last()], taps.transpose(0, 1))
 
     def _last(self) -> Tensor:
         """Of each prompt [B] the last row, which goes through the output layer."""

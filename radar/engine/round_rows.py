@@ -10,40 +10,21 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
+from radar.engine.budget import calls_of, carried_of, expanded_of, nodes_of
 from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.fallback import Fallback
+from radar.engine.prefill import Prefill
 from radar.engine.rehearsal import rehearse
 from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
 from radar.engine.steps import RoundSteps
-from radar.engine.width import Text, widths
+from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
 
 __all__ = ["RoundRows"]
-
-NODES = {1: 64, 8: 128}
-"""Of all rows together, by their number: a linear layer works on 64 at a time, or on 128. With 192 a verification would
-take twice as long."""
-
-
-def nodes_of(total_tokens: int, rows: int) -> int:
-    """Nodes that `rows` verify together, whose trees have `total_tokens` at most."""
-    together = NODES[max(least for least in NODES if least <= rows)]
-    return rows * total_tokens if rows == 1 else max(2 * rows, min(rows * total_tokens, together))
-
-
-def calls_of(rows: int) -> int:
-    """Draft calls of a round of so many rows: what the first one takes of them all, one pair more of each, is then no
-    more than a linear layer works on at a time."""
-    return max(3, NODES[1] // rows - 1)
-
-
-def expanded_of(tree_top_k: int, rows: int) -> int:
-    """Nodes of a row's beam that a draft call expands."""
-    return min(tree_top_k, max(2, NODES[1] // rows))
 
 
 class Rounds:
@@ -56,8 +37,11 @@ class Rounds:
 
     Attributes:
         steps: as given.
+        carried: see `Width`.
         catches_up: the round under way is a plain step, since more pairs wait than a first draft call takes.
     """
+
+    carried = 0
 
     def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
         self.steps, self.fallback = steps, fallback
@@ -75,13 +59,18 @@ class Rounds:
         """How many."""
         return len(self.steps.active)
 
-    def launch(self, texts: Sequence[Text]) -> None:
-        """Start a round, or a plain step where those are faster."""
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+        """Start a round, or a plain step where those are faster, and take a chunk of a prompt in."""
         waiting = max(text.pending for text in texts)
         self.catches_up = waiting > self.steps.pairs  # of a round of fewer rows, or of plain steps
         wanted = self.fallback is None or self.fallback.drafts
         self._texts, self._drafted = list(texts), wanted and not self.catches_up
         full = self.catches_up or waiting == self.steps.config.max_accepted
+        self._carries, self._is_late = False, chunk is not None
+        if chunk is not None:
+            self._carries = self._drafted and chunk.tokens <= self.carried
+            if not self._carries:
+                chunk.run()
         self._started = time.perf_counter()
         self._start(full and not self._drafted, max(len(text.ids) + (text.first is not None) for text in texts))
         for text in texts:  # pairs that wait, but for those that this round makes
@@ -96,7 +85,7 @@ class Rounds:
             made = [self._round_of(*row) for row in rows]
         for text, item in zip(self._texts, made, strict=False):
             text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None and not self.catches_up:
+        if self.fallback is not None and not self.catches_up and not self._is_late:
             self.fallback.record(sum(len(item.tokens) for item in made[: len(self._texts)]), seconds)
         return made
 
@@ -153,6 +142,7 @@ class RoundGraphs(Rounds):
     Args:
         streams: to capture on.
         conditional: the draft loop is a WHILE node; False: the host reads its flags.
+        prefill: of the prompts that rounds take along.
     """
 
     def __init__(
@@ -163,8 +153,10 @@ class RoundGraphs(Rounds):
         streams: Streams,
         *,
         conditional: bool,
+        prefill: Prefill,
     ) -> None:
-        self._streams, self._conditional = streams, conditional
+        self._streams, self._conditional, self._prefill = streams, conditional, prefill
+        self.carried = carried_of(len(steps.active))
         self._plain: CapturedPlain | None = None
         self._done = torch.cuda.Event()
         super().__init__(steps, policy, fallback)
@@ -174,15 +166,21 @@ class RoundGraphs(Rounds):
         super().decide_by(policy)
         torch.cuda.synchronize(self.steps.target.device)  # a round that nobody read may still run
         self.steps.count.fill_(1)  # as in a round, whatever was captured before
-        self._round = capture_round(self.steps, policy, self.steps.policy, self._streams, conditional=self._conditional)
+        how = policy, self.steps.policy, self._streams
+        self._round = capture_round(self.steps, *how, conditional=self._conditional)
         self.steps.count.fill_(1)
+        if self.carried:
+            both = self.steps.carrying(self._prefill, self.carried)
+            self._both = capture_round(both, *how, conditional=self._conditional)
+            self.steps.count.fill_(1)
         if self._plain is None and (self.fallback is not None or self.steps.pairs < self.steps.config.max_accepted):
             self._plain = capture_plain(self.steps, self._streams)
 
     def _start(self, catch_up: bool, length: int) -> None:
         if self._drafted:
-            self._round.replay()
-            self._box = self._round.result
+            captured = self._both if self._carries else self._round
+            captured.replay()
+            self._box = captured.result
         else:
             assert self._plain is not None
             if catch_up:
@@ -245,7 +243,7 @@ class RoundRows(RowsEngine):
             streams, conditional = Streams(target.device), why_no_while_nodes(target.device) is None
             self.capture_prompts(streams)
             self._rounds = [
-                RoundGraphs(view, policy, rule, streams, conditional=conditional)
+                RoundGraphs(view, policy, rule, streams, conditional=conditional, prefill=self._prefill)
                 for view, rule in zip(views, rules, strict=True)
             ]
         self.widths = list(self._rounds)
@@ -280,6 +278,8 @@ class RoundRows(RowsEngine):
             view.stop()
             view.step()
             view.finish()
+            if carried := carried_of(len(view.active)):
+                view.carrying(self._prefill, carried).finish()
             if fallback or view.pairs < view.config.max_accepted:
                 view.plain()
                 view.catch_up()

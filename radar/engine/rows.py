@@ -15,12 +15,14 @@ from radar.engine.captured import Streams
 from radar.engine.prefill import Prefill
 from radar.engine.saved_row import SavedRow
 from radar.engine.shared_prompts import SharedPrompts
-from radar.engine.width import RowSteps, Text, Width
+from radar.engine.width import Chunk, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
 from radar.target.pages import PagedKVCache
 
 __all__ = ["RowsEngine"]
+
+SHORT = 512  # tokens of a prompt that rounds take along, at most
 
 
 class RowsEngine:
@@ -50,6 +52,7 @@ class RowsEngine:
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
         self._at_door = False  # a prompt that is half taken in holds pages
+        self._offered: Chunk | None = None  # of it, for the next round
         self._texts: list[Text] = []  # by row
         self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
         self._numbers = count()
@@ -78,9 +81,9 @@ class RowsEngine:
         self._prefill.known.zero_()
 
     @property
-    def has_room(self) -> bool:
+    def room(self) -> int:
         """See `BatchEngine`."""
-        return not self._aside and len(self._texts) < self._door
+        return 0 if self._aside else self._door - len(self._texts)
 
     def refresh(self) -> bool:
         """See `BatchEngine`."""
@@ -95,7 +98,7 @@ class RowsEngine:
     def prepare(self) -> None:
         """Called when the first text comes to empty rows."""
 
-    def admit(self, key: Hashable, request: EngineRequest) -> Iterator[int]:
+    def admit(self, key: Hashable, request: EngineRequest, *, hurry: bool) -> Iterator[int]:
         """See `BatchEngine`."""
         if not self._texts:
             self._pages.publish()  # what is run to prepare would write to pages of texts that have left
@@ -106,13 +109,30 @@ class RowsEngine:
             while (start := self._open(request)) is None:
                 yield 0
             left = len(request.input_ids) - start
-            for taken in self._prefill.chunked(ids, self._chunks, start=start):
+            text = Text(key, request, next(self._numbers), list(request.input_ids))
+            for taken in self._taken(ids, start, hurry):
                 left -= taken
-                if left == 0:
-                    self._enter(Text(key, request, next(self._numbers), list(request.input_ids)), ids, start)
+                waits = self._offered is not None
+                if left == 0 and not waits:
+                    self._enter(text, ids, start)
                 yield taken
+                while self._offered is not None:
+                    yield 0
                 if left and not self._at_door:  # older texts needed its pages
                     break
+                if left == 0 and waits:
+                    self._enter(text, ids, start)
+
+    def _taken(self, ids: Tensor, start: int, hurry: bool) -> Iterator[int]:
+        """Take the prompt at the door in: at once, or what is short and can wait with the rounds of others."""
+        carried = self._width().carried if self._texts and not hurry else 0
+        chunks = self._chunks
+        if chunks is None or not carried or ids.shape[1] - start > SHORT:
+            yield from self._prefill.chunked(ids, chunks, start=start)
+            return
+        for tokens in self._prefill.staged(ids, min(carried, max(chunks)), start=start):
+            self._offered = Chunk(tokens, chunks[min(rows for rows in chunks if rows >= tokens)])
+            yield tokens
 
     def _open(self, request: EngineRequest) -> int | None:
         """Pages for a prompt and its first round, and how many tokens they hold already; None: there are too few."""
@@ -179,11 +199,13 @@ class RowsEngine:
         if self._launched is not None:
             return
         self._make_room()
-        texts = self._texts
+        texts, (chunk, self._offered) = self._texts, (self._offered, None)
         if texts and not any(text.request.processing for text in texts):
             width = self._width()
-            width.launch(texts)
+            width.launch(texts, chunk)
             self._launched = width, list(texts)
+        elif chunk is not None:
+            chunk.run()
 
     def _width(self) -> Width:
         return next(width for width in self.widths if width.rows >= len(self._texts))
@@ -262,7 +284,7 @@ class RowsEngine:
 
     def _leave_door(self) -> None:
         self._pages.free(self._door)
-        self._at_door = False
+        self._at_door, self._offered = False, None
 
 
 def _age(text: Text) -> int:

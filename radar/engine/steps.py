@@ -10,6 +10,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
+from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
@@ -49,6 +50,7 @@ class RoundSteps:
         self.config = config
         self.max_calls, self.pairs = config.max_calls, config.max_accepted
         self._together: int | None = None
+        self._carried: tuple[Prefill, int] | None = None
         self.share: Share | None = None
         self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
@@ -97,6 +99,12 @@ class RoundSteps:
         view._held = torch.stack(view._lengths)
         view.signals = RoundSignals(*(tensor[:count] for tensor in self.signals))
         view._accepted = Acceptance(*(tensor[:count] for tensor in self._accepted))
+        return view
+
+    def carrying(self, prefill: Prefill, rows: int) -> RoundSteps:
+        """The same steps, whose verification takes `rows` tokens of a prompt along. For rows that share one."""
+        view = copy.copy(self)
+        view._carried = prefill, rows
         return view
 
     @property
@@ -170,10 +178,15 @@ class RoundSteps:
     def score(self) -> Tensor:
         """Run the target over the selected nodes: its logits after each node [B, N, V], or of a share's T [T, 1, V]."""
         nodes = self.nodes
-        if self.share is not None:
+        if self.share is None:
+            logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
+        elif self._carried is None:
             logits, self._node_taps = self.target.verify_shared(nodes, self.share)
         else:
-            logits, self._node_taps = self.target.verify(nodes.draft_tokens, nodes.depths, nodes.ancestors)
+            prefill, rows = self._carried
+            logits, taps = self.target.verify_shared(nodes, self.share, prefill.rider(rows))
+            prefill.take(logits[-rows:], taps[-rows:])
+            logits, self._node_taps = logits[:-rows], taps[:-rows]
         return logits
 
     def of_row(self, row: int, logits: Tensor) -> tuple[VerifyTree, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from radar.engine.saved_row import RowState
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["RowSteps", "Text", "Width", "widths"]
+__all__ = ["Chunk", "RowSteps", "Text", "Width", "widths"]
 
 
 @dataclass(eq=False)
@@ -38,6 +38,13 @@ class Text:
     first: Round | None = None
     first_row: int = 0
     has_left: bool = False
+
+
+class Chunk(NamedTuple):
+    """Tokens of a prompt that are to be taken in: how many, and what does it where no round takes them along."""
+
+    tokens: int
+    run: Callable[[], object]
 
 
 class RowSteps(Protocol):
@@ -72,8 +79,12 @@ class Width(Protocol):
     def rows(self) -> int:
         """How many."""
 
-    def launch(self, texts: Sequence[Text]) -> None:
-        """Start a round of the texts, which stand in the first rows."""
+    @property
+    def carried(self) -> int:
+        """Tokens of a prompt that a round may take along; 0: none."""
+
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+        """Start a round of the texts, which stand in the first rows, and take a chunk in, with it or before."""
 
     def read(self) -> list[Round]:
         """What the round made of each row, also of those that hold no text."""

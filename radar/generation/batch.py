@@ -71,7 +71,7 @@ class Batch:
     @property
     def may_admit(self) -> bool:
         """Whether the next step may take a text in."""
-        return bool(self._waiting and (self.engine is None or self.engine.has_room))
+        return bool(self._waiting and (self.engine is None or self.engine.room > 0))
 
     def step(self, tell: Tell = lambda sequence, item: None, *, admit: bool = True) -> None:
         """Prompts, as far as others can wait for them, and one round of all rows.
@@ -115,7 +115,7 @@ class Batch:
                 sequence = self._waiting.popleft()
                 row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
                 self._texts[sequence.token] = row
-                self._admission = row, self._chunks_of(row)
+                self._admission = row, self._chunks_of(row, hurry=bool(self._waiting) and self.engine.room > 1)
             row, chunks = self._admission
             try:
                 count = next(chunks, None)
@@ -127,14 +127,14 @@ class Batch:
                 continue
             if count is None:
                 self._admission = None
-            elif count == 0:  # it waits for memory
+            elif count == 0:  # it waits for memory, or for a round
                 return
             else:
                 left -= count
 
-    def _chunks_of(self, row: _Row) -> Iterator[int]:
+    def _chunks_of(self, row: _Row, *, hurry: bool) -> Iterator[int]:
         check_vocabulary(row.request.input_ids, self.engine.target.vocab_size)
-        yield from self.engine.admit(row.sequence.token, row.request)
+        yield from self.engine.admit(row.sequence.token, row.request, hurry=hurry)
 
     def _take(self, made: Mapping[Hashable, Round], tell: Tell) -> None:
         for token, item in made.items():

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from radar.target.attention import Seen, SharedPaths
+from radar.target.attention import Seen, SharedPaths, causal_ancestors
 from radar.target.pages import PagedKVCache
 from radar_kernels import Share, VerifyTree
 from radar_kernels.ancestor_paths import ancestor_paths
 from radar_kernels.reference_canonical import Alike
 
-__all__ = ["Entries"]
+__all__ = ["Entries", "Rider"]
+
+
+class Rider(NamedTuple):
+    """Tokens of a prompt that are taken in beside a verification.
+
+    Attributes:
+        input_ids: [1, R] which follow the committed ones.
+        cache: of the prompt's row.
+    """
+
+    input_ids: Tensor
+    cache: PagedKVCache
 
 
 class Entries(NamedTuple):
@@ -33,20 +47,40 @@ class Entries(NamedTuple):
     cache: PagedKVCache
 
     @classmethod
-    def of(cls, tree: VerifyTree, share: Share, cache: PagedKVCache) -> Entries:
+    def of(cls, tree: VerifyTree, share: Share, cache: PagedKVCache, rider: Rider | None = None) -> Entries:
         """Those that a share names.
 
         Args:
             tree: of B rows with M nodes each.
             share: of the same nodes.
             cache: of the B rows.
+            rider: whose tokens are the entries behind.
         """
         most = tree.draft_tokens.shape[1]
         real, at = share.nodes >= 0, share.nodes.clamp(min=0)
-        row, ancestors = at // most, tree.ancestors.flatten(0, 1)[at][:, None]
-        own = cache.entries(row, real)
-        seen: Seen = ancestors
+        own, ancestors, starts = cache.entries(at // most, real), tree.ancestors.flatten(0, 1)[at], share.starts
+        ids, depths, place = tree.draft_tokens.flatten()[at], tree.depths.flatten()[at], torch.where(real, at % most, 0)
+        if rider is not None:
+            count, before = rider.input_ids.shape[1], len(at)
+            chain = causal_ancestors(count, at.device)[0]
+            wide = max(chain.shape[1], ancestors.shape[1])
+            ancestors = torch.cat([pad(x, (0, wide - x.shape[1])) for x in (ancestors, chain)])
+            order = torch.arange(count, device=at.device)
+            ids = torch.cat((ids, rider.input_ids[0]))
+            depths, place = torch.cat((depths, order)), torch.cat((place, order))
+            # two texts more: of the entries of no node, which have none, and the prompt
+            starts = torch.cat((starts, starts.new_full((1,), before), starts.new_full((1,), before + count)))
+            own, most = _with(own, rider.cache, count), max(most, count)
+        words = ancestors[:, None]
+        seen: Seen = words
         if at.device.type == "cuda":  # as `TargetModel.verify` does, bit for bit
-            seen = SharedPaths(ancestor_paths(ancestors, most), Alike(share.starts, most))
-        start = own.length + torch.where(real, at % most, 0)
-        return cls(tree.draft_tokens.flatten()[at][:, None], tree.depths.flatten()[at][:, None], seen, start, own)
+            seen = SharedPaths(ancestor_paths(words, most), Alike(starts, most))
+        return cls(ids[:, None], depths[:, None], seen, own.length + place, own)
+
+
+def _with(cache: PagedKVCache, row: PagedKVCache, count: int) -> PagedKVCache:
+    """The cache of a batch, and behind it so many entries with a row's text."""
+    view = copy.copy(cache)
+    view.block_table = torch.cat((cache.block_table, row.block_table.expand(count, -1)))
+    view.length = torch.cat((cache.length, row.length.expand(count)))
+    return view

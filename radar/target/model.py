@@ -13,7 +13,7 @@ from radar.errors import UsageError
 from radar.target.attention import Seen, causal_ancestors
 from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
-from radar.target.entries import Entries
+from radar.target.entries import Entries, Rider
 from radar.target.families import check_target, vocabulary_size
 from radar.target.fingerprint import Fingerprint
 from radar.target.page_pool import pages_of
@@ -139,14 +139,14 @@ class TargetModel:
         bit for bit, wherever that was cut into chunks."""
         return ancestor_paths(ancestors, ancestors.shape[1]) if self.device.type == "cuda" else ancestors
 
-    def verify_shared(self, tree: VerifyTree, share: Share) -> tuple[Tensor, Tensor]:
-        """`verify` for the nodes of all rows' trees that a share names, and no others.
+    def verify_shared(self, tree: VerifyTree, share: Share, rider: Rider | None = None) -> tuple[Tensor, Tensor]:
+        """`verify` for the nodes of all rows' trees that a share names, and no others but a rider's tokens.
 
         Returns:
-            Logits [T, 1, vocabulary] and taps [T, 1, taps * hidden] of the share's T nodes.
+            Logits [T, 1, vocabulary] and taps [T, 1, taps * hidden] of the share's nodes and the rider's tokens.
         """
         assert isinstance(self.cache, PagedKVCache)  # of several rows
-        ids, depths, seen, start, cache = Entries.of(tree, share, self.cache)
+        ids, depths, seen, start, cache = Entries.of(tree, share, self.cache, rider)
         with self.bound.running(cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, ids, depths, seen, cache.length, start=start))
 
