@@ -23,7 +23,7 @@ __all__ = ["PlainRows"]
 
 def carried_of(rows: int) -> int:
     """Tokens of a prompt that a pass of so many rows takes along: what is left of those that cost no more."""
-    return (64 if rows <= 16 else 128) - rows
+    return max(16, 64 - rows)
 
 
 class Tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 
 import torch
@@ -103,7 +103,7 @@ class RowsEngine:
         if not self._texts:
             self._pages.publish()  # what is run to prepare would write to pages of texts that have left
             self.prepare()
-        ids = torch.tensor([request.input_ids], device=self.target.device)
+        ids = self._on_device(request.input_ids)
         left = len(request.input_ids)
         while left:
             while (start := self._open(request)) is None:
@@ -122,6 +122,13 @@ class RowsEngine:
                     break
                 if left == 0 and waits:
                     self._enter(text, ids, start)
+
+    def _on_device(self, ids: Sequence[int]) -> Tensor:
+        """[1, P], without a wait for the round that is under way."""
+        host = torch.tensor([ids])
+        return (
+            host.pin_memory().to(self.target.device, non_blocking=True) if self.target.device.type == "cuda" else host
+        )
 
     def _taken(self, ids: Tensor, start: int, hurry: bool) -> Iterator[int]:
         """Take the prompt at the door in: at once, or what is short and can wait with the rounds of others."""
@@ -227,6 +234,7 @@ class RowsEngine:
             if not text.has_left:
                 text.ids += item.tokens
                 found[text.key] = item
+        self.launch_next()  # a text that has ended has a round more than it needs, and the device does not wait
         return found
 
     def _make_room(self) -> None:
