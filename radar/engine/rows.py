@@ -118,17 +118,16 @@ class RowsEngine:
                 yield taken
                 while self._offered is not None:
                     yield 0
-                if left and not self._at_door:  # older texts needed its pages
+                if (left or waits) and not self._at_door:  # older texts needed its pages
+                    left = len(text.ids)
                     break
                 if left == 0 and waits:
                     self._enter(text, ids, start)
 
     def _on_device(self, ids: Sequence[int]) -> Tensor:
         """[1, P], without a wait for the round that is under way."""
-        host = torch.tensor([ids])
-        return (
-            host.pin_memory().to(self.target.device, non_blocking=True) if self.target.device.type == "cuda" else host
-        )
+        host, device = torch.tensor([ids]), self.target.device
+        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
     def _taken(self, ids: Tensor, start: int, hurry: bool) -> Iterator[int]:
         """Take the prompt at the door in: at once, or what is short and can wait with the rounds of others."""
@@ -234,7 +233,8 @@ class RowsEngine:
             if not text.has_left:
                 text.ids += item.tokens
                 found[text.key] = item
-        self.launch_next()  # a text that has ended has a round more than it needs, and the device does not wait
+        if self._chunks is not None:  # a text that has ended has a round more than it needs, the device does not wait
+            self.launch_next()
         return found
 
     def _make_room(self) -> None:
