@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ _ADVICE = {
     "echo": "only false is taken: the prompt is known to who sent it",
     "suffix": "only null is taken: no text is filled in",
 }
+
+
+_BRANCHES = ("body", "str", "int", "float", "bool", "none")  # words of the validator, beside fields
 
 
 class ApiError(HTTPException):
@@ -87,7 +91,10 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        unread = error.__cause__ is not None and error.status_code == 400  # deep, huge numbers, not UTF-8
+        return ApiError(
+            error.status_code, "the body is not JSON that can be read" if unread else error.detail, headers=error.headers
+        )
     if isinstance(error, UsageError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed on this request; its log says why, under the x-request-id of this answer")
@@ -95,8 +102,8 @@ def api_error(error: BaseException) -> ApiError:
 
 def _of_validation(error: RequestValidationError) -> ApiError:
     """The first of what is wrong, by its place. What was sent is not repeated: it may be long, or no text."""
-    found = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the branch that was meant
-    place = [str(part) for part in found["loc"] if part != "body" and not str(part).startswith(("function-", "list["))]
+    found = max(error.errors(), key=_likely)
+    place = [str(part) for part in found["loc"] if part not in _BRANCHES and re.fullmatch(r"\w+", str(part))]
     name = place[0] if place and not place[0].isdigit() else None
     if found["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {found.get('ctx', {}).get('error', '')}")
@@ -109,6 +116,11 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     if name in _ADVICE:
         message += f"; {_ADVICE[name]}"
     return ApiError(400, message, param=name)
+
+
+def _likely(one: Any) -> tuple[bool, int]:
+    """Of a union the branch that was meant is the one that fails deepest, or for another reason than its type."""
+    return not one["type"].endswith("_type"), len(one["loc"])
 
 
 def add_handlers(app: FastAPI) -> None:

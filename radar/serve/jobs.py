@@ -26,6 +26,7 @@ class Job:
     Attributes:
         texts: once they are open.
         count: how many they will be.
+        began: when it came, by `time.perf_counter`.
     """
 
     prefix = kind = chunk_kind = ""
@@ -36,7 +37,7 @@ class Job:
         self.with_usage = bool(options and options.include_usage)
         self.with_rounds = bool(options and options.include_rounds)
         self.texts: list[ServedText] = []
-        self.count = body.n or 1
+        self.count, self.began = body.n or 1, time.perf_counter()
         self.num_choices = body.n or 1  # of a prompt
         self.id, self.created = f"{self.prefix}-{uuid4().hex}", int(time.time())
 

@@ -51,7 +51,7 @@ class ServerMetrics:
             "radar_request_queue_time_seconds", "Until a text had a row.", labels, registry=to, buckets=SECONDS
         )
         self._whole = Histogram(
-            "radar_e2e_request_latency_seconds", "From first to last token read.", labels, registry=to, buckets=SECONDS
+            "radar_e2e_request_latency_seconds", "From the request to its last token.", labels, registry=to, buckets=SECONDS
         )
         self._token = Histogram(
             "radar_request_time_per_output_token_seconds", "Mean of a text behind its first token.", labels,
@@ -65,10 +65,10 @@ class ServerMetrics:
         for text in job.texts:
             self._ended.labels(name, text.finish_reason or "abort").inc()
             if text.first is not None:
-                self._first.labels(name).observe(text.first - text.began)
+                self._first.labels(name).observe(text.first - job.began)
                 self._waited.labels(name).observe(text.waited)
             if text.first is not None and text.ended is not None:
-                self._whole.labels(name).observe(text.ended - text.began)
+                self._whole.labels(name).observe(text.ended - job.began)
                 if text.num_tokens > 1:
                     self._token.labels(name).observe((text.ended - text.first) / (text.num_tokens - 1))
 
