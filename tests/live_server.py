@@ -1,6 +1,8 @@
 """A server of the embedded pair on a free port of this machine, in a thread."""
 
 import contextlib
+import functools
+import socket
 import threading
 import time
 
@@ -14,20 +16,43 @@ from radar.serve.settings import Limits
 
 NAME, ROWS, LENGTH = "tiny", 4, 256
 TREE = TreeConfig(total_tokens=8, max_calls=2, tree_top_k=4)
-OPTIONS = {"max_batch_size": ROWS, "max_length": LENGTH}
 
 
-def make_decoder(rows=ROWS):
-    """A decoder that drafts in every round."""
-    options = OPTIONS | {"max_batch_size": rows}
+@functools.cache
+def shared_decoder():
+    """Of several rows; drafts in every round."""
     return RadarDecoder.from_pretrained(
-        device="cpu", dtype=torch.float32, policy=FixedDepth(2), tree=TREE, fallback=False, **options
-    )
+        device="cpu", dtype=torch.float32, policy=FixedDepth(2), tree=TREE, fallback=False, max_batch_size=ROWS,
+        max_length=LENGTH,
+    )  # fmt: skip
 
 
-def plain_beside(decoder, rows=ROWS):
-    options = OPTIONS | {"max_batch_size": rows}
-    return AutoregressiveDecoder(decoder.model, tokenizer=decoder.tokenizer, **options)
+@functools.cache
+def plain_decoder(rows=1):
+    """On the same model; with one row the reference that texts are compared with."""
+    one = shared_decoder()
+    return AutoregressiveDecoder(one.model, tokenizer=one.tokenizer, max_batch_size=rows, max_length=LENGTH)
+
+
+class Held:
+    """A decoder whose texts stop at their third token until the gate is opened, and count their tokens."""
+
+    def __init__(self, decoder):
+        self._decoder = decoder
+        self.reached, self.opened, self.asked = threading.Event(), threading.Event(), 0
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def rounds(self, prompt, **options):
+        return self._decoder.rounds(prompt, **options, stopping_criteria=[functools.partial(self._hold, len(prompt))])
+
+    def _hold(self, begin, ids, scores):
+        self.asked += 1
+        if ids.shape[1] >= begin + 3 and not self.opened.is_set():
+            self.reached.set()
+            assert self.opened.wait(120)
+        return False
 
 
 class Live:
@@ -38,11 +63,13 @@ class Live:
         app, server: its parts.
     """
 
-    def __init__(self, models, **options):
-        limits = options.pop("limits", Limits())
-        self.app = make_app([ServedModel(name, decoder) for name, decoder in models.items()], limits=limits, **options)
+    def __init__(self, models, *, limits=None, keys=(), send_buffer=None):
+        limits = limits or Limits()
+        self.app = make_app([ServedModel(name, one) for name, one in models.items()], limits=limits, keys=keys)
         self.server = RadarServer(self.app, limits, with_logs=False)
         listener = bound_socket("127.0.0.1", 0)
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
@@ -77,5 +104,5 @@ def wait_until(condition, seconds=60):
 
 
 def rows_in_use(decoder):
-    """Texts that the engine holds, waiting ones left out."""
+    """Texts that the engine holds."""
     return len(decoder._maker._batch._texts)

@@ -92,9 +92,8 @@ def api_error(error: BaseException) -> ApiError:
         return _of_validation(error)
     if isinstance(error, HTTPException):
         unread = error.__cause__ is not None and error.status_code == 400  # deep, huge numbers, not UTF-8
-        return ApiError(
-            error.status_code, "the body is not JSON that can be read" if unread else error.detail, headers=error.headers
-        )
+        said = "the body is not JSON that can be read" if unread else error.detail
+        return ApiError(error.status_code, said, headers=error.headers)
     if isinstance(error, UsageError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed on this request; its log says why, under the x-request-id of this answer")

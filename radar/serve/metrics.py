@@ -51,7 +51,11 @@ class ServerMetrics:
             "radar_request_queue_time_seconds", "Until a text had a row.", labels, registry=to, buckets=SECONDS
         )
         self._whole = Histogram(
-            "radar_e2e_request_latency_seconds", "From the request to its last token.", labels, registry=to, buckets=SECONDS
+            "radar_e2e_request_latency_seconds",
+            "From the request to the last token.",
+            labels,
+            registry=to,
+            buckets=SECONDS,
         )
         self._token = Histogram(
             "radar_request_time_per_output_token_seconds", "Mean of a text behind its first token.", labels,

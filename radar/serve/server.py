@@ -71,7 +71,7 @@ class RadarServer(uvicorn.Server):
 
     def end(self) -> None:
         """Begin to end, from any thread."""
-        if self._loop is not None:
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._begin_to_end)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
