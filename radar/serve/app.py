@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from radar.errors import UsageError
 from radar.serve.admission import Admission
@@ -99,7 +99,7 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
         with admission.admitted(0):
             return _json({"status": "ok"})
 
-    @app.get("/metrics", responses={401: _ERRORS[401]})
+    @app.get("/metrics", responses={401: _ERRORS[401]}, response_class=PlainTextResponse)
     async def exposition() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

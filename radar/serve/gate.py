@@ -55,7 +55,7 @@ class Gate:
                 self._check(scope["path"], headers)
             except ApiError as error:
                 return await error.response()(scope, receive, answer)
-            await self._app(scope, _Body(receive, self._limits.max_body, headers), answer)
+            await self._app(scope, _Body(receive, self._limits.max_body), answer)
         finally:
             self._metrics.http.labels(str(found.get("status", 499))).inc()
             log(
@@ -66,7 +66,7 @@ class Gate:
     def _check(self, path: str, headers: Headers) -> None:
         if self._keys and path not in _OPEN and not path.startswith("/page/"):
             kind, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode("utf-8", errors="replace")
+            given = key.strip().encode("latin-1")  # the bytes that came
             fits = [hmac.compare_digest(given, one) for one in self._keys]  # all, so that the time tells nothing
             if kind.lower() != "bearer" or not any(fits):
                 raise ApiError(
@@ -81,7 +81,7 @@ class Gate:
 class _Body:
     """Receives a body of limited length: a client may send one without saying how long it is."""
 
-    def __init__(self, receive: Receive, most: int, headers: Headers) -> None:
+    def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._most, self._size = receive, most, 0
 
     async def __call__(self) -> Message:
