@@ -42,8 +42,7 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port), "--target", "/nowhere"]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
-    for words in (["--port", "99999"], ["--host", "not.a.host.invalid"]):
-        assert main(["serve", *words]) == 2
+    assert main(["serve", "--host", "256.256.256.256", "--target", "/nowhere"]) == 2
 
 
 def test_keys(tmp_path, monkeypatch):
@@ -64,7 +63,9 @@ def test_keys(tmp_path, monkeypatch):
         serve._keys(parsed())
 
 
-@pytest.mark.parametrize("words", [["--max-waiting", "-1"], ["--max-seconds", "0"], ["--max-seconds", "nan"]])
+@pytest.mark.parametrize(
+    "words", [["--port", "99999"], ["--max-waiting", "-1"], ["--max-seconds", "0"], ["--max-seconds", "nan"]]
+)
 def test_limits_that_cannot_be(words, capsys):
     with pytest.raises(SystemExit):
         parsed(*words)
@@ -101,7 +102,7 @@ def test_a_process_serves_and_ends_by_sigterm(tmp_path):
         with httpx.Client(base_url=url, timeout=120) as web:
             names = [model["id"] for model in web.get("/v1/models").json()["data"]]
             assert names == ["radar-embedded", "radar-embedded@eagle3", "radar-embedded@plain"]
-            body = {"prompt": "def add(a, b):", "max_tokens": 60, "temperature": 1, "seed": 1}
+            body = {"prompt": "def add(a, b):", "max_tokens": 20, "temperature": 1, "seed": 1}
             texts = {
                 web.post("/v1/completions", json=body | {"model": name}).text.split('"text":')[1][:80] for name in names
             }
@@ -117,7 +118,7 @@ def test_a_process_serves_and_ends_by_sigterm(tmp_path):
         requests = [line for line in said if line["message"] == "request"]
         assert [line["status"] for line in requests] == [200] * 5
         assert all(line["request_id"] for line in requests)
-        assert requests[-1]["completion_tokens"] == 60 or requests[-1]["finish_reasons"] == ["stop"]
+        assert requests[-1]["completion_tokens"] == 20 or requests[-1]["finish_reasons"] == ["stop"]
         assert "def add" not in json.dumps(said)
     finally:
         process.kill()

@@ -30,8 +30,8 @@ CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
     negative_data_rejection,
 ]  # fmt: skip
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
-MANY = settings(FEW, max_examples=400)
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+MANY = settings(FEW, max_examples=250)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_other_paths(web, method, path, status):
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
-@pytest.mark.parametrize("count", [4, pytest.param(150, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("count", [4, pytest.param(30, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_the_servers_own_description(server, mode, count):
     """Requests that fit it, or break it, and answers that are as it says."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default 127.0.0.1: this machine alone)"
     )
-    group.add_argument("--port", type=int, default=8000, metavar="N", help="to listen on; 0: a free one (default 8000)")
+    group.add_argument(
+        "--port", type=_port, default=8000, metavar="N", help="to listen on; 0: a free one (default 8000)"
+    )
     group.add_argument("--name", metavar="NAME", help="what requests call the model (default: the target's own)")
     group.add_argument(
         "--api-key", metavar="KEY", help=f"that requests must bring (others here can see it: {KEY} hides)"
@@ -60,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, fallback=True)
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _count(text: str) -> int:
     return 0 if text.strip() == "0" else positive(text)
 
@@ -77,13 +85,15 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise UsageError(f'{missing[0]} is missing: pip install "radar-decoding[serve]"')
+    from radar.serve.server import RadarServer, bound_socket
+
+    keys, listener = _keys(args), bound_socket(args.host, args.port)
+
     from radar.cli.decoders import make_decoder
     from radar.serve.app import make_app
     from radar.serve.models import ServedModel
-    from radar.serve.server import RadarServer, bound_socket
     from radar.serve.settings import Limits
 
-    keys, listener = _keys(args), bound_socket(args.host, args.port)
     names = ("max_waiting", "max_body", "max_tokens", "max_seconds", "shutdown_seconds")
     limits = Limits(**{name: getattr(args, name) for name in names})
     rows = {"max_batch_size": args.max_batch_size, "cache_tokens": args.cache_tokens}
