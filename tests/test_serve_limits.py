@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -142,9 +143,10 @@ def test_shutdown_ends_what_does_not_end():
         assert "shut down before the text had ended" in error["message"]
 
 
-def test_a_slow_reader_blocks_nobody():
+@pytest.mark.parametrize("make", [shared_decoder, plain_decoder])
+def test_a_slow_reader_blocks_nobody(make):
     """Its text is made to the end, whose row is free then; what waits for it is its tokens, and 64 kB or so."""
-    with live({NAME: shared_decoder()}, send_buffer=4096) as server:
+    with live({NAME: make()}, send_buffer=4096) as server:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", server.port))
@@ -155,10 +157,11 @@ def test_a_slow_reader_blocks_nobody():
         data = json.dumps(body).encode()
         head = f"POST {PATH} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         slow.sendall(head.encode() + data)
-        wait_until(lambda: rows_in_use(shared_decoder()) == 1)
+        wait_until(lambda: server.admission.count == 1)
         answer = httpx.post(server.url + PATH, json=BODY, timeout=60)
         assert text_of(answer) == plain_decoder().generate(CHAT, max_new_tokens=12).text
         wait_until(lambda: rows_in_use(shared_decoder()) == 0)
+        time.sleep(0.2)
         assert server.admission.count == 1, "it has been read to the end: send more"
         parts = []
         while part := slow.recv(1 << 16):
@@ -166,6 +169,57 @@ def test_a_slow_reader_blocks_nobody():
         assert b"".join(parts).endswith(b"data: [DONE]\n\n")
         wait_until(lambda: server.admission.count == 0)
         slow.close()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with live({NAME: shared_decoder()}, limits=Limits(max_seconds=0.3)) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode())
+            answer = b""
+            while b"seconds" not in answer and (part := connection.recv(1 << 16)):
+                answer += part
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert b"had not come after 0.3 seconds" in answer
+
+
+class Breaks:
+    """A decoder that fails at its third token, or at once."""
+
+    def __init__(self, decoder, *, at_once):
+        self._decoder, self._at_once = decoder, at_once
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def rounds(self, prompt, **options):
+        def fail(ids, scores):
+            if ids.shape[1] > len(prompt) + 2:
+                raise RuntimeError("a secret")
+            return False
+
+        if self._at_once:
+            raise RuntimeError("a secret")
+        return self._decoder.rounds(prompt, **options, stopping_criteria=[fail])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_told_as_one(caplog, stream, at_once):
+    models = {"breaks": Breaks(shared_decoder(), at_once=at_once), NAME: shared_decoder()}
+    with live(models) as server, web_of(server) as web:
+        answer = web.post(PATH, json=BODY | {"model": "breaks", "stream": stream})
+        if stream and not at_once:
+            error = json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 500
+            error = answer.json()["error"]
+        assert error["type"] == "server_error"
+        assert "secret" not in answer.text
+        own = answer.headers["x-request-id"]
+        (told,) = [one.fields for one in caplog.records if one.getMessage() == "a request failed"]
+        assert told["request_id"] == own
+        assert "a secret" in told["traceback"]
+        assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
 
 
 def test_only_a_key_opens():

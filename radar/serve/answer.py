@@ -48,12 +48,13 @@ class Answer(Response):
             except _GoneError:
                 found["ended"] = "client left"
             except Exception as error:
-                if not isinstance(error, ApiError) and api_error(error).status_code == 500:
-                    failure(error, found)
-                found["ended"] = str(api_error(error).detail)
+                said = api_error(error)
+                found["ended"] = said.detail
                 if not self._begun:
                     raise
-                await self._end(send, api_error(error))
+                if said.status_code == 500:
+                    failure(error, found)
+                await self._end(send, said)
             finally:
                 for text in job.texts:
                     text.close()

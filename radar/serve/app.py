@@ -41,8 +41,9 @@ _ERROR = {
     },
 }
 _ABOUT = {
-    400: "what was asked for cannot be done", 401: "no or a wrong key", 404: "no such model", 413: "too large",
-    429: "too many texts wait", 503: "the server is shutting down", 504: "it took too long",
+    400: "what was asked for cannot be done", 401: "no or a wrong key", 404: "no such model",
+    408: "the body came too slowly", 413: "too large", 429: "too many texts wait", 503: "the server is shutting down",
+    504: "it took too long",
 }  # fmt: skip
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": about, "content": {"application/json": {"schema": _ERROR}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
@@ -12,8 +13,8 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from radar.serve.errors import ApiError
-from radar.serve.logs import log
+from radar.serve.errors import ApiError, api_error
+from radar.serve.logs import failure, log
 from radar.serve.metrics import ServerMetrics
 from radar.serve.settings import Limits
 
@@ -55,7 +56,13 @@ class Gate:
                 self._check(scope["path"], headers)
             except ApiError as error:
                 return await error.response()(scope, receive, answer)
-            await self._app(scope, _Body(receive, self._limits.max_body), answer)
+            try:
+                await self._app(scope, _Body(receive, self._limits), answer)
+            except Exception as error:
+                failure(error, found)
+                if "status" in found:  # too late to say so
+                    raise
+                await api_error(error).response()(scope, receive, answer)
         finally:
             self._metrics.http.labels(str(found.get("status", 499))).inc()
             log(
@@ -79,16 +86,23 @@ class Gate:
 
 
 class _Body:
-    """Receives a body of limited length: a client may send one without saying how long it is."""
+    """Receives a body of limited length, in limited time: a client may send one without saying how long it is."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._most, self._size = receive, most, 0
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits, self._size = receive, limits, 0
+        self._until: float | None = asyncio.get_running_loop().time() + limits.max_seconds
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(408, f"the body had not come after {self._limits.max_seconds:g} seconds") from None
         self._size += len(message.get("body", b""))
-        if self._size > self._most:
-            raise _too_large(self._most)
+        if self._size > self._limits.max_body:
+            raise _too_large(self._limits.max_body)
+        if not message.get("more_body"):
+            self._until = None
         return message
 
 

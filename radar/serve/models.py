@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from radar.serve.errors import ApiError
@@ -23,15 +22,12 @@ class ServedModel:
     Attributes:
         name, decoder: as given.
         created: seconds since 1970.
+        turn: of texts on a decoder of one row; None: it has several.
     """
 
     def __init__(self, name: str, decoder: Any) -> None:
         self.name, self.decoder, self.created = name, decoder, int(time.time())
-        self._turn = asyncio.Semaphore(1) if decoder.max_batch_size == 1 else None
-
-    def turn(self) -> AbstractAsyncContextManager[Any]:
-        """Several rows take texts as they come; one would go from text to text at the price of a prompt's pass each."""
-        return self._turn or nullcontext()
+        self.turn = asyncio.Semaphore(1) if decoder.max_batch_size == 1 else None
 
     def card(self) -> dict[str, Any]:
         """What `/v1/models` says of it."""

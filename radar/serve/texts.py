@@ -11,6 +11,7 @@ from typing import Any
 from radar.generation.detokenize import Detokenizer
 from radar.generation.sequence import Sequence as Rounds
 from radar.metrics import Round
+from radar.serve.ahead import rounds_of
 from radar.serve.logprobs import LogprobRecorder, TokenLogprob
 from radar.serve.models import ServedModel
 from radar.serve.stops import StopFilter
@@ -73,12 +74,15 @@ class ServedText:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """One a round."""
+        rounds = rounds_of(self._rounds, self._model.turn)
         try:
-            async with self._model.turn():
-                while self.finish_reason is None and (item := await self._rounds.anext()) is not None:
-                    yield self._take(item)
+            async for item in rounds:
+                yield self._take(item)
+                if self.finish_reason is not None:
+                    return
         finally:
             self.close()
+            await rounds.aclose()
 
     def _take(self, item: Round) -> Piece:
         now = time.perf_counter()
