@@ -81,6 +81,8 @@ def test_documents_name_options_and_metrics_that_there_are():
         text = (SERVE / name).read_text()
         text = re.sub(r"(docker|useradd|apt-get|pip|HEALTHCHECK) [^\n]*", "", text)
         assert set(re.findall(r"--[a-z][a-z-]+", text)) - {"--timeout", "--interval"} <= known, name
+    copied = re.findall(r"^COPY (.*) \S+$", (SERVE / "Dockerfile").read_text(), re.MULTILINE)
+    assert [name for words in copied for name in words.split() if not (SERVE.parents[1] / name).exists()] == []
     source = (SERVE / "metrics.py").read_text()
     for name in re.findall(r"`(?:radar_)?([a-z_]+)_total`", (SERVE / "README.md").read_text()):
         assert name in source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     from radar.cli.decoders import make_decoder
     from radar.serve.app import make_app
+    from radar.serve.logs import log
     from radar.serve.models import ServedModel
     from radar.serve.settings import Limits
 
@@ -102,7 +104,10 @@ def run(args: argparse.Namespace) -> int:
     models = [ServedModel(name, decoder)]
     if args.compare:
         models += [ServedModel(f"{name}@{method}", one) for method, one in _compared(decoder, args, rows).items()]
-    RadarServer(make_app(models, limits=limits, keys=keys), limits).run([listener])
+    server = RadarServer(make_app(models, limits=limits, keys=keys), limits)
+    if not keys and not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        log("there is no API key: whoever reaches this address may ask")
+    server.run([listener])
     return 0
 
 
