@@ -117,6 +117,9 @@ def test_bodies_that_are_no_requests(web, path, data):
         ({"temprature": 1}, "temprature", "Unrecognized request argument supplied: temprature"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty"),
         ({"echo": True}, "echo", "false"),
+        ({"max_tokens": "5"}, "max_tokens", "integer"),
+        ({"stream": "true"}, "stream", "boolean"),
+        ({"top_p": float("nan")}, "top_p", "finite"),
         ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"prompt": [["x"]]}, "prompt", "integer"),
         ({"prompt": [5000]}, None, "from 0 to 4095"),
@@ -128,11 +131,21 @@ def test_bodies_that_are_no_requests(web, path, data):
     ids=str,
 )
 def test_a_refusal_names_what_was_wrong(web, change, param, says):
-    answer = web.post(PATHS[1], json=BODIES[PATHS[1]] | change)
+    data = json.dumps(BODIES[PATHS[1]] | change)
+    answer = web.post(PATHS[1], content=data, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == param
     assert says in error["message"]
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "max_length"])
+def test_no_client_brings_a_template_of_its_own(web, name):
+    """It is a program that would run here."""
+    given = {"chat_template_kwargs": {name: "x"}}
+    answer = web.post(PATHS[0], json=BODIES[PATHS[0]] | given)
+    assert answer.status_code == 400
+    assert f"{name} is no variable of the template" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [{"prompt": "x y " * 400}, {"prompt": "x", "max_tokens": 300}], ids=["long", "much"])
