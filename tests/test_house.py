@@ -20,12 +20,15 @@ LAYERS = [
     {"radar.engine"},
     {"radar.generation"},
     {"radar.decoder", "radar.custom_generate"},
-    {"radar.tools", "radar.train"},
+    {"radar.tools", "radar.train", "radar.serve"},
     {"radar.cli", "radar.__main__", "radar"},
 ]
 ONLY_IN = {
     "triton": ("radar_kernels",),
     "transformers": ("radar.target", "radar.generation", "radar.tools"),
+    **dict.fromkeys(
+        ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), ("radar.serve", "radar.cli.serve")
+    ),
     "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.train"),
 }
 
@@ -144,7 +147,7 @@ def test_files_stay_short(place):
         assert statistics.median(n for n in lines.values() if n > 1) <= 120
 
 
-@pytest.mark.parametrize(("place", "most"), [("radar/train", 2400), ("bench", 4000)])
+@pytest.mark.parametrize(("place", "most"), [("radar/train", 2400), ("bench", 4150)])
 def test_what_only_serves_the_engine_stays_small(place, most):
     assert sum(len(path.read_text().splitlines()) for path in (ROOT / place).rglob("*.py")) <= most
 

@@ -36,6 +36,7 @@ COMMANDS = (
     Command("generate", "continue a prompt and stream the text"),
     Command("show", "draw a text by its rounds, with their draft trees, as a page or a picture"),
     Command("chat", "talk with the model in the terminal"),
+    Command("serve", "serve the model under OpenAI's API, with a page to chat"),
     Command("bench", "compare autoregressive decoding, EAGLE-3 and RADAR on the same prompts"),
     Command("verify", "check on your prompts that the text is the target's own"),
     Command("doctor", "find out how a draft head's file is to be read, by measuring"),

@@ -1,0 +1,141 @@
+"""The answer of a request: decodes while it is sent, and ends at once when nobody reads it any more."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from radar.serve.admission import Admission
+from radar.serve.errors import ApiError, api_error
+from radar.serve.jobs import Job
+from radar.serve.jsontext import dumps
+from radar.serve.logs import failure
+from radar.serve.metrics import ServerMetrics
+from radar.serve.texts import Piece, merged
+
+__all__ = ["Answer"]
+
+LAST_WORDS = 2.0  # seconds that a client has to take an error's event in
+
+
+class Answer(Response):
+    """JSON, or server-sent events.
+
+    Args:
+        job: the request.
+        admission: of the server.
+        metrics: of the server.
+    """
+
+    def __init__(self, job: Job, admission: Admission, metrics: ServerMetrics) -> None:
+        super().__init__()
+        self._job, self._admission, self._metrics = job, admission, metrics
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ApiError as long as no byte has been sent; behind that errors are events."""
+        job, found = self._job, scope["state"]["log"]
+        with self._admission.admitted(job.count):
+            try:
+                await self._while_wanted(receive, self._stream(send) if job.streams else self._whole(scope, send))
+            except asyncio.CancelledError:
+                found["ended"] = "cancelled"
+                raise
+            except _GoneError:
+                found["ended"] = "client left"
+            except Exception as error:
+                said = api_error(error)
+                found["ended"] = said.detail
+                if not self._begun:
+                    raise
+                if said.status_code == 500:
+                    failure(error, found)
+                await self._end(send, said)
+            finally:
+                for text in job.texts:
+                    text.close()
+                self._metrics.observe(job)
+                found |= {
+                    "model": job.model.name,
+                    "prompt_tokens": sum(text.num_prompt_tokens for text in job.texts[:: job.num_choices]),
+                    "completion_tokens": sum(text.num_tokens for text in job.texts),
+                    "finish_reasons": [text.finish_reason for text in job.texts],
+                }
+
+    async def _while_wanted(self, receive: Receive, work: Any) -> None:
+        """Do the work until the client goes, the time is over or the server ends."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_until_gone(receive))
+        stop = asyncio.ensure_future(self._admission.stopping.wait())
+        seconds = self._job.limits.max_seconds
+        try:
+            await asyncio.wait((task, gone, stop), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return
+            if gone.done():
+                raise _GoneError
+            if stop.done():
+                raise ApiError(503, "the server was shut down before the text had ended", headers={"Retry-After": "5"})
+            raise ApiError(
+                504,
+                f"the text had not ended after {seconds:g} seconds: ask for fewer tokens",
+                headers={"x-should-retry": "false"},  # of OpenAI's clients, which would ask for all of it again
+            )
+        finally:
+            for one in (task, gone, stop):
+                one.cancel()
+            await asyncio.gather(task, gone, stop, return_exceptions=True)
+
+    async def _whole(self, scope: Scope, send: Send) -> None:
+        job = self._job
+        texts = await asyncio.to_thread(job.open)
+        pieces: list[list[Piece]] = [[] for _ in texts]
+        async for number, piece in merged(texts):
+            pieces[number].append(piece)
+        body = dumps(job.whole(pieces))
+        self._begun = True
+        await Response(body, media_type="application/json")(scope, _never, send)
+
+    async def _stream(self, send: Send) -> None:
+        job = self._job
+        texts = await asyncio.to_thread(job.open)
+        self._begun = True
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await _send_events(send, job.begin())
+        async for number, piece in merged(texts):
+            await _send_events(send, job.chunks(number, piece))
+        if job.with_usage:
+            await _send_events(send, [job.usage_chunk()])
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _end(self, send: Send, error: ApiError) -> None:
+        """An event that says why there is no more; for a client that does not read there is none."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LAST_WORDS):
+                await send({"type": "http.response.body", "body": b"data: " + dumps(error.body) + b"\n\n"})
+
+
+class _GoneError(Exception):
+    """The client has left."""
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _never() -> Message:
+    raise RuntimeError("the request has been read already")
+
+
+async def _send_events(send: Send, chunks: list[dict[str, Any]]) -> None:
+    """Returns when the connection has taken them in: a client that reads slowly is waited for here."""
+    if chunks:
+        body = b"".join(b"data: " + dumps(chunk) + b"\n\n" for chunk in chunks)
+        await send({"type": "http.response.body", "body": body, "more_body": True})

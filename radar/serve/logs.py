@@ -1,0 +1,52 @@
+"""Logs as lines of JSON on stderr, a line a request, with its id. Nothing of what is asked or answered is in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from typing import Any
+
+__all__ = ["CONFIG", "JsonFormatter", "failure", "log"]
+
+_LOGGER = logging.getLogger("radar.serve")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a record; `fields` of the record are its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+CONFIG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "INFO", "propagate": False} for name in ("radar.serve", "uvicorn")
+    },
+}
+
+
+def log(message: str, **fields: Any) -> None:
+    """A line."""
+    _LOGGER.info(message, extra={"fields": fields})
+
+
+def failure(error: BaseException, fields: dict[str, Any]) -> None:
+    """A line with the traceback of a bug of ours."""
+    trace = "".join(traceback.format_exception(error))
+    _LOGGER.error("a request failed", extra={"fields": {"request_id": fields.get("request_id"), "traceback": trace}})

@@ -1,0 +1,89 @@
+"""A request's fields as the options of `decoder.rounds`."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from radar.serve.errors import too_long
+from radar.serve.logprobs import LogprobRecorder
+from radar.serve.models import ServedModel
+from radar.serve.openai import TextRequest
+from radar.serve.settings import Limits
+from radar.serve.texts import ServedText
+
+__all__ = ["open_texts", "stops_of"]
+
+SEEDS = 2**63
+_FILTERS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as they do nothing
+
+
+def stops_of(body: TextRequest) -> list[str]:
+    """Its stop strings."""
+    return [body.stop] if isinstance(body.stop, str) else list(body.stop or [])
+
+
+def open_texts(
+    model: ServedModel,
+    prompts: list[list[int]],
+    body: TextRequest,
+    limits: Limits,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    is_chat: bool,
+) -> list[ServedText]:
+    """Ask for the texts of a request: n of each prompt, in order. Takes milliseconds; not for an event loop.
+
+    Args:
+        prompts: token ids.
+        max_tokens: of each text; None: what fits.
+        logprobs: so many of the likeliest tokens; None: no log-probabilities.
+        is_chat: go on from what the caches hold of the prompt.
+
+    Raises:
+        ApiError: 400 for a prompt or limit that does not fit.
+        UsageError: for what the decoder does not take.
+    """
+    decoder, count = model.decoder, body.n or 1
+    for prompt in prompts:
+        room = decoder.max_length - len(prompt)
+        if room < 1 or (max_tokens is not None and max_tokens > room):
+            raise too_long(len(prompt), max_tokens, decoder.max_length)
+    if limits.max_tokens is not None:
+        max_tokens = min(max_tokens or limits.max_tokens, limits.max_tokens)
+    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
+    options = _choice(body, decoder)
+    texts: list[ServedText] = []
+    try:
+        for number, prompt in enumerate(one for one in prompts for _ in range(count)):
+            own = options | {"seed": (seed + number) % SEEDS, "reuse_prefix": is_chat}
+            if max_tokens is not None:
+                own["max_new_tokens"] = min(max_tokens, decoder.max_length - len(prompt))
+            recorder = None
+            if logprobs is not None:
+                recorder = LogprobRecorder(logprobs, len(prompt))
+                own |= {"logits_processor": [recorder.process], "stopping_criteria": [recorder.criterion]}
+            texts.append(ServedText(model, decoder.rounds(prompt, **own), stops_of(body), recorder))
+    except BaseException:
+        for text in texts:
+            text.close()
+        raise
+    return texts
+
+
+def _choice(body: TextRequest, decoder: Any) -> dict[str, Any]:
+    """How tokens are chosen. Clients send filters with greedy decoding too, where they mean nothing."""
+    config = getattr(decoder.model, "generation_config", None)
+    samples = bool(getattr(config, "do_sample", False)) if body.temperature is None else body.temperature > 0
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "repetition_penalty": body.repetition_penalty,
+        "min_new_tokens": body.min_tokens,
+        "logit_bias": {int(token): bias for token, bias in (body.logit_bias or {}).items()} or None,
+    }
+    for name, nothing in _FILTERS.items():
+        value = getattr(body, name)
+        if samples or (body.temperature is None and value != nothing):  # the decoder says what is missing
+            given[name] = value
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,296 @@
+"""What a server does under pressure: it refuses, lets go of rows that nobody reads, and ends without hanging."""
+
+import contextlib
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from live_server import NAME, ROWS, Held, live, plain_decoder, rows_in_use, shared_decoder, wait_until
+
+from radar.serve.settings import Limits
+
+CHAT = [{"role": "user", "content": "Add two numbers"}]
+BODY = {"model": NAME, "messages": CHAT, "max_tokens": 12}
+PATH = "/v1/chat/completions"
+ROUND = 3  # tokens at most: two draft calls, and the target's own
+
+
+@contextlib.contextmanager
+def held(**options):
+    """A server whose texts are held up, and its decoder."""
+    decoder = Held(shared_decoder())
+    with live({NAME: decoder}, **options) as server:
+        try:
+            yield server, decoder
+        finally:
+            decoder.opened.set()
+    wait_until(lambda: rows_in_use(decoder) == 0)
+
+
+def web_of(server):
+    return httpx.Client(base_url=server.url, timeout=120)
+
+
+def text_of(answer):
+    """Of a chunked or a whole answer."""
+    if not answer.text.startswith("data: "):
+        return answer.json()["choices"][0]["message"]["content"]
+    chunks = [json.loads(part.removeprefix("data: ")) for part in answer.text.split("\n\n")[:-2]]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
+def request(server, body):
+    """A socket that has sent a request."""
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_row_within_a_round(stream, how):
+    with held() as (server, decoder):
+        connection = request(server, BODY | {"stream": stream, "max_tokens": 200})
+        assert decoder.reached.wait(60)  # the engine is in the middle of a round
+        asked = decoder.asked
+        if how == "close":
+            connection.close()
+        else:
+            connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: server.admission.count == 0)
+        decoder.opened.set()
+        wait_until(lambda: rows_in_use(decoder) == 0)
+        assert decoder.asked - asked <= ROUND
+        connection.close()
+        with web_of(server) as web:
+            assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
+
+
+def test_a_full_server_says_so_and_loses_nothing():
+    own = plain_decoder().generate(CHAT, max_new_tokens=12).text
+    with (
+        held(limits=Limits(max_waiting=2)) as (server, decoder),
+        ThreadPoolExecutor(ROWS + 2) as pool,
+        web_of(server) as web,
+    ):
+        asked = [pool.submit(web.post, PATH, json=BODY | {"stream": bool(k % 2)}) for k in range(ROWS + 2)]
+        wait_until(lambda: server.admission.count == ROWS + 2)
+        refused = web.post(PATH, json=BODY)
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert "waiting 2.0" in web.get("/metrics").text
+        assert web.get("/health").status_code == 200
+        assert web.post(PATH, json=BODY | {"n": 7}).status_code == 400
+        decoder.opened.set()
+        assert [text_of(one.result()) for one in asked] == [own] * (ROWS + 2)
+        assert web.post(PATH, json=BODY).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_that_takes_too_long_is_ended(stream):
+    with held(limits=Limits(max_seconds=1.0)) as (server, _), web_of(server) as web:
+        answer = web.post(PATH, json=BODY | {"stream": stream})
+        if stream:
+            assert answer.status_code == 200
+            error = json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 504
+            assert answer.headers["x-should-retry"] == "false"
+            error = answer.json()["error"]
+        assert error["type"] == "timeout_error"
+        assert "1 seconds" in error["message"]
+        wait_until(lambda: server.admission.count == 0)
+
+
+def test_shutdown_lets_texts_end():
+    own = plain_decoder().generate(CHAT, max_new_tokens=12).text
+    with held() as (server, decoder), ThreadPoolExecutor(2) as pool, httpx.Client(timeout=60) as web:
+        asked = [
+            pool.submit(httpx.post, server.url + PATH, json=BODY | {"stream": k}, timeout=60) for k in (False, True)
+        ]
+        assert decoder.reached.wait(60)
+        wait_until(lambda: server.admission.count == 2)
+        server.server.end()
+        wait_until(lambda: server.admission.is_closed)
+        for answer in (web.post(server.url + PATH, json=BODY), web.get(f"{server.url}/health")):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["type"] == "overloaded_error"
+        decoder.opened.set()
+        assert [text_of(one.result()) for one in asked] == [own, own]
+        assert server.end()
+
+
+def test_shutdown_ends_what_does_not_end():
+    """The engine hangs, and a client does not read."""
+    limits = Limits(shutdown_seconds=0.2)
+    with held(limits=limits) as (server, decoder), ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(httpx.post, server.url + PATH, json=BODY | {"stream": k}, timeout=60) for k in (False, True)
+        ]
+        assert decoder.reached.wait(60)
+        wait_until(lambda: server.admission.count == 2)
+        with request(server, BODY | {"stream": True}):
+            assert server.end()
+        whole, streamed = (one.result() for one in asked)
+        assert whole.status_code == 503
+        error = json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        assert "shut down before the text had ended" in error["message"]
+
+
+@pytest.mark.parametrize("make", [shared_decoder, plain_decoder])
+def test_a_slow_reader_blocks_nobody(make):
+    """Its text is made to the end, whose row is free then; what waits for it is its tokens, and 64 kB or so."""
+    with live({NAME: make()}, send_buffer=4096) as server:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        body = {
+            "model": NAME, "messages": CHAT, "max_tokens": 60, "stream": True, "logprobs": True, "top_logprobs": 20,
+            "logit_bias": {"3": -100},
+        }  # fmt: skip
+        data = json.dumps(body).encode()
+        head = f"POST {PATH} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        slow.sendall(head.encode() + data)
+        wait_until(lambda: server.admission.count == 1)
+        answer = httpx.post(server.url + PATH, json=BODY, timeout=60)
+        assert text_of(answer) == plain_decoder().generate(CHAT, max_new_tokens=12).text
+        wait_until(lambda: rows_in_use(shared_decoder()) == 0)
+        time.sleep(0.2)
+        assert server.admission.count == 1, "it has been read to the end: send more"
+        parts = []
+        while part := slow.recv(1 << 16):
+            parts.append(part)
+        assert b"".join(parts).endswith(b"data: [DONE]\n\n")
+        wait_until(lambda: server.admission.count == 0)
+        slow.close()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with live({NAME: shared_decoder()}, limits=Limits(max_seconds=0.3)) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode())
+            answer = b""
+            while b"seconds" not in answer and (part := connection.recv(1 << 16)):
+                answer += part
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert b"had not come after 0.3 seconds" in answer
+
+
+class Breaks:
+    """A decoder that fails at its third token, or at once."""
+
+    def __init__(self, decoder, *, at_once):
+        self._decoder, self._at_once = decoder, at_once
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def rounds(self, prompt, **options):
+        def fail(ids, scores):
+            if ids.shape[1] > len(prompt) + 2:
+                raise RuntimeError("a secret")
+            return False
+
+        if self._at_once:
+            raise RuntimeError("a secret")
+        return self._decoder.rounds(prompt, **options, stopping_criteria=[fail])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_told_as_one(caplog, stream, at_once):
+    models = {"breaks": Breaks(shared_decoder(), at_once=at_once), NAME: shared_decoder()}
+    with live(models) as server, web_of(server) as web:
+        answer = web.post(PATH, json=BODY | {"model": "breaks", "stream": stream})
+        if stream and not at_once:
+            error = json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 500
+            error = answer.json()["error"]
+        assert error["type"] == "server_error"
+        assert "secret" not in answer.text
+        own = answer.headers["x-request-id"]
+        (told,) = [one.fields for one in caplog.records if one.getMessage() == "a request failed"]
+        assert told["request_id"] == own
+        assert "a secret" in told["traceback"]
+        assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
+
+
+def test_only_a_key_opens():
+    with live({NAME: shared_decoder()}, keys=["first", "sécond"]) as server, web_of(server) as web:
+        for given in (
+            {},
+            {"authorization": "Bearer no"},
+            {"authorization": "Basic first"},
+            {"authorization": "Bearer firs"},
+            {"authorization": "Bearer"},
+        ):
+            for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+                refused = web.get(path, headers=given)
+                assert refused.status_code == 401
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+            assert web.post(PATH, json=BODY, headers=given).status_code == 401
+        assert web.get("/health").status_code == web.get("/").status_code == web.get("/page/page.js").status_code == 200
+        body = BODY | {"max_tokens": 4}
+        assert web.post(PATH, json=body, headers={"authorization": "Bearer first"}).status_code == 200
+        assert web.get("/v1/models", headers=[(b"authorization", "bearer sécond".encode())]).status_code == 200
+
+
+def test_one_row_takes_text_after_text(monkeypatch):
+    from radar import AutoregressiveDecoder
+
+    one = AutoregressiveDecoder(shared_decoder().model, tokenizer=shared_decoder().tokenizer, max_length=128)
+    own, admit, admitted = one.generate(CHAT, max_new_tokens=9).text, one.engine.admit, []
+    monkeypatch.setattr(one.engine, "admit", lambda request: admitted.append(1) or admit(request))
+    with live({NAME: one}) as server, ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(httpx.post, server.url + PATH, json=BODY | {"max_tokens": 9, "n": 1 + k % 2}, timeout=60)
+            for k in range(4)
+        ]
+        for answer in asked:
+            assert {choice["message"]["content"] for choice in answer.result().json()["choices"]} == {own}
+        assert len(admitted) == 6, "a prompt was read twice"
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_large_body_is_refused(said):
+    limits = Limits(max_body=1000)
+    with live({NAME: shared_decoder()}, limits=limits) as server, httpx.Client(timeout=60) as web:
+        data = json.dumps(BODY | {"user": "x" * 2000}).encode()
+        content = data if said else (data[place : place + 100] for place in range(0, len(data), 100))
+        answer = web.post(server.url + PATH, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_limit_of_tokens_holds_for_all():
+    with live({NAME: shared_decoder()}, limits=Limits(max_tokens=5)) as server, httpx.Client(timeout=60) as web:
+        for asked in ({}, {"max_tokens": 40}):
+            body = {"model": NAME, "messages": CHAT, **asked}
+            answer = web.post(server.url + PATH, json=body).json()
+            assert answer["usage"]["completion_tokens"] == 5
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_connections_that_are_torn_leave_nothing():
+    with live({NAME: shared_decoder()}) as server:
+        for data in (
+            b"",
+            b"POST",
+            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+            b"\x16\x03\x01\x02\x00",
+            b"\r\n" * 99,
+        ):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(data)
+        begun = request(server, BODY)
+        begun.close()  # before anything was opened
+        wait_until(lambda: server.admission.count == 0)
+        wait_until(lambda: rows_in_use(shared_decoder()) == 0)
+        assert httpx.get(f"{server.url}/health").status_code == 200

@@ -1,0 +1,109 @@
+"""Parts of the server that need no model: stop strings, tool calls, back-pressure, messages of errors."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from radar.serve.admission import Admission
+from radar.serve.errors import ApiError, api_error
+from radar.serve.jsontext import dumps
+from radar.serve.logs import JsonFormatter
+from radar.serve.stops import StopFilter
+from radar.serve.tool_calls import ToolCallParser
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
+
+
+@given(st.lists(st.text("abc", max_size=3), max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_a_stop_string_ends_the_text_wherever_pieces_end(pieces, stops):
+    text = "".join(pieces)
+    filter_ = StopFilter(stops)
+    out = "".join(filter_.push(piece) for piece in pieces)
+    places = [text.find(stop) for stop in stops if stop in text]
+    assert filter_.found == bool(places)
+    if not places:
+        assert out + filter_.finish() == text
+    else:  # of two strings that one piece ends the first counts, though the other may end first
+        assert out == text[: len(out)]
+        assert len(out) >= min(places)
+        assert any(text.startswith(stop, len(out)) for stop in stops)
+        assert not any(stop in out for stop in stops)
+
+
+def test_what_a_stop_string_may_begin_in_is_held_back():
+    filter_ = StopFilter(["</s>"])
+    assert [filter_.push(one) for one in ("a<", "/", "s", "b</s", ">c", "d")] == ["a", "", "", "</sb", "", ""]
+    assert filter_.found
+
+
+def parse(pieces):
+    parser = ToolCallParser()
+    text = "".join(parser.push(piece) for piece in pieces)
+    return text + parser.finish(), parser.calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_calls_are_found_in_any_pieces(size):
+    whole = f"First.\n{CALL}\n{CALL} then < and <tool"
+    text, calls = parse([whole[place : place + size] for place in range(0, len(whole), size)])
+    assert text == "First.\n\n then < and <tool"
+    assert [call["index"] for call in calls] == [0, 1]
+    assert {call["function"]["name"] for call in calls} == {"add"}
+    assert json.loads(calls[0]["function"]["arguments"]) == {"a": 1, "b": "é"}
+    assert len({call["id"] for call in calls}) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>not JSON</tool_call>!",
+        '<tool_call>{"name": 1}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {}}',
+        "<tool_call>" + "[" * 9000 + "</tool_call>",
+        "<tool_call",
+    ],
+)
+def test_what_is_no_call_stays_text(text):
+    assert parse(text) == (text, [])
+    assert parse([text]) == (text, [])
+
+
+def test_room_is_for_rows_and_those_that_wait():
+    admission = Admission(2, 1)
+    with admission.admitted(2), admission.admitted(1):
+        with pytest.raises(ApiError, match="3 texts are under way") as refused, admission.admitted(1):
+            pass
+        assert refused.value.status_code == 429
+        assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
+        assert not asyncio.run(admission.idle(0.01))
+    with pytest.raises(ApiError, match="at most 3 fit"), admission.admitted(4):
+        pass
+    assert admission.count == 0
+    assert asyncio.run(admission.idle(5))
+    admission.is_closed = True
+    with pytest.raises(ApiError, match="shutting down"), admission.admitted(1):
+        pass
+
+
+def test_errors_tell_a_client_nothing_of_the_inside():
+    error = api_error(RuntimeError("a secret"))
+    assert error.status_code == 500
+    assert b"secret" not in error.response().body
+
+
+def test_half_a_character_is_json_all_the_same():
+    assert json.loads(dumps({"a": "\ud800é"})) == {"a": "?é"}
+
+
+def test_a_log_line_is_json():
+    record = logging.LogRecord("radar.serve", logging.INFO, "", 0, "request %s", ("a\nb",), None)
+    record.fields = {"request_id": "x", "odd": object()}
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "request a\nb"
+    assert json.loads(line)["request_id"] == "x"
