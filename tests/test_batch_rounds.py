@@ -71,7 +71,8 @@ def test_nodes_go_to_the_best_of_all_rows() -> None:
     assert accepted(scores, path, calls, nodes=8, ranked=True).tolist() == [[4, 2]]
     assert accepted(scores, path, torch.tensor([[1, 4]]), nodes=6, ranked=True).tolist() == [[1, 3]], "drafted alone"
     left = path.masked_fill(torch.tensor([[[0, 0, 1, 1], [1, 1, 1, 1]]]).bool(), NONE)
-    assert accepted(scores, left, calls, nodes=16, ranked=True).tolist() == [[2, 0]], "where the text goes elsewhere"
+    few = torch.tensor([[4, 1]])  # fewer candidates than room
+    assert accepted(scores, left, few, nodes=256, ranked=True).tolist() == [[2, 0]], "where the text goes elsewhere"
     assert accepted(scores, path, calls, nodes=256, ranked=False).tolist() == [[4, 4]], "more nodes than candidates"
 
 
@@ -133,19 +134,19 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_choices_are_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     """All texts go four levels deep, and what of that two rows can verify is known."""
     monkeypatch.setattr("radar.tools.batch_rounds.STEPS", 4)
-    data = rounds([[-0.1, -0.2, -0.3, -0.4]] * 3, prompt=[0, 1, 2])
-    speeds = {
-        (calls, nodes): 2 * (1 + min(calls, nodes // 2 - 1)) / (2 + (calls - 1) + {4: 10, 8: 20}[nodes] + 3)
-        for calls in range(1, 5)
-        for nodes in (4, 8)
-    }
-    found = {one.name: one for one in judge_batch({"never": Threshold(0.0)}, data, data, TABLE, rows=2)}
-    fixed = found["fixed depth"]
-    assert (fixed.value, fixed.nodes) == max(speeds, key=lambda key: speeds[key])
-    assert fixed.result.tokens_per_time == pytest.approx(max(speeds.values()))
+    data, costs = rounds([[-0.1, -0.2, -0.3, -0.4]] * 3, prompt=[0, 1, 2]), replace(TABLE, decision_seconds=0.5)
+
+    def speed(calls: int, nodes: int, decision: float) -> float:
+        seconds = 2 + (calls - 1) + decision * min(calls, 3) + {4: 10, 8: 20}[nodes] + 3
+        return 2 * (1 + min(calls, nodes // 2 - 1)) / seconds
+
+    free, paid = ({(c, n): speed(c, n, price) for c in range(1, 5) for n in (4, 8)} for price in (0.0, 0.5))
+    found = {one.name: one for one in judge_batch({"never": Threshold(0.0)}, data, data, costs, rows=2)}
+    for name, speeds in (("fixed depth", free), (LIMITED.format("never"), paid)):
+        one = found[name]
+        assert (one.value, one.nodes) == max(speeds, key=lambda key: speeds[key])
+        assert one.result.tokens_per_time == pytest.approx(max(speeds.values()))
     assert found["never"].result.draft_calls == 4
-    limited = found[LIMITED.format("never")]
-    assert (limited.value, limited.nodes, limited.result) == (fixed.value, fixed.nodes, fixed.result)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
