@@ -93,7 +93,8 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         if isinstance(engine, GraphEngine):
             engine.prepare()
             streams = engine.streams
-        profile = profile_steps(engine.steps, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
+        nodes = engine.config.total_tokens
+        profile = profile_steps(engine.steps, nodes=nodes, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
         engine.target.cache.reset()
         engine.drafter.reset()
     return profile
@@ -124,12 +125,20 @@ def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> C
 
 
 def profile_steps(
-    steps: RoundSteps, *, prefix: int, calls: int, repeats: int, streams: Streams | None, plain: bool = False
+    steps: RoundSteps,
+    *,
+    nodes: int,
+    prefix: int,
+    calls: int,
+    repeats: int,
+    streams: Streams | None,
+    plain: bool = False,
 ) -> RoundProfile:
     """`profile_round` of all rows of some steps, which hold a text or room for one; their caches are left as they come.
 
     Args:
         steps: their policy decides, and is not obeyed.
+        nodes: that they verify, of all rows.
         prefix, calls, repeats: as there.
         streams: to capture on; None: the steps are called, and the clock on the wall counts.
         plain: time a step of plain decoding too.
@@ -176,7 +185,7 @@ def profile_steps(
     gaps = time([steps.begin, *[steps.step] * (calls - 1), decide, steps.select, verify, accept, commit])
     return RoundProfile(
         prefix=prefix,
-        nodes=len(steps.active) * steps.config.total_tokens,
+        nodes=nodes,
         draft_calls=tuple(gaps[:calls]),
         decision=gaps[calls] / calls,
         select=gaps[calls + 1],

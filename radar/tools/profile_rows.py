@@ -29,8 +29,8 @@ def profile_rows(
 ) -> Iterator[RoundProfile]:
     """Time rounds of the first rows of an engine, by nodes of all of them and by committed tokens of each.
 
-    The first profile has `max_calls` draft calls, those after it one: what a call costs depends on neither. All have
-    the time of a plain step. Ends the texts that the engine holds.
+    The first profile has `max_calls` draft calls, those after it two, which draft more candidates than are verified:
+    what a call costs depends on neither. All have the time of a plain step. Ends the texts that the engine holds.
 
     Args:
         engine: of as many rows at least; its policy decides, and is not obeyed.
@@ -55,13 +55,19 @@ def profile_rows(
                 _hold(engine, rows, prefix)
                 try:
                     found = profile_steps(
-                        view, prefix=prefix, calls=calls, repeats=repeats, streams=streams, plain=True
+                        view,
+                        nodes=count,
+                        prefix=prefix,
+                        calls=calls,
+                        repeats=repeats,
+                        streams=streams,
+                        plain=True,
                     )
                 finally:
                     steps.active.zero_()
                     engine.forget()
             yield found
-            calls = 1
+            calls = min(2, calls)
 
 
 def _hold(engine: RoundRows, rows: int, prefix: int) -> None:
