@@ -8,7 +8,7 @@ from trees import accept
 
 from radar import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.train.acceptance import Candidates, Text, accept_lengths, acceptance_distribution, verified
+from radar.train.acceptance import Candidates, Text, accept_lengths, acceptance_distribution, path_slots, verified
 from radar.train.rounds import RoundsHeader
 
 
@@ -114,11 +114,13 @@ def test_rounds_side_by_side_are_rounds_alone():
         stack = Candidates(*map(torch.cat, zip(*rounds, strict=True)))
         chosen = verified(stack, config)
         spread = acceptance_distribution(stack, config, chosen, torch.stack(shares))
-        lengths = accept_lengths(stack, config, chosen, texts)
+        lengths = accept_lengths(chosen, path_slots(stack, config, texts))
         for row, one in enumerate(rounds):
             alone = acceptance_distribution(one, config, chosen[row, None], shares[row][None])[0]
             torch.testing.assert_close(spread[row], alone)
-            assert torch.equal(lengths[row], accept_lengths(one, config, verified(one, config), texts[row, None])[0])
+            assert torch.equal(
+                lengths[row], accept_lengths(verified(one, config), path_slots(one, config, texts[row, None]))[0]
+            )
             for calls in range(1, 5):
                 early = truncated(trees[row], calls)
                 early.config = config

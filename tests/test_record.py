@@ -7,7 +7,7 @@ import torch
 from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.train.acceptance import Candidates, accept_lengths, verified
+from radar.train.acceptance import Candidates, accept_lengths, path_slots, verified
 from radar.train.full_round import FullRounds
 from radar.train.record import record
 from radar.train.recording import read_rounds
@@ -133,7 +133,7 @@ def test_a_wrong_continuation_changes_the_lengths():
 
     def lengths(*text):
         known = torch.tensor([[*text, *[-1] * (6 - len(text))]])
-        return accept_lengths(tree, decoder.tree, verified(tree, decoder.tree), known).tolist()[0]
+        return accept_lengths(verified(tree, decoder.tree), path_slots(tree, decoder.tree, known)).tolist()[0]
 
     best = int(tree.tokens[0, 0])  # under any budget it is verified
     assert lengths(best) == [1] * 6

@@ -8,7 +8,7 @@ from typing import Any
 
 from radar.errors import UsageError
 
-__all__ = ["add_cost_options", "costs_of"]
+__all__ = ["add_cost_options", "batch_costs_of", "costs_of"]
 
 PAPER = "paper-3090"
 
@@ -19,7 +19,7 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
         "--costs",
         metavar="FILE",
         help=f"cost table that `radar profile --costs FILE` measured on the device that will decode, or {PAPER}: the "
-        "paper's own, of Llama-3-8B on two RTX 3090",
+        "paper's own, of Llama-3-8B on two RTX 3090. Of tables by rows the one of one row, unless --batch is given",
     )
     group.add_argument("--any-device", action="store_true", help="take the table of another device")
     group.add_argument("--call-time", type=float, metavar="T", help="instead of a table: time of one draft call")
@@ -40,12 +40,25 @@ def costs_of(args: argparse.Namespace) -> Any:
             f"paper's cards with --costs {PAPER}"
         )
 
-    from radar.decoder import default_device
     from radar.tools.costs import CostTable
-    from radar.tools.machine import device_name
 
     if timed:
         return CostTable.constant(call=times[0], decision=times[1], rest=times[2])
     if args.costs == PAPER:
         return CostTable.paper()
-    return CostTable.load(Path(args.costs), device=None if args.any_device else device_name(default_device()))
+    return batch_costs_of(args).of(1)
+
+
+def batch_costs_of(args: argparse.Namespace) -> Any:
+    """The `BatchCosts` in the file that --costs names. UsageError: it names none."""
+    if args.costs in (None, PAPER):
+        raise UsageError(
+            "rounds of several rows need --costs with their times: measure them on the device that will decode with "
+            "`radar profile --batch 1 2 4 8 16 32 --costs costs.json`"
+        )
+
+    from radar.decoder import default_device
+    from radar.tools.batch_costs import BatchCosts
+    from radar.tools.machine import device_name
+
+    return BatchCosts.load(Path(args.costs), device=None if args.any_device else device_name(default_device()))

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from radar.cli.costs import add_cost_options, costs_of
+from radar.cli.arguments import positive
+from radar.cli.costs import add_cost_options, batch_costs_of, costs_of
 from radar.errors import UsageError
 
 __all__ = ["add_arguments", "run"]
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Replays recorded rounds: tokens per second of EAGLE-3, of rules of the literature (tuned on other prompts) "
         "and of your policies, with oracles and 95 % intervals by prompt. No model is needed. Prompts that a policy "
-        "was trained on, or near-twins of them, must not judge it."
+        "was trained on, or near-twins of them, must not judge it. With --batch it tells how deep rounds that "
+        "several rows share should draft, and how many nodes they should verify together."
     )
     parser.add_argument(
         "--rounds", type=Path, nargs="+", required=True, metavar="FOLDER", help="recordings to judge on"
@@ -32,13 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out-shared", action="store_true", help="judge without the prompts that tuning or a policy has seen"
     )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="rows that share a round: recorded rounds are put together by chance, at the times that `radar profile "
+        "--batch` measured. Without intervals",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of splits and intervals (default 0)")
     add_cost_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    costs = costs_of(args)
+    costs = costs_of(args) if args.batch is None else batch_costs_of(args)
 
     from radar.tools.twins import load_prompts_seen
     from radar.train.contenders import EAGLE3, tuned_contenders
@@ -61,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         _need(rounds, "--rounds", 4, "two to judge on, one to train on and one to tune on, unless --tune-on is given")
         rest, rounds = rounds.split_by_prompt(0.5, args.seed)
+    if args.batch is not None:
+        return _batches(args, paths, rest, rounds, costs)
     train, develop = rest.split_by_prompt(0.2, args.seed + 1)
     contenders = tuned_contenders(train, develop, costs)
     policies: dict[str, Any] = {name: one.policy for name, one in contenders.items()}
@@ -82,6 +94,39 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nreference: {EAGLE3}; gap: from the best fixed depth to what knowing the probabilities (hindsight) allows")
     if edges:
         print(f"best at the end of what was tried, so that more may lie beyond: {', '.join(edges)}")
+    return 0
+
+
+def _batches(args: argparse.Namespace, paths: dict[str, str], develop: Any, rounds: Any, costs: Any) -> int:
+    """What the rounds come to where several rows share them."""
+    from radar.policy.lstm import RadarPolicy
+    from radar.tools.batch_rounds import judge_batch
+    from radar.tools.table import table
+
+    policies = {name: RadarPolicy(path) for name, path in paths.items()}
+    batches = sorted(set(args.batch))
+    tables = {rows: costs.of(rows) for rows in batches}  # all of them, before anything is tuned
+    found = [
+        one
+        for rows in batches
+        for one in judge_batch(policies, develop, rounds, tables[rows], rows=rows, seed=args.seed)
+    ]
+    plain = {rows: rows / seconds for rows, seconds in costs.plain_seconds.items() if seconds}
+    if args.json:
+        about = {"rounds": len(rounds), "prompts": len(rounds.prompt.unique()), "plain_tokens_per_second": plain}
+        flat = [{**one._asdict(), "result": one.result._asdict()} for one in found]
+        print(json.dumps(about | {"batches": flat}, indent=2))
+        return 0
+    head = ["rows", "policy", "tuned", "nodes of all", "tokens/s", "over plain", "draft calls", "tokens [per row]"]
+    cells = []
+    for one in found:
+        speed, tuned = one.result.tokens_per_time, "" if one.value is None else f"{one.value:g}"
+        over = f"{speed / plain[one.rows]:.3f}" if one.rows in plain else ""
+        figures = [f"{speed:.4g}", over, f"{one.result.draft_calls:.2f}", f"{one.result.mean_acceptance_length:.2f}"]
+        cells.append([one.rows, one.name, tuned, one.nodes, *figures])
+    print(f"{len(rounds)} rounds of {len(rounds.prompt.unique())} prompts, put together by chance\n")
+    print(table(head, cells))
+    print("\nnodes, and what is tuned, are the fastest of other prompts; differences of a percent are noise")
     return 0
 
 

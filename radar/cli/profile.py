@@ -8,7 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from radar.cli.arguments import add_model_options
+from radar.cli.arguments import add_model_options, add_progress_option, positive
 from radar.errors import UsageError
 
 __all__ = ["add_arguments", "run"]
@@ -19,15 +19,24 @@ ROUNDS_IN_TRACE = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Prints the share of each part of a round, and writes the time table that policies are trained for and the "
-        "trace of a few rounds for a viewer. On a GPU the times are the card's, measured in graphs."
+        "trace of a few rounds for a viewer. On a GPU the times are the card's, measured in graphs. With several "
+        "numbers of rows the table is one for each, of all rows together."
     )
     parser.add_argument(
         "--prefix", type=int, nargs="+", default=[1024], metavar="N", help="committed tokens (default 1024)"
     )
     parser.add_argument(
-        "--nodes", type=int, nargs="+", metavar="N", help="verified nodes (default: --total-tokens alone)"
+        "--nodes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="verified nodes, of all rows together (default: --total-tokens; with --batch 16 32 64 128 192 256 as far "
+        "as they make sense)",
     )
-    parser.add_argument("--calls", type=int, default=8, metavar="N", help="draft calls of the round (default 8)")
+    parser.add_argument("--calls", type=int, default=8, metavar="N", help="draft calls of one row's round (default 8)")
+    parser.add_argument(
+        "--batch", type=positive, nargs="+", default=[1], metavar="N", help="rows that share a round (default 1)"
+    )
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="measurements of each part (default 20)")
     parser.add_argument(
         "--costs", type=Path, metavar="FILE", help="write the cost table, for train-policy and evaluate"
@@ -37,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for a script")
     add_model_options(parser)
+    add_progress_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     for option, path in (("--costs", args.costs), ("--trace", args.trace)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UsageError(f"{option} must name a file in a folder that is there, got {path}")
+    if args.batch != [1]:
+        return _rows(args)
     decoder = make_decoder(args, fallback=False)
     engine = decoder.engine
     machine = describe_machine(engine.target.device)
@@ -57,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
         profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
         deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
-        head = str(engine.drafter.draft_dtype).removeprefix("torch.")
-        pair = f"{args.target or 'embedded'} + {args.draft or 'embedded'} in {head}"
-        cost_table([deep, *profiles], device=device_name(engine.target.device), pair=pair).save(args.costs)
+        device = device_name(engine.target.device)
+        cost_table([deep, *profiles], device=device, pair=_pair(args, engine)).save(args.costs)
     if args.trace:
         _trace(decoder, args.trace, min(prefixes))
     if args.json:
@@ -72,6 +83,55 @@ def run(args: argparse.Namespace) -> int:
         for name, value in profile.parts().items():
             print(f"  {name:20}{value:9.3f} ms {value / profile.whole:7.1%}")
         print(f"  {'the whole round':20}{profile.whole:9.3f} ms")
+    return 0
+
+
+def _pair(args: argparse.Namespace, engine: Any) -> str:
+    """The models, in words."""
+    head = str(engine.drafter.draft_dtype).removeprefix("torch.")
+    return f"{args.target or 'embedded'} + {args.draft or 'embedded'} in {head}"
+
+
+def _rows(args: argparse.Namespace) -> int:
+    """Rounds that several rows share."""
+    from tqdm import tqdm
+
+    from radar.cli.decoders import make_decoder
+    from radar.tools.machine import describe_machine, device_name
+    from radar.tools.profile import RoundProfile
+    from radar.tools.profile_rows import NODES, batch_costs, nodes_to_time, profile_rows
+    from radar.tools.table import table
+
+    if args.trace is not None:
+        raise UsageError("--trace shows the rounds of one text: leave --batch out, or --trace")
+    batches, prefixes = sorted(set(args.batch)), sorted(set(args.prefix))
+    decoder = make_decoder(args, fallback=False, max_batch_size=max(2, *batches))
+    engine, total = decoder.engine, decoder.tree.total_tokens
+    nodes = {rows: nodes_to_time(rows, total, args.nodes or NODES) for rows in batches}
+    profiles: dict[int, list[RoundProfile]] = {rows: [] for rows in batches}
+    rounds = len(prefixes) * sum(map(len, nodes.values()))
+    with tqdm(total=rounds, desc="rounds", disable=args.no_progress) as bar:
+        for rows, counts in nodes.items():
+            for one in profile_rows(engine, rows=rows, nodes=counts, prefixes=prefixes, repeats=args.repeats):
+                profiles[rows].append(one)
+                bar.update()
+    if args.costs:
+        costs = batch_costs(profiles, device=device_name(engine.target.device), pair=_pair(args, engine))
+        costs.save(args.costs)
+    machine = describe_machine(engine.target.device)
+    if args.json:
+        found = [{"rows": rows, **one.to_dict()} for rows, many in profiles.items() for one in many]
+        record = {"machine": machine, "engine": decoder.engine_name, "policy": repr(decoder.policy)}
+        print(json.dumps(record | {"profiles": found}, indent=2))
+        return 0
+    print(f"{machine['hardware']}; {engine.target.dtype}; engine: {decoder.engine_name}; policy: {decoder.policy!r}\n")
+    head = ["rows", "first draft call [ms]", "draft call [ms]", "decision [ms]", "plain step [ms]"]
+    deep = {rows: many[0] for rows, many in profiles.items()}
+    values = {rows: (one.draft_calls[0], one.draft_step, one.decision, one.plain) for rows, one in deep.items()}
+    print(table(head, [[rows, *(f"{value:.3f}" for value in found)] for rows, found in values.items()]))
+    print()
+    cells = [[rows, one.nodes, one.prefix, f"{one.verify:.3f}"] for rows, many in profiles.items() for one in many]
+    print(table(["rows", "nodes of all", "prefix [tokens]", "verification [ms]"], cells))
     return 0
 
 

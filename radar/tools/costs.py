@@ -24,7 +24,7 @@ from radar.config import TreeConfig
 from radar.errors import NotFoundError, UsageError
 from radar.files import replacing
 
-__all__ = ["CostTable"]
+__all__ = ["CostTable", "read_json"]
 
 FORMAT, FORMAT_VERSION = "radar-costs", 1
 _MOST_CALLS, _FEWEST_NODES, _MOST_NODES = 16, 2, 256  # what TreeConfig allows
@@ -172,20 +172,28 @@ class CostTable:
             FileNotFoundError: nothing is there.
             ValueError: it is torn, of another kind or version, holds impossible times, or is of another device.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise NotFoundError(f"no cost table at {path}")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON, or is cut off: {error}") from error
-        table = cls.from_dict(values, source=str(path))
-        if device is not None and table.device != device:
+        table = cls.from_dict(read_json(path), source=str(path))
+        table.check_device(device, source=str(path))
+        return table
+
+    def check_device(self, device: str | None, *, source: str) -> None:
+        """Raise ValueError, which names the `source`, for the table of another device; None takes that of any."""
+        if device is not None and self.device != device:
             raise UsageError(
-                f"{path} was measured on {table.device!r}, this is {device!r}: times do not carry over. Profile this "
+                f"{source} was measured on {self.device!r}, this is {device!r}: times do not carry over. Profile this "
                 "device, or take the table all the same with device=None (--any-device)"
             )
-        return table
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a file of costs holds. NotFoundError: nothing is there; ValueError: it is no JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"no cost table at {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON, or is cut off: {error}") from error
 
 
 def _as(hint: Any, value: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where a round's time goes on this device."""
+"""Where a round's time goes on this device, of one text or of all rows of a batch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from radar.engine.ambient import ambient
 from radar.engine.capture import capture, on_stream
+from radar.engine.captured import Streams
 from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
+from radar.engine.steps import RoundSteps
 from radar.errors import UsageError
 from radar.metrics import Stopwatch
 from radar.tools.costs import CostTable
 
-__all__ = ["RoundProfile", "cost_table", "profile_round", "time_graphs"]
+__all__ = ["RoundProfile", "cost_table", "profile_round", "profile_steps", "time_graphs"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class RoundProfile:
     """Milliseconds of a round's parts: of the GPU's time in graphs, of wall time on a CPU.
 
     Attributes:
-        prefix: committed tokens at the time.
-        nodes: verified, the root included.
+        prefix: committed tokens at the time, of each row.
+        nodes: verified, roots included, of all rows together.
         draft_calls: one figure for each draft call; the first takes the last round's tokens in.
         decision: the policy's word after one call.
         select: choosing the nodes.
@@ -37,6 +39,7 @@ class RoundProfile:
         accept: walking the tree.
         commit: cache rows, features, and the next round's input.
         whole: all of it, as many decisions as calls.
+        plain: a step of plain decoding; 0 where it was not asked for.
     """
 
     prefix: int
@@ -48,6 +51,7 @@ class RoundProfile:
     accept: float
     commit: float
     whole: float
+    plain: float = 0.0
 
     @property
     def draft_step(self) -> float:
@@ -84,14 +88,16 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
     Raises:
         ValueError: prefix, calls or repeats out of range.
     """
-    if not 1 <= calls <= engine.config.max_calls:
-        raise UsageError(f"calls must be from 1 to max_calls={engine.config.max_calls}, got {calls}")
-    if not 1 <= prefix <= engine.target.max_length:
-        raise UsageError(f"prefix must be from 1 to max_length={engine.target.max_length}, got {prefix}")
-    if repeats < 1:
-        raise UsageError(f"repeats must be 1 or more, got {repeats}")
     with ambient(engine.target.device):
-        return _profile(engine, prefix, calls, repeats)
+        streams = None
+        if isinstance(engine, GraphEngine):
+            engine.prepare()
+            streams = engine.streams
+        nodes = engine.config.total_tokens
+        profile = profile_steps(engine.steps, nodes=nodes, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
+        engine.target.cache.reset()
+        engine.drafter.reset()
+    return profile
 
 
 def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> CostTable:
@@ -118,8 +124,35 @@ def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> C
     )
 
 
-def _profile(engine: GraphEngine | EagerEngine, prefix: int, calls: int, repeats: int) -> RoundProfile:
-    steps, target, drafter = engine.steps, engine.target, engine.drafter
+def profile_steps(
+    steps: RoundSteps,
+    *,
+    nodes: int,
+    prefix: int,
+    calls: int,
+    repeats: int,
+    streams: Streams | None,
+    plain: bool = False,
+) -> RoundProfile:
+    """`profile_round` of all rows of some steps, which hold a text or room for one; their caches are left as they come.
+
+    Args:
+        steps: their policy decides, and is not obeyed.
+        nodes: that they verify, of all rows.
+        prefix, calls, repeats: as there.
+        streams: to capture on; None: the steps are called, and the clock on the wall counts.
+        plain: time a step of plain decoding too.
+
+    Raises:
+        ValueError: prefix, calls or repeats out of range.
+    """
+    target, drafter = steps.target, steps.drafter
+    for name, value, most in (("calls", calls, steps.config.max_calls), ("prefix", prefix, target.max_length)):
+        if not 1 <= value <= most:
+            limit = "max_calls" if name == "calls" else "max_length"
+            raise UsageError(f"{name} must be from 1 to {limit}={most}, got {value}")
+    if repeats < 1:
+        raise UsageError(f"repeats must be 1 or more, got {repeats}")
     for cache in (target.cache, drafter.cache):
         cache.set_window(cache.capacity if prefix + 256 > cache.capacity else prefix + 256)
 
@@ -140,17 +173,19 @@ def _profile(engine: GraphEngine | EagerEngine, prefix: int, calls: int, repeats
     def accept() -> None:
         steps.accept(chosen[0])
 
-    parts = [steps.begin, *[steps.step] * (calls - 1), decide, steps.select, verify, accept, steps.commit]
-    if isinstance(engine, GraphEngine):
-        engine.prepare()
-        gaps = _graph_gaps(engine, restore, parts, repeats)
-    else:
-        gaps = _wall_gaps(restore, parts, repeats, target.device)
-    target.cache.reset()
-    drafter.reset()
+    def commit() -> None:
+        steps.commit()
+        steps.settle()
+
+    def time(parts: Sequence[Callable[[], object]]) -> list[float]:
+        if streams is None:
+            return _wall_gaps(restore, parts, repeats, target.device)
+        return _graph_gaps(streams, restore, parts, repeats, getattr(steps.policy, "generator", None))
+
+    gaps = time([steps.begin, *[steps.step] * (calls - 1), decide, steps.select, verify, accept, commit])
     return RoundProfile(
         prefix=prefix,
-        nodes=engine.config.total_tokens,
+        nodes=nodes,
         draft_calls=tuple(gaps[:calls]),
         decision=gaps[calls] / calls,
         select=gaps[calls + 1],
@@ -158,11 +193,16 @@ def _profile(engine: GraphEngine | EagerEngine, prefix: int, calls: int, repeats
         accept=gaps[calls + 3],
         commit=gaps[calls + 4],
         whole=sum(gaps),
+        plain=time([steps.plain])[0] if plain else 0.0,
     )
 
 
 def _graph_gaps(
-    engine: GraphEngine, restore: Callable[[], None], parts: Sequence[Callable[[], object]], repeats: int
+    streams: Streams,
+    restore: Callable[[], None],
+    parts: Sequence[Callable[[], object]],
+    repeats: int,
+    generator: torch.Generator | None,
 ) -> list[float]:
     """Milliseconds that each part adds to a graph of those before it: what lies between kernels counts too."""
 
@@ -171,9 +211,9 @@ def _graph_gaps(
         for part in parts[:count]:
             part()
 
-    on_stream(engine.streams.round, lambda: first(len(parts)))
+    on_stream(streams.round, lambda: first(len(parts)))
     stages = [functools.partial(first, count) for count in range(len(parts) + 1)]
-    graphs = [capture(stage, engine.streams.round, generator=engine.generator) for stage in stages]
+    graphs = [capture(stage, streams.round, generator=generator) for stage in stages]
     return [after - before for before, after in pairwise(time_graphs(graphs, repeats))]
 
 

@@ -15,7 +15,7 @@ from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
 from radar.train.rounds import RoundDataset, RoundsHeader
 
-__all__ = ["Candidates", "Text", "accept_lengths", "acceptance_distribution", "verified"]
+__all__ = ["Candidates", "Text", "accept_lengths", "acceptance_distribution", "path_slots", "verified"]
 
 
 class Candidates(NamedTuple):
@@ -63,18 +63,19 @@ class Text(NamedTuple):
         tree = Candidates(*(part[: len(starts)] for part in self.tree))
         known = [-1 if token in self.ends else token for token in self.tokens]
         continuation = torch.tensor(known + [-1] * calls).unfold(0, calls, 1)[starts]
-        chosen = verified(tree, config)
+        chosen, slots = verified(tree, config), path_slots(tree, config, continuation)
         if header.temperature > 0:
             of_ends = torch.isin(tree.tokens, torch.tensor(sorted(self.ends), dtype=torch.int64))
             inside = self.probabilities[: len(starts)].masked_fill(of_ends, 0.0)
             distribution = acceptance_distribution(tree, config, chosen, inside).float()
         return RoundDataset(
             scores=torch.stack([tree.scores[:, one].topk(config.tree_top_k).values for one in config.levels()], dim=1),
-            accept_lengths=accept_lengths(tree, config, chosen, continuation),
+            accept_lengths=accept_lengths(chosen, slots),
             prompt=torch.full_like(starts, prompt),
             position=self.prompt_length + starts,
             header=header,
             distribution=distribution,
+            path=tree.scores.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -torch.inf),
             prompts={prompt: fingerprint},
         )
 
@@ -120,19 +121,23 @@ def acceptance_distribution(tree: Candidates, config: TreeConfig, chosen: Tensor
     return (at_least - beyond).clamp(min=0.0)  # rounding can leave -1e-17
 
 
-def accept_lengths(tree: Candidates, config: TreeConfig, chosen: Tensor, continuation: Tensor) -> Tensor:
-    """Draft tokens accepted when the round had stopped after call 1 to max_calls [B, max_calls] int64.
+def path_slots(tree: Candidates, config: TreeConfig, continuation: Tensor) -> Tensor:
+    """Where the text goes through the tree: the candidate at each depth [B, max_calls], -1 from where it leaves it.
 
-    Args:
-        tree, config: as for `verified`, which gives `chosen`.
-        continuation: [B, max_calls] the target's tokens after the root; -1 where there is none.
+    `continuation`: [B, max_calls] the target's tokens after the root; -1 where there is none.
     """
-    rows = torch.arange(len(chosen))
-    lengths = torch.zeros(chosen.shape[:2], dtype=torch.int64)
-    parent, alive = torch.full_like(rows, -1), torch.ones_like(rows, dtype=torch.bool)
+    parent = torch.full_like(continuation[:, 0], -1)
+    alive, slots = torch.ones_like(parent, dtype=torch.bool), []
     for level, token in zip(config.levels(), continuation.unbind(1), strict=True):
         here = (tree.tokens[:, level] == token[:, None]) & (tree.parents[:, level] == parent[:, None])
         alive = alive & here.any(1)
         parent = level.start + here.long().argmax(1)  # siblings differ: there is no second one
-        lengths += chosen[rows, :, parent] & alive[:, None]  # a verified node's ancestors are verified
-    return lengths
+        slots.append(torch.where(alive, parent, -1))
+    return torch.stack(slots, 1)
+
+
+def accept_lengths(chosen: Tensor, slots: Tensor) -> Tensor:
+    """Draft tokens accepted when the round had stopped after call 1 to max_calls [B, max_calls] int64, by what
+    `verified` chose and the `path_slots`: a verified node's ancestors are verified."""
+    there = chosen.gather(2, slots.clamp(min=0)[:, None].expand(-1, chosen.shape[1], -1))
+    return (there & (slots >= 0)[:, None]).sum(2)

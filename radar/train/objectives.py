@@ -10,14 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "decision_entropy",
-    "exact_loss",
-    "paper_returns",
-    "ratio_returns",
-    "reinforce_loss",
-    "stop_probabilities",
-]
+__all__ = ["decision_entropy", "exact_loss", "paper_returns", "ratio_returns", "reinforce_loss", "stop_probabilities"]
 
 
 def paper_returns(accept_lengths: Tensor, times: Tensor, *, alpha: float, beta: float, gamma: float) -> Tensor:

@@ -17,7 +17,7 @@ from radar.tools.twins import groups
 
 __all__ = ["RoundDataset", "RoundsHeader", "concatenate", "digest"]
 
-PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution")
+PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution", "path")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class RoundDataset:
         distribution: [N, T, T + 1] float32: probability of each accepted length for each stop, over the target's
             sampling; None if it was not recorded. At temperature 0 `accept_lengths` is all there is to know.
         prompts: `radar.tools.twins.fingerprint` of the prompts, by number; empty if they are not known.
+        path: [N, T] float32: the text's own node at every level, its cumulative log-probability, -inf from where the
+            text leaves the tree; None in recordings of before.
 
     Raises ValueError for parts whose shapes do not fit together or to the header's tree.
     """
@@ -76,11 +78,13 @@ class RoundDataset:
     header: RoundsHeader
     distribution: Tensor | None = None
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
+    path: Tensor | None = None
 
     def __post_init__(self) -> None:
         rounds, calls, width = len(self.scores), self.header.tree.max_calls, self.header.tree.tree_top_k
         expected: dict[str, tuple[int, ...]] = {"scores": (rounds, calls, width), "accept_lengths": (rounds, calls)}
-        expected |= {"prompt": (rounds,), "position": (rounds,), "distribution": (rounds, calls, calls + 1)}
+        expected |= {"prompt": (rounds,), "position": (rounds,), "path": (rounds, calls)}
+        expected |= {"distribution": (rounds, calls, calls + 1)}
         for name, part in self.tensors().items():
             if part.shape != expected[name]:
                 want, got = list(expected[name]), list(part.shape)
@@ -116,7 +120,7 @@ class RoundDataset:
         if max_calls > self.scores.shape[1]:
             raise UsageError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
         parts = self.tensors()
-        for name in parts.keys() & {"scores", "accept_lengths", "distribution"}:
+        for name in parts.keys() & {"scores", "accept_lengths", "distribution", "path"}:
             parts[name] = parts[name][:, :max_calls]
         if self.distribution is not None:
             parts["distribution"] = parts["distribution"][..., : max_calls + 1]
@@ -147,7 +151,8 @@ def concatenate(parts: Sequence[RoundDataset]) -> RoundDataset:
     """Rounds of one kind, one after the other; prompt ids are taken as they are."""
     tensors = [part.tensors() for part in parts]
     prompts = {number: trigrams for part in parts for number, trigrams in part.prompts.items()}
-    joined = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
+    names = [name for name in PARTS if all(name in one for one in tensors)]  # some have no path
+    joined = {name: torch.cat([one[name] for one in tensors]) for name in names}
     return RoundDataset.of(joined, parts[0].header, prompts)
 
 
