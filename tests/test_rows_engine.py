@@ -115,9 +115,10 @@ def test_pairs_that_no_first_call_takes_are_caught_up_with(alone, monkeypatch):
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
     monkeypatch.setattr(budget, "NODES", {1: 12})
+    monkeypatch.setattr(budget, "CALLS", 12)
     batch = make_batch(5, FixedDepth(3), fallback=True, graphs=True)
     *few, many = batch.engine.widths
-    assert [width.steps.pairs for width in (*few, many)] == [7, 6, 4, 4]
+    assert [width.steps.pairs for width in (*few, many)] == [7, 7, 4, 4]
     many.fallback = None
     for width in few:
         width.fallback = Never()  # pairs pile up

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 __all__ = ["calls_of", "carried_of", "expanded_of", "nodes_of"]
 
-NODES = {1: 64, 8: 128}
-"""Of all rows together, by their number: a linear layer works on 64 at a time, or on 128. With 192 a verification would
-take twice as long."""
+NODES = {1: 64, 32: 128}
+"""That all rows verify together, by their number: a linear layer works on 64 at a time, or on 128. More nodes cost more
+than they bring, but for many rows."""
+CALLS = 24
+"""Draft calls of a round, of all rows together: the more texts share a verification, the less is a deep tree worth."""
 
 
 def nodes_of(total_tokens: int, rows: int) -> int:
@@ -16,9 +18,8 @@ def nodes_of(total_tokens: int, rows: int) -> int:
 
 
 def calls_of(rows: int) -> int:
-    """Draft calls of a round of so many rows: what the first one takes of them all, one pair more of each, is then no
-    more than a linear layer works on at a time."""
-    return max(3, NODES[1] // rows - 1)
+    """Draft calls of a round of so many rows, at most."""
+    return max(3, CALLS // rows)
 
 
 def carried_of(rows: int) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from radar.engine.ambient import ambient
+from radar.engine.budget import calls_of, expanded_of
 from radar.engine.captured import Streams
-from radar.engine.round_rows import RoundRows, expanded_of
+from radar.engine.round_rows import RoundRows
+from radar.engine.steps import RoundSteps
 from radar.errors import UsageError
 from radar.target.pages import PagedKVCache
 from radar.tools.batch_costs import BatchCosts
@@ -48,7 +50,7 @@ def profile_rows(
     streams = Streams(device) if engine.name == "graph" else None
     calls = config.max_calls
     for count in nodes:
-        view = steps.first(rows, count // rows, expanded_of(config.tree_top_k, rows))
+        view = _view(engine, rows, count)
         for prefix in prefixes:
             with ambient(device):
                 view.policy = view.bind(engine.policy)
@@ -68,6 +70,14 @@ def profile_rows(
                     engine.forget()
             yield found
             calls = min(2, calls)
+
+
+def _view(engine: RoundRows, rows: int, nodes: int) -> RoundSteps:
+    """Steps as the engine makes them, of so many nodes."""
+    config, expanded = engine.config, expanded_of(engine.config.tree_top_k, rows)
+    if rows > 1 and engine.name == "graph":
+        return engine.steps.first(rows, config.total_tokens, expanded, together=nodes, max_calls=calls_of(rows))
+    return engine.steps.first(rows, nodes // rows, expanded)
 
 
 def _hold(engine: RoundRows, rows: int, prefix: int) -> None:
