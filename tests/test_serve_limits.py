@@ -71,6 +71,32 @@ def test_a_client_that_leaves_frees_its_row_within_a_round(stream, how):
             assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
 
 
+class Opens(Held):
+    """A decoder that takes its time to take a text in."""
+
+    def rounds(self, prompt, **options):
+        self.reached.set()
+        assert self.opened.wait(60)
+        self.asked += 1
+        return self._decoder.rounds(prompt, **options)
+
+
+def test_a_client_that_leaves_while_its_text_is_taken_in_leaves_nothing():
+    decoder = Opens(shared_decoder())
+    before = decoder.metrics.num_tokens
+    with live({NAME: decoder}) as server:
+        connection = request(server, BODY | {"max_tokens": 200})
+        assert decoder.reached.wait(60)
+        connection.close()
+        wait_until(lambda: server.admission.count == 0)
+        decoder.opened.set()
+        wait_until(lambda: decoder.asked == 1)
+        with web_of(server) as web:
+            assert web.post(PATH, json=BODY).status_code == 200
+        wait_until(lambda: rows_in_use(decoder) == 0)
+        assert decoder.metrics.num_tokens - before < 24, "it was decoded for nobody"  # its text has 27, the other 12
+
+
 def test_a_full_server_says_so_and_loses_nothing():
     own = plain_decoder().generate(CHAT, max_new_tokens=12).text
     with (
