@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import json
 import socket
 import threading
 import time
 
+import httpx
 import torch
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
@@ -15,6 +17,8 @@ from radar.serve.server import RadarServer, bound_socket
 from radar.serve.settings import Limits
 
 NAME, ROWS, LENGTH = "tiny", 4, 256
+PATH, CHAT = "/v1/chat/completions", [{"role": "user", "content": "Add two numbers"}]
+BODY = {"model": NAME, "messages": CHAT, "max_tokens": 12}
 TREE = TreeConfig(total_tokens=8, max_calls=2, tree_top_k=4)
 
 
@@ -106,3 +110,36 @@ def wait_until(condition, seconds=60):
 def rows_in_use(decoder):
     """Texts that the engine holds."""
     return len(decoder._maker._batch._texts)
+
+
+@contextlib.contextmanager
+def held(**options):
+    """A server whose texts are held up, and its decoder."""
+    decoder = Held(shared_decoder())
+    with live({NAME: decoder}, **options) as server:
+        try:
+            yield server, decoder
+        finally:
+            decoder.opened.set()
+    wait_until(lambda: rows_in_use(decoder) == 0)
+
+
+def web_of(server):
+    return httpx.Client(base_url=server.url, timeout=120)
+
+
+def text_of(answer):
+    """Of a chunked or a whole answer."""
+    if not answer.text.startswith("data: "):
+        return answer.json()["choices"][0]["message"]["content"]
+    chunks = [json.loads(part.removeprefix("data: ")) for part in answer.text.split("\n\n")[:-2]]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
+def request(server, body):
+    """A socket that has sent a request."""
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(head.encode() + data)
+    return connection

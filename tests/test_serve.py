@@ -6,10 +6,9 @@ import json
 import httpx
 import openai
 import pytest
-from live_server import NAME, live, plain_decoder, shared_decoder
+from live_server import CHAT, NAME, live, plain_decoder, shared_decoder
 from prometheus_client.parser import text_string_to_metric_families
 
-CHAT = [{"role": "user", "content": "Add two numbers"}]
 PROMPT = "def fibonacci(n):"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 

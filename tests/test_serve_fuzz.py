@@ -169,7 +169,7 @@ def test_other_paths(web, method, path, status):
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
-@pytest.mark.parametrize("count", [4, pytest.param(30, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_the_servers_own_description(server, mode, count):
     """Requests that fit it, or break it, and answers that are as it says."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

@@ -1,0 +1,114 @@
+"""Texts that do not end well: the time is over, the server ends, or something of ours breaks. Nothing hangs."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from live_server import (
+    BODY,
+    CHAT,
+    NAME,
+    PATH,
+    held,
+    live,
+    plain_decoder,
+    request,
+    shared_decoder,
+    text_of,
+    wait_until,
+    web_of,
+)  # fmt: skip
+
+from radar.serve.settings import Limits
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_that_takes_too_long_is_ended(stream):
+    with held(limits=Limits(max_seconds=1.0)) as (server, _), web_of(server) as web:
+        answer = web.post(PATH, json=BODY | {"stream": stream})
+        if stream:
+            assert answer.status_code == 200
+            error = json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 504
+            assert answer.headers["x-should-retry"] == "false"
+            error = answer.json()["error"]
+        assert error["type"] == "timeout_error"
+        assert "1 seconds" in error["message"]
+        wait_until(lambda: server.admission.count == 0)
+
+
+def test_shutdown_lets_texts_end():
+    own = plain_decoder().generate(CHAT, max_new_tokens=12).text
+    with held() as (server, decoder), ThreadPoolExecutor(2) as pool, httpx.Client(timeout=60) as web:
+        asked = [
+            pool.submit(httpx.post, server.url + PATH, json=BODY | {"stream": k}, timeout=60) for k in (False, True)
+        ]
+        assert decoder.reached.wait(60)
+        wait_until(lambda: server.admission.count == 2)
+        server.server.end()
+        wait_until(lambda: server.admission.is_closed)
+        for answer in (web.post(server.url + PATH, json=BODY), web.get(f"{server.url}/health")):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["type"] == "overloaded_error"
+        decoder.opened.set()
+        assert [text_of(one.result()) for one in asked] == [own, own]
+        assert server.end()
+
+
+def test_shutdown_ends_what_does_not_end():
+    """The engine hangs, and a client does not read."""
+    limits = Limits(shutdown_seconds=0.2)
+    with held(limits=limits) as (server, decoder), ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(httpx.post, server.url + PATH, json=BODY | {"stream": k}, timeout=60) for k in (False, True)
+        ]
+        assert decoder.reached.wait(60)
+        wait_until(lambda: server.admission.count == 2)
+        with request(server, BODY | {"stream": True}):
+            assert server.end()
+        whole, streamed = (one.result() for one in asked)
+        assert whole.status_code == 503
+        error = json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        assert "shut down before the text had ended" in error["message"]
+
+
+class Breaks:
+    """A decoder that fails at its third token, or at once."""
+
+    def __init__(self, decoder, *, at_once):
+        self._decoder, self._at_once = decoder, at_once
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def rounds(self, prompt, **options):
+        def fail(ids, scores):
+            if ids.shape[1] > len(prompt) + 2:
+                raise RuntimeError("a secret")
+            return False
+
+        if self._at_once:
+            raise RuntimeError("a secret")
+        return self._decoder.rounds(prompt, **options, stopping_criteria=[fail])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_told_as_one(caplog, stream, at_once):
+    models = {"breaks": Breaks(shared_decoder(), at_once=at_once), NAME: shared_decoder()}
+    with live(models) as server, web_of(server) as web:
+        answer = web.post(PATH, json=BODY | {"model": "breaks", "stream": stream})
+        if stream and not at_once:
+            error = json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 500
+            error = answer.json()["error"]
+        assert error["type"] == "server_error"
+        assert "secret" not in answer.text
+        own = answer.headers["x-request-id"]
+        (told,) = [one.fields for one in caplog.records if one.getMessage() == "a request failed"]
+        assert told["request_id"] == own
+        assert "a secret" in told["traceback"]
+        assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
