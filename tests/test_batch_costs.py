@@ -25,7 +25,7 @@ def test_a_saved_file_comes_back(tmp_path: Path) -> None:
     assert found == COSTS
     assert (found.of(1), found.of(8)) == (ONE, EIGHT)
     with pytest.raises(
-        ValueError, match=r"of 1, 8 rows, not of 4: measure with `radar profile --batch 4 --costs FILE`"
+        ValueError, match=r"of 1, 8 rows, not of 4: measure with `radar profile --batch 1 4 8 --costs FILE`"
     ):
         found.of(4)
 

@@ -164,6 +164,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main([*words, "--batch", "4"]) == 0
     assert "mine, at most so many calls" in capsys.readouterr().out
     assert main([*words, "--batch", "8"]) == 2
-    assert "of 1, 4 rows, not of 8: measure with `radar profile --batch 8" in capsys.readouterr().err
+    assert "of 1, 4 rows, not of 8: measure with `radar profile --batch 1 4 8" in capsys.readouterr().err
     assert main([*words[:3], "--batch", "8", "--costs", "paper-3090"]) == 2
     assert "radar profile --batch 1 2 4 8 16 32" in capsys.readouterr().err

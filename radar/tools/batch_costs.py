@@ -48,10 +48,10 @@ class BatchCosts:
     def of(self, rows: int) -> CostTable:
         """The table of so many rows. UsageError: it was not measured."""
         if rows not in self.tables:
-            found = ", ".join(map(str, sorted(self.tables)))
+            found, all_rows = sorted(self.tables), " ".join(map(str, sorted({*self.tables, rows})))
             raise UsageError(
-                f"the cost tables are of {found} rows, not of {rows}: measure with `radar profile --batch {rows} "
-                "--costs FILE`, on the device that will decode"
+                f"the cost tables are of {', '.join(map(str, found))} rows, not of {rows}: measure with `radar profile "
+                f"--batch {all_rows} --costs FILE`, on the device that will decode"
             )
         return self.tables[rows]
 
