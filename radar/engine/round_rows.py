@@ -258,6 +258,7 @@ class RoundRows(RowsEngine):
     def prepare(self) -> None:
         """See `RowsEngine`."""
         if self._bound is not self.policy:
+            self._prefill.count.fill_(1)  # of the last prompt; more than a round takes along, say
             for rounds in self._rounds:
                 rounds.decide_by(self.policy)
             self._bound = self.policy
