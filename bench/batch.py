@@ -109,7 +109,7 @@ def main() -> int:
     single = AutoregressiveDecoder(pair.model, **one)
     radar = RadarDecoder(pair.model, draft=pair.draft, policy=small.policy, tree=tree, fallback=False, **one)
     policies = {"eagle3": FixedDepth(8), "threshold": Threshold(0.2), "radar": small.policy}
-    budget.NODES, budget.CALLS = {1: 60 * 8}, 8 * 8  # EAGLE-3 as published, whatever the number of texts
+    budget.NODES, budget.CALLS, budget.CARRIED = {1: 60 * 8}, 8 * 8, {}  # EAGLE-3 as published
     with torch.inference_mode():
         engines: dict[str, Any] = {"plain": plain, "eagle3_60": engine_of(FixedDepth(8), 8)} | dict.fromkeys(
             policies, rounds

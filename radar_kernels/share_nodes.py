@@ -18,7 +18,7 @@ MAX_TOTAL = 1024
 
 @jit
 def share_kernel(
-    scores, active, counts, starts, nodes, batch, slots, total, most,
+    scores, active, counts, starts, nodes, scores_b, batch, slots, total, most,
     ROWS: tl.constexpr, SLOTS_PAD: tl.constexpr, TOTAL_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The bound that as many candidates of all rows reach as there is room for, found by halving as in `pick_kernel`;
@@ -32,7 +32,7 @@ def share_kernel(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     live = tl.load(active + b, mask=b < batch, other=0) != 0
-    score = tl.load(scores + b[:, None] * slots + s, mask=live[:, None] & (s < slots), other=-float("inf"))
+    score = tl.load(scores + b[:, None] * scores_b + s, mask=live[:, None] & (s < slots), other=-float("inf"))
     real = score > -float("inf")
     bits = tl.where(score == 0.0, 0, score.to(tl.int32, bitcast=True))  # -0.0 is no less than 0.0
     key = bits ^ ((bits >> 31) & HIGHEST)
@@ -82,7 +82,8 @@ def share_nodes(scores: Tensor, active: Tensor, *, total: int, most: int, backen
     is given to no other one.
 
     Args:
-        scores: [B, C] float32, cumulative log-probabilities; -inf where there is no candidate.
+        scores: [B, C] float32, cumulative log-probabilities; -inf where there is no candidate. A part of the slots is
+            enough, if the others hold none.
         active: [B] bool, rows that hold a text; of the others the root alone is taken, so that each row has a node.
         total: B to 1,024, nodes in all, with the roots.
         most: 2 to 256, nodes of one tree.
@@ -113,12 +114,12 @@ def share_nodes(scores: Tensor, active: Tensor, *, total: int, most: int, backen
         fail(f"most must be from 2 to {MAX_NODES}, got {most}")
     if choose_backend("share_nodes", backend, scores, active) == "torch":
         return reference_tree.share_nodes(scores, active, total=total, most=most)
-    scores, active = scores.contiguous(), active.contiguous()
+    scores, active = scores if scores.stride(1) == 1 else scores.contiguous(), active.contiguous()
     share = Share(
         scores.new_empty(batch, dtype=torch.int32),
         scores.new_empty(batch + 1, dtype=torch.int32),
         scores.new_empty(total, dtype=torch.int64),
     )
     plan = share_plan(batch=batch, slots=slots, total=total, arch=architecture(scores.device))
-    plan.launch(share_kernel, scores, active, *share, batch, slots, total, most)
+    plan.launch(share_kernel, scores, active, *share, scores.stride(0), batch, slots, total, most)
     return share

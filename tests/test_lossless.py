@@ -69,8 +69,8 @@ def test_planted_bugs_are_caught(monkeypatch):
 
     select = DraftTree.select
 
-    def show_a_sibling(self, root_token):
-        nodes = select(self, root_token)
+    def show_a_sibling(self, root_token, counts=None):
+        nodes = select(self, root_token, counts)
         words = nodes.ancestors.clone()
         words[:, 2:, 0] |= 0b10  # node 1, a child of the root, becomes visible to everybody after it
         return nodes._replace(ancestors=torch.where(nodes.parents[..., None] == 0, words, nodes.ancestors))

@@ -166,3 +166,21 @@ def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
     while batch.has_work:
         batch.step()
     assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
+
+
+@torch.inference_mode()
+def test_trees_with_fewer_candidates_than_nodes(alone, monkeypatch):
+    """Rows share what there is: a tree has no more nodes than candidates and a root."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    tree = TreeConfig(total_tokens=20, tree_top_k=3, max_calls=2)
+    monkeypatch.setattr("test_rows_engine.TREE", tree)
+    batch = make_batch(3, FixedDepth(2), graphs=True)
+    rng = random.Random(8)
+    requests = [make_request(rng) for _ in range(5)]
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    while batch.has_work:
+        batch.step()
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]

@@ -7,6 +7,8 @@ __all__ = ["calls_of", "carried_of", "expanded_of", "nodes_of"]
 NODES = {1: 64, 32: 128}
 """That all rows verify together, by their number: a linear layer works on 64 at a time, or on 128. More nodes cost more
 than they bring, but for many rows."""
+CARRIED = {2: 64, 32: 128}
+"""Tokens of a prompt that a round of so many rows takes along: as many as it verifies nodes."""
 CALLS = 24
 """Draft calls of a round, of all rows together: the more texts share a verification, the less is a deep tree worth."""
 
@@ -23,8 +25,8 @@ def calls_of(rows: int) -> int:
 
 
 def carried_of(rows: int) -> int:
-    """Tokens of a prompt that a round of so many rows takes along: as many as it verifies nodes."""
-    return NODES[max(least for least in NODES if least <= rows)] if rows > 1 else 0
+    """Tokens of a prompt that a round of so many rows takes along."""
+    return CARRIED[max(least for least in CARRIED if least <= rows)] if rows >= min(CARRIED, default=rows + 1) else 0
 
 
 def expanded_of(tree_top_k: int, rows: int) -> int:

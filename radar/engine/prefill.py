@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -94,6 +94,11 @@ class Prefill:
         for _ in self.chunked(input_ids, chunks, start=start, lengths=lengths):
             pass
 
+    def on_device(self, ids: Sequence[int]) -> Tensor:
+        """A prompt [1, P], without a wait for what the device does now."""
+        host, device = torch.tensor([ids]), self.target.device
+        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
     def staged(self, input_ids: Tensor, rows: int, *, start: int) -> Iterator[int]:
         """A short prompt [1, P] in chunks of up to `rows` tokens, each of which whoever asked for it has to run before
         the next: by `chunk`, or beside a verification (`rider`, `take`). Tells the tokens of each."""
@@ -147,6 +152,11 @@ class Prefill:
         """Commit the first `count` of `rows` tokens, and `known` pairs."""
         tokens = self.tokens[:, : rows + 1]
         self._take(tokens, *self.target.verify_chain(tokens[:, :-1], keep=self._last()))
+
+    def forget(self) -> None:
+        """No prompt is under way."""
+        self.count.fill_(1)
+        self.known.zero_()
 
     def rider(self, rows: int) -> Rider:
         """The first `rows` of the tokens that are staged, for `TargetModel.verify_shared`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
+from radar.draft.tree import VerifyTree
 from radar.engine.budget import calls_of, carried_of, expanded_of, nodes_of
 from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
 from radar.engine.conditional import why_no_while_nodes
@@ -66,7 +67,8 @@ class Rounds:
         wanted = self.fallback is None or self.fallback.drafts
         self._texts, self._drafted = list(texts), wanted and not self.catches_up
         full = self.catches_up or waiting == self.steps.config.max_accepted
-        self._carries, self._is_late = False, chunk is not None
+        # what is slower than rounds or steps are by themselves is not counted
+        self._carries, self._is_late = False, chunk is not None or (wanted and self.catches_up)
         if chunk is not None:
             self._carries = self._drafted and chunk.tokens <= self.carried
             if not self._carries:
@@ -85,7 +87,7 @@ class Rounds:
             made = [self._round_of(*row) for row in rows]
         for text, item in zip(self._texts, made, strict=False):
             text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None and not self.catches_up and not self._is_late:
+        if self.fallback is not None and not self._is_late:
             self.fallback.record(sum(len(item.tokens) for item in made[: len(self._texts)]), seconds)
         return made
 
@@ -100,7 +102,7 @@ class Rounds:
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         for row, (text, sampler) in enumerate(zip(texts, samplers, strict=False)):
             if text.request.processing is not None:
-                nodes, scores = steps.of_row(row, logits)
+                nodes, scores = self._of_row(row, logits)
                 chosen, *own = text.request.processing.walk(sampler, nodes, scores, text.ids)
                 tokens[row, : chosen.shape[1]], kept[row] = chosen[0], (own[0], own[1])
         steps.accept(tokens)
@@ -111,6 +113,15 @@ class Rounds:
         for text, item in zip(texts, made, strict=False):
             text.pending = len(item.tokens)
         return made
+
+    def _of_row(self, row: int, logits: Tensor) -> tuple[VerifyTree, Tensor]:
+        """One row's tree [1, n], and of what `score` returned what is its [1, n, V]."""
+        tree, share = self.steps.nodes, self.steps.share
+        if share is None:
+            return VerifyTree(*(part[row : row + 1] for part in tree)), logits[row : row + 1]
+        start, end = share.starts[row : row + 2].tolist()
+        own = VerifyTree(*(part[row : row + 1, : end - start] for part in tree))
+        return own, logits[start:end].transpose(0, 1)
 
     def _round_of(self, calls: int, drafted: int, accepted: int, *tokens: int) -> Round:
         return Round(list(tokens[: accepted + 1]), calls, accepted, num_draft_tokens=drafted)
@@ -156,7 +167,7 @@ class RoundGraphs(Rounds):
         prefill: Prefill,
     ) -> None:
         self._streams, self._conditional, self._prefill = streams, conditional, prefill
-        self.carried = carried_of(len(steps.active))
+        self.carried = min(carried_of(len(steps.active)), max(prefill.sizes))
         self._plain: CapturedPlain | None = None
         self._done = torch.cuda.Event()
         super().__init__(steps, policy, fallback)
@@ -258,7 +269,7 @@ class RoundRows(RowsEngine):
     def prepare(self) -> None:
         """See `RowsEngine`."""
         if self._bound is not self.policy:
-            self._prefill.count.fill_(1)  # of the last prompt; more than a round takes along, say
+            self._prefill.forget()  # the last prompt, which may have more tokens than a round takes along
             for rounds in self._rounds:
                 rounds.decide_by(self.policy)
             self._bound = self.policy
@@ -279,7 +290,7 @@ class RoundRows(RowsEngine):
             view.stop()
             view.step()
             view.finish()
-            if carried := carried_of(len(view.active)):
+            if carried := min(carried_of(len(view.active)), max(self._prefill.sizes)):
                 view.carrying(self._prefill, carried).finish()
             if fallback or view.pairs < view.config.max_accepted:
                 view.plain()

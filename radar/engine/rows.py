@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
 
 import torch
@@ -30,7 +30,7 @@ class RowsEngine:
 
     Texts stand in the first rows: when one leaves, the last one takes its row. What a text says is what it would say
     alone, since its tree, its noise and its attention depend on itself. A prompt is taken in at a row of its own behind
-    the others, by the same chunks and graphs as one alone, and moves when it is complete.
+    the others, by chunks of its own or, where it is short, in the others' rounds, and moves when it is complete.
 
     Args:
         steps: of one row more than texts.
@@ -77,8 +77,7 @@ class RowsEngine:
         self.target.cache.reset()
         if self.drafter is not None:
             self.drafter.reset()
-        self._prefill.count.fill_(1)
-        self._prefill.known.zero_()
+        self._prefill.forget()
 
     @property
     def room(self) -> int:
@@ -103,7 +102,7 @@ class RowsEngine:
         if not self._texts:
             self._pages.publish()  # what is run to prepare would write to pages of texts that have left
             self.prepare()
-        ids = self._on_device(request.input_ids)
+        ids = self._prefill.on_device(request.input_ids)
         left = len(request.input_ids)
         while left:
             while (start := self._open(request)) is None:
@@ -123,11 +122,6 @@ class RowsEngine:
                     break
                 if left == 0 and waits:
                     self._enter(text, ids, start)
-
-    def _on_device(self, ids: Sequence[int]) -> Tensor:
-        """[1, P], without a wait for the round that is under way."""
-        host, device = torch.tensor([ids]), self.target.device
-        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
     def _taken(self, ids: Tensor, start: int, hurry: bool) -> Iterator[int]:
         """Take the prompt at the door in: at once, or what is short and can wait with the rounds of others."""
@@ -189,7 +183,7 @@ class RowsEngine:
         for text in entering:
             item, text.first = text.first, None
             assert item is not None
-            if tokens is not None:
+            if tokens is not None and not item.tokens:
                 item.tokens = tokens[text.first_row]
             text.ids += item.tokens
             found[text.key] = item
@@ -249,6 +243,7 @@ class RowsEngine:
                     self._leave_door()
                     continue
                 newest = max(self._texts, key=_age)
+                self._know_first(newest)
                 row = self._texts.index(newest)
                 self._aside.append((newest, self.steps.state.save(row)))
                 self._leave(row)
@@ -258,6 +253,11 @@ class RowsEngine:
             self.steps.state.restore(row, saved)
             self._texts.append(text)
         pages.publish()
+
+    def _know_first(self, text: Text) -> None:
+        """Read the first token of a text that leaves its row, where another one may write its own."""
+        if text.first is not None and not text.first.tokens:
+            text.first.tokens = self._first.read()[text.first_row]
 
     def _needed(self, text: Text) -> int:
         """Tokens that a text has to hold in its next round."""

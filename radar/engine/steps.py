@@ -15,7 +15,7 @@ from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
-from radar_kernels import Acceptance, Share, VerifyTree, accept_nodes, batch_stop, share_nodes
+from radar_kernels import Acceptance, Share, accept_nodes, batch_stop, share_nodes
 
 __all__ = ["RoundSteps"]
 
@@ -81,7 +81,8 @@ class RoundSteps:
 
         Args:
             together: nodes of all rows that are verified, the best by probability; None: all of each row.
-            max_calls: of a round; None: half of the nodes, as a tree of few chooses none of deep levels.
+            max_calls: of a round; None: half of the nodes, where they are fewer than the config's: a tree of few has
+                no deep levels.
         """
         view = copy.copy(self)
         view._together = together
@@ -159,8 +160,9 @@ class RoundSteps:
         """Choose the best nodes of all levels, of each row or of all rows together."""
         tree, counts = self.drafter.tree, None
         if self._together is not None:
-            most = self.config.total_tokens
-            self.share = share_nodes(tree.scores, self.active, total=self._together, most=most)
+            k, most = self.config.tree_top_k, min(self.config.total_tokens, tree.scores.shape[1] + 1)
+            written = tree.scores[:, : k + (self.max_calls - 1) * k * k]
+            self.share = share_nodes(written, self.active, total=self._together, most=most)
             counts = self.share.counts
         self.nodes = tree.select(self.root, counts)
 
@@ -189,14 +191,6 @@ class RoundSteps:
             logits, self._node_taps = logits[:-rows], taps[:-rows]
         return logits
 
-    def of_row(self, row: int, logits: Tensor) -> tuple[VerifyTree, Tensor]:
-        """One row's tree [1, n], and of what `score` returned what is its [1, n, V]; waits for the device."""
-        if self.share is None:
-            return VerifyTree(*(part[row : row + 1] for part in self.nodes)), logits[row : row + 1]
-        start, end = self.share.starts[row : row + 2].tolist()
-        tree = VerifyTree(*(part[row : row + 1, : end - start] for part in self.nodes))
-        return tree, logits[start:end].transpose(0, 1)
-
     def accept(self, target_tokens: Tensor) -> None:
         """Walk the tree along the target's tokens, and leave them for the next round, the history and the host."""
         tree, calls = self.nodes, self.drafter.tree.calls
@@ -222,7 +216,7 @@ class RoundSteps:
     def plain(self) -> Tensor:
         """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.
 
-        As many pairs as `begin` takes can wait; before one more, `catch_up`.
+        As many pairs as a tree can accept nodes can wait; before one more, `catch_up`.
 
         Returns:
             The token [B, 1], which is `root` too.
