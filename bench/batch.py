@@ -42,6 +42,7 @@ class Cell(NamedTuple):
     tokens: int
     seconds: float
     steps: int
+    rate: float  # tokens a second of all texts, with the time in which rows were free
 
 
 def decode(engine: Any, requests: list[Request], rows: int) -> Cell:
@@ -50,7 +51,7 @@ def decode(engine: Any, requests: list[Request], rows: int) -> Cell:
     that ends."""
     batch, waiting, texts = Batch(engine), list(requests), []
     marks: list[tuple[float, int, int]] = []
-    steps = 0
+    started, steps = time.perf_counter(), 0
     while waiting or batch.has_work:
         while waiting and sum(not text.has_ended for text in texts) < rows:
             texts.append(Sequence(waiting.pop(0), lambda _: None, lambda _: None, engine.target.device))
@@ -61,7 +62,9 @@ def decode(engine: Any, requests: list[Request], rows: int) -> Cell:
         if len(marks) < (1 if waiting else 2) and len(texts) >= rows and last.token_ids:
             marks.append((time.perf_counter(), sum(len(text.token_ids) for text in texts), steps))
     (begun, before, first), (ended, after, final) = marks
-    return Cell([text.token_ids for text in texts], after - before, ended - begun, final - first)
+    made = [text.token_ids for text in texts]
+    rate = sum(map(len, made)) / (time.perf_counter() - started)
+    return Cell(made, after - before, ended - begun, final - first, rate)
 
 
 def count_of(rows: int) -> int:
@@ -126,8 +129,9 @@ def main() -> int:
         with torch.inference_mode():
             expected[key] = decode(plain, requests[: count_of(most)], most).texts
         for name, decoder in (("plain", single), ("radar", radar)):
-            texts, seconds = alone(decoder, requests[:4])
-            report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected[key]))} of 4"
+            alone(decoder, requests[:1])
+            texts, seconds = alone(decoder, requests[: count_of(1)])
+            report[f"{name}_alone_{key}_equal"] = f"{sum(map(eq, texts, expected[key]))} of {len(texts)}"
             report[f"{name}_alone_{key}"] = round(sum(map(len, texts)) / seconds, 1)
     for name, engine in engines.items():
         if name in policies:
@@ -143,6 +147,8 @@ def main() -> int:
                     made = decode(engine, asked, rows)
                 equal, cell = sum(map(eq, made.texts, expected[key])), f"{name}_b{rows}_{key}"
                 report[cell] = round(made.tokens / made.seconds, 1)
+                if rows == 1:
+                    report[f"{cell}_all"] = round(made.rate, 1)
                 report[f"{cell}_equal"] = f"{equal} of {len(asked)}"
                 report[f"{cell}_step_ms"] = round(1000 * made.seconds / made.steps, 3)
                 report[f"{cell}_tokens"] = round(made.tokens / made.steps / rows, 3)
@@ -155,7 +161,7 @@ def main() -> int:
             report[f"radar_over_plain_b{rows}_{key}"] = round(ours / report[f"plain_b{rows}_{key}"], 3)
             report[f"radar_over_threshold_b{rows}_{key}"] = round(ours / report[f"threshold_b{rows}_{key}"], 3)
         report[f"radar_over_eagle3_b8_{key}"] = round(report[f"radar_b8_{key}"] / report[f"eagle3_60_b8_{key}"], 3)
-        report[f"b1_cost_{key}"] = round(report[f"radar_alone_{key}"] / report[f"radar_b1_{key}"], 3)
+        report[f"b1_cost_{key}"] = round(report[f"radar_alone_{key}"] / report[f"radar_b1_{key}_all"], 3)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

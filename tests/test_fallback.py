@@ -62,6 +62,18 @@ def test_it_changes_its_mind_both_ways():
     assert kinds[-100:].count(True) >= 100 - 2 * PROBE
 
 
+def test_a_plain_step_whose_time_is_known_is_not_probed_soon():
+    choice = Fallback()
+    choice.expect(1.0)
+    kinds, _, _ = run(choice, LONGEST + PROBE, drafted=(4, 2.0))
+    assert kinds == [True] * LONGEST + [False] * PROBE
+    choice = Fallback()
+    choice.expect(1.0)
+    kinds, _, _ = run(choice, 100, drafted=(1, 2.0))  # and it is taken as soon as the rounds are known
+    assert kinds[:WINDOW] == [True] * WINDOW
+    assert kinds[WINDOW:].count(True) <= 2 * PROBE
+
+
 def test_another_text_is_looked_at_soon():
     choice = Fallback()
     run(choice, 4000, drafted=(1, 5.0))

@@ -17,7 +17,8 @@ class Fallback:
     """Compares tokens per second of rounds that draft and of plain steps, and takes the faster kind.
 
     The kind not in use is probed now and then: after `FIRST` rounds, then at intervals that double as long as the
-    probes change nothing. A text changes by none of it, only its speed does.
+    probes change nothing; where it is known what plain steps take, after `LONGEST`. A text changes by none of it, only
+    its speed does.
 
     Attributes:
         drafts: whether the next round drafts.
@@ -25,6 +26,7 @@ class Fallback:
 
     def __init__(self) -> None:
         self._plain = _Rate()
+        self._is_expected = False
         self._interval = self._left = FIRST
         self.forget_rounds()
 
@@ -33,7 +35,13 @@ class Fallback:
         self._drafted = _Rate()
         self._pays = True
         self._probing = False
-        self._wait(FIRST)
+        self._wait(LONGEST if self._is_expected else FIRST)
+
+    def expect(self, seconds: float) -> None:
+        """What a plain step takes, which yields one token of a text: before any text has come."""
+        self._plain.add(1, seconds)
+        self._is_expected = True
+        self.forget_rounds()
 
     def begin_text(self) -> None:
         """Another text may suit the drafts: look again soon."""
@@ -44,11 +52,11 @@ class Fallback:
     def drafts(self) -> bool:
         return self._pays != self._probing
 
-    def record(self, tokens: int, seconds: float | None) -> None:
+    def record(self, tokens: float, seconds: float | None) -> None:
         """Take the result of a round of the kind that `drafts` said.
 
         Args:
-            tokens: that the round yielded.
+            tokens: that the round yielded, of several texts the mean.
             seconds: that it took; None: not known, the host came late for the result.
         """
         rate = self._drafted if self.drafts else self._plain
@@ -83,9 +91,9 @@ class _Rate:
     """Tokens per second over the last rounds."""
 
     def __init__(self) -> None:
-        self._rounds: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._rounds: deque[tuple[float, float]] = deque(maxlen=WINDOW)
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, tokens: float, seconds: float) -> None:
         self._rounds.append((tokens, seconds))
 
     def clear(self) -> None:

@@ -37,7 +37,6 @@ class Rounds:
         fallback: chooses between rounds and plain steps; None: rounds alone.
 
     Attributes:
-        steps: as given.
         carried: see `Width`.
         catches_up: the round under way is a plain step, since more pairs wait than a first draft call takes.
     """
@@ -88,7 +87,8 @@ class Rounds:
         for text, item in zip(self._texts, made, strict=False):
             text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
         if self.fallback is not None and not self._is_late:
-            self.fallback.record(sum(len(item.tokens) for item in made[: len(self._texts)]), seconds)
+            tokens = [len(item.tokens) for item in made[: len(self._texts)]]
+            self.fallback.record(sum(tokens) / len(tokens), seconds)
         return made
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
@@ -120,8 +120,7 @@ class Rounds:
         if share is None:
             return VerifyTree(*(part[row : row + 1] for part in tree)), logits[row : row + 1]
         start, end = share.starts[row : row + 2].tolist()
-        own = VerifyTree(*(part[row : row + 1, : end - start] for part in tree))
-        return own, logits[start:end].transpose(0, 1)
+        return VerifyTree(*(x[row : row + 1, : end - start] for x in tree)), logits[start:end].transpose(0, 1)
 
     def _round_of(self, calls: int, drafted: int, accepted: int, *tokens: int) -> Round:
         return Round(list(tokens[: accepted + 1]), calls, accepted, num_draft_tokens=drafted)
@@ -148,7 +147,7 @@ class Rounds:
 
 
 class RoundGraphs(Rounds):
-    """The same as graphs, which run while the host deals with what the last ones made.
+    """The same as graphs, which run while the host deals with the last ones' results.
 
     Args:
         streams: to capture on.
@@ -186,6 +185,8 @@ class RoundGraphs(Rounds):
             self.steps.count.fill_(1)
         if self._plain is None and (self.fallback is not None or self.steps.pairs < self.steps.config.max_accepted):
             self._plain = capture_plain(self.steps, self._streams)
+            if self.fallback is not None:
+                self.fallback.expect(self._plain.time())
 
     def _start(self, catch_up: bool, length: int) -> None:
         if self._drafted:
