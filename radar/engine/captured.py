@@ -69,6 +69,7 @@ class CapturedPlain:
 
     def time(self, steps: int = 4) -> float:
         """Seconds that a step takes where no row holds a text; it waits for the device."""
+        self.step.replay()  # the first one uploads the graph
         torch.cuda.synchronize()
         begun = time.perf_counter()
         for _ in range(steps):
