@@ -11,6 +11,7 @@ from test_rows_engine import MAX_LENGTH, alone, make_batch, sequence_of  # noqa:
 
 import radar.generation.batch
 from radar import FixedDepth, SamplingParams
+from radar.engine import budget
 from radar.engine.rows import RowsEngine
 from radar.engine.shared_prompts import SharedPrompts
 from radar.generation.request import Request
@@ -34,6 +35,8 @@ def test_the_newest_wait_and_no_text_changes(policy, graphs, alone, monkeypatch)
     monkeypatch.setattr(PagedKVCache, "swap_out", lambda self, row: waited.append(row) or swap_out(self, row))
     if graphs and DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
+        monkeypatch.setattr(budget, "NODES", {1: 24})
+        monkeypatch.setattr(budget, "CARRIED", {2: 16})
     batch = make_batch(6, policy, cache_tokens=CACHE_TOKENS, graphs=graphs or DEVICE.type == "cuda")
     requests = [make_request(rng) for _ in range(8)]
     sequences = [sequence_of(request) for request in requests]

@@ -32,14 +32,14 @@ def test_kernel_equals_reference(shape, setting, device):
     assert_same(logits, positions, state, **make_tree(batch, nodes, vocabulary, device))
 
 
-@pytest.mark.parametrize("setting", ["penalty greedy", "temperature 1", "top_k", "top_p", "all"])
+@pytest.mark.parametrize("setting", ["penalty greedy", "top_k", "top_p"])
 def test_logits_of_some_nodes(setting, device):
     """What a node says does not depend on where its logits stand; a node without any says nothing."""
-    logits, positions = make(3, 5, 1003, device=device)
-    state = make_state(3, 1003, device, seed=torch.arange(3), **SETTINGS[setting])
-    tree = make_tree(3, 5, 1003, device)
+    logits, positions = make(3, 4, 300, device=device)
+    state = make_state(3, 300, device, seed=torch.arange(3), **SETTINGS[setting])
+    tree = make_tree(3, 4, 300, device)
     whole = sample_tokens(logits, positions, state, **tree, backend="triton")
-    nodes = torch.tensor([0, 1, 4, 5, 10, 14, 11, -1, -1], device=device)
+    nodes = torch.tensor([0, 1, 3, 4, 11, 9, -1, -1], device=device)
     packed = logits.flatten(0, 1)[nodes][:, None]
     packed[-2:] = NAN  # of nothing
     for backend in ("triton", "torch"):
