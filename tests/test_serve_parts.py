@@ -7,11 +7,13 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
 from radar.serve.jsontext import dumps
 from radar.serve.logs import JsonFormatter
+from radar.serve.openai import ChatRequest, CompletionRequest
 from radar.serve.stops import StopFilter
 from radar.serve.tool_calls import ToolCallParser
 
@@ -94,6 +96,31 @@ def test_errors_tell_a_client_nothing_of_the_inside():
     error = api_error(RuntimeError("a secret"))
     assert error.status_code == 500
     assert b"secret" not in error.response().body
+
+
+MANY = 1100
+KEYS = {f"a{number}": [] for number in range(MANY)}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [-1] * MANY}, {"prompt": [[-1]] * MANY}, {"prompt": [[-1] * MANY]}, {"prompt": [{}] * MANY},
+        {"prompt": "x", "stop": [1] * MANY}, {"prompt": "x", "logit_bias": KEYS}, {"prompt": "x"} | KEYS,
+        {"prompt": "x", "stream_options": KEYS},
+        CHAT | {"messages": [{}] * MANY}, CHAT | {"messages": [{"role": "user", "content": [1] * MANY}]},
+        CHAT | {"messages": [{"role": "user", "tool_calls": [1] * MANY}]}, CHAT | {"tools": [1] * MANY},
+        CHAT | {"modalities": [1] * MANY}, CHAT | {"chat_template_kwargs": KEYS},
+        CHAT | {"tools": [{"type": "function", "function": KEYS}]},
+    ],
+    ids=lambda body: repr(body)[:60],
+)  # fmt: skip
+def test_a_body_full_of_mistakes_is_given_up_early(body):
+    """They are all collected otherwise, for seconds, in the event loop."""
+    with pytest.raises(ValidationError) as refused:
+        (ChatRequest if "messages" in body else CompletionRequest).model_validate({"model": "m"} | body)
+    assert refused.value.error_count() <= 8
 
 
 def test_half_a_character_is_json_all_the_same():
