@@ -77,12 +77,16 @@ def test_what_is_no_call_stays_text(text):
 
 def test_room_is_for_rows_and_those_that_wait():
     admission = Admission(2, 1)
-    with admission.admitted(2), admission.admitted(1):
+    with admission.admitted(2) as ended, admission.admitted(1):
         with pytest.raises(ApiError, match="3 texts are under way") as refused, admission.admitted(1):
             pass
         assert refused.value.status_code == 429
         assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
         assert not asyncio.run(admission.idle(0.01))
+        ended()
+        ended()
+        with admission.admitted(2), pytest.raises(ApiError, match="3 texts"), admission.admitted(1):
+            pass
     with pytest.raises(ApiError, match="at most 3 fit"), admission.admitted(4):
         pass
     assert admission.count == 0
@@ -90,6 +94,20 @@ def test_room_is_for_rows_and_those_that_wait():
     admission.is_closed = True
     with pytest.raises(ApiError, match="shutting down"), admission.admitted(1):
         pass
+    with pytest.raises(ApiError, match="shutting down"):
+        admission.check_open()
+
+
+def test_what_is_refused_does_not_shorten_the_wait():
+    admission = Admission(1, 0)
+    before = admission._seconds = 30.0
+    for _ in range(50):
+        with pytest.raises(KeyError), admission.admitted(1):
+            raise KeyError
+    assert admission._seconds == before
+    with admission.admitted(1) as ended:
+        ended()
+    assert admission._seconds < before
 
 
 def test_errors_tell_a_client_nothing_of_the_inside():

@@ -97,8 +97,8 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
 
     @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> Response:
-        with admission.admitted(0):
-            return _json({"status": "ok"})
+        admission.check_open()
+        return _json({"status": "ok"})
 
     @app.get("/metrics", responses={401: _ERRORS[401]}, response_class=PlainTextResponse)
     async def exposition() -> Response:

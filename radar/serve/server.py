@@ -6,9 +6,11 @@ import asyncio
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from radar.errors import UsageError
 from radar.serve.logs import CONFIG, log
@@ -34,6 +36,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return found
 
 
+class _Protocol(H11Protocol):
+    """Lets an answer drop its connection: one that is closed stays until the client has read what was written."""
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
+
+
 class RadarServer(uvicorn.Server):
     """uvicorn, which on SIGTERM or Ctrl-C first refuses new texts by 503 and lets those under way end, as long as
     `limits.shutdown_seconds`; the rest gets an error as its last event. A second signal ends it at once.
@@ -52,7 +63,7 @@ class RadarServer(uvicorn.Server):
                 access_log=False,
                 timeout_graceful_shutdown=GRACE,
                 server_header=False,
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
             )

@@ -1,22 +1,20 @@
-"""One text of a request, from its first round to its last, in pieces; and several of them as they come."""
+"""One text of a request, from its first round to its last, in pieces."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from radar.generation.detokenize import Detokenizer
 from radar.generation.sequence import Sequence as Rounds
 from radar.metrics import Round
-from radar.serve.ahead import rounds_of
 from radar.serve.logprobs import LogprobRecorder, TokenLogprob
 from radar.serve.models import ServedModel
 from radar.serve.stops import StopFilter
 
-__all__ = ["Piece", "ServedText", "merged"]
+__all__ = ["Piece", "ServedText"]
 
 
 @dataclass
@@ -39,8 +37,6 @@ class Piece:
 class ServedText:
     """A text and what is known of it for its usage, log and metrics.
 
-    It is read here as fast as its client takes it, and made whether or not it is read: at most `limit` tokens wait.
-
     Args:
         model: decodes it.
         rounds: of the text.
@@ -51,7 +47,7 @@ class ServedText:
         num_tokens, num_prompt_tokens, num_reused_tokens: of output and prompt.
         num_accepted, num_rejected: draft tokens that the target verified.
         finish_reason: why it ended; None: it has not.
-        began, first, ended: by `time.perf_counter`: opened, first token read, last one read.
+        began, first, ended: by `time.perf_counter`: opened, first token made, last one made.
         waited: seconds until it had a row.
     """
 
@@ -73,16 +69,17 @@ class ServedText:
         self._rounds.close()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """One a round."""
-        rounds = rounds_of(self._rounds, self._model.turn)
+        """One a round.
+
+        A decoder of one row makes rounds as they are asked for, and would go from text to text at the price of a
+        prompt's pass each: there a text has its turn until it ends.
+        """
         try:
-            async for item in rounds:
-                yield self._take(item)
-                if self.finish_reason is not None:
-                    return
+            async with self._model.turn or nullcontext():
+                while self.finish_reason is None and (item := await self._rounds.anext()) is not None:
+                    yield self._take(item)
         finally:
             self.close()
-            await rounds.aclose()
 
     def _take(self, item: Round) -> Piece:
         now = time.perf_counter()
@@ -113,32 +110,3 @@ class ServedText:
         self._number += 1
         found = [] if self._recorder is None else self._recorder.found[begin : self.num_tokens]
         return Piece(out, found, self.finish_reason, figures)
-
-
-async def merged(texts: Sequence[ServedText]) -> AsyncIterator[tuple[int, Piece]]:
-    """Pieces of all texts as they come, with the text's number. Left early, it ends all of them."""
-    iterators = [text.pieces() for text in texts]
-    waiting = {asyncio.ensure_future(_next(one)): number for number, one in enumerate(iterators)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                number = waiting.pop(task)
-                piece = task.result()
-                if piece is not None:
-                    waiting[asyncio.ensure_future(_next(iterators[number]))] = number
-                    yield number, piece
-    finally:
-        for text in texts:
-            text.close()
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for one in iterators:
-            await one.aclose()
-
-
-async def _next(pieces: AsyncIterator[Piece]) -> Piece | None:
-    """None: there is none left."""
-    found: Any = await anext(pieces, None)
-    return None if found is None else found
