@@ -138,9 +138,9 @@ def test_an_answer_that_is_not_begun_is_refused_as_one(stream):
         slow = slow_request(server, TALKATIVE | {"stream": False, "n": ROWS}, "1.1")
         wait_until(lambda: server.admission.answers == 1)
         wait_until(lambda: server.admission.answers == 0)
+        before = shared_decoder().metrics.num_generations
         slow.sendall(request_bytes(BODY | {"stream": stream}, "1.0"))
-        wait_until(lambda: server.admission.answers == 1)
-        wait_until(lambda: server.admission.count == 0)
+        wait_until(lambda: shared_decoder().metrics.num_generations > before and rows_in_use(shared_decoder()) == 0)
         server.server._loop.call_soon_threadsafe(server.admission.stopping.set)
         wait_until(lambda: server.admission.answers == 0)
         answer = b""

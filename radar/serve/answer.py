@@ -44,8 +44,8 @@ class Answer(Response):
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ApiError as long as no byte has been sent; behind that errors are events."""
-        job, found = self._job, scope["state"]["log"]
+        """Raises ApiError if there is no room. As long as no byte has been sent errors are answers, then events."""
+        job, found, refused = self._job, scope["state"]["log"], None
         with self._admission.admitted(job.count) as ended:
             try:
                 await self._while_wanted(receive, (self._stream if job.streams else self._whole)(send, ended))
@@ -56,12 +56,12 @@ class Answer(Response):
                 found["ended"] = "client left"
             except Exception as error:
                 said = api_error(error)
-                found["ended"] = said.detail
-                if not self._begun:
-                    raise
+                found["ended"] = said.detail if said.status_code >= 500 else said.code or "refused"  # none of its words
                 if said.status_code == 500:
                     failure(error, found)
-                if not (job.streams and await self._end(send, said)):
+                if not self._begun:
+                    refused = said
+                elif not (job.streams and await self._end(send, said)):
                     await _drop(scope)
             finally:
                 for text in job.texts:
@@ -73,6 +73,9 @@ class Answer(Response):
                     "completion_tokens": sum(text.num_tokens for text in job.texts),
                     "finish_reasons": [text.finish_reason for text in job.texts],
                 }
+
+        if refused is not None:
+            await refused.response()(scope, receive, send)
 
     async def _while_wanted(self, receive: Receive, work: Any) -> None:
         """Do the work until the client goes, the time is over or the server ends."""
@@ -125,7 +128,7 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _begin(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
         self._begun = True  # not before: what is waited for may be another answer's bytes
 
     async def _end(self, send: Send, error: ApiError) -> bool:
