@@ -17,6 +17,7 @@ import radar
 from radar.cli import serve
 from radar.cli.main import main
 from radar.errors import UsageError
+from radar.serve.server import bound_socket
 
 SERVE = Path(radar.__file__).parent / "serve"
 
@@ -43,6 +44,11 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
         assert main(["serve", "--port", str(port), "--target", "/nowhere"]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
     assert main(["serve", "--host", "256.256.256.256", "--target", "/nowhere"]) == 2
+
+
+def test_a_port_is_held_from_the_start():
+    with bound_socket("127.0.0.1", 0) as first, pytest.raises(UsageError, match="cannot listen"):
+        bound_socket("127.0.0.1", first.getsockname()[1])
 
 
 def test_keys(tmp_path, monkeypatch):

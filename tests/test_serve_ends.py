@@ -10,6 +10,7 @@ from live_server import (
     CHAT,
     NAME,
     PATH,
+    Held,
     held,
     live,
     plain_decoder,
@@ -72,6 +73,20 @@ def test_shutdown_ends_what_does_not_end():
         assert whole.status_code == 503
         error = json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))["error"]
         assert "shut down before the text had ended" in error["message"]
+
+
+def test_a_step_that_hangs_keeps_no_server():
+    """A decoder of one row takes its steps in threads of the event loop."""
+    decoder = Held(plain_decoder())
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with live({NAME: decoder}, limits=Limits(shutdown_seconds=0.2)) as server:
+                asked = pool.submit(httpx.post, server.url + PATH, json=BODY, timeout=60)
+                assert decoder.reached.wait(60)
+                assert server.end(30)
+            assert asked.result().status_code == 503
+    finally:
+        decoder.opened.set()
 
 
 class Breaks:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from radar.errors import UsageError
 from radar.serve.logs import CONFIG, log
 from radar.serve.settings import Limits
+from radar.serve.threads import DaemonThreads
 
 __all__ = ["RadarServer", "bound_socket"]
 
@@ -22,7 +23,8 @@ GRACE = 3  # seconds for connections that are left, behind the texts
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that nobody else listens on. It is bound before the model is loaded, to know at once whether it can be.
+    """A socket that nobody else listens on. It listens before the model is loaded, to know at once whether it can;
+    who connects meanwhile waits.
 
     Raises UsageError if it cannot.
     """
@@ -31,6 +33,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         found = socket.socket(kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen()  # not before that is the port nobody else's
     except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"cannot listen on {host} port {port}: {error}; take another --host or --port") from error
     return found
@@ -75,6 +78,7 @@ class RadarServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets)
         for one in sockets or ():
             host, port = one.getsockname()[:2]
