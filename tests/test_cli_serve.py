@@ -64,6 +64,15 @@ def test_keys(tmp_path, monkeypatch):
     for empty in (["--api-key", " "], ["--api-key-file", str(file)], ["--api-key-file", str(tmp_path / "none")]):
         with pytest.raises(UsageError, match=r"empty|no such file"):
             serve._keys(parsed(*empty))
+    file.write_bytes(b"\xef\xbb\xbfone\n")
+    assert serve._keys(parsed("--api-key-file", str(file))) == ["one"]
+    file.write_bytes(b"\xff\xfe\n")
+    for unreadable in (file, tmp_path):
+        with pytest.raises(UsageError, match="no file of keys"):
+            serve._keys(parsed("--api-key-file", str(unreadable)))
+    monkeypatch.setenv(serve.KEY, "\udcff")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        serve._keys(parsed())
     monkeypatch.setenv(serve.KEY, "")
     with pytest.raises(UsageError, match="empty"):
         serve._keys(parsed())

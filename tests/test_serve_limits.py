@@ -211,7 +211,7 @@ def test_a_large_body_is_refused(said):
 
 def test_a_limit_of_tokens_holds_for_all():
     with live({NAME: shared_decoder()}, limits=Limits(max_tokens=5)) as server, httpx.Client(timeout=60) as web:
-        for asked in ({}, {"max_tokens": 40}):
+        for asked in ({}, {"max_tokens": 40}, {"max_tokens": 4000}, {"min_tokens": 9, "max_tokens": 12}):
             body = {"model": NAME, "messages": CHAT, **asked}
             answer = web.post(server.url + PATH, json=body).json()
             assert answer["usage"]["completion_tokens"] == 5

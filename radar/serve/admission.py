@@ -49,7 +49,7 @@ class Admission:
         Raises ApiError: 400 for more than there ever is, 429 if there is none now, 503 if there will be none."""
         self.check_open()
         if texts > self._most:
-            raise ApiError(400, f"{texts} texts in one request, and at most {self._most} fit: ask for fewer", param="n")
+            raise ApiError(400, f"{texts} texts in one request, and at most {self._most} fit: ask for fewer")
         if self.count + texts > self._most:
             raise ApiError(
                 429,

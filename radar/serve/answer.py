@@ -109,7 +109,8 @@ class Answer(Response):
         async for found in merged(texts, ended):
             if found is not None:
                 pieces[found[0]].append(found[1])
-        answer = Response(dumps(job.whole(pieces)), media_type="application/json")
+        body = await asyncio.to_thread(lambda: dumps(job.whole(pieces)))  # with log-probabilities it is much to write
+        answer = Response(body, media_type="application/json")
         await self._begin(send, answer.raw_headers)
         await send({"type": "http.response.body", "body": answer.body})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from types import FrameType
@@ -59,6 +60,8 @@ class RadarServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, limits: Limits, *, with_logs: bool = True) -> None:
+        if with_logs:
+            logging.captureWarnings(True)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -24,6 +24,7 @@ class Piece:
     Attributes:
         text: that is certain now; may be empty.
         logprobs: of the round's tokens, where they were asked for.
+        offsets: characters of the text before each of those tokens.
         finish_reason: "stop" or "length" in the last piece.
         round: figures of the round: its number (0 is the prompt's pass), tokens, accepted drafts, draft calls.
     """
@@ -31,6 +32,7 @@ class Piece:
     text: str
     logprobs: list[TokenLogprob]
     finish_reason: str | None
+    offsets: list[int] = field(default_factory=list)
     round: dict[str, int] = field(default_factory=dict)
 
 
@@ -58,6 +60,7 @@ class ServedText:
         self._text, self._stops = Detokenizer(model.decoder.tokenizer), StopFilter(stops)
         self.num_prompt_tokens = len(rounds.request.input_ids)
         self.num_tokens = self.num_reused_tokens = self.num_accepted = self.num_rejected = self._number = 0
+        self._length = 0  # characters that the tokens so far have made
         self.finish_reason: str | None = None
         self.began = time.perf_counter()
         self.first: float | None = None
@@ -85,10 +88,13 @@ class ServedText:
         now = time.perf_counter()
         if self.first is None:
             self.first, self.waited = now, max(0.0, now - self.began - self._rounds.seconds)
-        begin, out = self.num_tokens, ""
+        begin, out, offsets = self.num_tokens, "", []
         for token in item.tokens:  # one by one, so that a text ends at one token whatever its rounds were
             self.num_tokens += 1
-            out += self._stops.push(self._text.push([token]))
+            offsets.append(self._length)
+            said = self._text.push([token])
+            self._length += len(said)
+            out += self._stops.push(said)
             if self._stops.found:
                 break
         if not self._stops.found and item.finish_reason is not None:
@@ -96,7 +102,7 @@ class ServedText:
         self.finish_reason = "stop" if self._stops.found else item.finish_reason
         if self.finish_reason is not None:
             self.ended = now
-        accepted = min(item.accept_length, len(item.tokens))
+        accepted = min(item.accept_length, self.num_tokens - begin)  # none behind a stop string
         self.num_accepted += accepted
         self.num_rejected += max(0, item.num_draft_tokens - accepted)
         self.num_reused_tokens += item.num_reused_tokens
@@ -109,4 +115,4 @@ class ServedText:
         }
         self._number += 1
         found = [] if self._recorder is None else self._recorder.found[begin : self.num_tokens]
-        return Piece(out, found, self.finish_reason, figures)
+        return Piece(out, found, self.finish_reason, offsets, figures)
