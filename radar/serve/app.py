@@ -104,6 +104,8 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
     async def exposition() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    _leave_out_422(app)
+
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return page_file("index.html")
@@ -113,6 +115,20 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
         return page_file(name)
 
     return app
+
+
+def _leave_out_422(app: FastAPI) -> None:
+    """FastAPI describes an answer that `add_handlers` never gives: what it refuses is a 400 here."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = describe()
+        for path in found["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(value: Any) -> Response:
