@@ -26,6 +26,7 @@ from live_server import (
     web_of,
 )  # fmt: skip
 
+from radar.serve import ahead
 from radar.serve.settings import Limits
 
 TALKATIVE = {
@@ -120,6 +121,17 @@ def test_a_slow_reader_blocks_nobody(make):
         assert b"".join(parts).endswith(b"data: [DONE]\n\n")
         wait_until(lambda: server.admission.answers == 0)
         slow.close()
+
+
+def test_a_stream_that_waits_is_told_so(monkeypatch):
+    monkeypatch.setattr(ahead, "QUIET", 0.01)
+    with held() as (server, decoder), web_of(server) as web:
+        with web.stream("POST", PATH, json=BODY | {"stream": True}) as answer:
+            assert answer.headers["x-accel-buffering"] == "no"
+            lines = answer.iter_lines()
+            assert ": queued" in lines
+            decoder.opened.set()
+            assert "data: [DONE]" in lines
 
 
 def test_who_does_not_read_at_all_is_dropped():
