@@ -125,13 +125,13 @@ def test_a_slow_reader_blocks_nobody(make):
 
 def test_a_stream_that_waits_is_told_so(monkeypatch):
     monkeypatch.setattr(ahead, "QUIET", 0.01)
-    with held() as (server, decoder), web_of(server) as web:
-        with web.stream("POST", PATH, json=BODY | {"stream": True}) as answer:
-            assert answer.headers["x-accel-buffering"] == "no"
-            lines = answer.iter_lines()
-            assert ": queued" in lines
-            decoder.opened.set()
-            assert "data: [DONE]" in lines
+    body = BODY | {"stream": True}
+    with held() as (server, decoder), web_of(server) as web, web.stream("POST", PATH, json=body) as answer:
+        assert answer.headers["x-accel-buffering"] == "no"
+        lines = answer.iter_lines()
+        assert ": queued" in lines
+        decoder.opened.set()
+        assert "data: [DONE]" in lines
 
 
 def test_who_does_not_read_at_all_is_dropped():
