@@ -1,6 +1,7 @@
 """Texts that do not end well: the time is over, the server ends, or something of ours breaks. Nothing hangs."""
 
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -21,6 +22,7 @@ from live_server import (
     web_of,
 )  # fmt: skip
 
+from radar.serve.logs import CONFIG
 from radar.serve.settings import Limits
 
 
@@ -129,3 +131,12 @@ def test_a_fault_of_ours_is_told_as_one(caplog, stream, at_once):
         assert told["request_id"] == own
         assert "a secret" in told["traceback"]
         assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
+
+
+def test_the_log_holds_no_word_of_a_client(caplog):
+    caplog.set_level(logging.INFO, "radar.serve")
+    with live({NAME: shared_decoder()}) as server, web_of(server) as web:
+        assert web.post(PATH, json=BODY | {"chat_template_kwargs": {"max_length": "secret"}}).status_code == 400
+    (line,) = [one.fields for one in caplog.records if one.getMessage() == "request"]
+    assert (line["status"], line["ended"]) == (400, "refused")
+    assert {"py.warnings", "transformers", "asyncio", "uvicorn"} <= CONFIG["loggers"].keys()
