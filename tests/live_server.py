@@ -138,8 +138,21 @@ def text_of(answer):
 
 def request(server, body):
     """A socket that has sent a request."""
-    data = json.dumps(body).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(head.encode() + data)
+    connection.sendall(request_bytes(body))
     return connection
+
+
+def slow_request(server, body, version="1.0"):
+    """A socket that has sent a request, and holds little of its answer."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(request_bytes(body, version))
+    return connection
+
+
+def request_bytes(body, version="1.1"):
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data

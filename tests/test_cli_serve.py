@@ -17,6 +17,7 @@ import radar
 from radar.cli import serve
 from radar.cli.main import main
 from radar.errors import UsageError
+from radar.serve.server import bound_socket
 
 SERVE = Path(radar.__file__).parent / "serve"
 
@@ -45,6 +46,11 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
     assert main(["serve", "--host", "256.256.256.256", "--target", "/nowhere"]) == 2
 
 
+def test_a_port_is_held_from_the_start():
+    with bound_socket("127.0.0.1", 0) as first, pytest.raises(UsageError, match="cannot listen"):
+        bound_socket("127.0.0.1", first.getsockname()[1])
+
+
 def test_keys(tmp_path, monkeypatch):
     monkeypatch.delenv(serve.KEY, raising=False)
     file = tmp_path / "keys"
@@ -58,6 +64,15 @@ def test_keys(tmp_path, monkeypatch):
     for empty in (["--api-key", " "], ["--api-key-file", str(file)], ["--api-key-file", str(tmp_path / "none")]):
         with pytest.raises(UsageError, match=r"empty|no such file"):
             serve._keys(parsed(*empty))
+    file.write_bytes(b"\xef\xbb\xbfone\n")
+    assert serve._keys(parsed("--api-key-file", str(file))) == ["one"]
+    file.write_bytes(b"\xff\xfe\n")
+    for unreadable in (file, tmp_path):
+        with pytest.raises(UsageError, match="no file of keys"):
+            serve._keys(parsed("--api-key-file", str(unreadable)))
+    monkeypatch.setenv(serve.KEY, "\udcff")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        serve._keys(parsed())
     monkeypatch.setenv(serve.KEY, "")
     with pytest.raises(UsageError, match="empty"):
         serve._keys(parsed())

@@ -6,7 +6,7 @@ import json
 import httpx
 import openai
 import pytest
-from live_server import CHAT, NAME, live, plain_decoder, shared_decoder
+from live_server import CHAT, LENGTH, NAME, live, plain_decoder, shared_decoder
 from prometheus_client.parser import text_string_to_metric_families
 
 PROMPT = "def fibonacci(n):"
@@ -80,6 +80,13 @@ def test_completions_of_several_prompts_and_choices(client):
     assert texts == own
     one = client.completions.create(prompt=ids[0], **options | {"n": 1})
     assert one.choices[0].text == own[0]
+
+
+def test_what_does_not_say_how_much_gets_what_fits(client, web):
+    prompt = [5] * (LENGTH - 7)
+    assert client.completions.create(model=NAME, prompt=prompt).usage.completion_tokens <= 7
+    refused = web.post("/v1/completions", json={"model": NAME, "prompt": prompt, "max_tokens": 16})
+    assert refused.json()["error"]["param"] == "max_tokens"
 
 
 def test_a_client_in_an_event_loop(server):

@@ -7,6 +7,8 @@ import pytest
 from browser import COMMAND, REASON, Browser
 from live_server import NAME, live, plain_decoder, shared_decoder, wait_until
 
+from radar.serve import ahead
+
 pytestmark = pytest.mark.skipif(COMMAND is None, reason=REASON)
 QUESTION = "Write <b>a</b> function to add two numbers"
 HOSTILE = "</script><img src=x onerror=window.hit=1><b>"
@@ -53,7 +55,8 @@ def own_text(messages, **options):
     return plain_decoder().generate(messages, max_new_tokens=16, **options).text
 
 
-def test_it_streams_and_compares(opened, server):
+def test_it_streams_and_compares(opened, server, monkeypatch):
+    monkeypatch.setattr(ahead, "QUIET", 0.001)  # between events there are comments
     browser = opened
     assert browser.run("document.querySelector('h1').textContent") == NAME
     ask(browser, QUESTION, temperature=1, seed=7)

@@ -148,11 +148,14 @@ def test_no_client_brings_a_template_of_its_own(web, name):
     assert f"{name} is no variable of the template" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("body", [{"prompt": "x y " * 400}, {"prompt": "x", "max_tokens": 300}], ids=["long", "much"])
-def test_what_does_not_fit_is_told_as_openai_does(web, body):
-    answer = web.post(PATHS[1], json={"model": NAME} | body)
+@pytest.mark.parametrize(("path", "param"), [(PATHS[0], "messages"), (PATHS[1], "prompt")])
+def test_what_does_not_fit_is_told_as_openai_does(web, path, param):
+    text = "x y " * 400
+    body = BODIES[path] | ({"prompt": text} if param == "prompt" else {"messages": [{"role": "user", "content": text}]})
+    answer = web.post(path, json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert answer.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,7 @@ def test_other_paths(web, method, path, status):
 def test_the_servers_own_description(server, mode, count):
     """Requests that fit it, or break it, and answers that are as it says."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    assert all("422" not in each["responses"] for path in schema.raw_schema["paths"].values() for each in path.values())
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 6
     for operation in operations:

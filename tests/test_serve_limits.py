@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -18,15 +17,22 @@ from live_server import (
     live,
     plain_decoder,
     request,
+    request_bytes,
     rows_in_use,
     shared_decoder,
+    slow_request,
     text_of,
     wait_until,
     web_of,
 )  # fmt: skip
 
+from radar.serve import ahead
 from radar.serve.settings import Limits
 
+TALKATIVE = {
+    "model": NAME, "messages": CHAT, "max_tokens": 60, "stream": True, "logprobs": True, "top_logprobs": 20,
+    "logit_bias": {"3": -100},
+}  # fmt: skip
 ROUND = 3  # tokens at most: two draft calls, and the target's own
 
 
@@ -99,30 +105,62 @@ def test_a_full_server_says_so_and_loses_nothing():
 
 @pytest.mark.parametrize("make", [shared_decoder, plain_decoder])
 def test_a_slow_reader_blocks_nobody(make):
-    """Its text is made to the end, whose row is free then; what waits for it is its tokens, and 64 kB or so."""
-    with live({NAME: make()}, send_buffer=4096) as server:
-        slow = socket.socket()
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.connect(("127.0.0.1", server.port))
-        body = {
-            "model": NAME, "messages": CHAT, "max_tokens": 60, "stream": True, "logprobs": True, "top_logprobs": 20,
-            "logit_bias": {"3": -100},
-        }  # fmt: skip
-        data = json.dumps(body).encode()
-        head = f"POST {PATH} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        slow.sendall(head.encode() + data)
-        wait_until(lambda: server.admission.count == 1)
-        answer = httpx.post(server.url + PATH, json=BODY, timeout=60)
-        assert text_of(answer) == plain_decoder().generate(CHAT, max_new_tokens=12).text
-        wait_until(lambda: rows_in_use(shared_decoder()) == 0)
-        time.sleep(0.2)
-        assert server.admission.count == 1, "it has been read to the end: send more"
+    """Its texts are made to the end, whose places are free then; what waits for it is its tokens, and 64 kB or so."""
+    decoder = make()
+    with live({NAME: decoder}, limits=Limits(max_waiting=0), send_buffer=4096) as server:
+        slow = slow_request(server, TALKATIVE | {"n": decoder.max_batch_size})
+        wait_until(lambda: server.admission.answers == 1)
+        wait_until(lambda: server.admission.count == 0)
+        with web_of(server) as web:
+            assert "running 0.0" in web.get("/metrics").text
+            assert text_of(web.post(PATH, json=BODY)) == plain_decoder().generate(CHAT, max_new_tokens=12).text
+        assert server.admission.answers == 1, "it has been read to the end: send more"
         parts = []
         while part := slow.recv(1 << 16):
             parts.append(part)
         assert b"".join(parts).endswith(b"data: [DONE]\n\n")
-        wait_until(lambda: server.admission.count == 0)
+        wait_until(lambda: server.admission.answers == 0)
         slow.close()
+
+
+def test_a_stream_that_waits_is_told_so(monkeypatch):
+    monkeypatch.setattr(ahead, "QUIET", 0.01)
+    body = BODY | {"stream": True}
+    with held() as (server, decoder), web_of(server) as web, web.stream("POST", PATH, json=body) as answer:
+        assert answer.headers["x-accel-buffering"] == "no"
+        lines = answer.iter_lines()
+        assert ": queued" in lines
+        decoder.opened.set()
+        assert "data: [DONE]" in lines
+
+
+def test_who_does_not_read_at_all_is_dropped():
+    with live({NAME: shared_decoder()}, limits=Limits(max_seconds=2), send_buffer=4096) as server:
+        slow = slow_request(server, TALKATIVE)
+        wait_until(lambda: server.admission.answers == 1)
+        wait_until(lambda: server.admission.answers == 0)
+        wait_until(lambda: not server.server.server_state.connections, seconds=30)
+        slow.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_not_begun_is_refused_as_one(stream):
+    """The answer before it on the same connection is not read, so that it cannot begin."""
+    with live({NAME: shared_decoder()}, send_buffer=4096) as server:
+        slow = slow_request(server, TALKATIVE | {"stream": False, "n": ROWS}, "1.1")
+        wait_until(lambda: server.admission.answers == 1)
+        wait_until(lambda: server.admission.answers == 0)
+        before = shared_decoder().metrics.num_generations
+        slow.sendall(request_bytes(BODY | {"stream": stream}, "1.0"))
+        wait_until(lambda: shared_decoder().metrics.num_generations > before and rows_in_use(shared_decoder()) == 0)
+        server.server._loop.call_soon_threadsafe(server.admission.stopping.set)
+        wait_until(lambda: server.admission.answers == 0)
+        answer = b""
+        while part := slow.recv(1 << 16):
+            answer += part
+        slow.close()
+    assert b"HTTP/1.1 503 " in answer
+    assert b"shut down before the text had ended" in answer
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():
@@ -185,7 +223,7 @@ def test_a_large_body_is_refused(said):
 
 def test_a_limit_of_tokens_holds_for_all():
     with live({NAME: shared_decoder()}, limits=Limits(max_tokens=5)) as server, httpx.Client(timeout=60) as web:
-        for asked in ({}, {"max_tokens": 40}):
+        for asked in ({}, {"max_tokens": 40}, {"max_tokens": 4000}, {"min_tokens": 9, "max_tokens": 12}):
             body = {"model": NAME, "messages": CHAT, **asked}
             answer = web.post(server.url + PATH, json=body).json()
             assert answer["usage"]["completion_tokens"] == 5

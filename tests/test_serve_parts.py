@@ -7,12 +7,18 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from radar.metrics import Round
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
 from radar.serve.jsontext import dumps
+from radar.serve.logprobs import TokenLogprob, chat_form, completion_form
 from radar.serve.logs import JsonFormatter
+from radar.serve.openai import ChatRequest, CompletionRequest
 from radar.serve.stops import StopFilter
+from radar.serve.texts import ServedText
+from radar.serve.token_names import TokenNames
 from radar.serve.tool_calls import ToolCallParser
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
@@ -75,12 +81,16 @@ def test_what_is_no_call_stays_text(text):
 
 def test_room_is_for_rows_and_those_that_wait():
     admission = Admission(2, 1)
-    with admission.admitted(2), admission.admitted(1):
+    with admission.admitted(2) as ended, admission.admitted(1):
         with pytest.raises(ApiError, match="3 texts are under way") as refused, admission.admitted(1):
             pass
         assert refused.value.status_code == 429
         assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
         assert not asyncio.run(admission.idle(0.01))
+        ended()
+        ended()
+        with admission.admitted(2), pytest.raises(ApiError, match="3 texts"), admission.admitted(1):
+            pass
     with pytest.raises(ApiError, match="at most 3 fit"), admission.admitted(4):
         pass
     assert admission.count == 0
@@ -88,12 +98,104 @@ def test_room_is_for_rows_and_those_that_wait():
     admission.is_closed = True
     with pytest.raises(ApiError, match="shutting down"), admission.admitted(1):
         pass
+    with pytest.raises(ApiError, match="shutting down"):
+        admission.check_open()
+
+
+def test_what_is_refused_does_not_shorten_the_wait():
+    admission = Admission(1, 0)
+    before = admission._seconds = 30.0
+    for _ in range(50):
+        with pytest.raises(KeyError), admission.admitted(1):
+            raise KeyError
+    assert admission._seconds == before
+    with admission.admitted(1) as ended:
+        ended()
+    assert admission._seconds < before
 
 
 def test_errors_tell_a_client_nothing_of_the_inside():
     error = api_error(RuntimeError("a secret"))
     assert error.status_code == 500
     assert b"secret" not in error.response().body
+
+
+MANY = 1100
+KEYS = {f"a{number}": [] for number in range(MANY)}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [-1] * MANY}, {"prompt": [[-1]] * MANY}, {"prompt": [[-1] * MANY]}, {"prompt": [{}] * MANY},
+        {"prompt": "x", "stop": [1] * MANY}, {"prompt": "x", "logit_bias": KEYS}, {"prompt": "x"} | KEYS,
+        {"prompt": "x", "stream_options": KEYS},
+        CHAT | {"messages": [{}] * MANY}, CHAT | {"messages": [{"role": "user", "content": [1] * MANY}]},
+        CHAT | {"messages": [{"role": "user", "tool_calls": [1] * MANY}]}, CHAT | {"tools": [1] * MANY},
+        CHAT | {"modalities": [1] * MANY}, CHAT | {"chat_template_kwargs": KEYS},
+        CHAT | {"tools": [{"type": "function", "function": KEYS}]},
+    ],
+    ids=lambda body: repr(body)[:60],
+)  # fmt: skip
+def test_a_body_full_of_mistakes_is_given_up_early(body):
+    """They are all collected otherwise, for seconds, in the event loop."""
+    with pytest.raises(ValidationError) as refused:
+        (ChatRequest if "messages" in body else CompletionRequest).model_validate({"model": "m"} | body)
+    assert refused.value.error_count() <= 8
+
+
+class Bytes:
+    """A tokenizer of byte-level names."""
+
+    names = ("", "a", "æ", "Ĺ", "<0x97>", "\ufffd")
+
+    def convert_ids_to_tokens(self, token):
+        return self.names[token]
+
+    def decode(self, ids, **options):
+        return "a" if ids == [1] else "\ufffd"
+
+
+def test_parts_of_a_character_have_names_and_bytes():
+    names = TokenNames(Bytes())
+    assert [names[token] for token in range(1, 6)] == [
+        ("a", b"a"), ("bytes:\\xe6", b"\xe6"), ("bytes:\\x97", b"\x97"), ("bytes:\\x97", b"\x97"),
+        ("\ufffd", None),
+    ]  # fmt: skip
+    found = completion_form([TokenLogprob(2, -3.0, [(3, -0.5), (4, -4.0)])], [7], names)
+    assert found["top_logprobs"] == [{"bytes:\\x97": -0.5, "bytes:\\xe6": -3.0}]
+    assert list(found["top_logprobs"][0])[-1] == found["tokens"][0] == "bytes:\\xe6"
+    assert found["text_offset"] == [7]
+    assert chat_form([TokenLogprob(2, -3.0, [])], names)["content"][0]["bytes"] == [0xE6]
+
+
+class Says:
+    """What `ServedText` needs of a decoder, a model and a text: tokens are bytes."""
+
+    all_special_ids = max_batch_size = 2
+    turn = None
+    input_ids = ()
+    seconds = 0.0
+
+    def __init__(self):
+        self.decoder = self.tokenizer = self.request = self
+        self.found = []
+
+    def decode(self, ids, **options):
+        return bytes(ids).decode(errors="replace")
+
+
+def test_offsets_and_accepted_tokens_are_of_the_text():
+    says = Says()
+    says.all_special_ids = ()
+    text = ServedText(says, says, ["!"], None)
+    piece = text._take(Round(tokens=[*"a日b".encode()], finish_reason=None, accept_length=4))
+    assert piece.offsets == [0, 1, 1, 1, 2]
+    piece = text._take(Round(tokens=[*b"c!xyz"], finish_reason=None, accept_length=4))
+    assert (piece.finish_reason, piece.offsets) == ("stop", [3, 4])
+    assert piece.round["accepted"] == 2
+    assert text.num_accepted == 6
 
 
 def test_half_a_character_is_json_all_the_same():

@@ -123,9 +123,13 @@ def _keys(args: argparse.Namespace) -> list[str]:
         found = [args.api_key.strip()]
     elif args.api_key_file is not None:
         try:
-            found = [line.strip() for line in args.api_key_file.read_text(encoding="utf-8").splitlines()]
+            found = [line.strip() for line in args.api_key_file.read_text(encoding="utf-8-sig").splitlines()]
         except FileNotFoundError as error:
             raise NotFoundError(f"no such file of keys: {args.api_key_file}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{args.api_key_file} is no file of keys: {error}; write a key a line, in UTF-8"
+            ) from error
         found = [key for key in found if key]
     else:
         found = [os.environ[KEY].strip()] if KEY in os.environ else []
@@ -133,6 +137,11 @@ def _keys(args: argparse.Namespace) -> list[str]:
             return []
     if not found or not all(found):
         raise UsageError("the API key is empty, which would open the server: give one, or leave it out for none")
+    try:
+        for key in found:
+            key.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the API key is not UTF-8: {error.reason}; write another one") from error
     return found
 
 

@@ -1,48 +1,68 @@
-"""Rounds of a text for an event loop, made whether or not they are read."""
+"""Pieces of a request's texts for an event loop, made whether or not they are read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from radar.generation.sequence import Sequence
-from radar.metrics import Round
+from radar.serve.texts import Piece, ServedText
 
-__all__ = ["rounds_of"]
+__all__ = ["merged"]
+
+QUIET = 15.0  # seconds without a piece, after which who waits for one is told: proxies drop what is silent for a minute
+
+Made = asyncio.Queue[tuple[int, Piece | Exception | None]]
 
 
-async def rounds_of(sequence: Sequence, turn: asyncio.Semaphore | None) -> AsyncGenerator[Round, None]:
-    """The rounds, in order. Left early, none follows.
+async def merged(
+    texts: Sequence[ServedText], ended: Callable[[], None]
+) -> AsyncGenerator[tuple[int, Piece] | None, None]:
+    """Pieces of all texts as they come, with the text's number. Left early, it ends all of them.
 
-    A decoder of several rows makes them ahead by itself. One of one row makes them as they are asked for, and would go
-    from text to text at the price of a prompt's pass each: there a text has its turn until it ends, and is read ahead,
-    so that a client that reads slowly holds up nobody.
+    They are made as fast as the decoder does, so that a client that reads slowly holds up nobody; what waits is the
+    rest of its texts at most.
 
     Args:
-        sequence: the text.
-        turn: of the one row; None: there are several.
+        texts: of the request.
+        ended: told of each text that has come to its end.
+
+    Yields:
+        Pieces; None where none came for `QUIET` seconds.
     """
-    if turn is None:
-        while (item := await sequence.anext()) is not None:
-            yield item
-        return
-    made: asyncio.Queue[Round | Exception | None] = asyncio.Queue()
-    making = asyncio.ensure_future(_make(sequence, turn, made))
+    made: Made = asyncio.Queue()
+    tasks = [asyncio.ensure_future(_make(number, text, made, ended)) for number, text in enumerate(texts)]
+    left = len(tasks)
     try:
-        while (found := await made.get()) is not None:
+        while left:
+            try:
+                async with asyncio.timeout(QUIET):
+                    number, found = await made.get()
+            except TimeoutError:
+                yield None
+                continue
             if isinstance(found, Exception):
                 raise found
-            yield found
+            if found is None:
+                left -= 1
+            else:
+                yield number, found
     finally:
-        making.cancel()
-        await asyncio.gather(making, return_exceptions=True)
+        for text in texts:
+            text.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _make(sequence: Sequence, turn: asyncio.Semaphore, made: asyncio.Queue[Round | Exception | None]) -> None:
+async def _make(number: int, text: ServedText, made: Made, ended: Callable[[], None]) -> None:
+    pieces = text.pieces()
     try:
-        async with turn:
-            while (item := await sequence.anext()) is not None:
-                made.put_nowait(item)
-        made.put_nowait(None)
+        async for piece in pieces:
+            made.put_nowait((number, piece))
+        if text.finish_reason is not None:
+            ended()
+        made.put_nowait((number, None))
     except Exception as error:  # who reads gets it
-        made.put_nowait(error)
+        made.put_nowait((number, error))
+    finally:
+        await pieces.aclose()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from radar.serve.admission import Admission
+from radar.serve.ahead import merged
 from radar.serve.errors import ApiError, api_error
 from radar.serve.jobs import Job
 from radar.serve.jsontext import dumps
 from radar.serve.logs import failure
 from radar.serve.metrics import ServerMetrics
-from radar.serve.texts import Piece, merged
+from radar.serve.texts import Piece
 
 __all__ = ["Answer"]
 
 LAST_WORDS = 2.0  # seconds that a client has to take an error's event in
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect them
+]
 
 
 class Answer(Response):
@@ -37,11 +44,11 @@ class Answer(Response):
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ApiError as long as no byte has been sent; behind that errors are events."""
-        job, found = self._job, scope["state"]["log"]
-        with self._admission.admitted(job.count):
+        """Raises ApiError if there is no room. As long as no byte has been sent errors are answers, then events."""
+        job, found, refused = self._job, scope["state"]["log"], None
+        with self._admission.admitted(job.count) as ended:
             try:
-                await self._while_wanted(receive, self._stream(send) if job.streams else self._whole(scope, send))
+                await self._while_wanted(receive, (self._stream if job.streams else self._whole)(send, ended))
             except asyncio.CancelledError:
                 found["ended"] = "cancelled"
                 raise
@@ -49,12 +56,13 @@ class Answer(Response):
                 found["ended"] = "client left"
             except Exception as error:
                 said = api_error(error)
-                found["ended"] = said.detail
-                if not self._begun:
-                    raise
+                found["ended"] = said.detail if said.status_code >= 500 else said.code or "refused"  # none of its words
                 if said.status_code == 500:
                     failure(error, found)
-                await self._end(send, said)
+                if not self._begun:
+                    refused = said
+                elif not (job.streams and await self._end(send, said)):
+                    await _drop(scope)
             finally:
                 for text in job.texts:
                     text.close()
@@ -65,6 +73,9 @@ class Answer(Response):
                     "completion_tokens": sum(text.num_tokens for text in job.texts),
                     "finish_reasons": [text.finish_reason for text in job.texts],
                 }
+
+        if refused is not None:
+            await refused.response()(scope, receive, send)
 
     async def _while_wanted(self, receive: Receive, work: Any) -> None:
         """Do the work until the client goes, the time is over or the server ends."""
@@ -91,34 +102,43 @@ class Answer(Response):
                 one.cancel()
             await asyncio.gather(task, gone, stop, return_exceptions=True)
 
-    async def _whole(self, scope: Scope, send: Send) -> None:
+    async def _whole(self, send: Send, ended: Callable[[], None]) -> None:
         job = self._job
         texts = await asyncio.to_thread(job.open)
         pieces: list[list[Piece]] = [[] for _ in texts]
-        async for number, piece in merged(texts):
-            pieces[number].append(piece)
-        body = dumps(job.whole(pieces))
-        self._begun = True
-        await Response(body, media_type="application/json")(scope, _never, send)
+        async for found in merged(texts, ended):
+            if found is not None:
+                pieces[found[0]].append(found[1])
+        body = await asyncio.to_thread(lambda: dumps(job.whole(pieces)))  # with log-probabilities it is much to write
+        answer = Response(body, media_type="application/json")
+        await self._begin(send, answer.raw_headers)
+        await send({"type": "http.response.body", "body": answer.body})
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, ended: Callable[[], None]) -> None:
         job = self._job
         texts = await asyncio.to_thread(job.open)
-        self._begun = True
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._begin(send, _EVENTS)
         await _send_events(send, job.begin())
-        async for number, piece in merged(texts):
-            await _send_events(send, job.chunks(number, piece))
+        async for found in merged(texts, ended):
+            if found is None:
+                await send({"type": "http.response.body", "body": b": queued\n\n", "more_body": True})
+            else:
+                await _send_events(send, job.chunks(*found))
         if job.with_usage:
             await _send_events(send, [job.usage_chunk()])
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _end(self, send: Send, error: ApiError) -> None:
-        """An event that says why there is no more; for a client that does not read there is none."""
+    async def _begin(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        self._begun = True  # not before: what is waited for may be another answer's bytes
+
+    async def _end(self, send: Send, error: ApiError) -> bool:
+        """An event that says why there is no more. Returns whether the client took it in."""
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(LAST_WORDS):
                 await send({"type": "http.response.body", "body": b"data: " + dumps(error.body) + b"\n\n"})
+                return True
+        return False
 
 
 class _GoneError(Exception):
@@ -130,8 +150,11 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _never() -> Message:
-    raise RuntimeError("the request has been read already")
+async def _drop(scope: Scope) -> None:
+    """End the connection of an answer that is half sent, whether or not the client reads what is on its way."""
+    if abort := scope["state"].get("abort"):  # of `RadarServer`
+        abort()
+        await asyncio.sleep(0)  # the server learns of it
 
 
 async def _send_events(send: Send, chunks: list[dict[str, Any]]) -> None:

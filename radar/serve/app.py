@@ -97,12 +97,14 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
 
     @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> Response:
-        with admission.admitted(0):
-            return _json({"status": "ok"})
+        admission.check_open()
+        return _json({"status": "ok"})
 
     @app.get("/metrics", responses={401: _ERRORS[401]}, response_class=PlainTextResponse)
     async def exposition() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _leave_out_422(app)
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -113,6 +115,20 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
         return page_file(name)
 
     return app
+
+
+def _leave_out_422(app: FastAPI) -> None:
+    """FastAPI describes an answer that `add_handlers` never gives: what it refuses is a 400 here."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = describe()
+        for path in found["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _json(value: Any) -> Response:

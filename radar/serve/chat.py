@@ -54,6 +54,7 @@ class ChatJob(Job):
             body,
             self.limits,
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+            default=None,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             is_chat=True,
         )
@@ -101,7 +102,7 @@ class ChatJob(Job):
         return "tool_calls" if reason == "stop" and parser is not None and parser.calls else reason
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        return chat_form(piece.logprobs, self.model.decoder.tokenizer) if self.body.logprobs else None
+        return chat_form(piece.logprobs, self.model.names) if self.body.logprobs else None
 
     def _delta(
         self, number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None

@@ -30,7 +30,6 @@ class CompletionJob(Job):
         is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
         self.prompts = [prompt] if is_one else list(prompt)
         self.count = len(self.prompts) * self.num_choices
-        self._offsets = [0] * self.count
 
     def open(self) -> list[ServedText]:
         """See `Job`."""
@@ -39,7 +38,8 @@ class CompletionJob(Job):
             [self.model.decoder.encode(prompt) for prompt in self.prompts],
             self.body,
             self.limits,
-            max_tokens=self.body.max_tokens or MAX_TOKENS,
+            max_tokens=self.body.max_tokens,
+            default=MAX_TOKENS,
             logprobs=self.body.logprobs,
             is_chat=False,
         )
@@ -58,11 +58,12 @@ class CompletionJob(Job):
     def choice(self, number: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See `Job`."""
         found = [one for piece in pieces for one in piece.logprobs]
-        return self._choice(number, Piece("".join(piece.text for piece in pieces), found, pieces[-1].finish_reason))
+        offsets = [one for piece in pieces for one in piece.offsets]
+        text = "".join(piece.text for piece in pieces)
+        return self._choice(number, Piece(text, found, pieces[-1].finish_reason, offsets))
 
     def _choice(self, number: int, piece: Piece) -> dict[str, Any]:
         logprobs = None
         if self.body.logprobs is not None and piece.logprobs:
-            logprobs = completion_form(piece.logprobs, self.model.decoder.tokenizer, self._offsets[number])
-            self._offsets[number] += sum(map(len, logprobs["tokens"]))
+            logprobs = completion_form(piece.logprobs, piece.offsets, self.model.names)
         return {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}

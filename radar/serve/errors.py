@@ -72,14 +72,14 @@ class ApiError(HTTPException):
         return Response(dumps(self.body), self.status_code, self.headers, "application/json")
 
 
-def too_long(prompt: int, asked: int | None, most: int) -> ApiError:
-    """The context is full: `prompt` and `asked` tokens, of `most` in all."""
+def too_long(prompt: int, asked: int | None, most: int, name: str) -> ApiError:
+    """The context is full: `prompt` and `asked` tokens, of `most` in all; `name`: the prompt's field."""
     beside = "" if asked is None else f" and max_tokens asks for {asked} more"
     return ApiError(
         400,
         f"This model's maximum context length is {most} tokens, prompt and output together. The prompt has {prompt} "
         f"tokens{beside}: shorten it, or ask for less",
-        param="max_tokens" if asked is not None and prompt < most else "messages",
+        param="max_tokens" if asked is not None and prompt < most else name,
         code="context_length_exceeded",
     )
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from radar.serve.token_names import TokenNames
+
 __all__ = ["LogprobRecorder", "TokenLogprob", "chat_form", "completion_form"]
 
 LEAST = -9999.0  # as OpenAI's: JSON has no infinity
@@ -60,13 +62,12 @@ def _finite(value: float) -> float:
     return max(LEAST, value)
 
 
-def chat_form(tokens: Sequence[TokenLogprob], tokenizer: Any) -> dict[str, Any]:
+def chat_form(tokens: Sequence[TokenLogprob], names: TokenNames) -> dict[str, Any]:
     """`logprobs` of a chat completion's choice."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = _text(token, tokenizer)
-        known = None if "\ufffd" in text else list(text.encode())  # a piece of a character: not told
-        return {"token": text, "logprob": logprob, "bytes": known}
+        name, data = names[token]
+        return {"token": name, "logprob": logprob, "bytes": None if data is None else list(data)}
 
     content = [
         entry(one.token, one.logprob) | {"top_logprobs": [entry(token, value) for token, value in one.top]}
@@ -75,23 +76,16 @@ def chat_form(tokens: Sequence[TokenLogprob], tokenizer: Any) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def completion_form(tokens: Sequence[TokenLogprob], tokenizer: Any, offset: int) -> dict[str, Any]:
-    """`logprobs` of a completion's choice; `offset`: characters of the text before its first token."""
-    texts = [_text(one.token, tokenizer) for one in tokens]
-    offsets = [offset + sum(map(len, texts[:place])) for place in range(len(texts))]
+def completion_form(tokens: Sequence[TokenLogprob], offsets: Sequence[int], names: TokenNames) -> dict[str, Any]:
+    """`logprobs` of a completion's choice; `offsets`: characters of the text before each of its tokens."""
     return {
-        "tokens": texts,
+        "tokens": [names[one.token][0] for one in tokens],
         "token_logprobs": [one.logprob for one in tokens],
-        "top_logprobs": [_likeliest(one, tokenizer) for one in tokens] if any(one.top for one in tokens) else None,
-        "text_offset": offsets,
+        "top_logprobs": [_likeliest(one, names) for one in tokens] if any(one.top for one in tokens) else None,
+        "text_offset": list(offsets),
     }
 
 
-def _likeliest(one: TokenLogprob, tokenizer: Any) -> dict[str, float]:
-    named = {_text(token, tokenizer): value for token, value in reversed(one.top)}  # of equal texts the likelier
-    return {_text(one.token, tokenizer): one.logprob} | named
-
-
-def _text(token: int, tokenizer: Any) -> str:
-    text: str = tokenizer.decode([token], skip_special_tokens=False)
-    return text
+def _likeliest(one: TokenLogprob, names: TokenNames) -> dict[str, float]:
+    named = {names[token][0]: value for token, value in reversed(one.top)}  # of equal names the likelier
+    return named | {names[one.token][0]: one.logprob}

@@ -36,9 +36,13 @@ CONFIG: dict[str, Any] = {
     "formatters": {"json": {"()": JsonFormatter}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "loggers": {
-        name: {"handlers": ["stderr"], "level": "INFO", "propagate": False} for name in ("radar.serve", "uvicorn")
+        name: {"handlers": ["stderr"], "level": level, "propagate": False}
+        for name, level in (
+            ("radar.serve", "INFO"), ("uvicorn", "INFO"), ("py.warnings", "WARNING"), ("transformers", "WARNING"),
+            ("asyncio", "WARNING"),
+        )
     },
-}
+}  # fmt: skip
 
 
 def log(message: str, **fields: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from radar.serve.errors import ApiError
+from radar.serve.token_names import TokenNames
 
 __all__ = ["ServedModel", "ServedModels"]
 
@@ -22,11 +23,13 @@ class ServedModel:
     Attributes:
         name, decoder: as given.
         created: seconds since 1970.
+        names: of its tokens.
         turn: of texts on a decoder of one row; None: it has several.
     """
 
     def __init__(self, name: str, decoder: Any) -> None:
         self.name, self.decoder, self.created = name, decoder, int(time.time())
+        self.names = TokenNames(decoder.tokenizer)
         self.turn = asyncio.Semaphore(1) if decoder.max_batch_size == 1 else None
 
     def card(self) -> dict[str, Any]:

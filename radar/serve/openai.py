@@ -1,13 +1,15 @@
 """What a request may hold: OpenAI's fields, and what vLLM has beside them that is done here.
 
-A field that is not here is refused by its name. `Any` fields change no text and are ignored.
+A field that is not here is refused by its name. `Any` fields change no text and are ignored. A list is given up at its
+first mistake, and what has too many keys before any is looked at: a body full of mistakes takes no longer than another.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "TextRequest"]
 
@@ -17,12 +19,28 @@ Nothing = Annotated[float, Field(ge=0, le=0, allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(max_length=256)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Ids = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+
+MOST_FIELDS, MOST_BIASES, MOST_VARIABLES = 64, 1024, 256
+
+
+def _few(value: Any, most: int = MOST_FIELDS) -> Any:
+    if isinstance(value, dict) and len(value) > most:
+        raise ValueError(f"{len(value)} keys, and at most {most} are taken")
+    return value
 
 
 class Strict(BaseModel):
     """Nothing is converted, nothing unknown is taken."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return _few(value)
 
 
 class Loose(BaseModel):
@@ -57,9 +75,9 @@ class ToolCall(Loose):
 
 class Message(Loose):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -88,7 +106,7 @@ class TextRequest(Strict):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Count | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Share | None = None
@@ -98,11 +116,7 @@ class TextRequest(Strict):
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     logit_bias: (
         Annotated[
-            dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-                Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
-            ],
-            Field(max_length=1024),
+            dict[TokenName, Bias], Field(max_length=MOST_BIASES), BeforeValidator(partial(_few, most=MOST_BIASES))
         ]
         | None
     ) = None
@@ -120,16 +134,23 @@ class TextRequest(Strict):
 class ChatRequest(TextRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Any = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    chat_template_kwargs: (
+        Annotated[
+            dict[str, bool | int | float | str | None],
+            Field(max_length=MOST_VARIABLES),
+            BeforeValidator(partial(_few, most=MOST_VARIABLES)),
+        ]
+        | None
+    ) = None
 
 
 class CompletionRequest(TextRequest):
@@ -137,9 +158,9 @@ class CompletionRequest(TextRequest):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None

@@ -30,6 +30,7 @@ def open_texts(
     limits: Limits,
     *,
     max_tokens: int | None,
+    default: int | None,
     logprobs: int | None,
     is_chat: bool,
 ) -> list[ServedText]:
@@ -37,7 +38,8 @@ def open_texts(
 
     Args:
         prompts: token ids.
-        max_tokens: of each text; None: what fits.
+        max_tokens: of each text, which must fit; None: `default`, or what fits of it.
+        default: tokens of a text that does not say; None: what fits.
         logprobs: so many of the likeliest tokens; None: no log-probabilities.
         is_chat: go on from what the caches hold of the prompt.
 
@@ -46,20 +48,25 @@ def open_texts(
         UsageError: for what the decoder does not take.
     """
     decoder, count = model.decoder, body.n or 1
+    if limits.max_tokens is not None:
+        max_tokens = None if max_tokens is None else min(max_tokens, limits.max_tokens)
+        default = min(default or limits.max_tokens, limits.max_tokens)
     for prompt in prompts:
         room = decoder.max_length - len(prompt)
         if room < 1 or (max_tokens is not None and max_tokens > room):
-            raise too_long(len(prompt), max_tokens, decoder.max_length)
-    if limits.max_tokens is not None:
-        max_tokens = min(max_tokens or limits.max_tokens, limits.max_tokens)
+            name = "messages" if is_chat else "prompt"
+            raise too_long(len(prompt), max_tokens, decoder.max_length, name)
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
     options = _choice(body, decoder)
     texts: list[ServedText] = []
     try:
         for number, prompt in enumerate(one for one in prompts for _ in range(count)):
             own = options | {"seed": (seed + number) % SEEDS, "reuse_prefix": is_chat}
-            if max_tokens is not None:
-                own["max_new_tokens"] = min(max_tokens, decoder.max_length - len(prompt))
+            room, most = decoder.max_length - len(prompt), max_tokens or default
+            if most is not None:
+                room = own["max_new_tokens"] = min(most, room)
+            if body.min_tokens is not None:
+                own["min_new_tokens"] = min(body.min_tokens, room)
             recorder = None
             if logprobs is not None:
                 recorder = LogprobRecorder(logprobs, len(prompt))
@@ -79,7 +86,6 @@ def _choice(body: TextRequest, decoder: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "repetition_penalty": body.repetition_penalty,
-        "min_new_tokens": body.min_tokens,
         "logit_bias": {int(token): bias for token, bias in (body.logit_bias or {}).items()} or None,
     }
     for name, nothing in _FILTERS.items():

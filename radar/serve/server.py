@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from radar.errors import UsageError
 from radar.serve.logs import CONFIG, log
 from radar.serve.settings import Limits
+from radar.serve.threads import DaemonThreads
 
 __all__ = ["RadarServer", "bound_socket"]
 
@@ -20,7 +24,8 @@ GRACE = 3  # seconds for connections that are left, behind the texts
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that nobody else listens on. It is bound before the model is loaded, to know at once whether it can be.
+    """A socket that nobody else listens on. It listens before the model is loaded, to know at once whether it can;
+    who connects meanwhile waits.
 
     Raises UsageError if it cannot.
     """
@@ -29,9 +34,19 @@ def bound_socket(host: str, port: int) -> socket.socket:
         found = socket.socket(kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen()  # not before that is the port nobody else's
     except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"cannot listen on {host} port {port}: {error}; take another --host or --port") from error
     return found
+
+
+class _Protocol(H11Protocol):
+    """Lets an answer drop its connection: one that is closed stays until the client has read what was written."""
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
 
 
 class RadarServer(uvicorn.Server):
@@ -45,6 +60,8 @@ class RadarServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, limits: Limits, *, with_logs: bool = True) -> None:
+        if with_logs:
+            logging.captureWarnings(True)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,7 +69,7 @@ class RadarServer(uvicorn.Server):
                 access_log=False,
                 timeout_graceful_shutdown=GRACE,
                 server_header=False,
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
             )
@@ -64,6 +81,7 @@ class RadarServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets)
         for one in sockets or ():
             host, port = one.getsockname()[:2]

@@ -15,7 +15,7 @@ class Limits:
         max_waiting: texts that may wait for a row; more are refused by 429.
         max_body: bytes of a request.
         max_tokens: of one text; None: what fits behind its prompt.
-        max_seconds: from a request's arrival to its last byte.
+        max_seconds: for a body to come, and from then to the answer's last byte.
         shutdown_seconds: that texts under way have to end in when the server is told to.
     """
 
