@@ -147,7 +147,7 @@ def prefix_kernel(
         peak, total, mixed = _join(peak, total, mixed, block_peak, block_total, block_mixed)
 
     first_node = batch if ALIKE else batch * nodes
-    out = (first_node + node) * (kv_heads * GROUP) + kv_head * GROUP + r % GROUP
+    out = first_node * (kv_heads * GROUP) + node * (kv_heads * GROUP) + kv_head * GROUP + r % GROUP
     _store(peak_ptr, total_ptr, mixed_ptr, chunk * rows + out, real, d, peak, total, mixed, DIM)
 
 

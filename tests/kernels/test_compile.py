@@ -269,7 +269,7 @@ def assert_fits(result: dict, arch: int, *, spilled: int = 0) -> None:
 def test_every_kernel_fits(arch, tmp_path):
     results = compile_elsewhere(__file__, tmp_path, arch)
     kernels = {"split_kernel", "combine_kernel", "scan_kernel", "rows_kernel", "cell_kernel", "head_kernel"}
-    kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "accept_kernel"}
+    kernels |= {"store_kernel", "keep_kernel", "grow_kernel", "pick_kernel", "share_kernel", "accept_kernel"}
     kernels |= {"norm_kernel", "silu_kernel", "rotate_kernel", "mass_kernel", "angles_kernel", "batch_stop_kernel"}
     assert {result["kernel"] for result in results} == kernels
     # kernels that overwrite, or read back, what other threads of the program read or wrote
