@@ -116,13 +116,14 @@ def record_launches(arch: int) -> list[tuple]:
         parts = torch.empty(1, rows, sum(sizes), dtype=dtype).split(sizes, dim=-1)
         cache = torch.empty(2, 1, kv_heads, 512, dim, dtype=dtype)
         norm = torch.empty(dim, dtype=dtype)
-        for norms in (None, radar_kernels.HeadNorms(norm, norm, 1e-6)):
+        with_norms = (radar_kernels.HeadNorms(norm, norm, 1e-6),) if dim == 64 or rows == 60 else ()
+        for norms in (None, *with_norms):
             radar_kernels.rotate_store(*parts, *angles, *cache, one, norms=norms, backend="triton")
         pages, table = torch.empty(2, 9, kv_heads, 64, dim, dtype=dtype), torch.zeros(1, 9, dtype=torch.int32)
         radar_kernels.rotate_store(*parts, *angles, *pages, one, norms=norms, block_table=table, backend="triton")
         positions = torch.zeros(1, rows, dtype=torch.int64)
         radar_kernels.rotate_store(*parts, *angles[:, 0], *cache, one, positions=positions, backend="triton")
-    for k, calls, total, dtype, vocabulary, mapped in TREES:
+    for k, calls, total, dtype, vocabulary, mapped in TREES if arch == 90 else (TREES[0], TREES[3]):
         slots, words = k + (calls - 1) * k * k, -(-(calls - 1) * k // 64)
         label = f"tree of {slots} candidates, beam {k}"
 
