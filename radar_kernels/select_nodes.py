@@ -9,10 +9,31 @@ from radar_kernels import reference_tree
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
 from radar_kernels.reference_tree import VerifyTree
 
-__all__ = ["VerifyTree", "select_nodes"]
+__all__ = ["VerifyTree", "order_key", "select_nodes", "worst_of_best"]
 
 MAX_SLOTS = 4096
 MAX_NODES = 256
+
+
+@jit
+def order_key(score):
+    """Integers that order like float32 scores."""
+    bits = tl.where(score == 0.0, 0, score.to(tl.int32, bitcast=True))  # -0.0 is no less than 0.0
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@jit
+def worst_of_best(key, low, high, reaching, wanted):
+    """Of keys from `low` to `high`, all `reaching` of which are at least `low`, the worst of the best `wanted`, found
+    by halving the range until as many as are wanted reach it; `low` if there are no more. Nothing is sorted."""
+    while (low < high) & (reaching > wanted):
+        middle = (low + high + 1) >> 1
+        count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
+        enough = count >= wanted
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+        reaching = tl.where(enough, count, reaching)
+    return low.to(tl.int32)
 
 
 @jit
@@ -25,8 +46,7 @@ def pick_kernel(
     """The PICKED best slots, or as many as `counts` says, in slot order: node n is the n-th of them, and sees itself
     and what its parent sees.
 
-    Scores become integers that order like them. The worst picked one is found by halving the range of the integers
-    until as many slots as are wanted reach the bound; no slot moves until its node is known.
+    No slot moves until its node is known.
     """
     LOWEST: tl.constexpr = -0x80000000
     HIGHEST: tl.constexpr = 0x7FFFFFFF
@@ -45,20 +65,11 @@ def pick_kernel(
     if SHARED:
         wanted = tl.minimum(tl.load(counts + batch) - 1, wanted)
     score = tl.load(scores + s, mask=real, other=0.0)
-    bits = tl.where(score == 0.0, 0, score.to(tl.int32, bitcast=True))  # -0.0 is no less than 0.0
-    key = bits ^ ((bits >> 31) & HIGHEST)
+    key = order_key(score)
     low = tl.min(tl.where(real, key, HIGHEST)).to(tl.int64)
     key = tl.where(real, key, LOWEST)
-    high = tl.max(key).to(tl.int64)
-    reaching = (low * 0 + SLOTS).to(tl.int32)  # how many keys are at least `low`: never fewer than are wanted
-    while (low < high) & (reaching != wanted):
-        middle = (low + high + 1) >> 1
-        count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
-        enough = count >= wanted
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
-        reaching = tl.where(enough, count, reaching)
-    bound = low.to(tl.int32)
+    reaching = (low * 0 + SLOTS).to(tl.int32)
+    bound = worst_of_best(key, low, tl.max(key).to(tl.int64), reaching, wanted)
     better = real & (key > bound)
     equal = real & (key == bound)
     spare = wanted - tl.sum(better.to(tl.int32))

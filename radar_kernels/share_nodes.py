@@ -8,7 +8,7 @@ from torch import Tensor
 from radar_kernels import reference_tree
 from radar_kernels._launch import Backend, Plan, architecture, choose_backend, jit, next_power_of_2, tl
 from radar_kernels.reference_tree import Share
-from radar_kernels.select_nodes import MAX_NODES, MAX_SLOTS
+from radar_kernels.select_nodes import MAX_NODES, MAX_SLOTS, order_key, worst_of_best
 
 __all__ = ["Share", "share_nodes"]
 
@@ -21,8 +21,7 @@ def share_kernel(
     scores, active, counts, starts, nodes, scores_b, batch, slots, total, most,
     ROWS: tl.constexpr, SLOTS_PAD: tl.constexpr, TOTAL_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The bound that as many candidates of all rows reach as there is room for, found by halving as in `pick_kernel`;
-    how many of each row do, and which node of which tree stands at each place behind one another."""
+    """How many candidates of each row are among the best of all, and which node of which tree stands at each place."""
     LOWEST: tl.constexpr = -0x80000000
     HIGHEST: tl.constexpr = 0x7FFFFFFF
     b = tl.arange(0, ROWS)
@@ -34,21 +33,11 @@ def share_kernel(
     live = tl.load(active + b, mask=b < batch, other=0) != 0
     score = tl.load(scores + b[:, None] * scores_b + s, mask=live[:, None] & (s < slots), other=-float("inf"))
     real = score > -float("inf")
-    bits = tl.where(score == 0.0, 0, score.to(tl.int32, bitcast=True))  # -0.0 is no less than 0.0
-    key = bits ^ ((bits >> 31) & HIGHEST)
+    key = order_key(score)
     low = tl.min(tl.where(real, key, HIGHEST)).to(tl.int64)
     key = tl.where(real, key, LOWEST)
-    high = tl.max(key).to(tl.int64)
-    reaching = tl.sum(real.to(tl.int32))
     room = total - batch
-    while (low < high) & (reaching > room):
-        middle = (low + high + 1) >> 1
-        count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
-        enough = count >= room
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
-        reaching = tl.where(enough, count, reaching)
-    bound = low.to(tl.int32)
+    bound = worst_of_best(key, low, tl.max(key).to(tl.int64), tl.sum(real.to(tl.int32)), room)
     better = tl.sum((real & (key > bound)).to(tl.int32), 1)
     equal = tl.sum((real & (key == bound)).to(tl.int32), 1)
     spare = room - tl.sum(better) - (tl.cumsum(equal, 0) - equal)  # for a row's equals, behind those of earlier rows

@@ -174,14 +174,28 @@ def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
     assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
 
 
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
 @torch.inference_mode()
-def test_trees_with_fewer_candidates_than_nodes(alone, monkeypatch):
-    """Rows share what there is: a tree has no more nodes than candidates and a root."""
+def test_the_next_round_is_launched_before_the_last_one_is_dealt_with(policy, monkeypatch):
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
-    tree = TreeConfig(total_tokens=20, tree_top_k=3, max_calls=2)
-    monkeypatch.setattr("test_rows_engine.TREE", tree)
-    batch = make_batch(3, FixedDepth(2), graphs=True)
+    batch = make_batch(2, policy, graphs=True)
+    sequence = sequence_of(Request([1, 2, 3], 40, SamplingParams(), frozenset()))
+    batch.add(sequence)
+    while len(sequence.rounds) < 2:
+        batch.step()
+    assert batch.engine.round()
+    assert batch.engine._launched is not None
+
+
+@torch.inference_mode()
+def test_trees_with_fewer_candidates_than_nodes(alone, monkeypatch):
+    """Rows share what there is: a tree has no more nodes than candidates and a root. Few pairs can
+    wait, too, also while plain steps are timed."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    monkeypatch.setattr("test_rows_engine.TREE", TreeConfig(total_tokens=20, tree_top_k=3, max_calls=2))
+    batch = make_batch(3, FixedDepth(2), fallback=True, graphs=True)
     rng = random.Random(8)
     requests = [make_request(rng) for _ in range(5)]
     sequences = [sequence_of(request) for request in requests]
@@ -190,3 +204,34 @@ def test_trees_with_fewer_candidates_than_nodes(alone, monkeypatch):
     while batch.has_work:
         batch.step()
     assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
+
+
+@torch.inference_mode()
+def test_drafts_are_as_good_as_alone(monkeypatch):
+    """Where all of each tree is verified, every round accepts what it does alone: also of a prompt that others' rounds
+    took along."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    monkeypatch.setattr(budget, "NODES", {1: 3 * TREE.total_tokens})
+    decoder = RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=FixedDepth(3), tree=TREE, max_length=MAX_LENGTH, fallback=False
+    )
+    batch, rng = make_batch(3, FixedDepth(3), graphs=True), random.Random(6)
+    chunks = batch.engine._chunks
+    requests = [
+        Request([rng.randrange(17) for _ in range(length)], 60, SamplingParams(), frozenset())
+        for length in (5, 90, 150)
+    ]
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences:
+        if sequence is sequences[2]:
+            batch.engine._chunks = dict.fromkeys(chunks, None)  # it rides, or fails
+        batch.add(sequence)
+        while not sequence.token_ids:
+            batch.step()
+    while batch.has_work:
+        batch.step()
+    for request, sequence in zip(requests, sequences, strict=True):
+        expected = decoder.run(request).rounds
+        assert [item.tokens for item in sequence.rounds] == [item.tokens for item in expected]
+        assert max(len(item.tokens) for item in expected) > 1

@@ -34,7 +34,7 @@ class PlainSteps:
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
-        self._carried: tuple[Prefill, int] | None = None
+        self._carried: tuple[Prefill, int, VerifyTree, Share] | None = None
 
     @property
     def root(self) -> Tensor:
@@ -51,7 +51,11 @@ class PlainSteps:
     def carrying(self, prefill: Prefill, rows: int) -> PlainSteps:
         """The same steps, whose pass takes `rows` tokens of a prompt along."""
         view = copy.copy(self)
-        view._carried = prefill, rows
+        place = torch.arange(len(self._one), device=self.token.device)
+        one, starts = self._one[:, None], torch.arange(len(place) + 1, dtype=torch.int32, device=place.device)
+        # the last token of each text is a tree of one node
+        tree = VerifyTree(self.token, one - one, one - one, one > 0, one[..., None])
+        view._carried = prefill, rows, tree, Share(self._one.int(), starts, place)
         return view
 
     def load(self, token: Tensor, taps: Tensor, row: int) -> None:
@@ -75,13 +79,9 @@ class PlainSteps:
         return logits
 
     def _mixed(self) -> tuple[Tensor, Tensor]:
-        """The last token of each text, a tree of one node, beside a prompt's."""
+        """The last token of each text beside a prompt's."""
         assert self._carried is not None
-        (prefill, rows), one = self._carried, self._one[:, None]
-        tree = VerifyTree(self.token, one - one, one - one, one > 0, one[..., None])
-        place = self._one.cumsum(0)
-        starts = torch.nn.functional.pad(place, (1, 0)).int()
-        share = Share(self._one.int(), starts, place - 1)
+        prefill, rows, tree, share = self._carried
         logits, taps = self.target.verify_shared(tree, share, prefill.rider(rows))
         prefill.take(logits[-rows:], taps[-rows:])
         return logits[:-rows], taps[:-rows]

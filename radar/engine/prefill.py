@@ -161,7 +161,7 @@ class Prefill:
     def rider(self, rows: int) -> Rider:
         """The first `rows` of the tokens that are staged, for `TargetModel.verify_shared`."""
         assert isinstance(self.target.cache, PagedKVCache)  # of one of several rows
-        return Rider(self.tokens[:, :rows], self.target.cache)
+        return Rider(*self.target.chain(self.tokens[:, :rows]), self.target.cache)
 
     def take(self, logits: Tensor, taps: Tensor) -> None:
         """Commit what `chunk` would: of all the rider's tokens logits [R, 1, vocabulary] and taps [R, 1, width]."""

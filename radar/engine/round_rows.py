@@ -66,8 +66,7 @@ class Rounds:
         wanted = self.fallback is None or self.fallback.drafts
         self._texts, self._drafted = list(texts), wanted and not self.catches_up
         full = self.catches_up or waiting == self.steps.config.max_accepted
-        # what is slower than rounds or steps are by themselves is not counted
-        self._carries, self._is_late = False, chunk is not None or (wanted and self.catches_up)
+        self._carries, self._is_slowed = False, chunk is not None or (wanted and self.catches_up)
         if chunk is not None:
             self._carries = self._drafted and chunk.tokens <= self.carried
             if not self._carries:
@@ -86,7 +85,7 @@ class Rounds:
             made = [self._round_of(*row) for row in rows]
         for text, item in zip(self._texts, made, strict=False):
             text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None and not self._is_late:
+        if self.fallback is not None and not self._is_slowed:
             tokens = [len(item.tokens) for item in made[: len(self._texts)]]
             self.fallback.record(sum(tokens) / len(tokens), seconds)
         return made
@@ -186,7 +185,8 @@ class RoundGraphs(Rounds):
         if self._plain is None and (self.fallback is not None or self.steps.pairs < self.steps.config.max_accepted):
             self._plain = capture_plain(self.steps, self._streams)
             if self.fallback is not None:
-                self.fallback.expect(self._plain.time())
+                self.steps.count.zero_()  # each step leaves a pair
+                self.fallback.expect(self._plain.time(min(4, self.steps.config.max_calls)))
 
     def _start(self, catch_up: bool, length: int) -> None:
         if self._drafted:

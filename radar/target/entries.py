@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from radar.target.attention import Seen, SharedPaths, causal_ancestors
+from radar.target.attention import Seen, SharedPaths
 from radar.target.pages import PagedKVCache
 from radar_kernels import Share, VerifyTree
 from radar_kernels.ancestor_paths import ancestor_paths
@@ -23,10 +23,13 @@ class Rider(NamedTuple):
 
     Attributes:
         input_ids: [1, R] which follow the committed ones.
+        depths, ancestors: [1, R] and [1, R, W] of them, as `TargetModel.chain` says.
         cache: of the prompt's row.
     """
 
     input_ids: Tensor
+    depths: Tensor
+    ancestors: Tensor
     cache: PagedKVCache
 
 
@@ -61,11 +64,9 @@ class Entries(NamedTuple):
         own, ancestors, starts = cache.entries(at // most, real), tree.ancestors.flatten(0, 1)[at], share.starts
         ids, depths, place = tree.draft_tokens.flatten()[at], tree.depths.flatten()[at], torch.where(real, at % most, 0)
         if rider is not None:
-            count, before = rider.input_ids.shape[1], len(at)
-            chain = causal_ancestors(count, at.device)[0]
-            wide = max(chain.shape[1], ancestors.shape[1])
-            ancestors = torch.cat([pad(x, (0, wide - x.shape[1])) for x in (ancestors, chain)])
-            order = torch.arange(count, device=at.device)
+            count, before, order = rider.input_ids.shape[1], len(at), rider.depths[0]
+            both = ancestors, rider.ancestors[0]
+            ancestors = torch.cat([pad(x, (0, max(y.shape[1] for y in both) - x.shape[1])) for x in both])
             ids = torch.cat((ids, rider.input_ids[0]))
             depths, place = torch.cat((depths, order)), torch.cat((place, order))
             # two texts more: of the entries of no node, which have none, and the prompt
