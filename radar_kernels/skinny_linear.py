@@ -176,8 +176,7 @@ def skinny_linear(
     On Hopper a row's result is the same, bit for bit, whatever the number of rows: columns are summed in one order that
     N and K alone decide. cuBLAS promises nothing of the kind and takes no part in programmatic dependent launch, where
     these kernels fetch their first weights while the kernel in front of them ends. So that one must not write the
-    weights. Other cards, more rows (of 8-bit weights more
-    than 1,024) and other dtypes go to F.linear. No gradients.
+    weights. Other cards, more rows (of 8-bit weights more than 1,024) and other dtypes go to F.linear. No gradients.
 
     Args:
         x: [..., K], float16 or bfloat16 for the kernel; any strides, copied unless each row is contiguous.
