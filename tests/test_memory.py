@@ -2,13 +2,15 @@
 
 import gc
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 from fakes import tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
+from radar.engine.capture import capture, capture_each
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 KINDS = ["eager", "graph", "plain", "plain graph"]
@@ -65,6 +67,27 @@ def test_a_decoder_goes_by_counting_and_then_the_model(kind):
         assert all(one() is not None for one in theirs)
         del model, draft
         assert [one() for one in theirs if one() is not None] == []
+
+
+def test_what_a_graph_was_captured_from_lives_as_long_as_it(monkeypatch):
+    """Its kernels read tensors that the work holds, and perhaps nobody else."""
+
+    class Graph:
+        def replay(self):
+            pass
+
+    for name, fake in (("CUDAGraph", Graph), ("graph", lambda *_, **__: nullcontext()), ("synchronize", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("radar.engine.capture.on_stream", lambda stream, work: work())
+    held = [torch.zeros(1), torch.ones(1)]
+    lives = [weakref.ref(tensor) for tensor in held]
+    graph = capture(partial(held[0].add_, 1), None)
+    replays = capture_each(held[1].add_, [3], None)
+    with no_collection():
+        del held
+        assert [one() is not None for one in lives] == [True, True]
+        del graph, replays
+        assert [one() for one in lives] == [None, None]
 
 
 @needs_cuda

@@ -150,6 +150,7 @@ def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
     batch, ahead = make_batch(4, policy, graphs=True), []
+    taken = [torch.full((64,), -1, device=DEVICE) for _ in range(4000)]  # what graphs read is nobody else's
     chunks = batch.engine._chunks
     batch.engine._chunks = {rows: lambda rows=rows: (ahead.append(rows), chunks[rows]()) for rows in chunks}
     rng = random.Random(4)
@@ -168,6 +169,7 @@ def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
     while not sequences[3].token_ids:
         batch.step()
     assert not ahead
+    assert all(bool((part == -1).all()) for part in taken[::100])
     assert all(len(sequence.rounds) > old + 1 for sequence, old in zip(sequences[:3], rounds, strict=True))
     while batch.has_work:
         batch.step()

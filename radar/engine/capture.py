@@ -34,7 +34,8 @@ def capture(
     One capture at a time, as PyTorch requires of a process: other threads wait.
 
     Args:
-        work: enqueues kernels on the current stream and does not ask the host.
+        work: enqueues kernels on the current stream and does not ask the host. It lives as long as the graph: what its
+            kernels read and was made before may be held by nobody else.
         stream: to capture on.
         generator: random state that the work draws from.
     """
@@ -46,6 +47,7 @@ def capture(
         # relaxed: other threads of the process may use the GPU meanwhile
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
             work()
+    graph.work = work  # type: ignore[attr-defined]
     return graph
 
 
