@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 from radar.errors import UsageError
 
-__all__ = ["PATIENCE", "Ranks", "join_ranks", "launched_ranks", "ranks_of"]
+__all__ = ["PATIENCE", "Ranks", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
 
 PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
 _NAME = "_radar_ranks"
@@ -56,6 +56,11 @@ def launched_ranks() -> int:
     """How many processes `torchrun` has started, by the environment; 1 without it."""
     size = os.environ.get("WORLD_SIZE", "1")
     return int(size) if size.isdigit() and "RANK" in os.environ else 1
+
+
+def own_device() -> str | None:
+    """This process's GPU, by its number on the machine; None: there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
 
 
 def join_ranks(device: torch.device) -> Ranks:
