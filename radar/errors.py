@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "BatchError", "BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "RanksError", "UsageError",
+    "BatchError", "BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "RanksError",
+    "UsageError",
 ]  # fmt: skip
 
 

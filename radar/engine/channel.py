@@ -166,8 +166,8 @@ class Channel:
             torch.save(policy, data)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UsageError(
-                f"{type(policy).__name__} cannot be sent to the other ranks ({error}): make it of a class that a module "
-                "of your program defines"
+                f"{type(policy).__name__} cannot be sent to the other ranks ({error}): make it of a class that a "
+                "module of your program defines"
             ) from error
         self._policies.append(policy)
         return len(self._policies) - 1, data.getvalue()

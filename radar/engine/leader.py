@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -197,7 +197,7 @@ class LedRows(_Led):
         self._last += 1
         number = self._numbers[key] = self._last
         own, told = self._request(request, hurry=hurry)
-        op, payload, chunks = Op.ADMIT, told, None
+        op, payload, chunks = Op.ADMIT, cast("Told | None", told), None
         while True:
             with self._leading(op, number, payload):
                 chunks = chunks or self._engine.admit(key, own, hurry=hurry)

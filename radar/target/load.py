@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.distributed import DistributedConfig
 from transformers.utils import logging
 
 from radar.errors import UsageError
@@ -33,9 +32,12 @@ def load_model(
         bars.disable_progress_bar()
     try:
         split: dict[str, Any] = {}
+        plan: Any = tp_plan
         if ranks is not None:
+            from transformers.distributed.configuration_utils import DistributedConfig
+
             check_split(AutoConfig.from_pretrained(path), ranks.size)
-            split["distributed_config"] = DistributedConfig(tp_plan=tp_plan, tp_size=ranks.size)
+            split["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **split)
     except UsageError:
         raise
@@ -48,8 +50,8 @@ def load_model(
             bars.enable_progress_bar()
     if ranks is not None and model.device.type != device.type:
         raise UsageError(
-            f"transformers has put the ranks' parts on {model.device.type} and not on {device.type}: hide what they are "
-            "not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
+            f"transformers has put the ranks' parts on {model.device.type} and not on {device.type}: hide what they "
+            "are not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
         )
     return make_local(model).to(device).eval()
 

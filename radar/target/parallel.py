@@ -54,8 +54,8 @@ def make_local(model: Any) -> Any:
     for name, part in split.items():
         if part.device_mesh.size() != ranks.size or sum(not place.is_replicate() for place in part.placements) > 1:
             raise UsageError(
-                f"{name} is distributed as {list(part.placements)} over {part.device_mesh}: what RADAR decodes is split "
-                f'by tp_plan="auto" over all {ranks.size} ranks, and by nothing else'
+                f"{name} is distributed as {list(part.placements)} over {part.device_mesh}: what RADAR decodes is "
+                f'split by tp_plan="auto" over all {ranks.size} ranks, and by nothing else'
             )
     check_split(model.config, ranks.size)
     plan: dict[str, str] = model.tp_plan
@@ -92,7 +92,7 @@ def _local(name: str, module: Any, style: str | None, ranks: Ranks, whole: dict[
         part = _like(weight, whole[id(weight)].data[ranks.rank * rows : (ranks.rank + 1) * rows])
     else:
         part = _like(weight, weight.to_local().contiguous())
-    bias = module.bias
+    bias: Any = module.bias
     if bias is not None:
         bias = _like(bias, bias.to_local() if _is_distributed(bias) else bias.data)
     if style in _SUMMED:

@@ -69,6 +69,6 @@ def join_ranks(device: torch.device) -> Ranks:
     if not distributed.is_available():
         raise UsageError("this torch is built without torch.distributed: a model on several cards needs one with it")
     if not distributed.is_initialized():
-        on = {"device_id": device} if device.type == "cuda" else {}
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **on)
+        backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        distributed.init_process_group(backend, timeout=PATIENCE, device_id=own)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
