@@ -18,12 +18,13 @@ import torch
 from torch import distributed
 
 from radar.errors import RanksError, UsageError
+from radar.metrics import Round
 from radar.target.ranks import PATIENCE
 from radar.target.turn import Turn
 
 __all__ = ["Channel", "Message", "Op"]
 
-ANSWER = timedelta(seconds=120)  # that a rank may take to say that it has failed too, or has ended
+ANSWER = timedelta(seconds=60)  # that a rank may take to say that it has failed too, or has ended
 
 
 class Op(IntEnum):
@@ -64,7 +65,7 @@ class Channel:
     place of its program.
 
     A message is five numbers, and what is pickled behind them where there is something. One of the numbers is a sum of
-    all tokens that the rank has seen, so that ranks which have parted find it out with the next message.
+    all rounds that the rank has seen, so that ranks which have parted find it out with the next message.
 
     Attributes:
         rank: of this process.
@@ -93,9 +94,10 @@ class Channel:
         self._decoders += 1
         return self._decoders - 1
 
-    def see(self, tokens: object) -> None:
+    def see(self, item: Round) -> None:
         """Take note of what a round has yielded."""
-        self._seen = zlib.crc32(repr(tokens).encode(), self._seen)
+        found = item.tokens, item.num_draft_calls, item.num_draft_tokens, item.accept_length
+        self._seen = zlib.crc32(repr(found).encode(), self._seen)
 
     def tell(self, op: Op, decoder: int = 0, number: int = 0, payload: Any = None) -> None:
         """Tell the other ranks. Raises RanksError if one is gone."""

@@ -180,7 +180,7 @@ class LedEngine(_Led):
         self._engine.release()
 
     def _seen(self, item: Round) -> Round:
-        self._channel.see(item.tokens)
+        self._channel.see(item)
         return item
 
 
@@ -228,5 +228,6 @@ class LedRows(_Led):
                 self._engine.release(key)
 
     def _seen(self, made: dict[Hashable, Round]) -> dict[Hashable, Round]:
-        self._channel.see([(self._numbers[key], item.tokens) for key, item in made.items()])
+        for item in made.values():
+            self._channel.see(item)
         return made

@@ -189,7 +189,7 @@ class Follower:
             engine.launch_next()
             return
         item = engine.round() if message.op is Op.ROUND else engine.admit(_request(message.payload, channel))
-        channel.see(item.tokens)
+        channel.see(item)
 
     def _rows(self, engine: BatchEngine, message: Message, channel: Channel) -> None:
         op, number = message.op, message.number
@@ -206,7 +206,8 @@ class Follower:
                 del self._chunks[number]
         else:
             made: dict[Any, Round] = engine.entered() if op is Op.ENTERED else engine.round()
-            channel.see([(key, item.tokens) for key, item in made.items()])
+            for item in made.values():
+                channel.see(item)
 
 
 def _request(told: Told, channel: Channel) -> LedRequest:

@@ -7,16 +7,16 @@ has of them is an ordinary model with fewer heads and narrower layers, whose ker
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from radar.errors import UsageError
 from radar.target.ranks import Ranks, join_ranks, ranks_of
 from radar.target.split import GatheredLinear, SummedLinear, local_linear
 
-__all__ = ["check_split", "make_local"]
+__all__ = ["check_split", "localize", "make_local"]
 
 _SPLIT = {
     "num_attention_heads": "attention heads",
@@ -57,55 +57,86 @@ def make_local(model: Any) -> Any:
                 f"{name} is distributed as {list(part.placements)} over {part.device_mesh}: what RADAR decodes is "
                 f'split by tp_plan="auto" over all {ranks.size} ranks, and by nothing else'
             )
+    localize(model, ranks, lambda parameter, dim: _own(parameter, whole=dim is None))
+    for name, part in model.named_parameters():
+        if _is_distributed(part):
+            raise UsageError(f'{name} is distributed and not by the model\'s tp_plan: load it with tp_plan="auto" alone')
+    return model
+
+
+def localize(model: Any, ranks: Ranks, part: Callable[[nn.Parameter, int | None], Tensor]) -> None:
+    """Put plain modules of a rank's part where the model's plan splits it.
+
+    Args:
+        model: a supported one; its modules are replaced.
+        ranks: that hold the parts.
+        part: what this rank has of a parameter, split along a dimension; None: all of it.
+
+    Raises:
+        UsageError: for what cannot be split evenly, or in another way than by rows and columns of linear layers.
+    """
     check_split(model.config, ranks.size)
     plan: dict[str, str] = model.tp_plan
-    whole: dict[int, nn.Parameter] = {}  # by the distributed parameter, which layers may share
-    with torch.no_grad():
-        places = sorted(model.named_modules(remove_duplicate=False), key=lambda item: isinstance(item[1], nn.Linear))
-        for name, module in places:  # embeddings first: an output layer may be tied to one
-            style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
-            if style is not None:
-                module.__dict__.pop("forward", None)
-            if any(_is_distributed(part) for part in module.parameters(recurse=False)):
-                _replace(model, name, _local(name, module, style, ranks, whole))
+    whole: dict[int, nn.Parameter] = {}  # by the parameter that was, which layers may share
+    # embeddings first: an output layer may be tied to one
+    places = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], nn.Embedding))
+    for name, module in places:
+        style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+        if style is None:
+            continue
+        module.__dict__.pop("forward", None)
+        if type(module) is nn.Embedding:
+            weight = module.weight
+            whole[id(weight)] = module.weight = _like(weight, part(weight, None))
+        elif type(module) is nn.Linear and style in (*_PLAIN, *_GATHERED, *_SUMMED):
+            _replace(model, name, _local(name, module, style, ranks, part, whole))
+        elif any(map(_is_distributed, module.parameters())):
+            raise UsageError(
+                f"{name}, a {type(module).__name__}, is split as {style!r}, which is not supported: use a model whose "
+                "plan splits linear layers by rows and columns"
+            )
     ranks.keep(model)
-    return model
 
 
 def _is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def _local(name: str, module: Any, style: str | None, ranks: Ranks, whole: dict[int, nn.Parameter]) -> nn.Module:
-    """What takes the module's place."""
-    weight = module.weight
-    if type(module) is nn.Embedding:
-        whole[id(weight)] = module.weight = _like(weight, weight.full_tensor())
-        return module
-    if type(module) is not nn.Linear or style not in (*_PLAIN, *_GATHERED, *_SUMMED):
-        raise UsageError(
-            f"{name}, a {type(module).__name__}, is split as {style!r}, which is not supported: use a model whose plan "
-            "splits linear layers alone, and no quantised one"
-        )
-    if id(weight) in whole:
+def _own(parameter: Any, *, whole: bool) -> Tensor:
+    """What this rank has of a distributed parameter, or all of it, for which all ranks ask."""
+    if not _is_distributed(parameter):
+        return parameter  # type: ignore[no-any-return]
+    found: Tensor = parameter.full_tensor() if whole else parameter.to_local()
+    return found
+
+
+def _local(
+    name: str,
+    module: nn.Linear,
+    style: str,
+    ranks: Ranks,
+    part: Callable[[nn.Parameter, int | None], Tensor],
+    whole: dict[int, nn.Parameter],
+) -> nn.Module:
+    """What takes a linear layer's place."""
+    weight, bias = module.weight, module.bias
+    if id(weight) in whole and style in _GATHERED:
         rows = len(whole[id(weight)]) // ranks.size
-        part = _like(weight, whole[id(weight)].data[ranks.rank * rows : (ranks.rank + 1) * rows])
+        own = whole[id(weight)].data[ranks.rank * rows : (ranks.rank + 1) * rows]
     else:
-        part = _like(weight, weight.to_local().contiguous())
-    bias: Any = module.bias
-    if bias is not None:
-        bias = _like(bias, bias.to_local() if _is_distributed(bias) else bias.data)
+        own = part(weight, 1 if style in _SUMMED else 0)
+    held = _like(weight, own)
     if style in _SUMMED:
-        return SummedLinear(part, ranks, bias)
-    if style in _GATHERED and bias is None:
-        return GatheredLinear(part, ranks)
-    if style in _GATHERED:
+        return SummedLinear(held, ranks, None if bias is None else _like(bias, part(bias, None)))
+    if style in _PLAIN:
+        return local_linear(held, None if bias is None else _like(bias, part(bias, 0)))
+    if bias is not None:
         raise UsageError(f"{name} has a bias and its outputs are gathered, which is not supported")
-    return local_linear(part, bias)
+    return GatheredLinear(held, ranks)
 
 
 def _like(parameter: nn.Parameter, data: Tensor) -> nn.Parameter:
-    return nn.Parameter(data.detach(), requires_grad=parameter.requires_grad)
+    return nn.Parameter(data.detach().contiguous(), requires_grad=parameter.requires_grad)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
