@@ -66,6 +66,13 @@ def decoders(model, draft, **options):
     }
 
 
+def few_texts(found, prompts):
+    """What decoders make of prompts, greedy and sampled."""
+    one, sampled = {"max_new_tokens": 10}, {"max_new_tokens": 8, "temperature": 0.9, "seed": 5}
+    made = [found[name].generate(prompts[0], **how).token_ids for name in ("one", "plain") for how in (one, sampled)]
+    return made + [text.token_ids for text in found["rows"].generate(prompts, **sampled)]
+
+
 def texts(found, prompts, tokens=14):
     """What decoders make of prompts, in the ways that a text can be asked for; nothing of it depends on a clock."""
     one, rows, plain = found["one"], found["rows"], found["plain"]
@@ -116,7 +123,8 @@ def embedded(rank, folder):
         alone["one"].generate(PROMPTS[0], max_new_tokens=40).token_ids,
     ]
     changed = []
-    for policy in (Threshold(0.3), FixedDepth(1), first.policy, Threshold(0.3)):
+    again = Threshold(0.3)
+    for policy in (again, FixedDepth(1), again):
         for found in (ours, alone):
             found["one"].policy = policy
         pair = [d["one"].generate(PROMPTS[2], max_new_tokens=10) for d in (ours, alone)]
@@ -194,16 +202,18 @@ def families(rank, folder):
     if rank:
         found["llama"]["one"].follow()
         return None
-    prompts = [[5, 3, 2, 8], [1, 2, 3] * 7, [4], [9, 8, 7, 6, 5]]
+    prompts = [[5, 3, 2, 8], [1, 2, 3] * 7, [4]]
     result = {}
     for kind, ours in found.items():
         alone = load_model(**path | {"path": str(Path(folder) / kind)}, progress=False)
-        result[kind] = [texts(d, prompts, 12) for d in (ours, decoders(alone, tiny_draft(vocab_size=VOCAB)))]
+        result[kind] = [few_texts(d, prompts) for d in (ours, decoders(alone, tiny_draft(vocab_size=VOCAB)))]
     return result
 
 
 def _tiny(folder):
-    return RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, tp_plan="auto", max_length=100, tree=TREE)
+    return RadarDecoder.from_pretrained(
+        device="cpu", dtype=torch.float32, tp_plan="auto", max_length=100, policy=FixedDepth(3)
+    )
 
 
 def follower_fails(rank, folder):
@@ -278,15 +288,16 @@ def run(case, folder):
     codes, said = [None, None], None
     if case is serve:
         said = ask_server([err for _, err in files], pids)
+    until = time.monotonic() + 120
     while None in codes:
         for rank, pid in enumerate(pids):
             if codes[rank] is None and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[rank] = os.waitstatus_to_exitcode(ended[1])
-                if codes[rank]:
-                    for other in (p for p, code in zip(pids, codes, strict=True) if code is None):
-                        time.sleep(3)  # for what it says itself
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(other, signal.SIGKILL)
+                if codes[rank]:  # the others have a while to say something themselves
+                    until = min(until, time.monotonic() + 10)
+        if time.monotonic() > until:
+            for pid in (p for p, code in zip(pids, codes, strict=True) if code is None):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     out, err = ([path.read_text() for path in kind] for kind in zip(*files, strict=True))
     said = json.loads(result.read_text()) if result.exists() else said

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import sys
+import time
 import traceback
 import zlib
 from datetime import timedelta
@@ -134,7 +135,7 @@ class Channel:
             raise RanksError("rank 0 has ended without saying so, or does not answer: see its error") from error
         if seen != self._seen:
             raise RanksError(
-                f"rank {self.rank} has decoded other tokens than rank 0: the ranks' programs, weights or cards differ"
+                f"rank {self.rank} has decoded something else than rank 0: the ranks' programs, weights or cards differ"
             )
         return Message(Op(op), decoder, number, pickle.loads(data.numpy().tobytes()) if size else None)
 
@@ -184,6 +185,8 @@ class Channel:
     def fail(self, error: BaseException) -> None:
         """A call has failed here: find out whether it has on all ranks, which may go on then. A job whose others do not
         answer, as they wait for this rank in the middle of a forward, ends here."""
+        if isinstance(error, RanksError):  # which they have found out about
+            return
         self.tell(Op.FAILED)
         if not self._answers():
             self._die(error)
@@ -218,9 +221,10 @@ class Channel:
             with self.turn.taken():  # behind the call that a thread is making
                 self.tell(Op.END)
                 self._has_ended = True
-        except RanksError as error:
-            self._die(error)
-        if not self._answers():
+        except RanksError:
+            return  # they have ended before, each with a status of its own
+        began = time.monotonic()
+        if not self._answers() and time.monotonic() - began >= ANSWER.total_seconds():
             self._die(RanksError("another rank does not follow"))
 
     def _die(self, error: BaseException) -> NoReturn:

@@ -60,7 +60,9 @@ def make_local(model: Any) -> Any:
     localize(model, ranks, lambda parameter, dim: _own(parameter, whole=dim is None))
     for name, part in model.named_parameters():
         if _is_distributed(part):
-            raise UsageError(f'{name} is distributed and not by the model\'s tp_plan: load it with tp_plan="auto" alone')
+            raise UsageError(
+                f'{name} is distributed and not by the model\'s tp_plan: load it with tp_plan="auto" alone'
+            )
     return model
 
 
