@@ -1,9 +1,11 @@
 """Jobs of two ranks on this machine's CPU, by forks of one process that has imported what they need.
 
-`python tests/parallel_job.py FOLDER` runs all of them as `torchrun` would: a rank that fails ends the others. It
-writes `FOLDER/jobs.json`. `CASES` are what a rank runs; what rank 0 returns is the job's result.
+`tests/test_parallel.py` starts it, with a folder and the environment that torch and Triton read when they are
+imported. It runs all `CASES` as `torchrun` would, a rank that fails ends the others, and writes `jobs.json`. A case is
+what a rank runs; what rank 0 returns is the job's result.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,9 +15,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import httpx
 import torch
@@ -112,7 +111,7 @@ def embedded(rank, folder):
             first.policy = FixedDepth(1)
             refused.append("nothing")
         assert refused == []
-        _break_once(RowsEngine, "round", 30)
+        _break_with_seed(RowsEngine, _seeds)
         first.follow()
         return None
     whole = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=200)
@@ -167,9 +166,9 @@ def errors(first, ours, alone):
     ours["one"].generate(PROMPTS[0], max_new_tokens=2, logits_processor=[asks])
     said["nested"] = len(nested)
     engine = ours["rows"].engine
-    _break_once(RowsEngine, "round", 2)
+    _break_with_seed(RowsEngine, _seeds)
     try:
-        ours["rows"].generate(PROMPTS[0], max_new_tokens=40)
+        ours["rows"].generate(PROMPTS[0], max_new_tokens=40, temperature=1.0, seed=BREAKING)
     except RuntimeError as error:
         said["engine"] = str(error)
     pair = [d["rows"].generate(PROMPTS[0], max_new_tokens=12).token_ids for d in (ours, alone)]
@@ -177,17 +176,24 @@ def errors(first, ours, alone):
     return said
 
 
-def _break_once(kind, name, call):
-    """Let a method fail at its call of this number from now on."""
-    real, calls = getattr(kind, name), []
+BREAKING = 666  # a seed
 
-    def broken(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
+
+def _break_with_seed(kind, text_of):
+    """Let an engine fail in the second round of a text with that seed, once."""
+    real, calls = kind.round, []
+
+    def broken(self):
+        calls.append(BREAKING in text_of(self))
+        if calls[-1] and sum(calls) == 2:
             raise RuntimeError("planted: the engine fails")
-        return real(self, *args, **kwargs)
+        return real(self)
 
-    setattr(kind, name, broken)
+    kind.round = broken
+
+
+def _seeds(engine):
+    return [text.request.sampling.seed for text in engine._texts]
 
 
 def families(rank, folder):
@@ -219,7 +225,7 @@ def _tiny(folder):
 def follower_fails(rank, folder):
     decoder = _tiny(folder)
     if rank:
-        _break_once(EagerEngine, "round", 2)
+        _break_with_seed(EagerEngine, lambda engine: [BREAKING])
         decoder.follow()
     decoder.generate(PROMPTS[0], max_new_tokens=30)
 
@@ -324,8 +330,6 @@ def _fork(case, folder, rank, port, files, result):
     except BaseException as error:
         traceback.print_exception(error)
     finally:
-        import atexit
-
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

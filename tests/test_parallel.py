@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from radar.target.ranks import Ranks, launched_ranks, ranks_of
 from radar.target.split import GatheredLinear, SummedLinear
 from radar_kernels import Parts, add_rms_norm
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}  # torch reads it at once
 JOB = Path(__file__).parent / "parallel_job.py"
 
 
@@ -31,7 +33,9 @@ def jobs(tmp_path_factory):
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (found := folder / "jobs.json").exists():
-            done = subprocess.run([sys.executable, str(JOB), str(folder)], capture_output=True, text=True)
+            path = {"PYTHONPATH": os.pathsep.join((str(JOB.parent.parent), str(JOB.parent)))}
+            command = [sys.executable, str(JOB), str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT | path)
             assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(found.read_text())
 
@@ -120,7 +124,7 @@ def test_serve_answers_on_rank_0_and_ends_by_a_signal_to_all(jobs):
 @pytest.mark.parametrize(
     ("sizes", "what"),
     [
-        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "attention heads"),
+        ({"num_attention_heads": 5, "hidden_size": 40}, "attention heads"),
         ({"num_key_value_heads": 1}, "key-value heads"),
         ({"intermediate_size": 33}, "columns of the MLP"),
         ({"vocab_size": 17}, "ids of the vocabulary"),
@@ -144,7 +148,7 @@ def test_one_process_is_no_rank(monkeypatch):
     assert launched_ranks() == 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # Triton's interpreter cuts bfloat16 off
 def test_what_ranks_add_up_is_summed_in_float32_and_rounded_once(dtype, device):
     values = torch.randn(3, 2, 5, 64, device=device).to(dtype)
     bias = torch.randn(64, device=device).to(dtype)
@@ -184,7 +188,8 @@ def test_layers_in_kernels_are_split_too(family, is_fused):
     models = [tiny_target(family, vocab_size=18, attention_bias=True) for _ in range(3)]
     whole = AutoregressiveDecoder(models[0], max_length=100)
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]], device=models[0].device)
-    expected, _ = whole.engine.target.verify_chain(ids)
+    with torch.inference_mode():
+        expected, _ = whole.engine.target.verify_chain(ids)
     parts = [part_of(model, rank) for rank, model in enumerate(models[1:])]
     assert isinstance(parts[0].lm_head, GatheredLinear)
     assert isinstance(parts[1].model.layers[0].mlp.down_proj, SummedLinear)
