@@ -81,7 +81,7 @@ class Channel:
         self._policies: list[Any] = []
         self._decoders = 0
         self._seen = 0
-        self._has_ended = False
+        self._has_begun = self._has_ended = False
         if self.rank == 0:
             atexit.register(self._end)
 
@@ -91,7 +91,13 @@ class Channel:
         return _channel()
 
     def number_decoder(self) -> int:
-        """One more decoder, which has this number on all ranks."""
+        """One more decoder, which has this number on all ranks. Raises UsageError once rank 0 has begun to decode, when
+        no other rank makes one."""
+        if self._has_begun:
+            raise UsageError(
+                "the other ranks of this torchrun job follow already: make all decoders of the split model on every "
+                "rank before rank 0 asks for a text"
+            )
         self._decoders += 1
         return self._decoders - 1
 
@@ -104,6 +110,7 @@ class Channel:
         """Tell the other ranks. Raises RanksError if one is gone."""
         if self._has_ended:
             raise RanksError("this torchrun job is at its end: the other ranks follow no more")
+        self._has_begun = True
         data = b"" if payload is None else pickle.dumps(payload)
         head = torch.tensor([op, decoder, number, self._seen, len(data)])
         try:

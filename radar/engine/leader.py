@@ -100,9 +100,9 @@ def _uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 
 def agree(engine: Any, agreed: Callable[[bool], bool]) -> None:

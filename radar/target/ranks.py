@@ -68,6 +68,8 @@ def join_ranks(device: torch.device) -> Ranks:
     cannot."""
     if not distributed.is_available():
         raise UsageError("this torch is built without torch.distributed: a model on several cards needs one with it")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # transformers, and whoever asks for no device, means this one
     if not distributed.is_initialized():
         backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         distributed.init_process_group(backend, timeout=PATIENCE, device_id=own)
