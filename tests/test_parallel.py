@@ -54,6 +54,11 @@ def test_texts_of_two_ranks_are_those_of_one_process(jobs):
     assert all(ours.values())
 
 
+def test_graphs_are_launched_ahead_on_all_ranks(jobs):
+    """The host's side of a GPU's engines, whose rounds and plain steps come and go by rank 0's clock."""
+    assert result_of(jobs, "graphs") == result_of(jobs, "embedded")["texts"][1]
+
+
 def test_a_clock_that_only_rank_0_reads_changes_no_text(jobs):
     ours, alone = result_of(jobs, "embedded")["unsteady"]
     assert ours == alone
@@ -71,9 +76,10 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
     assert "make it of a class that a module" in said["local"]
     assert "needs TreeConfig(max_calls=9)" in said["deep"]
     assert said["nested"] == 0
+    assert said["interrupted"][0] == said["interrupted"][1]
     assert said["engine"] == "planted: the engine fails"
     assert said["again"] == [True, False]  # the text, by a new engine
-    assert "follow" not in said
+    assert {"follow", "late"} & set(said) == set()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased", "tied"])
