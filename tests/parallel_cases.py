@@ -22,7 +22,6 @@ TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)
 KINDS = {
     **{name: (name, {}) for name in FAMILIES},
     "biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "tied": ("llama", {"tie_word_embeddings": True}),
 }
 PROMPTS = ["def fibonacci(n):", "A baker makes 24 rolls an hour.", "import os\n", "x = [1, 2"]
 CALL = ["--device", "cpu", "--dtype", "float32", "--max-length", "200", "--total-tokens", "12", "--max-calls", "3"]
@@ -217,7 +216,7 @@ def graphs(rank, folder):
 
 
 def families(rank, folder):
-    """Tiny models of all families, with biases, norms of heads and tied weights."""
+    """Tiny models of all families, with biases and norms of heads."""
     loaded, found = {}, {}
     from radar.target.load import load_model
 

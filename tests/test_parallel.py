@@ -82,7 +82,7 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
     assert {"follow", "late"} & set(said) == set()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased"])
 def test_families(jobs, kind):
     ours, alone = result_of(jobs, "families")[kind]
     assert ours == alone
