@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def load_model(
 ) -> Any:
     """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's. With a `tp_plan` it is this
     rank's part of it, and every rank has to load it."""
+    if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
+        raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
     ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
     shown = bars.is_progress_bar_enabled()
