@@ -88,7 +88,7 @@ def localize(model: Any, ranks: Ranks, part: Callable[[nn.Parameter, int | None]
             continue
         module.__dict__.pop("forward", None)
         if type(module) is nn.Embedding:
-            weight = module.weight
+            weight: Any = module.weight  # torch's annotations call parameters tensors
             whole[id(weight)] = module.weight = _like(weight, part(weight, None))
         elif type(module) is nn.Linear and style in (*_PLAIN, *_GATHERED, *_SUMMED):
             _replace(model, name, _local(name, module, style, ranks, part, whole))
@@ -107,6 +107,10 @@ def _is_distributed(tensor: Tensor) -> bool:
 def _own(parameter: Any, *, whole: bool) -> Tensor:
     """What this rank has of a distributed parameter, or all of it, for which all ranks ask."""
     if not _is_distributed(parameter):
+        if not whole:
+            raise UsageError(
+                f"the model's plan splits a weight {list(parameter.shape)} that is not: use no quantised one"
+            )
         return parameter  # type: ignore[no-any-return]
     found: Tensor = parameter.full_tensor() if whole else parameter.to_local()
     return found
@@ -121,7 +125,8 @@ def _local(
     whole: dict[int, nn.Parameter],
 ) -> nn.Module:
     """What takes a linear layer's place."""
-    weight, bias = module.weight, module.bias
+    weight: Any = module.weight
+    bias: Any = module.bias
     if id(weight) in whole and style in _GATHERED:
         rows = len(whole[id(weight)]) // ranks.size
         own = whole[id(weight)].data[ranks.rank * rows : (ranks.rank + 1) * rows]
