@@ -13,9 +13,9 @@ from fakes import FAMILIES, tiny_draft
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.cli.main import main
 from radar.engine import build, captured, plain
-from radar.engine.eager import EagerEngine
 from radar.engine.rows import RowsEngine
 from radar.errors import BusyError, UsageError
+from radar.target.split import SummedLinear
 
 VOCAB = 18  # two ranks share it
 TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)
@@ -89,7 +89,8 @@ def embedded(rank, folder):
     first = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, tp_plan="auto", max_length=200)
     ours = decoders(first.model, first.draft, tokenizer=first.tokenizer)
     unsteady = RadarDecoder(first.model, draft=first.draft, tokenizer=first.tokenizer, max_length=200, tree=TREE)
-    unsteady.engine.fallback._interval = unsteady.engine.fallback._left = 2  # kinds of rounds change with the clock
+    if rank == 0:  # whose kinds of rounds change soon, and with its clock
+        unsteady.engine.fallback._interval = unsteady.engine.fallback._left = 2
     if rank:
         refused = []
         for call in (lambda: first.generate("x"), lambda: next(ours["rows"].rounds("x"))):
@@ -100,7 +101,7 @@ def embedded(rank, folder):
             first.policy = FixedDepth(1)
             refused.append("nothing")
         assert refused == []
-        _break_with_seed(RowsEngine, _seeds)
+        break_once(RowsEngine, _seeds)
         first.follow()
         return None
     whole = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, max_length=200)
@@ -158,16 +159,20 @@ def errors(first, ours, alone):
         AutoregressiveDecoder(first.model, max_length=50)
         said["late"] = "nothing"
 
-    def interrupts(ids, scores):
-        os.kill(os.getpid(), signal.SIGINT)
-        return scores
+    whole = SummedLinear.whole
 
+    def interrupted(self, part):  # Ctrl-C between two exchanges
+        SummedLinear.whole = whole
+        os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, part)
+
+    SummedLinear.whole = interrupted
     try:
-        ours["one"].generate(PROMPTS[0], max_new_tokens=4, logits_processor=[interrupts])
+        ours["one"].generate(PROMPTS[0], max_new_tokens=4)
     except KeyboardInterrupt:
         said["interrupted"] = [d["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids for d in (ours, alone)]
     engine = ours["rows"].engine
-    _break_with_seed(RowsEngine, _seeds)
+    break_once(RowsEngine, _seeds)
     try:
         ours["rows"].generate(PROMPTS[0], max_new_tokens=40, temperature=1.0, seed=BREAKING)
     except RuntimeError as error:
@@ -180,17 +185,17 @@ def errors(first, ours, alone):
 BREAKING = 666  # a seed
 
 
-def _break_with_seed(kind, text_of):
+def break_once(kind, text_of, name="round"):
     """Let an engine fail in the second round of a text with that seed, once."""
-    real, calls = kind.round, []
+    real, calls = getattr(kind, name), []
 
-    def broken(self):
+    def broken(self, *args):
         calls.append(BREAKING in text_of(self))
         if calls[-1] and sum(calls) == 2:
             raise RuntimeError("planted: the engine fails")
-        return real(self)
+        return real(self, *args)
 
-    kind.round = broken
+    setattr(kind, name, broken)
 
 
 def _seeds(engine):
@@ -235,51 +240,9 @@ def families(rank, folder):
     return result
 
 
-def _tiny(folder):
-    return RadarDecoder.from_pretrained(
-        device="cpu", dtype=torch.float32, tp_plan="auto", max_length=100, policy=FixedDepth(3)
-    )
-
-
-def follower_fails(rank, folder):
-    decoder = _tiny(folder)
-    if rank:
-        _break_with_seed(EagerEngine, lambda engine: [BREAKING])
-        decoder.follow()
-    decoder.generate(PROMPTS[0], max_new_tokens=30)
-
-
-def ranks_part(rank, folder):
-    """The head of one is another one, so that it drafts other trees."""
-    decoder = _tiny(folder)
-    if rank:
-        decoder.draft.fc.weight.data.mul_(-1)
-        decoder.follow()
-    decoder.generate(PROMPTS[0], max_new_tokens=60)
-
-
-def leader_raises(rank, folder):
-    decoder = _tiny(folder)
-    if rank:
-        decoder.follow()
-        return
-    decoder.generate(PROMPTS[0], max_new_tokens=4)
-    raise RuntimeError("planted: rank 0 has had enough")
-
-
-def leader_dies(rank, folder):
-    decoder = _tiny(folder)
-    if rank:
-        decoder.follow()
-    os._exit(0)
-
-
 def generate(rank, folder):
     assert main(["generate", PROMPTS[0], "--max-new-tokens", "16", *CALL]) == 0
 
 
 def serve(rank, folder):
     assert main(SERVE) == 0
-
-
-CASES = (embedded, graphs, families, follower_fails, ranks_part, leader_raises, leader_dies, generate, serve)

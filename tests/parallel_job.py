@@ -17,9 +17,23 @@ from pathlib import Path
 import httpx
 import torch
 from fakes import tiny_target
-from parallel_cases import CASES, KINDS, PROMPTS, VOCAB, serve
+from parallel_cases import KINDS, PROMPTS, VOCAB, embedded, families, generate, graphs, serve
+from parallel_failures import follower_fails, leader_dies, leader_fails, leader_raises, ranks_part
 
 from radar.engine import channel
+
+CASES = (
+    embedded,
+    graphs,
+    families,
+    follower_fails,
+    ranks_part,
+    leader_fails,
+    leader_raises,
+    leader_dies,
+    generate,
+    serve,
+)
 
 
 def ask_server(files, pids):

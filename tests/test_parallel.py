@@ -93,7 +93,15 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(jobs):
     assert job["codes"][1] == 1
     assert "RuntimeError: planted: the engine fails" in job["err"][1]
     assert job["codes"][0] == 1
-    assert "another rank has ended" in job["err"][0]
+    assert "RanksError: another rank has ended" in job["err"][0]
+
+
+def test_rank_0_that_fails_alone_ends_the_job(jobs):
+    """The others wait for it, in the middle of a forward."""
+    job = jobs["leader_fails"]
+    assert job["codes"][0] == 1
+    assert "RuntimeError: planted: the engine fails" in job["err"][0]
+    assert job["codes"][1] != 0
 
 
 def test_ranks_that_part_are_found_out(jobs):

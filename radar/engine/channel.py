@@ -106,15 +106,18 @@ class Channel:
         found = item.tokens, item.num_draft_calls, item.num_draft_tokens, item.accept_length
         self._seen = zlib.crc32(repr(found).encode(), self._seen)
 
-    def tell(self, op: Op, decoder: int = 0, number: int = 0, payload: Any = None) -> None:
-        """Tell the other ranks. Raises RanksError if one is gone."""
+    def tell(
+        self, op: Op, decoder: int = 0, number: int = 0, payload: Any = None, *, patience: timedelta = PATIENCE
+    ) -> None:
+        """Tell the other ranks, once they listen. Raises RanksError if one is gone, or does not listen for so long."""
         if self._has_ended:
             raise RanksError("this torchrun job is at its end: the other ranks follow no more")
         self._has_begun = True
         data = b"" if payload is None else pickle.dumps(payload)
         head = torch.tensor([op, decoder, number, self._seen, len(data)])
         try:
-            distributed.broadcast(head, 0, group=self._waiting)
+            work: Any = distributed.broadcast(head, 0, group=self._waiting, async_op=True)
+            work.wait(patience)
             if data:
                 distributed.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, group=self._waiting)
         except RuntimeError as error:
@@ -191,12 +194,16 @@ class Channel:
 
     def fail(self, error: BaseException) -> None:
         """A call has failed here: find out whether it has on all ranks, which may go on then. A job whose others do not
-        answer, as they wait for this rank in the middle of a forward, ends here."""
-        if isinstance(error, RanksError):  # which they have found out about
+        answer, as they wait for this rank in the middle of a forward, ends here.
+
+        Raises RanksError if another rank has ended, which may be why.
+        """
+        if isinstance(error, RanksError):
             return
-        self.tell(Op.FAILED)
-        if not self._answers():
+        if self._is_unheard(Op.FAILED):
             self._die(error)
+        if self._has_ended:
+            raise RanksError("another rank has ended: look for its error above") from error
 
     def failed_together(self, error: BaseException) -> None:
         """A call has failed on this rank that follows; raise the error unless rank 0 says that it has there too."""
@@ -224,15 +231,22 @@ class Channel:
         """The program of rank 0 ends, for whatever reason."""
         if self._has_ended:
             return
-        try:
-            with self.turn.taken():  # behind the call that a thread is making
-                self.tell(Op.END)
-                self._has_ended = True
-        except RanksError:
-            return  # they have ended before, each with a status of its own
+        with self.turn.taken():  # behind the call that a thread is making
+            if self._is_unheard(Op.END):
+                self._die(RanksError("another rank does not follow"))
+            self._has_ended = True
+
+    def _is_unheard(self, op: Op) -> bool:
+        """Tell something that is to be answered soon; whether a rank that is there does not answer."""
         began = time.monotonic()
-        if not self._answers() and time.monotonic() - began >= ANSWER.total_seconds():
-            self._die(RanksError("another rank does not follow"))
+        try:
+            self.tell(op, patience=ANSWER)
+            if self._answers():
+                return False
+        except RanksError:
+            pass
+        self._has_ended = True  # by a status of its own, if it is not there any more
+        return time.monotonic() - began >= ANSWER.total_seconds()
 
     def _die(self, error: BaseException) -> NoReturn:
         """The others wait for what does not come: torchrun ends them when a rank has failed."""
