@@ -64,14 +64,15 @@ def few_texts(found, prompts):
 def texts(found, prompts, tokens=8):
     """What decoders make of prompts, in the ways that a text can be asked for; nothing of it depends on a clock."""
     one, rows, plain = found["one"], found["rows"], found["plain"]
+    ways = {
+        "greedy": (one, {}),
+        "sampled": (one, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.2}),
+        "processed": (one, {"logits_processor": [EveryOther()]}),
+        "plain": (plain, {"temperature": 0.9, "seed": 5}),
+    }
     made = {}
-    for name, decoder in (("one", one), ("plain", plain)):
-        made[name] = decoder.generate(prompts[0], max_new_tokens=tokens).token_ids
-        sampled = {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.2}
-        made[f"{name} sampled"] = decoder.generate(prompts[1], max_new_tokens=tokens, **sampled).token_ids
-        made[f"{name} processed"] = decoder.generate(
-            prompts[0], max_new_tokens=tokens, logits_processor=[EveryOther()]
-        ).token_ids
+    for name, (decoder, way) in ways.items():
+        made[name] = decoder.generate(prompts[0], max_new_tokens=tokens, **way).token_ids
     made["rows"] = [text.token_ids for text in rows.generate(prompts, max_new_tokens=tokens, temperature=0.7, seed=3)]
     with rows.rounds(prompts[0], max_new_tokens=40) as left:  # joins, is left in the middle, others go on
         next(left)
@@ -108,15 +109,15 @@ def embedded(rank, folder):
     alone = decoders(whole.model, whole.draft, tokenizer=whole.tokenizer)
     result = {"texts": [texts(ours, PROMPTS), texts(alone, PROMPTS)], "follows": first.is_follower}
     result["unsteady"] = [
-        unsteady.generate(PROMPTS[0], max_new_tokens=30).token_ids,
-        alone["one"].generate(PROMPTS[0], max_new_tokens=30).token_ids,
+        unsteady.generate(PROMPTS[0], max_new_tokens=24).token_ids,
+        alone["one"].generate(PROMPTS[0], max_new_tokens=24).token_ids,
     ]
     changed = []
     again = Threshold(0.3)
     for policy in (again, FixedDepth(1), again):
         for found in (ours, alone):
             found["one"].policy = policy
-        pair = [d["one"].generate(PROMPTS[2], max_new_tokens=10) for d in (ours, alone)]
+        pair = [d["one"].generate(PROMPTS[2], max_new_tokens=7) for d in (ours, alone)]
         changed.append([(text.token_ids, text.metrics.num_draft_calls) for text in pair])
     result["policies"] = changed
     result["errors"] = errors(first, ours, alone)

@@ -23,17 +23,8 @@ from parallel_failures import follower_fails, leader_dies, leader_fails, leader_
 from radar.engine import channel
 
 CASES = (
-    embedded,
-    graphs,
-    families,
-    follower_fails,
-    ranks_part,
-    leader_fails,
-    leader_raises,
-    leader_dies,
-    generate,
-    serve,
-)
+    embedded, graphs, families, generate, serve, follower_fails, ranks_part, leader_fails, leader_raises, leader_dies,
+)  # fmt: skip
 
 
 def ask_server(files, pids):
@@ -90,7 +81,7 @@ def _fork(case, folder, rank, port, files, result):
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
             os.environ[name] = str(value)
         os.environ["MASTER_ADDR"] = "127.0.0.1"
-        channel.ANSWER = type(channel.ANSWER)(seconds=4)
+        channel.ANSWER = type(channel.ANSWER)(seconds=2)
         found = case(rank, folder)
         if rank == 0 and found is not None:
             result.write_text(json.dumps(found))
