@@ -154,6 +154,10 @@ class RadarDecoder(Decoder[RoundEngine]):
                 transformers' plan for the model; with one process it is whole. None: each process has all of it.
             options: the constructor's other arguments.
         """
+        if tp_plan not in (None, "auto"):
+            raise UsageError(
+                f'tp_plan must be "auto", the plan that transformers has for the model, got {tp_plan!r:.80}'
+            )
         split = tp_plan if launched_ranks() > 1 else None
         place = default_device(own_device() if device is None and split else device)
         embedded = target is None

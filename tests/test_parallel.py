@@ -13,7 +13,7 @@ import torch
 from fakes import tiny_target
 from transformers import LlamaConfig
 
-from radar import AutoregressiveDecoder
+from radar import AutoregressiveDecoder, RadarDecoder
 from radar.errors import UsageError
 from radar.target.parallel import check_split, localize
 from radar.target.ranks import Ranks, launched_ranks, ranks_of
@@ -152,6 +152,8 @@ def test_what_ranks_cannot_share_evenly_is_refused(sizes, what):
 
 
 def test_one_process_is_no_rank(monkeypatch):
+    with pytest.raises(UsageError, match='tp_plan must be "auto"'):
+        RadarDecoder.from_pretrained(tp_plan={})
     decoder = AutoregressiveDecoder(tiny_target(), max_length=50)
     assert not decoder.is_follower
     with pytest.raises(UsageError, match="ranks of torchrun other than 0"):

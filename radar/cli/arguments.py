@@ -13,7 +13,7 @@ __all__ = [
 
 def follows() -> bool:
     """Whether this process is one of `torchrun`'s that prints nothing, reads nothing and listens nowhere."""
-    return os.environ.get("RANK", "0") != "0"
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def positive(text: str) -> int:
