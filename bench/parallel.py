@@ -104,10 +104,11 @@ def main() -> int:
         weights = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
         report |= {"gigabytes_a_rank": weights / 1e9, "floor_ms": 1000 * weights / READ, "exchange_ms": exchanged}
         prompt = torch.randint(0, geometry.vocabulary, (prefix,)).tolist()
-        series: dict[str, list[float]] = {"token": [], "round_fixed8": [], "round_threshold": []}
+        policies = {"round_fixed8": FixedDepth(8), "round_threshold": Threshold()}  # one object, one graph
+        series: dict[str, list[float]] = {"token": [], **{name: [] for name in policies}}
         for _ in range(repeats):
             series["token"].append(wall_per_round(plain, prompt))
-            for name, policy in (("round_fixed8", FixedDepth(8)), ("round_threshold", Threshold())):
+            for name, policy in policies.items():
                 decoder.policy = policy
                 series[name].append(wall_per_round(decoder, prompt))
         report["milliseconds"] = {name: spread(values) for name, values in series.items()}

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -81,7 +82,8 @@ def _fork(case, folder, rank, port, files, result):
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
             os.environ[name] = str(value)
         os.environ["MASTER_ADDR"] = "127.0.0.1"
-        channel.ANSWER = type(channel.ANSWER)(seconds=2)
+        # long enough for a rank that is there, and no longer than needed where one is waited for in vain
+        channel.ANSWER = timedelta(seconds=2 if case in (leader_fails, follower_fails) else 30)
         found = case(rank, folder)
         if rank == 0 and found is not None:
             result.write_text(json.dumps(found))
