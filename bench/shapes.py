@@ -22,6 +22,7 @@ LLAMA_8B = Geometry(
     name="Llama-3.1-8B", layers=32, hidden_size=4096, intermediate_size=14336, heads=32, kv_heads=8, head_dim=128,
     vocabulary=128256,
 )  # fmt: skip
+LLAMA_70B = replace(LLAMA_8B, name="Llama-3.1-70B", layers=80, hidden_size=8192, intermediate_size=28672, heads=64)
 DEEPSEEK_8B = replace(LLAMA_8B, name="DeepSeek-R1-Distill-Llama-8B")
 VICUNA_13B = Geometry(
     name="Vicuna-13B", layers=40, hidden_size=5120, intermediate_size=13824, heads=40, kv_heads=40, head_dim=128,

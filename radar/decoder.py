@@ -25,6 +25,8 @@ from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
+from radar.target.parallel import make_local
+from radar.target.ranks import launched_ranks, own_device
 
 __all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device"]
 
@@ -47,7 +49,9 @@ class RadarDecoder(Decoder[RoundEngine]):
 
     Args:
         model: a loaded transformers causal language model (Llama, Mistral, Qwen2, Qwen3), on one device; with PEFT
-            adapters, if they change weights.
+            adapters, if they change weights. One that transformers has split by `tp_plan` over the ranks of `torchrun`
+            decodes on all of them: each makes this decoder, rank 0 uses it and the others `follow`. It is a plain model
+            of the rank's part from then on.
         tokenizer: its tokenizer; None for token ids only.
         draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
@@ -97,7 +101,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         max_batch_size: int = 1,
         cache_tokens: int | None = None,
     ) -> None:
-        model = stock_model(model)
+        model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
@@ -135,6 +139,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        tp_plan: str | None = None,
         **options: Any,
     ) -> RadarDecoder:
         """Load everything from folders; without arguments, the pair that ships inside the package.
@@ -145,9 +150,16 @@ class RadarDecoder(Decoder[RoundEngine]):
             policy: as in the constructor; None with the embedded pair: its own trained policy.
             device: None: a GPU if there is one.
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
+            tp_plan: "auto" splits the target over the processes of `torchrun`, each with a device of its own, by
+                transformers' plan for the model; with one process it is whole. None: each process has all of it.
             options: the constructor's other arguments.
         """
-        place = default_device(device)
+        if tp_plan not in (None, "auto"):
+            raise UsageError(
+                f'tp_plan must be "auto", the plan that transformers has for the model, got {tp_plan!r:.80}'
+            )
+        split = tp_plan if launched_ranks() > 1 else None
+        place = default_device(own_device() if device is None and split else device)
         embedded = target is None
         if target is None:
             if draft is not None:
@@ -158,7 +170,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
-        model = load_model(str(target), device=place, dtype=dtype, progress=not embedded)
+        model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 
     @property
@@ -173,6 +185,8 @@ class RadarDecoder(Decoder[RoundEngine]):
 
     @policy.setter
     def policy(self, value: StopPolicy | StrPath | None) -> None:
+        if self._follower is not None:
+            raise self._follower.refusal()
         policy = resolve_policy(value)
         kept = self._kept
         with kept.taking_turn(), ambient(device := self.model.device):
@@ -206,7 +220,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         max_batch_size: int = 1,
         cache_tokens: int | None = None,
     ) -> None:
-        model = stock_model(model)
+        model = make_local(stock_model(model))
         max_length = default_max_length(model) if max_length is None else max_length
         recipe: Any = PlainRecipe(max_length, engine)
         check_rows(max_batch_size, cache_tokens)

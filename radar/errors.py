@@ -7,6 +7,7 @@
       BusyError           the decoder is asked from inside of one of its own rounds (a RuntimeError)
       NumericalError      scores that are not numbers (an ArithmeticError)
       BatchError          some of several prompts have failed; holds the texts of the others
+      RanksError          the processes that share a model do not go on together
 
 Every other exception that comes out of this package is a bug of it.
 """
@@ -16,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["BatchError", "BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "UsageError"]
+__all__ = [
+    "BatchError", "BusyError", "FormatError", "NotFoundError", "NumericalError", "RadarError", "RanksError",
+    "UsageError",
+]  # fmt: skip
 
 
 class RadarError(Exception):
@@ -44,6 +48,10 @@ class BusyError(RadarError, RuntimeError):
 
 class NumericalError(RadarError, ArithmeticError):
     """The target's scores hold NaN or no finite number, so there is no token to choose."""
+
+
+class RanksError(RadarError, RuntimeError):
+    """The ranks of a job have parted, or one has ended: the job has to be started again."""
 
 
 class BatchError(RadarError):

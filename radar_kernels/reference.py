@@ -61,13 +61,13 @@ class LstmStep(NamedTuple):
 class Parts(NamedTuple):
     """A product [..., N] of `dtype` that is still to be added up."""
 
-    values: Tensor  # [P, ..., N] float32, to be summed in this order
+    values: Tensor  # [P, ..., N] float32 or `dtype`, to be summed in this order, in float32
     scale: Tensor | None  # [N] float32, factor on the sum
     bias: Tensor | None  # [N], behind it
     dtype: torch.dtype
 
     def added(self) -> Tensor:
-        total: Tensor = functools.reduce(torch.add, self.values)
+        total: Tensor = functools.reduce(torch.add, self.values.float())
         total = total if self.scale is None else total * self.scale
         return (total if self.bias is None else total + self.bias.float()).to(self.dtype)
 

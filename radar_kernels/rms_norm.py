@@ -44,7 +44,7 @@ def norm_kernel(
         source = row * nodes + tl.load(count + row) - 1
     h = tl.load(x + source * x_m + i, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
-        h += tl.load(x + part * x_p + source * x_m + i, mask=inside, other=0.0)
+        h += tl.load(x + part * x_p + source * x_m + i, mask=inside, other=0.0).to(tl.float32)
     if FACTOR:
         h *= tl.load(factor + i, mask=inside, other=0.0)
     if BIAS:

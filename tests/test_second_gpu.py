@@ -1,5 +1,10 @@
 """A model on another device than the current one: launches, events and memory go where the model is."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from fakes import hf_greedy, tiny_draft, tiny_target
@@ -77,3 +82,15 @@ def test_what_profiles_and_records_works_there_too(tmp_path):
     eager = RadarDecoder(model, draft=draft, tree=tree, fallback=False, engine="eager", **OPTIONS)
     report = record(eager, [PROMPT, PROMPT[::-1]], tmp_path / "rounds", max_new_tokens=40, progress=False)
     assert report["prompts_done"] == 2
+
+
+def test_a_model_on_both_devices_says_what_it_says_on_one(tmp_path):
+    """As graphs, over NCCL: rounds and rows as plain steps of the same ranks, in 16 bits too, and as one device."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "bench.parallel", "--only", "texts", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, found in json.loads((tmp_path / "out.json").read_text())["texts"].items():
+        assert found["to the same ranks"]["equal_texts"] == found["rows together"] == 1.0, name
+        if name == "float32":  # in 16 bits the order of summation decides ties
+            assert found["to one card"]["equal_texts"] == 1.0

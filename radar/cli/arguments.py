@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-__all__ = ["add_device_options", "add_model_options", "add_progress_option", "add_prompt_options", "positive"]
+__all__ = [
+    "add_device_options", "add_model_options", "add_progress_option", "add_prompt_options", "follows", "positive",
+]  # fmt: skip
+
+
+def follows() -> bool:
+    """Whether this process is one of `torchrun`'s that prints nothing, reads nothing and listens nowhere."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def positive(text: str) -> int:

@@ -19,7 +19,7 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
 
     Args:
         args: the options.
-        override: arguments of the constructor that the command decides itself. Without a `--policy` option the policy
+        override: arguments of `from_pretrained` that the command decides itself. Without a `--policy` option the policy
             is the deepest `FixedDepth`.
     """
     import torch

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from radar.cli.version import VersionAction
-from radar.errors import NumericalError, UsageError
+from radar.errors import NumericalError, RanksError, UsageError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
 
@@ -101,7 +101,7 @@ def _failed(error: BaseException, args: argparse.Namespace) -> int:
     if _is_interrupt(error):
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    expected = isinstance(error, UsageError | NumericalError | OSError)
+    expected = isinstance(error, UsageError | NumericalError | RanksError | OSError)
     if args.debug or not expected:
         traceback.print_exception(error)
     if not expected:

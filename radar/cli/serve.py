@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from radar.cli.arguments import add_model_options, positive
+from radar.cli.arguments import add_model_options, follows, positive
 from radar.errors import NotFoundError, UsageError
 
 __all__ = ["add_arguments", "run"]
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Serves a model under OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, with /health, /metrics "
         "for Prometheus, and a page to chat at /. Texts share rounds. SIGTERM and Ctrl-C let those under way end. "
+        "Under torchrun --nproc-per-node N -m radar serve ... the model is split over N GPUs. "
         'Needs pip install "radar-decoding[serve]".'
     )
     group = parser.add_argument_group("server")
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'{missing[0]} is missing: pip install "radar-decoding[serve]"')
     from radar.serve.server import RadarServer, bound_socket
 
-    keys, listener = _keys(args), bound_socket(args.host, args.port)
+    keys, listener = _keys(args), None if follows() else bound_socket(args.host, args.port)
 
     from radar.cli.decoders import make_decoder
     from radar.serve.app import make_app
@@ -99,11 +100,14 @@ def run(args: argparse.Namespace) -> int:
     names = ("max_waiting", "max_body", "max_tokens", "max_seconds", "shutdown_seconds")
     limits = Limits(**{name: getattr(args, name) for name in names})
     rows = {"max_batch_size": args.max_batch_size, "cache_tokens": args.cache_tokens}
-    decoder = make_decoder(args, fallback=not args.no_fallback, **rows)
+    decoder = make_decoder(args, fallback=not args.no_fallback, tp_plan="auto", **rows)
     name = args.name or _name(args.target)
     models = [ServedModel(name, decoder)]
     if args.compare:
         models += [ServedModel(f"{name}@{method}", one) for method, one in _compared(decoder, args, rows).items()]
+    if listener is None:
+        decoder.follow()
+        return 0
     server = RadarServer(make_app(models, limits=limits, keys=keys), limits)
     if not keys and not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
         log("there is no API key: whoever reaches this address may ask")

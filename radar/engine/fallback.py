@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 __all__ = ["Fallback"]
 
@@ -21,10 +22,11 @@ class Fallback:
     its speed does.
 
     Attributes:
-        drafts: whether the next round drafts.
+        agreed: from what the clock says to what is done: where several processes make the rounds, one decides for all.
     """
 
     def __init__(self) -> None:
+        self.agreed: Callable[[bool], bool] = lambda drafts: drafts
         self._plain = _Rate()
         self._is_expected = False
         self._interval = self._left = FIRST
@@ -50,6 +52,11 @@ class Fallback:
 
     @property
     def drafts(self) -> bool:
+        """Whether the next round drafts. Asked once before each."""
+        return self.agreed(self._drafts)
+
+    @property
+    def _drafts(self) -> bool:
         return self._pays != self._probing
 
     def record(self, tokens: float, seconds: float | None) -> None:
@@ -59,7 +66,7 @@ class Fallback:
             tokens: that the round yielded, of several texts the mean.
             seconds: that it took; None: not known, the host came late for the result.
         """
-        rate = self._drafted if self.drafts else self._plain
+        rate = self._drafted if self._drafts else self._plain
         if seconds is not None and not (self._probing and self._left == PROBE):
             rate.add(tokens, seconds)
         self._left -= 1
@@ -70,7 +77,7 @@ class Fallback:
                 self._decide()
         elif self._left == 0:
             self._probing, self._left = True, PROBE
-            (self._drafted if self.drafts else self._plain).clear()
+            (self._drafted if self._drafts else self._plain).clear()
         elif self._pays and self._drafted.is_full:
             self._decide()
 

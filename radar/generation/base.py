@@ -18,15 +18,18 @@ from radar.generation.kept import Kept, Recipe
 from radar.generation.many import Prompts, are_many, decode_all, seeded
 from radar.generation.options import GenerateOptions, check_options
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
+from radar.generation.ranks import Follower, shared_recipe
 from radar.generation.request import Context, Request
 from radar.generation.sequence import GenerationOutput, Sequence
+from radar.generation.stops import end_token_ids
 from radar.generation.streamers import ended, feed, release
 from radar.generation.text import AsyncTextStream, TextStream
 from radar.generation.turns import RoundMaker, Turns
 from radar.metrics import DecodeMetrics
 from radar.target.families import vocabulary_size
+from radar.target.ranks import ranks_of
 
-__all__ = ["Decoder", "Prompt", "check_rows", "end_token_ids"]
+__all__ = ["Decoder", "Prompt", "check_rows"]
 
 
 E = TypeVar("E", bound=Engine)
@@ -55,8 +58,10 @@ class Decoder(Generic[E]):
         self.tokenizer = tokenizer
         self._max_length = max_length
         self._ends: frozenset[int] | None = None
-        self._kept: Kept[Any] = Kept(model, recipe)
-        self._maker: RoundMaker = Turns(self._kept) if max_batch_size == 1 else EngineThread(self._kept)
+        ranks = ranks_of(model)
+        self._kept: Kept[Any] = Kept(model, recipe if ranks is None else shared_recipe(recipe))
+        self._follower = None if ranks is None or ranks.rank == 0 else Follower(self._kept)
+        self._maker: RoundMaker = self._follower or (Turns if max_batch_size == 1 else EngineThread)(self._kept)
         self._max_batch_size = max_batch_size
         _ = self.engine  # what does not fit is refused now
 
@@ -89,6 +94,26 @@ class Decoder(Generic[E]):
     def engine_name(self) -> str:
         """Which runner makes the rounds, or made them last."""
         return self._kept.name
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether the model is split over the ranks of torchrun and this is another one than rank 0: see `follow`."""
+        return self._follower is not None
+
+    def follow(self) -> None:
+        """Repeat what rank 0 decodes, until its program ends, on the other ranks of a model that is split over several.
+
+        Make the same decoders in the same order on every rank, then let rank 0 use them and the others follow, one
+        call for all of them. Signals are left to rank 0 meanwhile.
+
+        Raises:
+            UsageError: on rank 0, or where one process has the whole model.
+            RanksError: the ranks do not go on together, as rank 0 has died or decodes something else. The process
+                should end then, and torchrun ends the others.
+        """
+        if self._follower is None:
+            raise UsageError("follow is for the ranks of torchrun other than 0 that hold a part of the model")
+        self._follower.follow()
 
     @property
     def vocab_size(self) -> int:
@@ -272,13 +297,3 @@ def check_rows(rows: Any, cache_tokens: Any) -> None:
             f"cache_tokens is how many tokens several rows hold together, an integer, got {cache_tokens!r:.80} for "
             f"max_batch_size={rows}: one row holds max_length"
         )
-
-
-def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a text: the model's generation config, else the tokenizer's."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None:
-        ids = getattr(tokenizer, "eos_token_id", None)
-    if ids is None:
-        return []
-    return [int(ids)] if isinstance(ids, int) else [int(token) for token in ids]

@@ -1,4 +1,4 @@
-"""Ends of a text beside end tokens and limits: criteria that are asked after every token, and stop strings."""
+"""Ends of a text: end tokens, criteria that are asked after every token, and stop strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.generation.detokenize import decode_as_is
 
-__all__ = ["StopCriterion", "StopStrings", "TextEnd"]
+__all__ = ["StopCriterion", "StopStrings", "TextEnd", "end_token_ids"]
 
 StopCriterion = Callable[[Tensor, Any], Any]  # (input_ids [1, L], scores or None) -> bool or bool tensor [1]
 
@@ -103,3 +103,13 @@ def _is_met(criterion: StopCriterion, found: object) -> bool:
     name = getattr(criterion, "__name__", type(criterion).__name__)
     what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
     raise UsageError(f"the stopping criterion {name} must return a bool or a bool tensor [1]; it returned {what}")
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a text: the model's generation config, else the tokenizer's."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None:
+        ids = getattr(tokenizer, "eos_token_id", None)
+    if ids is None:
+        return []
+    return [int(ids)] if isinstance(ids, int) else [int(token) for token in ids]

@@ -23,7 +23,7 @@ from radar.target.layers import (
     layer_products,
 )
 from radar.target.running import Owner, current_cache, is_running
-from radar_kernels import HeadNorms, add_rms_norm, rms_norm, rotary_angles, rotate_store, silu_mul
+from radar_kernels import HeadNorms, Parts, add_rms_norm, rms_norm, rotary_angles, rotate_store, silu_mul
 
 __all__ = ["FusedLayers"]
 
@@ -114,9 +114,9 @@ class FusedLayers:
             attended = _attended(layer.self_attn, products, normed, **kwargs)
             hidden, normed = _add_norm(hidden_states, attended, layer.post_attention_layernorm)
             gate, up = products.gate_up.product(normed)
-            (change,) = products.down.product(silu_mul(gate, up))
+            change = products.down.parts(silu_mul(gate, up))
             if following is None:
-                return hidden + change
+                return hidden + (change.added() if isinstance(change, Parts) else change)
             hidden, normed = _add_norm(hidden, change, following)
             self._normed.leave(hidden, following, normed)
             return hidden
@@ -147,7 +147,7 @@ class FusedLayers:
 def _attended(
     attention: Any, products: LayerProducts, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor],
     radar_start: Tensor, radar_seen: Any, **_: Any,
-) -> Tensor:  # fmt: skip
+) -> Tensor | Parts:  # fmt: skip
     """Attention of normed rows [B, N, hidden], behind its output product."""
     cache, index = current_cache(), attention.layer_idx
     norms = None
@@ -158,10 +158,10 @@ def _attended(
     inputs = (query, key, value, cos, sin, cache.keys[index], cache.values[index], radar_start)
     query = rotate_store(*inputs, norms=norms, block_table=cache.block_table)
     out = attend_stored(query, radar_seen, index, attention.scaling)
-    return products.o.product(out.flatten(2))[0]
+    return products.o.parts(out.flatten(2))
 
 
-def _add_norm(x: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+def _add_norm(x: Tensor, change: Tensor | Parts, norm: Any) -> tuple[Tensor, Tensor]:
     return add_rms_norm(x, change, norm.weight, norm.variance_epsilon)
 
 

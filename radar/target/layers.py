@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.target.running import Owner, is_running
+from radar.target.split import GatheredLinear, SplitLinear, SummedLinear
 from radar_kernels import Parts, skinny_linear
 
 __all__ = [
@@ -29,6 +30,7 @@ _GROUPS = (
     ("mlp", ("gate_proj", "up_proj")),
     ("mlp", ("down_proj",)),
 )
+_LINEARS = (nn.Linear, SummedLinear, GatheredLinear)
 
 
 class Fused(Protocol):
@@ -94,7 +96,7 @@ class FusedLinears:
         whole: Tensor = skinny_linear(x, self._product.weight, self._product.bias)
         return torch.split(whole, self._product.sizes, dim=-1)
 
-    def parts(self, x: Tensor) -> Tensor:
+    def parts(self, x: Tensor) -> Tensor | Parts:
         """See `Product`."""
         return self.product(x)[0]
 
@@ -103,6 +105,31 @@ class FusedLinears:
             linear.__dict__.pop("forward", None)
         self._product.weight = self._product.bias = None
         self._product.parts = ()
+
+
+class FusedSplit(FusedLinears):
+    """The same of one layer that ranks share: this rank's product, and what all of them make of theirs."""
+
+    def __init__(self, linear: SplitLinear, owner: Owner) -> None:
+        super().__init__([linear], owner)
+        self._linear, self._owner = linear, owner
+
+    def enter(self) -> None:
+        super().enter()
+        linear = self._linear
+
+        def forward(x: Tensor) -> Tensor:
+            return self.product(x)[0] if is_running(self._owner) else type(linear).forward(linear, x)
+
+        linear.__dict__["forward"] = forward
+
+    def product(self, x: Tensor) -> tuple[Tensor, ...]:
+        """See `FusedLinears`."""
+        return (self._linear.whole(super().product(x)[0]),)
+
+    def parts(self, x: Tensor) -> Tensor | Parts:
+        """See `Product`."""
+        return self._linear.parts(super().product(x)[0])
 
 
 def _forward(
@@ -139,11 +166,15 @@ def fuse_projections(layers: Iterable[Any], others: Iterable[nn.Module], owner: 
             module = getattr(layer, place, None)
             linears = [getattr(module, name, None) for name in names]
             if all(map(is_plain_linear, linears)) and _are_alike(linears):
-                groups.append(FusedLinears(linears, owner))  # type: ignore[arg-type]
-    groups += [FusedLinears([other], owner) for other in others if is_plain_linear(other)]  # type: ignore[list-item]
+                groups.append(_fused(linears, owner))
+    groups += [_fused([other], owner) for other in others if is_plain_linear(other)]
     for group in groups:
         group.join()
     return groups
+
+
+def _fused(linears: Sequence[Any], owner: Owner) -> FusedLinears:
+    return FusedSplit(linears[0], owner) if isinstance(linears[0], SplitLinear) else FusedLinears(linears, owner)
 
 
 class Product(Protocol):
@@ -196,9 +227,9 @@ def is_untouched(module: nn.Module) -> bool:
 
 
 def is_plain_linear(linear: Any) -> bool:
-    """Whether it is an `nn.Linear`, with plain weights and nothing on it."""
+    """Whether it is an `nn.Linear`, or a rank's part of one, with plain weights and nothing on it."""
     return (
-        type(linear) is nn.Linear
+        type(linear) in _LINEARS
         and is_untouched(linear)
         and all(map(is_plain_tensor, (linear.weight, *(() if linear.bias is None else (linear.bias,)))))
     )

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from radar.errors import UsageError
+from radar.target.parallel import check_split, make_local
+from radar.target.ranks import join_ranks
 
 __all__ = ["load_model", "load_tokenizer"]
 
 
-def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, progress: bool = True) -> Any:
-    """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's."""
+def load_model(
+    path: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    tp_plan: str | None = None,
+    progress: bool = True,
+) -> Any:
+    """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's. With a `tp_plan` it is this
+    rank's part of it, and every rank has to load it."""
+    if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
+        raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
+    ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
     shown = bars.is_progress_bar_enabled()
-    if not progress:
+    if not progress or (ranks is not None and ranks.rank):
         bars.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        split: dict[str, Any] = {}
+        plan: Any = tp_plan
+        if ranks is not None:
+            from transformers.distributed.configuration_utils import DistributedConfig
+
+            check_split(AutoConfig.from_pretrained(path), ranks.size)
+            split["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **split)
+    except UsageError:
+        raise
     except Exception as error:  # no such model, another kind of file, one that is cut off: each library has its own
         raise UsageError(
             f"no transformers model at {path!r} that can be loaded: give a folder or a hub name ({error})"
@@ -28,7 +51,12 @@ def load_model(path: str, *, device: torch.device, dtype: torch.dtype | None, pr
     finally:
         if shown:
             bars.enable_progress_bar()
-    return model.to(device).eval()
+    if ranks is not None and model.device.type != device.type:
+        raise UsageError(
+            f"transformers has put the ranks' parts on {model.device.type} and not on {device.type}: hide what they "
+            "are not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
+        )
+    return make_local(model).to(device).eval()
 
 
 def load_tokenizer(path: str) -> Any:

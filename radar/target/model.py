@@ -19,6 +19,7 @@ from radar.target.fingerprint import Fingerprint
 from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
 from radar.target.prompt_attention import LEAST_ROWS, Chain, has_flash
+from radar.target.ranks import ranks_of
 from radar_kernels import Share, VerifyTree
 from radar_kernels.ancestor_paths import ancestor_paths
 from radar_kernels.reference_canonical import PAGE
@@ -75,7 +76,7 @@ class TargetModel:
     ) -> None:
         config = model.config
         check_target(model, max_length)
-        num_layers = int(config.num_hidden_layers)
+        num_layers, ranks = int(config.num_hidden_layers), ranks_of(model)
         self.bound = BoundModel.of(model)
         self.bound.refresh()
         self.tap_layers = resolve_tap_layers(num_layers, tap_layers)
@@ -89,7 +90,7 @@ class TargetModel:
         sizes: dict[str, Any] = {
             "num_layers": num_layers,
             "batch_size": batch_size,
-            "num_kv_heads": int(config.num_key_value_heads),
+            "num_kv_heads": int(config.num_key_value_heads) // (1 if ranks is None else ranks.size),
             "capacity": PAGE * pages_of(max_length + max_rows),  # of one row as of several: work is cut by it
             "head_dim": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
             "dtype": self.dtype,

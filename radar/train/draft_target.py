@@ -15,7 +15,7 @@ from radar.config import TreeConfig
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
-from radar.generation.base import end_token_ids
+from radar.generation.stops import end_token_ids
 from radar.target.bound import Taps
 from radar.target.model import resolve_tap_layers
 from radar.target.positions import position_limit

@@ -1,0 +1,76 @@
+"""The processes that hold one model together, each a rank of `torchrun` with a part of the weights on a device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from radar.errors import UsageError
+
+__all__ = ["PATIENCE", "Ranks", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
+
+PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
+_NAME = "_radar_ranks"
+# torch 2.13 has another name for it, and warns of the first
+_gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Those of one model.
+
+    Attributes:
+        rank: of this process; 0 runs the program and decides.
+        size: how many there are.
+        group: of collectives on the model's device; None: torch's default one.
+    """
+
+    rank: int
+    size: int
+    group: Any = None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What each rank has [R, *x.shape], in their order: on all of them the same bits. A graph can hold it."""
+        x = x.contiguous()
+        parts = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        _gather(parts, x, group=self.group)
+        return parts.view(self.size, *x.shape)
+
+    def keep(self, model: nn.Module) -> None:
+        """The model is theirs from now on."""
+        model.__dict__[_NAME] = self
+
+
+def ranks_of(model: nn.Module) -> Ranks | None:
+    """Those that hold the model together; None: this process has all of it."""
+    found: Ranks | None = model.__dict__.get(_NAME)
+    return found
+
+
+def launched_ranks() -> int:
+    """How many processes `torchrun` has started, by the environment; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdigit() and "RANK" in os.environ else 1
+
+
+def own_device() -> str | None:
+    """This process's GPU, by its number on the machine; None: there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """Meet the other processes, for a model on `device`; `torchrun` has said where. Raises UsageError if this torch
+    cannot."""
+    if not distributed.is_available():
+        raise UsageError("this torch is built without torch.distributed: a model on several cards needs one with it")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # transformers, and whoever asks for no device, means this one
+    if not distributed.is_initialized():
+        backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        distributed.init_process_group(backend, timeout=PATIENCE, device_id=own)
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
