@@ -37,7 +37,7 @@ LENGTH, DISTINCT, CHAT, TEXT = 1024, 64, "/v1/chat/completions", "/v1/completion
 BAD = (
     b"{", b"[1]", b'{"model": "pair"}', b'{"model": "other", "prompt": "x"}', b'{"model": "pair", "prompt": 1e999}',
     b'{"model": "pair", "prompt": "\\ud800"}', b'{"model": "pair", "prompt": "x", "n": -1}', b"[" * 50_000,
-    b'{"model": "pair", "prompt": [4096]}', b'{"model": "pair", "prompt": "x", "max_tokens": 99999}',
+    b'{"model": "pair", "prompt": [999999]}', b'{"model": "pair", "prompt": "x", "max_tokens": 99999}',
 )  # fmt: skip
 Asked = tuple[str, dict[str, Any]]
 

@@ -18,7 +18,7 @@ def make(nodes: int, accepted: int, device: torch.device) -> tuple[object, ...]:
     tokens = node + 100
     target = torch.where(node < accepted, tokens + 1, 0)
     tree = (tensor.to(device) for tensor in (tokens, parents, node >= 0, target, torch.ones(1).long()))
-    sizes = (1, MAX_ACCEPTED), (1, MAX_ACCEPTED), (1,), (1,), (1,), (1, 2 + MAX_ACCEPTED)
+    sizes = (1, MAX_ACCEPTED), (1, MAX_ACCEPTED), (1,), (1,), (1,), (1, 3 + MAX_ACCEPTED)
     into = Acceptance(*(torch.zeros(size, dtype=torch.int64, device=device) for size in sizes))
     return *tree, into, torch.zeros(1, LLAMA_8B.vocabulary // 32, dtype=torch.int32, device=device)
 

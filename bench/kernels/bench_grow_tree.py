@@ -23,7 +23,9 @@ def chain(logits: torch.Tensor, tree: TreeBuffers, *, first: bool, d2t: torch.Te
     reference_tree.add_level(level, tree, first=first)
 
 
-def make(vocabulary: int, device: torch.device) -> tuple[TreeBuffers, list[torch.Tensor], torch.Tensor]:
+def make(
+    vocabulary: int, device: torch.device, dtype: torch.dtype = DTYPE
+) -> tuple[TreeBuffers, list[torch.Tensor], torch.Tensor]:
     slots = K + (CALLS - 1) * K * K
 
     def integers(*shape: int) -> torch.Tensor:
@@ -35,7 +37,7 @@ def make(vocabulary: int, device: torch.device) -> tuple[TreeBuffers, list[torch
         integers(1),
     )  # fmt: skip
     rows = (1, *(LEVELS - 1) * [K])
-    return tree, [(3 * torch.randn(1, n, vocabulary, device=device)).to(DTYPE) for n in rows], integers(vocabulary)
+    return tree, [(3 * torch.randn(1, n, vocabulary, device=device)).to(dtype) for n in rows], integers(vocabulary)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -48,8 +50,9 @@ def test_grow_tree(vocabulary, implementation, device, bench_kernel):
             op(logits, tree, first=i == 0, d2t=d2t)
 
     inputs = [make(vocabulary, device) for _ in range(4)]  # the logits were just written: they are in the cache
-    (tree, levels, _), twin = inputs[0], TreeBuffers(*(tensor.clone() for tensor in inputs[0][0]))
-    call(*inputs[0])
+    tree, levels, d2t = make(vocabulary, device, torch.float32)  # in 16 bits scores tie, which topk breaks otherwise
+    twin = TreeBuffers(*(tensor.clone() for tensor in tree))
+    call(tree, levels, d2t)
     for i, logits in enumerate(levels):
         reference_tree.grow_tree(logits, twin, first=i == 0)
     assert all(torch.equal(getattr(tree, name), getattr(twin, name)) for name in ("tokens", "beam_tokens", "calls"))

