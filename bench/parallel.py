@@ -44,9 +44,8 @@ def random_part(geometry: Geometry, device: torch.device, dtype: torch.dtype, ra
 
     localize(model, ranks, part)
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:  # an embedding, which not every plan names
-                setattr(module, name, nn.Parameter(part(parameter, None), requires_grad=False))
+        if type(module) is nn.Embedding and module.weight.is_meta:  # which not every plan names
+            module.weight = nn.Parameter(part(module.weight, None), requires_grad=False)
         if type(module).__name__.endswith("RMSNorm"):
             module.weight = nn.Parameter(torch.ones_like(module.weight, device=device), requires_grad=False)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)

@@ -23,9 +23,7 @@ def chain(logits: torch.Tensor, tree: TreeBuffers, *, first: bool, d2t: torch.Te
     reference_tree.add_level(level, tree, first=first)
 
 
-def make(
-    vocabulary: int, device: torch.device, dtype: torch.dtype = DTYPE
-) -> tuple[TreeBuffers, list[torch.Tensor], torch.Tensor]:
+def make(vocabulary: int, device: torch.device, dtype: torch.dtype = DTYPE) -> tuple[object, ...]:
     slots = K + (CALLS - 1) * K * K
 
     def integers(*shape: int) -> torch.Tensor:
