@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from radar.serve.ingress import make_ingress
 from radar.serve.models import ServedModel
@@ -60,26 +59,22 @@ def Replicas(
     beside = min(limits.max_waiting, max(1, size.rows // 4))
     scaling: dict[str, Any] = {"num_replicas": size.replicas}
     if size.most > size.replicas:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=size.replicas, max_replicas=size.most, target_ongoing_requests=size.rows
-            )
-        }
+        bounds = {"min_replicas": size.replicas, "max_replicas": size.most, "target_ongoing_requests": size.rows}
+        scaling = {"autoscaling_config": bounds}
     deployment = serve.deployment(
-        Replica,
         name="Replica",
         max_ongoing_requests=size.rows + beside,
         max_queued_requests=max(1, limits.max_waiting),
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=limits.shutdown_seconds + GRACE,
         ray_actor_options={"num_cpus": size.cpus, "num_gpus": size.gpus},
-        request_router_config=RequestRouterConfig(
-            request_router_class=ROUTER,
-            request_router_kwargs={"num_fallback_replicas": size.most},
-            max_backoff_s=BACKOFF,
-        ),
+        request_router_config={
+            "request_router_class": ROUTER,
+            "request_router_kwargs": {"num_fallback_replicas": size.most},
+            "max_backoff_s": BACKOFF,
+        },
         **scaling,
-    )
+    )(Replica)
     return deployment.bind(make_models, dict(options), limits)
 
 
@@ -105,11 +100,10 @@ def with_ingress(replicas: serve.Application, limits: Limits, keys: Sequence[str
         size: of the replicas.
     """
     deployment = serve.deployment(
-        Ingress,
         name="Ingress",
         max_ongoing_requests=MANY,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=limits.shutdown_seconds + GRACE,
         ray_actor_options={"num_cpus": 0},
-    )
+    )(Ingress)
     return deployment.bind(replicas, limits, list(keys), size.rows * size.replicas)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from radar.errors import RadarError
-from radar.serve.logs import JsonFormatter
+from radar.serve.logs import as_json
 
 __all__ = ["local_replicas"]
 
@@ -42,7 +40,7 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
     from ray.serve.schema import LoggingConfig
 
     logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    _as_json("ray", "ray.serve")
+    as_json("ray", "ray.serve")
     try:
         ray.init(
             address="local",
@@ -56,15 +54,6 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
         try:
             yield serve.run(make(), name="radar", route_prefix=None, logging_config=logs)
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
-
-
-def _as_json(*names: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    for name in names:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING)

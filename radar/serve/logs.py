@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import time
 import traceback
 from typing import Any
 
-__all__ = ["CONFIG", "JsonFormatter", "failure", "log"]
+__all__ = ["CONFIG", "JsonFormatter", "as_json", "failure", "log", "only_failures"]
 
 _LOGGER = logging.getLogger("radar.serve")
 
@@ -43,6 +44,22 @@ CONFIG: dict[str, Any] = {
         )
     },
 }  # fmt: skip
+
+
+def only_failures() -> None:
+    """This process's logs become lines of JSON, without one a request."""
+    logging.config.dictConfig(CONFIG)
+    _LOGGER.setLevel(logging.WARNING)
+
+
+def as_json(*names: str) -> None:
+    """What these loggers warn of becomes lines of JSON, and what else they say is left out."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING)
 
 
 def log(message: str, **fields: Any) -> None:

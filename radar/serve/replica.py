@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging.config
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from prometheus_client import Metric
 from starlette.types import Message
 
 from radar.serve.app import make_app
-from radar.serve.logs import CONFIG
+from radar.serve.logs import only_failures
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
 
@@ -35,8 +34,7 @@ class Replica:
         self, make_models: Callable[[Mapping[str, Any]], Sequence[ServedModel]], options: Mapping[str, Any],
         limits: Limits,
     ) -> None:  # fmt: skip
-        logging.config.dictConfig(CONFIG)
-        logging.getLogger("radar.serve").setLevel(logging.WARNING)  # the ingress writes a line a request
+        only_failures()  # the ingress writes a line a request
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._app = make_app(make_models(options), limits=limits)
 
