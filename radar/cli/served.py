@@ -45,7 +45,7 @@ def served_app(args: argparse.Namespace, limits: Limits, keys: Sequence[str]) ->
     def make() -> Any:
         from radar.serve.cluster import Replicas, Size
 
-        size = Size(replicas=replicas, most=most, rows=args.max_batch_size, gpus=gpus, cpus=cpus)
+        size = Size(replicas=replicas, most=most, rows=args.max_batch_size, gpus=gpus, cpus=cpus, starts=1)
         return Replicas(served_models, replica_options(args), limits, size)
 
     with local_replicas(make, cpus=most * cpus, gpus=most * gpus) as handle:

@@ -32,6 +32,7 @@ class Size:
         rows: texts that a replica decodes at once.
         gpus: of a replica.
         cpus: of a replica, which Ray keeps apart and torch uses as threads.
+        starts: that may fail before the application has.
     """
 
     replicas: int
@@ -39,6 +40,7 @@ class Size:
     rows: int
     gpus: int
     cpus: int
+    starts: int = 20
 
 
 def Replicas(
@@ -65,6 +67,7 @@ def Replicas(
         name="Replica",
         max_ongoing_requests=size.rows + beside,
         max_queued_requests=max(1, limits.max_waiting),
+        max_constructor_retry_count=size.starts,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=limits.shutdown_seconds + GRACE,
         ray_actor_options={"num_cpus": size.cpus, "num_gpus": size.gpus},
