@@ -39,6 +39,7 @@ class Answer:
 
     def __init__(self, script):
         self._script, self.cancelled = list(script), False
+        self._refused = self._script[0] if isinstance(self._script[0], Exception) else None
 
     def __aiter__(self):
         return self
@@ -55,6 +56,8 @@ class Answer:
 
     def cancel(self):
         self.cancelled = True
+        if self._refused is not None:
+            raise self._refused
 
 
 class Handle:

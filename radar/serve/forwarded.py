@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -72,7 +73,8 @@ class Forwarded(Sending):
             except DeploymentUnavailableError as error:
                 raise ApiError(503, "there is no replica: try again later", headers={"Retry-After": "5"}) from error
             finally:
-                answer.cancel()  # of one that has ended it is nothing
+                with suppress(Exception):  # of one that was never taken in, again what it was refused by
+                    answer.cancel()
 
     async def _pass_on(self, answer: AsyncIterable[Sequence[Message]], send: Send, *, is_last: bool) -> bool:
         """Send the answer on. Returns whether it was one: a replica without room for the texts of this request says
