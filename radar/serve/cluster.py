@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from radar.serve.ingress import make_ingress
+from radar.serve.logs import to_stderr
 from radar.serve.models import ServedModel
 from radar.serve.replica import Replica
 from radar.serve.server import GRACE
@@ -86,6 +87,7 @@ class Ingress:
     """`make_ingress` in a process of Ray, behind its proxies."""
 
     def __init__(self, replicas: Any, limits: Limits, keys: Sequence[str], rows: int) -> None:
+        to_stderr()
         self._arguments = replicas, limits, keys, rows
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any
 
-__all__ = ["CONFIG", "JsonFormatter", "as_json", "failure", "log", "only_failures"]
+__all__ = ["CONFIG", "JsonFormatter", "as_json", "failure", "log", "to_stderr"]
 
 _LOGGER = logging.getLogger("radar.serve")
 
@@ -46,10 +46,10 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def only_failures() -> None:
-    """This process's logs become lines of JSON, without one a request."""
+def to_stderr(level: int = logging.INFO) -> None:
+    """This process's logs become lines of JSON, ours from this level on."""
     logging.config.dictConfig(CONFIG)
-    _LOGGER.setLevel(logging.WARNING)
+    _LOGGER.setLevel(level)
 
 
 def as_json(*names: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from prometheus_client import Metric
 from starlette.types import Message
 
 from radar.serve.app import make_app
-from radar.serve.logs import only_failures
+from radar.serve.logs import to_stderr
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
 
@@ -34,7 +35,7 @@ class Replica:
         self, make_models: Callable[[Mapping[str, Any]], Sequence[ServedModel]], options: Mapping[str, Any],
         limits: Limits,
     ) -> None:  # fmt: skip
-        only_failures()  # the ingress writes a line a request
+        to_stderr(logging.WARNING)  # the ingress writes a line a request
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._app = make_app(make_models(options), limits=limits)
 
