@@ -106,7 +106,7 @@ def text_of(choice):
 def request_of(number):
     """Path, body, and the text that must come; some come again."""
     number %= 24
-    body = {"model": NAME, "max_tokens": 4 + number % 6, "seed": number % 5, "stream": number % 3 > 0}
+    body = {"model": NAME, "max_tokens": 2 + number % 5, "seed": number % 5, "stream": number % 3 > 0}
     body["temperature"] = number % 2
     options = {"max_new_tokens": body["max_tokens"], "seed": body["seed"], "temperature": body["temperature"]}
     prompt = PROMPTS[number % len(PROMPTS)] if number % 7 else CHAT
@@ -199,7 +199,7 @@ def a_client_that_leaves_frees_its_row(cluster):
 
 def a_full_server_says_so(cluster):
     """There is room for 2 rows and 1 beside in each, and for 8 before them."""
-    web, body = cluster.web, LONG | {"stream": False, "max_tokens": 40, "min_tokens": 40}
+    web, body = cluster.web, LONG | {"stream": False, "max_tokens": 24, "min_tokens": 24}
     with ThreadPoolExecutor(40) as pool:
         found = list(pool.map(lambda _: web.post(TEXT_PATH, json=body), range(40)))
     count = Counter(answer.status_code for answer in found)

@@ -39,10 +39,10 @@ def build(options: Mapping[str, Any]) -> Any:
     serve.add_arguments(parser)
     args = parser.parse_args(words)
 
-    from radar.serve.cluster import Replicas, Size, with_ingress
+    from radar.serve.cluster import Size, bound_ingress, bound_replicas
 
     replicas, gpus = args.replicas or 1, int(args.device != "cpu")
     most, limits = args.max_replicas or replicas, limits_of(args)
     size = Size(replicas=replicas, most=most, rows=args.max_batch_size, gpus=gpus, cpus=1)
-    made = Replicas(served_models, replica_options(args), limits, size)
-    return with_ingress(made, limits, serve._keys(args), size)
+    made = bound_replicas(served_models, replica_options(args), limits, size)
+    return bound_ingress(made, limits, serve._keys(args), size)

@@ -90,7 +90,7 @@ def _seconds(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    for extra, needs in (("serve", NEEDS), ("ray", NEEDS_RAY if args.replicas else ())):
+    for extra, needs in (("serve", NEEDS), ("ray", NEEDS_RAY if args.replicas or args.max_replicas else ())):
         if missing := [name for name in needs if find_spec(name) is None]:
             raise UsageError(f'{missing[0]} is missing: pip install "radar-decoding[{extra}]"')
     from radar.serve.server import RadarServer, bound_socket

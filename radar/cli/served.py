@@ -43,10 +43,10 @@ def served_app(args: argparse.Namespace, limits: Limits, keys: Sequence[str]) ->
     cpus = max(1, (os.cpu_count() or 1) // most)
 
     def make() -> Any:
-        from radar.serve.cluster import Replicas, Size
+        from radar.serve.cluster import Size, bound_replicas
 
         size = Size(replicas=replicas, most=most, rows=args.max_batch_size, gpus=gpus, cpus=cpus, starts=1)
-        return Replicas(served_models, replica_options(args), limits, size)
+        return bound_replicas(served_models, replica_options(args), limits, size)
 
     with local_replicas(make, cpus=most * cpus, gpus=most * gpus) as handle:
         from radar.serve.ingress import make_ingress

@@ -16,7 +16,7 @@ from radar.serve.replica import Replica
 from radar.serve.server import GRACE
 from radar.serve.settings import Limits
 
-__all__ = ["Replicas", "Size", "with_ingress"]
+__all__ = ["Size", "bound_ingress", "bound_replicas"]
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 BACKOFF = 0.05  # seconds between looks for room, at most: a row that is free waits so long
@@ -44,7 +44,7 @@ class Size:
     starts: int = 20
 
 
-def Replicas(
+def bound_replicas(
     make_models: Callable[[Mapping[str, Any]], Sequence[ServedModel]], options: Mapping[str, Any], limits: Limits,
     size: Size,
 ) -> serve.Application:  # fmt: skip
@@ -95,11 +95,11 @@ class Ingress:
         return make_ingress(replicas, limits=limits, keys=keys, rows=rows)
 
 
-def with_ingress(replicas: serve.Application, limits: Limits, keys: Sequence[str], size: Size) -> serve.Application:
+def bound_ingress(replicas: serve.Application, limits: Limits, keys: Sequence[str], size: Size) -> serve.Application:
     """The whole application, for Ray's proxies to serve.
 
     Args:
-        replicas: from `Replicas`.
+        replicas: from `bound_replicas`.
         limits: of requests.
         keys: of the API; empty: it is open.
         size: of the replicas.
