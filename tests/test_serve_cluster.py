@@ -26,7 +26,7 @@ from radar.errors import UsageError
 NAME, CHAT_PATH, TEXT_PATH = "radar-embedded", "/v1/chat/completions", "/v1/completions"
 COMMAND = [
     sys.executable, "-m", "radar", "serve", "--replicas", "2", "--port", "0", "--device", "cpu", "--max-length", "256",
-    "--max-batch-size", "2", "--total-tokens", "8", "--max-calls", "2", "--no-fallback", "--max-waiting", "8",
+    "--max-batch-size", "3", "--total-tokens", "4", "--max-calls", "1", "--no-fallback", "--max-waiting", "8",
 ]  # fmt: skip
 LONG = {"model": NAME, "prompt": "def f(", "max_tokens": 240, "min_tokens": 240, "stream": True}
 REQUESTS, CLIENTS, PROMPTS = 200, 12, ("def add(a, b):", "x", "Once", "import os")
@@ -106,7 +106,7 @@ def text_of(choice):
 def request_of(number):
     """Path, body, and the text that must come; some come again."""
     number %= 24
-    body = {"model": NAME, "max_tokens": 2 + number % 5, "seed": number % 5, "stream": number % 3 > 0}
+    body = {"model": NAME, "max_tokens": 1 + number % 3, "seed": number % 5, "stream": number % 3 > 0}
     body["temperature"] = number % 2
     options = {"max_new_tokens": body["max_tokens"], "seed": body["seed"], "temperature": body["temperature"]}
     prompt = PROMPTS[number % len(PROMPTS)] if number % 7 else CHAT
@@ -198,8 +198,8 @@ def a_client_that_leaves_frees_its_row(cluster):
 
 
 def a_full_server_says_so(cluster):
-    """There is room for 2 rows and 1 beside in each, and for 8 before them."""
-    web, body = cluster.web, LONG | {"stream": False, "max_tokens": 24, "min_tokens": 24}
+    """There is room for 3 rows and 1 beside in each, and for 8 before them."""
+    web, body = cluster.web, LONG | {"stream": False, "max_tokens": 12, "min_tokens": 12}
     with ThreadPoolExecutor(40) as pool:
         found = list(pool.map(lambda _: web.post(TEXT_PATH, json=body), range(40)))
     count = Counter(answer.status_code for answer in found)
@@ -227,7 +227,7 @@ def nothing_is_lost(cluster, replicas):
             count = Counter(one.result() for one in found)
     assert "has died" in json.loads(events[-1])["error"]["message"], "it had ended before the replica did"
     assert set(count) <= {"equal", "ended by an error"}, count
-    assert count["equal"] >= REQUESTS - 3  # a replica has not begun more at once
+    assert count["equal"] >= REQUESTS - 4  # a replica has not begun more at once
     assert web.get("/health").json()["replicas"] >= 1
 
 
