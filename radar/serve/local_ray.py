@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -45,7 +46,8 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
     from ray.serve.schema import LoggingConfig
 
     logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    as_json("ray", "ray.serve")
+    as_json(logging.WARNING, "ray")
+    as_json(logging.ERROR, "ray.serve")  # its warnings are of every request that waits or is refused
     try:
         ray.init(
             address="local",

@@ -52,14 +52,14 @@ def to_stderr(level: int = logging.INFO) -> None:
     _LOGGER.setLevel(level)
 
 
-def as_json(*names: str) -> None:
-    """What these loggers warn of becomes lines of JSON, and what else they say is left out."""
+def as_json(level: int, *names: str) -> None:
+    """What these loggers say from this level on becomes lines of JSON, the rest is left out."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     for name in names:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)
 
 
 def log(message: str, **fields: Any) -> None:
