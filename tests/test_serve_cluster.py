@@ -288,10 +288,14 @@ def test_a_config_that_asks_for_what_there_is_not(options, message):
 
 
 def test_options_of_a_config_are_those_of_the_command():
-    application = build({"device": "cpu", "compare": True, "no_fallback": False, "max_waiting": 0, "max_body": 5})
+    application = build(
+        {"device": "cpu", "compare": True, "no_fallback": False, "max_waiting": 0, "max_body": 5, "api_key": "k"}
+    )
+    assert application._bound_deployment.init_args[2] == ["k"]
     deployment = application._bound_deployment.init_args[0]._bound_deployment
     assert deployment.ray_actor_options["num_gpus"] == 0
     _, options, limits = deployment.init_args
     assert (options["compare"], options["no_fallback"]) == (True, False)
+    assert "api_key" not in options  # replicas need none
     assert (limits.max_waiting, limits.max_body) == (0, 5)
     assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (8, 1)
