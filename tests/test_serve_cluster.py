@@ -1,5 +1,6 @@
 """`radar serve --replicas 2` on this machine with real clients, one replica killed in the middle; a config."""
 
+import functools
 import json
 import os
 import re
@@ -114,14 +115,9 @@ def request_of(number):
     return (TEXT_PATH, body | {"prompt": prompt}, own) if number % 7 else (CHAT_PATH, body | {"messages": CHAT}, own)
 
 
-OWN = {}
-
-
+@functools.cache
 def own_text(prompt, **options):
-    key = prompt, *options.values()
-    if key not in OWN:
-        OWN[key] = plain_decoder().generate(json.loads(prompt), **options).text
-    return OWN[key]
+    return plain_decoder().generate(json.loads(prompt), **options).text
 
 
 def outcome(web, path, body, own):
@@ -238,6 +234,10 @@ def test_replicas_that_cannot_be_are_refused(monkeypatch, capsys):
     assert "--max-replicas 1 is below --replicas 2" in capsys.readouterr().err
     assert main(["serve", "--replicas", "1", "--device", "cuda:1", "--port", "0"]) == 2
     assert "Ray says which GPU" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert main(["serve", "--replicas", "2", "--device", "cpu", "--port", "0"]) == 2
+    assert "Ray starts the processes" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert main(["serve", "--replicas", "1", "--max-replicas", "2", "--port", "0"]) == 2
     assert "2 replicas need a GPU each, and there are 1" in capsys.readouterr().err

@@ -60,6 +60,8 @@ def replicas_asked(args: argparse.Namespace) -> tuple[int, int, int]:
 
     replicas, device = args.replicas or 1, args.device or "cuda"
     most = args.max_replicas or replicas
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--replicas under torchrun: Ray starts the processes; leave out one of the two")
     if most < replicas:
         raise UsageError(f"--max-replicas {most} is below --replicas {replicas}: take {replicas} or more")
     if device not in ("cpu", "cuda"):
