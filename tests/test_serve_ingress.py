@@ -13,6 +13,8 @@ from radar.serve.ingress import make_ingress
 from radar.serve.replica import ABORT
 from radar.serve.settings import Limits
 
+FULL_UP = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+
 
 @pytest.mark.parametrize(
     "died", [[DEAD], [[START], DEAD], [[EVENTS], DEAD]], ids=["at once", "when it began", "when a stream began"]
@@ -23,6 +25,15 @@ def test_another_replica_takes_what_has_not_begun(died):
     assert (answer.status_code, answer.json()) == (200, {"a": 1})
     assert handle.places == [conversation(json.dumps(BODY).encode())] * 2
     assert handle.asked[0] == handle.asked[1]
+
+
+@pytest.mark.parametrize("refusal", [FULL_UP, DeploymentUnavailableError("x")])
+def test_what_was_taken_in_is_not_refused_behind_that(refusal):
+    """The replica that had it has died, and those that are left are full."""
+    handle = Handle([DEAD], [refusal], [refusal], GOOD)
+    assert ask(handle).status_code == 200
+    assert len(set(handle.places)) == 1
+    assert ask(Handle([DEAD], *[[[FULL, WHOLE]]] * 4, GOOD)).status_code == 200
 
 
 def test_what_has_begun_ends_with_an_error():
@@ -61,7 +72,7 @@ def test_a_replica_that_is_full_is_not_the_last_word():
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
-        (BackPressureError(num_queued_requests=9, max_queued_requests=9), 429, "rate_limit_error"),
+        (FULL_UP, 429, "rate_limit_error"),
         (DeploymentUnavailableError("x"), 503, "overloaded_error"),
         (RuntimeError("a secret"), 500, "server_error"),
     ],

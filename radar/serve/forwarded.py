@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,7 +19,8 @@ from radar.serve.sending import Sending
 
 __all__ = ["Forwarded", "asked"]
 
-TRIES = 3  # replicas that a request may bring down, if it is what does
+TRIES = 3  # replicas that a request may bring down, if it is what does, or find full
+PAUSE = 0.1  # seconds between looks for room
 _PASSED_ON = ("method", "path", "raw_path", "query_string", "http_version", "scheme")
 
 
@@ -50,31 +52,38 @@ class Forwarded(Sending):
 
     async def make(self, send: Send, ended: Callable[[], None]) -> None:
         """See `Sending`."""
-        place = self._conversation or uuid4().hex
-        for left in reversed(range(TRIES)):
+        place, died, full = self._conversation or uuid4().hex, 0, 0
+        while True:
             options = self._replicas.options(method_name="answer", stream=True, session_id=place)
             answer = options.remote(self._asked, self._body)
             try:
-                if await self._pass_on(answer, send, is_last=not left):
+                if await self._pass_on(answer, send, is_last=full == TRIES - 1 and not died):
                     return ended()
-                place = uuid4().hex
+                place, full = uuid4().hex, full + 1
+                await asyncio.sleep(PAUSE if full >= TRIES else 0)
             except RayActorError as error:  # the router knows that it is gone
+                died += 1
                 if self._begun:
                     raise ApiError(503, "the replica that made this text has died: ask again") from error
-                if not left:
+                if died == TRIES:
                     raise ApiError(503, f"{TRIES} replicas have died of this request, or while it was there") from error
-            except BackPressureError as error:
-                raise ApiError(
-                    429,
-                    "all replicas are full, and as many requests wait as may: try again later",
-                    code="rate_limit_exceeded",
-                    headers={"Retry-After": str(self._admission.patience())},
-                ) from error
-            except DeploymentUnavailableError as error:
-                raise ApiError(503, "there is no replica: try again later", headers={"Retry-After": "5"}) from error
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                if not died:
+                    raise self._refusal(error) from error
+                await asyncio.sleep(PAUSE)  # it has been taken in, and waits as long as its time lasts
             finally:
                 with suppress(Exception):  # of one that was never taken in, again what it was refused by
                     answer.cancel()
+
+    def _refusal(self, error: BackPressureError | DeploymentUnavailableError) -> ApiError:
+        if isinstance(error, DeploymentUnavailableError):
+            return ApiError(503, "there is no replica: try again later", headers={"Retry-After": "5"})
+        return ApiError(
+            429,
+            "all replicas are full, and as many requests wait as may: try again later",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(self._admission.patience())},
+        )
 
     async def _pass_on(self, answer: AsyncIterable[Sequence[Message]], send: Send, *, is_last: bool) -> bool:
         """Send the answer on. Returns whether it was one: a replica without room for the texts of this request says
