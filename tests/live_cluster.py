@@ -13,7 +13,7 @@ from live_server import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = [
-    sys.executable, "-m", "radar", "serve", "--replicas", "2", "--port", "0", "--device", "cpu", "--max-length", "256",
+    sys.executable, "-m", "radar", "serve", "--replicas", "2", "--port", "0", "--device", "cpu", "--max-length", "512",
     "--max-batch-size", "3", "--total-tokens", "4", "--max-calls", "1", "--no-fallback", "--max-waiting", "8",
 ]  # fmt: skip
 
@@ -59,8 +59,8 @@ class Cluster:
         children = descendants(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
-            assert self.process.wait(60) == 0
-            wait_until(lambda: not [pid for pid in children if is_running(pid)], 30)
+            assert self.process.wait(120) == 0
+            wait_until(lambda: not [pid for pid in children if is_running(pid)], 120)
         finally:
             self.process.kill()
             self._reader.join(10)

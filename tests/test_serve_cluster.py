@@ -93,18 +93,17 @@ def test_two_replicas_of_which_one_is_killed(cluster):
 
 
 def conversations_stay(cluster):
-    """Each turn is asked with the text before it. Returns a conversation of each replica."""
+    """A turn is asked with the text before it. Returns a conversation of each replica."""
     kept, web = {}, cluster.web
     for number in range(12):
         messages, names = [{"role": "user", "content": f"Add {number}"}], []
-        for turn in range(2):
+        for turn in range(2 if number < 4 else 1):
             names.append(f"{number}.{turn}")
             body = {"model": NAME, "messages": messages, "max_tokens": 3}
             answer = web.post(CHAT_PATH, json=body, headers={"x-request-id": names[-1]}).json()
             messages = [*messages, answer["choices"][0]["message"], {"role": "user", "content": "and more"}]
-        first, second = (cluster.replica_of(name) for name in names)
-        assert first == second
-        kept[first] = f"Add {number}"
+        (replica,) = {cluster.replica_of(name) for name in names}
+        kept[replica] = f"Add {number}"
     assert len(kept) == 2 == web.get("/health").json()["replicas"]
     return kept
 
@@ -136,14 +135,14 @@ def a_full_server_says_so(cluster):
 def nothing_is_lost(cluster, replicas):
     asked, web = [request_of(number) for number in range(REQUESTS)], cluster.web
     victim, content = next(iter(replicas.items()))
-    long = {"model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 200, "min_tokens": 200}
+    long = {"model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 450, "min_tokens": 450}
     with web.stream("POST", CHAT_PATH, json=long | {"stream": True}) as begun:
         lines = begun.iter_lines()
         next(lines)
         assert cluster.figures("radar_num_requests_running")[victim] == 1
         with ThreadPoolExecutor(CLIENTS) as pool:
             found = [pool.submit(outcome, web, *one) for one in asked]
-            wait_until(lambda: sum(one.done() for one in found) >= 10)
+            wait_until(lambda: sum(one.done() for one in found) >= REQUESTS // 4)
             os.kill(int(victim.partition(":")[2]), signal.SIGKILL)
             events = [line.removeprefix("data: ") for line in lines if line]
             count = Counter(one.result() for one in found)
