@@ -29,6 +29,7 @@ ONLY_IN = {
     **dict.fromkeys(
         ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), ("radar.serve", "radar.cli.serve")
     ),
+    "ray": ("radar.serve",),
     "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.train"),
 }
 

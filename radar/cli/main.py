@@ -42,6 +42,7 @@ COMMANDS = (
     Command("doctor", "find out how a draft head's file is to be read, by measuring"),
     Command("profile", "time the parts of a round on this device, for your own models"),
     Command("record", "record draft rounds at full depth, to train a policy on"),
+    Command("write-text", "let the target answer prompts, to train a draft head on its text"),
     Command("train-draft", "train an EAGLE-3 draft head for a target, on a text file"),
     Command("train-policy", "train a stop policy on recorded rounds"),
     Command("evaluate", "compare stop policies on recorded rounds"),

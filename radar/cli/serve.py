@@ -7,7 +7,6 @@ import os
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 from radar.cli.arguments import add_model_options, follows, positive
 from radar.errors import NotFoundError, UsageError
@@ -15,8 +14,8 @@ from radar.errors import NotFoundError, UsageError
 __all__ = ["add_arguments", "run"]
 
 KEY = "RADAR_API_KEY"
-EMBEDDED = "radar-embedded"
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+NEEDS_RAY = ("ray", "mmh3")  # mmh3: of its part for serving
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key-file", type=Path, metavar="FILE", help="the same, one key a line")
     group.add_argument(
         "--compare", action="store_true", help="serve NAME@eagle3 and NAME@plain too, each with caches of its own"
+    )
+    replicas = parser.add_argument_group("replicas", 'Needs pip install "radar-decoding[ray]".')
+    replicas.add_argument(
+        "--replicas", type=positive, metavar="N", help="processes with a decoder each, and a GPU each where there are"
+    )
+    replicas.add_argument(
+        "--max-replicas", type=positive, metavar="N", help="as many at most, started when requests wait (default: none)"
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
@@ -85,40 +91,29 @@ def _seconds(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    if missing := [name for name in NEEDS if find_spec(name) is None]:
-        raise UsageError(f'{missing[0]} is missing: pip install "radar-decoding[serve]"')
+    for extra, needs in (("serve", NEEDS), ("ray", NEEDS_RAY if args.replicas or args.max_replicas else ())):
+        if missing := [name for name in needs if find_spec(name) is None]:
+            raise UsageError(f'{missing[0]} is missing: pip install "radar-decoding[{extra}]"')
     from radar.serve.server import RadarServer, bound_socket
 
     keys, listener = _keys(args), None if follows() else bound_socket(args.host, args.port)
 
-    from radar.cli.decoders import make_decoder
-    from radar.serve.app import make_app
+    from radar.cli.served import limits_of, replicas_asked, served_app, served_models
     from radar.serve.logs import log
-    from radar.serve.models import ServedModel
-    from radar.serve.settings import Limits
 
-    names = ("max_waiting", "max_body", "max_tokens", "max_seconds", "shutdown_seconds")
-    limits = Limits(**{name: getattr(args, name) for name in names})
-    rows = {"max_batch_size": args.max_batch_size, "cache_tokens": args.cache_tokens}
-    decoder = make_decoder(args, fallback=not args.no_fallback, tp_plan="auto", **rows)
-    name = args.name or _name(args.target)
-    models = [ServedModel(name, decoder)]
-    if args.compare:
-        models += [ServedModel(f"{name}@{method}", one) for method, one in _compared(decoder, args, rows).items()]
+    limits = limits_of(args)
     if listener is None:
-        decoder.follow()
+        if args.replicas or args.max_replicas:
+            replicas_asked(args)  # refuses them
+        models = served_models(vars(args))  # all of them are kept as long as rank 0 asks
+        models[0].decoder.follow()
         return 0
-    server = RadarServer(make_app(models, limits=limits, keys=keys), limits)
-    if not keys and not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-        log("there is no API key: whoever reaches this address may ask")
-    server.run([listener])
+    with served_app(args, limits, keys) as app:
+        server = RadarServer(app, limits)
+        if not keys and not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+            log("there is no API key: whoever reaches this address may ask")
+        server.run([listener])
     return 0
-
-
-def _name(target: str | None) -> str:
-    if target is None:
-        return EMBEDDED
-    return Path(target).resolve().name if Path(target).is_dir() else target
 
 
 def _keys(args: argparse.Namespace) -> list[str]:
@@ -147,16 +142,3 @@ def _keys(args: argparse.Namespace) -> list[str]:
     except UnicodeEncodeError as error:
         raise UsageError(f"the API key is not UTF-8: {error.reason}; write another one") from error
     return found
-
-
-def _compared(decoder: Any, args: argparse.Namespace, rows: dict[str, Any]) -> dict[str, Any]:
-    """EAGLE-3 and plain decoding on the same weights."""
-    from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder
-
-    same = rows | {"tokenizer": decoder.tokenizer, "max_length": decoder.max_length, "engine": args.engine}
-    eagle = FixedDepth(min(8, decoder.tree.max_calls))
-    drafting = {"draft": decoder.draft, "policy": eagle, "tree": decoder.tree, "fallback": False}
-    return {
-        "eagle3": RadarDecoder(decoder.model, **drafting, **same),
-        "plain": AutoregressiveDecoder(decoder.model, **same),
-    }

@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", required=True, metavar="PATH", help="target model: folder or hub name")
     parser.add_argument(
-        "--text", type=Path, required=True, metavar="FILE", help='plain text, or JSON lines with "text"'
+        "--text",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help='plain text, JSON lines with "text", or a folder of those',
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
     length = parser.add_mutually_exclusive_group()
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from radar.train.draft import TrainingOptions, train_draft
     from radar.train.tokens import TokenMixture
 
-    if not args.text.is_file():
+    if not args.text.exists():
         raise NotFoundError(f"no such text file: {args.text}")
     taps = None
     if args.tap_layers is not None:

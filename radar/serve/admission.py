@@ -55,7 +55,7 @@ class Admission:
                 429,
                 f"{self.count} texts are under way or wait, of {self._most} at most: try again later",
                 code="rate_limit_exceeded",
-                headers={"Retry-After": str(self._patience())},
+                headers={"Retry-After": str(self.patience())},
             )
         began, left = time.monotonic(), texts
 
@@ -82,7 +82,7 @@ class Admission:
             return False
         return True
 
-    def _patience(self) -> int:
+    def patience(self) -> int:
         """Seconds after which a row should be free: those in are gone after about this, in turns of the rows."""
         turns = math.ceil((self.count - self._rows + 1) / self._rows)
         return max(1, min(60, math.ceil(self._seconds * turns)))

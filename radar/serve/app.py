@@ -59,7 +59,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, keys: Sequence[str] = ()) -> FastAPI:
-    """The app. `app.state.admission` knows what is under way.
+    """The app. `app.state.admission` knows what is under way, `app.state.metrics` what was.
 
     Args:
         models: one or more; the first says how many rows there are.
@@ -75,9 +75,9 @@ def make_app(models: Sequence[ServedModel], *, limits: Limits | None = None, key
     admission = Admission(served.first.decoder.max_batch_size, limits.max_waiting)
     metrics = ServerMetrics(served, admission)
     app = FastAPI(title="RADAR", docs_url=None, redoc_url=None)  # those pages load scripts of another site
-    app.state.admission = admission
+    app.state.admission, app.state.metrics = admission, metrics
     add_handlers(app)
-    app.add_middleware(Gate, keys=keys, limits=limits, metrics=metrics)
+    app.add_middleware(Gate, keys=keys, limits=limits, answers=metrics.http)
 
     @app.post("/v1/chat/completions", responses=_TEXT)
     async def chat(body: ChatRequest) -> Response:

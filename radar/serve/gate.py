@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radar.serve.errors import ApiError, api_error
 from radar.serve.logs import failure, log
-from radar.serve.metrics import ServerMetrics
 from radar.serve.settings import Limits
 
 __all__ = ["Gate"]
@@ -31,11 +31,11 @@ class Gate:
         app: behind the gate.
         keys: one of them opens it; empty: it is open.
         limits: of the body, and of the time that it may take to come.
-        metrics: counts answers.
+        answers: counts them by status.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], limits: Limits, metrics: ServerMetrics) -> None:
-        self._app, self._keys, self._limits, self._metrics = app, [key.encode() for key in keys], limits, metrics
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], limits: Limits, answers: Counter) -> None:
+        self._app, self._keys, self._limits, self._answers = app, [key.encode() for key in keys], limits, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +64,7 @@ class Gate:
                     raise
                 await api_error(error).response()(scope, receive, answer)
         finally:
-            self._metrics.http.labels(str(found.get("status", 499))).inc()
+            self._answers.labels(str(found.get("status", 499))).inc()
             log(
                 "request", method=scope["method"], path=scope["path"][:200],
                 seconds=round(time.perf_counter() - began, 4), **found,

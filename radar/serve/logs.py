@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import time
 import traceback
 from typing import Any
 
-__all__ = ["CONFIG", "JsonFormatter", "failure", "log"]
+__all__ = ["CONFIG", "JsonFormatter", "as_json", "failure", "log", "to_stderr"]
 
 _LOGGER = logging.getLogger("radar.serve")
 
@@ -43,6 +44,22 @@ CONFIG: dict[str, Any] = {
         )
     },
 }  # fmt: skip
+
+
+def to_stderr(level: int = logging.INFO) -> None:
+    """This process's logs become lines of JSON, ours from this level on."""
+    logging.config.dictConfig(CONFIG)
+    _LOGGER.setLevel(level)
+
+
+def as_json(level: int, *names: str) -> None:
+    """What these loggers say from this level on becomes lines of JSON, the rest is left out."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 def log(message: str, **fields: Any) -> None:

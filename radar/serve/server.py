@@ -70,6 +70,7 @@ class RadarServer(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE,
                 server_header=False,
                 http=_Protocol,
+                loop="asyncio",  # the same one, whatever else is installed
                 ws="none",
                 lifespan="off",
             )

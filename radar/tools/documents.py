@@ -22,8 +22,9 @@ def encode_file(
 ) -> npt.NDArray[np.int32]:
     """Tokens of a text file, int32, an end token after every document if one is given.
 
-    A `.jsonl` file holds a document per line under `text`. Any other file is text: documents end at a form feed, or,
-    in a file without form feeds, at three or more line breaks in a row (two or more blank lines).
+    A `.jsonl` file holds a document per line under `text`; a folder holds such files. Any other file is text: documents
+    end at a form feed, or, in a file without form feeds, at three or more line breaks in a row (two or more blank
+    lines).
 
     Args:
         path: the file, UTF-8.
@@ -33,18 +34,10 @@ def encode_file(
     Raises:
         ValueError: a file without text, or that is not UTF-8; names the line that is not a document.
     """
-    if Path(path).suffix == ".jsonl":
-        documents = []
-        for number, line in enumerate(read_lines(path), start=1):
-            if not line.strip():
-                continue
-            try:
-                documents.append(str(json.loads(line)["text"]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}:{number}: expected an object with a 'text' field") from error
+    if Path(path).is_dir():
+        documents = [one for file in sorted(Path(path).glob("*.jsonl")) for one in _documents(file)]
     else:
-        text = read_text(path)
-        documents = text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
+        documents = _documents(path)
     ids: list[int] = []
     for document in documents:
         if document.strip():
@@ -54,3 +47,18 @@ def encode_file(
     if not ids:
         raise UsageError(f"{path}: no text found")
     return np.asarray(ids, dtype=np.int32)
+
+
+def _documents(path: str | os.PathLike[str]) -> list[str]:
+    if Path(path).suffix != ".jsonl":
+        text = read_text(path)
+        return text.split("\f") if "\f" in text else re.split(r"\n{3,}", text)
+    documents = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            documents.append(str(json.loads(line)["text"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}:{number}: expected an object with a 'text' field") from error
+    return documents

@@ -22,6 +22,7 @@ from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
 from radar.tools.interrupts import interruptible
+from radar.tools.processes import process_share
 from radar.tools.twins import fingerprint
 from radar.train.draft_target import weights_digest
 from radar.train.full_round import FullRounds
@@ -89,7 +90,7 @@ def record(
     given = dict(out) if isinstance(out, Mapping) else {tree.total_tokens: out}
     if texts is None:
         texts = [decoder.tokenizer.decode(one) if decoder.tokenizer else " ".join(map(str, one)) for one in ids]
-    index, count = _process()
+    index, count = process_share()
     about: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_length": decoder.max_length, "seed": seed}
     about |= {"target_weights": weights_digest(decoder.model)}
     about |= {"draft_weights": weights_digest(decoder.draft), **(metadata or {})}
@@ -166,13 +167,3 @@ def _checked(decoder: RadarDecoder, prompts: Sequence[Sequence[int]], max_new_to
             "Nothing was recorded: make max_length (--max-length) larger, or leave them out"
         )
     return ids
-
-
-def _process() -> tuple[int, int]:
-    """(index, count) of this process among those that `accelerate launch` started; (0, 1) without it."""
-    rank, count = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return 0, 1
-    if rank is None:
-        raise UsageError(f"WORLD_SIZE={count} says that there are others, and no RANK which this one is")
-    return int(rank), count
