@@ -77,7 +77,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             of 64; where they run out, the newest text waits. None: as many as all can have.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
-    Where texts share rounds, one that is asked for behind a change waits until those under way have ended.
+    Where texts share rounds, one that is asked for behind a change waits until those under way have ended. On a GPU a
+    hook's tensors are part of the graphs, and its Python runs when those are made.
 
     Raises:
         UsageError: if the model's family is not supported, or the parts do not fit together.
