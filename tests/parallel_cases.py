@@ -54,6 +54,14 @@ def decoders(model, draft, **options):
     }
 
 
+def drifting(rank, draft):
+    """What decoders are made of where cards round differently, and much more so: rank 1 drafts other trees."""
+    if rank:
+        for part in draft.parameters():
+            part.data += 0.3 * torch.randn_like(part) * part.abs().mean()
+    return draft, {"policy": FixedDepth(3 - rank)}
+
+
 def few_texts(found, prompts):
     """What decoders make of prompts, greedy and sampled."""
     one, several = found["one"].generate(prompts[0], max_new_tokens=8), found["rows"]
@@ -204,7 +212,8 @@ def _seeds(engine):
 
 
 def graphs(rank, folder):
-    """As on a GPU, where rounds are launched ahead and rows share a verification; a graph is Python that runs again."""
+    """As on a GPU, where rounds are launched ahead and rows share a verification; a graph is Python that runs again.
+    Rank 1 drafts other trees."""
     patch, tree = pytest.MonkeyPatch(), TreeConfig(total_tokens=16, max_calls=4)
     first = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, tp_plan="auto", max_length=200)
     fake_graphs(patch)
@@ -212,7 +221,8 @@ def graphs(rank, folder):
     patch.setattr(plain, "capture", captured.capture)
     patch.setattr(plain, "on_stream", lambda stream, work: work())
     patch.setattr(plain, "Mailbox", captured.Mailbox)
-    ours = decoders(first.model, first.draft, tokenizer=first.tokenizer, fallback=True, tree=tree)
+    draft, policy = drifting(rank, first.draft)
+    ours = decoders(first.model, draft, tokenizer=first.tokenizer, fallback=True, tree=tree, **policy)
     assert ours["one"].engine_name == "graphs, host loop"
     assert ours["rows"].engine_name == ours["plain"].engine_name == "graph"
     if rank:
@@ -222,14 +232,15 @@ def graphs(rank, folder):
 
 
 def families(rank, folder):
-    """Tiny models of all families, with biases and norms of heads."""
+    """Tiny models of all families, with biases and norms of heads; rank 1 drafts other trees."""
     loaded, found = {}, {}
     from radar.target.load import load_model
 
     for kind in KINDS:
         path = {"path": str(Path(folder) / kind), "device": torch.device("cpu"), "dtype": torch.float32}
         loaded[kind] = load_model(**path, tp_plan="auto", progress=False)
-        found[kind] = decoders(loaded[kind], tiny_draft(vocab_size=VOCAB))
+        draft, policy = drifting(rank, tiny_draft(vocab_size=VOCAB))
+        found[kind] = decoders(loaded[kind], draft, **policy)
     if rank:
         found["llama"]["one"].follow()
         return None

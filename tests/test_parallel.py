@@ -55,7 +55,8 @@ def test_texts_of_two_ranks_are_those_of_one_process(jobs):
 
 
 def test_graphs_are_launched_ahead_on_all_ranks(jobs):
-    """The host's side of a GPU's engines, whose rounds and plain steps come and go by rank 0's clock."""
+    """The host's side of a GPU's engines, whose rounds and plain steps come and go by rank 0's clock. What ranks verify
+    are rank 0's trees, whatever another one drafts."""
     assert result_of(jobs, "graphs") == result_of(jobs, "embedded")["texts"][1]
 
 
@@ -84,6 +85,7 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased"])
 def test_families(jobs, kind):
+    """Rank 0's trees count here too, one for each row."""
     ours, alone = result_of(jobs, "families")[kind]
     assert ours == alone
 

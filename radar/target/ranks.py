@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,12 @@ class Ranks:
         parts = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         _gather(parts, x, group=self.group)
         return parts.view(self.size, *x.shape)
+
+    def align(self, tensors: Sequence[Tensor]) -> None:
+        """Let integers and flags be rank 0's on all ranks, in place. A graph can hold it."""
+        first = self.gather(torch.cat([x.flatten().to(torch.int64) for x in tensors]))[0]
+        for x, part in zip(tensors, first.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.view_as(x))
 
     def keep(self, model: nn.Module) -> None:
         """The model is theirs from now on."""
