@@ -16,6 +16,9 @@ from radar.engine import build, captured, plain
 from radar.engine.rows import RowsEngine
 from radar.errors import BusyError, UsageError
 from radar.target.split import SummedLinear
+from radar.tools.profile import profile_round, profile_steps
+from radar.train.full_round import FullRounds
+from radar.train.record import record
 
 VOCAB = 18  # two ranks share it
 TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)
@@ -167,6 +170,7 @@ def errors(first, ours, alone):
     with contextlib.suppress(UsageError):
         AutoregressiveDecoder(first.model, max_length=50)
         said["late"] = "nothing"
+    said["alone"] = [refusal(call) for call in alone_on(ours["one"])]
 
     whole = SummedLinear.whole
 
@@ -189,6 +193,27 @@ def errors(first, ours, alone):
     pair = [d["rows"].generate(PROMPTS[0], max_new_tokens=12).token_ids for d in (ours, alone)]
     said["again"] = [pair[0] == pair[1], ours["rows"].engine is engine]
     return said
+
+
+def alone_on(decoder):
+    """What would wait for ranks that do not come."""
+    ids = torch.tensor([[1, 2, 3]])
+    return (
+        lambda: profile_round(decoder.engine, prefix=8, calls=2, repeats=1),
+        lambda: profile_steps(decoder.engine.steps, nodes=8, prefix=8, calls=2, repeats=1, streams=None),
+        lambda: record(decoder, [[1, 2, 3]], "nowhere"),
+        lambda: FullRounds(decoder, 0.0),
+        lambda: decoder.model(ids),
+        lambda: decoder.model.generate(ids, max_new_tokens=1),
+    )
+
+
+def refusal(call):
+    try:
+        call()
+    except UsageError as error:
+        return str(error)
+    return "nothing"
 
 
 BREAKING = 666  # a seed

@@ -83,6 +83,15 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
     assert {"follow", "late"} & set(said) == set()
 
 
+def test_what_needs_the_whole_model_is_refused(jobs):
+    """It would wait for ranks that do not come."""
+    *tools, forward, generate = result_of(jobs, "embedded")["errors"]["alone"]
+    names = ["profile_round", "profile_steps", "record", "a full round"]
+    assert [text.split(" needs the whole model in one process")[0] for text in tools] == names
+    assert forward == generate
+    assert "ask its decoder on rank 0" in forward
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased"])
 def test_families(jobs, kind):
     """Rank 0's trees count here too, one for each row."""

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from radar.errors import UsageError
 
-__all__ = ["PATIENCE", "Ranks", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
+__all__ = ["PATIENCE", "Ranks", "check_whole", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
 
 PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
 _NAME = "_radar_ranks"
@@ -57,6 +57,12 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     """Those that hold the model together; None: this process has all of it."""
     found: Ranks | None = model.__dict__.get(_NAME)
     return found
+
+
+def check_whole(ranks: Ranks | None, what: str) -> None:
+    """Raise UsageError where ranks hold the model together, which would all have to do `what`."""
+    if ranks is not None:
+        raise UsageError(f"{what} needs the whole model in one process: load it without tp_plan, on one card")
 
 
 def launched_ranks() -> int:

@@ -21,6 +21,7 @@ from radar.errors import UsageError
 from radar.generation.request import Request
 from radar.policy.base import FixedDepth
 from radar.target.model import TargetModel
+from radar.target.ranks import check_whole
 from radar.train.acceptance import Candidates, Text
 from radar_kernels import select_nodes
 
@@ -40,6 +41,9 @@ class FullRound(RoundSteps):
         temperature: of `probabilities`.
         one_token: keep nothing but the root, so that the next round begins one token later.
 
+    Raises:
+        UsageError: if ranks hold the target together.
+
     Attributes:
         probabilities: [B, C] the target's probability of every candidate after its parent's path, above temperature 0.
     """
@@ -47,6 +51,7 @@ class FullRound(RoundSteps):
     def __init__(
         self, target: TargetModel, drafter: Drafter, config: TreeConfig, *, temperature: float, one_token: bool = False
     ) -> None:
+        check_whole(target.ranks, "a full round")
         super().__init__(target, drafter, FixedDepth(config.max_calls), config)
         self.temperature, self.one_token = temperature, one_token
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.target.ranks import check_whole, ranks_of
 from radar.tools.interrupts import interruptible
 from radar.tools.twins import fingerprint
 from radar.train.draft_target import weights_digest
@@ -82,9 +83,11 @@ def record(
 
     Raises:
         ValueError: bad options, or prompts that do not fit, which are looked for before anything is decoded; `sources`
-            of other arguments; a folder that was begun with other prompts, settings or weights.
+            of other arguments; a folder that was begun with other prompts, settings or weights; a model that ranks of
+            `torchrun` hold together.
         KeyboardInterrupt: passed on, of SIGTERM too. All texts that were finished are written.
     """
+    check_whole(ranks_of(decoder.model), "record")
     ids, tree = _checked(decoder, prompts, max_new_tokens), decoder.tree
     given = dict(out) if isinstance(out, Mapping) else {tree.total_tokens: out}
     if texts is None:
