@@ -167,6 +167,18 @@ def errors(first, ours, alone):
 
     ours["one"].generate(PROMPTS[0], max_new_tokens=2, logits_processor=[asks])
     said["nested"] = len(nested)
+    new = FixedDepth(2)
+
+    def assigns(ids, scores):  # a policy that the others must not count as known
+        with contextlib.suppress(BusyError):
+            ours["rows"].policy = new
+            nested.append("nothing")
+        return scores
+
+    ours["one"].generate(PROMPTS[0], max_new_tokens=2, logits_processor=[assigns])
+    ours["rows"].policy = alone["rows"].policy = new
+    pair = [d["rows"].generate(PROMPTS[2], max_new_tokens=7) for d in (ours, alone)]
+    said["assigned"] = [len(nested), *[(text.token_ids, text.metrics.num_draft_calls) for text in pair]]
     with contextlib.suppress(UsageError):
         AutoregressiveDecoder(first.model, max_length=50)
         said["late"] = "nothing"

@@ -77,6 +77,9 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
     assert "make it of a class that a module" in said["local"]
     assert "needs TreeConfig(max_calls=9)" in said["deep"]
     assert said["nested"] == 0
+    refused, ours, alone = said["assigned"]
+    assert refused == 0
+    assert ours == alone
     assert said["interrupted"][0] == said["interrupted"][1]
     assert said["engine"] == "planted: the engine fails"
     assert said["again"] == [True, False]  # the text, by a new engine

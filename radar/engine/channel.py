@@ -168,12 +168,13 @@ class Channel:
         if not any(known is policy for known in self._policies):
             self._policies.append(policy)
 
-    def named(self, policy: Any) -> tuple[int, bytes | None]:
-        """A policy by its number, and all of it for ranks that do not know it yet. Raises UsageError for one that
-        cannot be sent."""
+    def tell_policy(self, op: Op, decoder: int, policy: Any) -> None:
+        """`tell` with a policy by its number, and all of it for ranks that do not know it yet. Raises UsageError too,
+        for one that cannot be sent."""
         for number, known in enumerate(self._policies):
             if known is policy:
-                return number, None
+                self.tell(op, decoder, number)
+                return
         data = io.BytesIO()
         try:
             torch.save(policy, data)
@@ -182,11 +183,11 @@ class Channel:
                 f"{type(policy).__name__} cannot be sent to the other ranks ({error}): make it of a class that a "
                 "module of your program defines"
             ) from error
+        self.tell(op, decoder, len(self._policies), data.getvalue())
         self._policies.append(policy)
-        return len(self._policies) - 1, data.getvalue()
 
     def policy(self, number: int, data: bytes | None) -> Any:
-        """The policy that `named` said. For one number it is one object, as graphs are kept by policy."""
+        """The policy that `tell_policy` told. For one number it is one object, as graphs are kept by policy."""
         if data is not None:
             assert number == len(self._policies)
             self._policies.append(torch.load(io.BytesIO(data), map_location="cpu", weights_only=False))

@@ -78,11 +78,16 @@ class _Said:
 
 
 @contextmanager
-def leading(channel: Channel, op: Op, decoder: int, number: int = 0, payload: Any = None) -> Iterator[None]:
-    """A call of an engine, of which the others are told before. Ctrl-C waits until it has been made, since half a
-    forward would leave them waiting."""
+def leading(
+    channel: Channel, op: Op, decoder: int, number: int = 0, payload: Any = None, *, policy: Any = None
+) -> Iterator[None]:
+    """A call of an engine, of which the others are told before, with a policy in place of number and payload if it is
+    about one. Ctrl-C waits until it has been made, since half a forward would leave them waiting."""
     with channel.turn.taken(), _uninterrupted():
-        channel.tell(op, decoder, number, payload)
+        if policy is None:
+            channel.tell(op, decoder, number, payload)
+        else:
+            channel.tell_policy(op, decoder, policy)
         try:
             yield
         except BaseException as error:
@@ -138,7 +143,7 @@ class _Led:
 
     def set_policy(self, policy: Any) -> None:
         """See `RoundEngine`. Raises UsageError also for a policy that cannot be sent."""
-        with self._leading(Op.POLICY, *self._channel.named(policy)):
+        with leading(self._channel, Op.POLICY, self._decoder, policy=policy):
             self._engine.set_policy(policy)
 
     def launch_next(self) -> None:

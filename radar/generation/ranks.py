@@ -61,8 +61,7 @@ class LeadingRecipe:
             engine = self._recipe.build(model)
         else:
             policy = getattr(_drafting(self._recipe), "policy", None)
-            named = (0, None) if policy is None else self._channel.named(policy)
-            with leading(self._channel, Op.BUILD, self._number, *named):
+            with leading(self._channel, Op.BUILD, self._number, policy=policy):
                 engine = self._recipe.build(model)
         kind = LedRows if isinstance(self._recipe, RowsRecipe) else LedEngine
         return kind(engine, self._channel, self._number)
