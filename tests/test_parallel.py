@@ -14,9 +14,11 @@ from fakes import tiny_target
 from transformers import LlamaConfig
 
 from radar import AutoregressiveDecoder, RadarDecoder
+from radar.cli.main import main
 from radar.errors import UsageError
+from radar.target.launched import launched_ranks
 from radar.target.parallel import check_split, localize
-from radar.target.ranks import Ranks, launched_ranks, ranks_of
+from radar.target.ranks import Ranks, own_device, ranks_of
 from radar.target.split import GatheredLinear, SummedLinear
 from radar_kernels import Parts, add_rms_norm
 
@@ -176,6 +178,19 @@ def test_one_process_is_no_rank(monkeypatch):
     assert launched_ranks() == 1
     monkeypatch.setenv("RANK", "1")
     assert launched_ranks() == 4
+
+
+def test_each_rank_runs_on_a_card_of_its_own(monkeypatch, capsys):
+    assert own_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert own_device("cpu") == "cpu"
+    assert [own_device(asked) for asked in (None, "cuda", torch.device("cuda"), "cuda:1")] == ["cuda:1"] * 4
+    with pytest.raises(UsageError, match="'cuda:0' is not this rank's"):
+        RadarDecoder.from_pretrained(device="cuda:0", tp_plan="auto")
+    assert main(["generate", "x", "--device", "cuda:0"]) == 2
+    assert "'cuda:0' is not this rank's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # Triton's interpreter cuts bfloat16 off

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from radar.errors import UsageError
 
-__all__ = ["PATIENCE", "Ranks", "check_whole", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
+__all__ = ["PATIENCE", "Ranks", "check_whole", "join_ranks", "own_device", "ranks_of"]
 
 PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
 _NAME = "_radar_ranks"
@@ -65,15 +65,20 @@ def check_whole(ranks: Ranks | None, what: str) -> None:
         raise UsageError(f"{what} needs the whole model in one process: load it without tp_plan, on one card")
 
 
-def launched_ranks() -> int:
-    """How many processes `torchrun` has started, by the environment; 1 without it."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    return int(size) if size.isdigit() and "RANK" in os.environ else 1
+def own_device(asked: str | torch.device | None = None) -> str | torch.device | None:
+    """A rank's device: its GPU, by its number on the machine, unless there is none or `asked` is of another kind.
 
-
-def own_device() -> str | None:
-    """This process's GPU, by its number on the machine; None: there is none."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+    Raises UsageError for another rank's GPU.
+    """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    if not torch.cuda.is_available() or not str(asked or "cuda").startswith("cuda"):
+        return asked
+    if str(asked or "cuda") not in ("cuda", f"cuda:{own}"):
+        raise UsageError(
+            f"device {str(asked)!r} is not this rank's: rank {own} of the machine runs on cuda:{own}, so say cuda, or "
+            "leave the device out"
+        )
+    return f"cuda:{own}"
 
 
 def join_ranks(device: torch.device) -> Ranks:
