@@ -184,18 +184,22 @@ def errors(first, ours, alone):
         said["late"] = "nothing"
     said["alone"] = [refusal(call) for call in alone_on(ours["one"])]
 
-    whole = SummedLinear.whole
+    whole, said["interrupted"] = SummedLinear.whole, []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
 
-    def interrupted(self, part):  # Ctrl-C between two exchanges
-        SummedLinear.whole = whole
-        os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, part)
+        def interrupted(self, part, number=number):  # between two exchanges
+            SummedLinear.whole = whole
+            os.kill(os.getpid(), number)
+            return whole(self, part)
 
-    SummedLinear.whole = interrupted
-    try:
-        ours["one"].generate(PROMPTS[0], max_new_tokens=4)
-    except KeyboardInterrupt:
-        said["interrupted"] = [d["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids for d in (ours, alone)]
+        before = signal.signal(number, signal.default_int_handler)
+        SummedLinear.whole = interrupted
+        try:
+            ours["one"].generate(PROMPTS[0], max_new_tokens=4)
+        except KeyboardInterrupt:
+            text = ours["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids
+            said["interrupted"].append(text == alone["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids)
+        signal.signal(number, before)
     engine = ours["rows"].engine
     break_once(RowsEngine, _seeds)
     try:

@@ -14,7 +14,7 @@ from fakes import tiny_target
 from transformers import LlamaConfig
 
 from radar import AutoregressiveDecoder, RadarDecoder
-from radar.cli.main import main
+from radar.cli.main import main, make_parser
 from radar.errors import UsageError
 from radar.target.launched import launched_ranks
 from radar.target.parallel import check_split, localize
@@ -82,7 +82,7 @@ def test_errors_of_requests_and_engines_end_no_job(jobs):
     refused, ours, alone = said["assigned"]
     assert refused == 0
     assert ours == alone
-    assert said["interrupted"][0] == said["interrupted"][1]
+    assert said["interrupted"] == [True] * 3
     assert said["engine"] == "planted: the engine fails"
     assert said["again"] == [True, False]  # the text, by a new engine
     assert {"follow", "late"} & set(said) == set()
@@ -176,8 +176,10 @@ def test_one_process_is_no_rank(monkeypatch):
         decoder.follow()
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert launched_ranks() == 1
+    assert make_parser().parse_args(["serve"]).shutdown_seconds == 30
     monkeypatch.setenv("RANK", "1")
     assert launched_ranks() == 4
+    assert make_parser().parse_args(["serve"]).shutdown_seconds == 20  # torchrun kills after 30
 
 
 def test_each_rank_runs_on_a_card_of_its_own(monkeypatch, capsys):

@@ -20,6 +20,8 @@ from radar.metrics import Round
 
 __all__ = ["LedEngine", "LedRequest", "LedRows", "Told", "agree", "leading"]
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+
 
 class Told(NamedTuple):
     """A request as the other ranks get it.
@@ -82,7 +84,7 @@ def leading(
     channel: Channel, op: Op, decoder: int, number: int = 0, payload: Any = None, *, policy: Any = None
 ) -> Iterator[None]:
     """A call of an engine, of which the others are told before, with a policy in place of number and payload if it is
-    about one. Ctrl-C waits until it has been made, since half a forward would leave them waiting."""
+    about one. Signals wait until it has been made, since half a forward would leave them waiting."""
     with channel.turn.taken(), _uninterrupted():
         if policy is None:
             channel.tell(op, decoder, number, payload)
@@ -101,13 +103,16 @@ def _uninterrupted() -> Iterator[None]:
         yield  # which gets no signals
         return
     caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-        if caught:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def agree(engine: Any, agreed: Callable[[bool], bool]) -> None:
