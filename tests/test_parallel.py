@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from transformers import LlamaConfig
 
 from radar import AutoregressiveDecoder, RadarDecoder
 from radar.cli.main import main, make_parser
-from radar.errors import UsageError
+from radar.engine.channel import Message, Op
+from radar.errors import RanksError, UsageError
+from radar.generation.ranks import Follower
 from radar.target.launched import launched_ranks
 from radar.target.parallel import check_split, localize
 from radar.target.ranks import Ranks, own_device, ranks_of
@@ -165,6 +168,13 @@ def test_what_ranks_cannot_share_evenly_is_refused(sizes, what):
     check_split(LlamaConfig(**whole), 2)
     with pytest.raises(UsageError, match=what):
         check_split(LlamaConfig(**whole | sizes), 2)
+
+
+def test_a_decoder_that_a_rank_has_not_kept_is_named():
+    channel = SimpleNamespace(rank=1, hear=lambda: Message(Op.ROUND, 7, 0, None))
+    follower = Follower(SimpleNamespace(recipe=SimpleNamespace(number=3, channel=channel)))
+    with pytest.raises(RanksError, match="rank 1 has no decoder 7"):
+        follower.follow()
 
 
 def test_one_process_is_no_rank(monkeypatch):

@@ -147,8 +147,13 @@ class Follower:
             while (message := channel.hear()).op is not Op.END:
                 if message.op is Op.FAILED:
                     raise RanksError(f"a call has failed on rank 0 and not on rank {channel.rank}: see its error")
+                if (follower := _followers.get(message.decoder)) is None:
+                    raise RanksError(
+                        f"rank {channel.rank} has no decoder {message.decoder} (from 0 on, in the order in which they "
+                        "were made): make all decoders on every rank, and keep them"
+                    )
                 try:
-                    _followers[message.decoder].repeat(message)
+                    follower.repeat(message)
                 except RanksError:
                     raise
                 except Exception as error:
