@@ -131,6 +131,8 @@ def embedded(rank, folder):
         pair = [d["one"].generate(PROMPTS[2], max_new_tokens=7) for d in (ours, alone)]
         changed.append([(text.token_ids, text.metrics.num_draft_calls) for text in pair])
     result["policies"] = changed
+    made = [ours[name].generate(PROMPTS[1], max_new_tokens=6, temperature=1.0) for name in ("one", "rows")]
+    result["without a seed"] = [text.metrics.num_tokens for text in made]
     result["errors"] = errors(first, ours, alone)
     return result
 

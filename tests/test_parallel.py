@@ -76,6 +76,10 @@ def test_policies_change_on_all_ranks(jobs):
     assert changed[0] == changed[2] != changed[1]
 
 
+def test_a_text_without_a_seed_has_one_on_all_ranks(jobs):
+    assert result_of(jobs, "embedded")["without a seed"] == [6, 6]
+
+
 def test_errors_of_requests_and_engines_end_no_job(jobs):
     said = result_of(jobs, "embedded")["errors"]
     assert said["one"] == said["rows"] == "a processor has had enough"

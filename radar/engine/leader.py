@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -159,8 +158,7 @@ class _Led:
     def _request(self, request: EngineRequest, *, hurry: bool = False) -> tuple[LedRequest, Told]:
         """The request for this rank's engine, and for the others'."""
         sampling, processing = request.sampling, request.processing
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=int.from_bytes(os.urandom(8), "little") >> 1)
+        assert sampling.seed is not None  # or each rank would draw its own
         said = None if processing is None else _Said(processing, self._channel)
         told = Told(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
         return LedRequest(told.input_ids, sampling, told.reuse_prefix, said), told
