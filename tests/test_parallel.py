@@ -20,6 +20,7 @@ from radar.engine.channel import Message, Op
 from radar.errors import RanksError, UsageError
 from radar.generation.ranks import Follower
 from radar.target.launched import launched_ranks
+from radar.target.load import load_model
 from radar.target.parallel import check_split, localize
 from radar.target.ranks import Ranks, own_device, ranks_of
 from radar.target.split import GatheredLinear, SummedLinear
@@ -172,6 +173,12 @@ def test_what_ranks_cannot_share_evenly_is_refused(sizes, what):
     check_split(LlamaConfig(**whole), 2)
     with pytest.raises(UsageError, match=what):
         check_split(LlamaConfig(**whole | sizes), 2)
+
+
+def test_adapters_are_refused_before_ranks_meet(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="merge the adapters first"):
+        load_model(str(tmp_path), device=torch.device("cpu"), dtype=None, tp_plan="auto")
 
 
 def test_a_decoder_that_a_rank_has_not_kept_is_named():
