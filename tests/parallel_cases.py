@@ -152,14 +152,9 @@ def errors(first, ours, alone):
     class Local(FixedDepth):
         pass
 
-    try:
-        ours["one"].policy = Local(2)
-    except UsageError as error:
-        said["local"] = str(error)
-    try:
-        ours["one"].policy = FixedDepth(9)  # more than the tree has levels, which each rank finds
-    except UsageError as error:
-        said["deep"] = str(error)
+    said["local"] = refusal(lambda: setattr(ours["one"], "policy", Local(2)))
+    # more than the tree has levels, which each rank finds
+    said["deep"] = refusal(lambda: setattr(ours["one"], "policy", FixedDepth(9)))
     nested = []
 
     def asks(ids, scores):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,9 @@ from transformers import LlamaConfig
 
 from radar import AutoregressiveDecoder, RadarDecoder
 from radar.cli.main import main, make_parser
-from radar.engine.channel import Message, Op
+from radar.engine.channel import Channel, Message, Op
 from radar.errors import RanksError, UsageError
-from radar.generation.ranks import Follower
+from radar.generation.follower import Follower
 from radar.target.launched import launched_ranks
 from radar.target.load import load_model
 from radar.target.parallel import check_split, localize
@@ -173,6 +174,21 @@ def test_what_ranks_cannot_share_evenly_is_refused(sizes, what):
     check_split(LlamaConfig(**whole), 2)
     with pytest.raises(UsageError, match=what):
         check_split(LlamaConfig(**whole | sizes), 2)
+
+
+def test_a_failure_on_rank_0_is_no_parting(monkeypatch):
+    told = Channel.__new__(Channel)
+    told.rank, told._seen, told._waiting = 1, 5, None
+
+    def broadcast(head, *_, op, **options):
+        head.copy_(torch.tensor([op, 0, 0, 7, 0]))
+        return SimpleNamespace(wait=lambda patience: None)
+
+    monkeypatch.setattr(torch.distributed, "broadcast", partial(broadcast, op=Op.FAILED))
+    assert told.hear().op is Op.FAILED
+    monkeypatch.setattr(torch.distributed, "broadcast", partial(broadcast, op=Op.ROUND))
+    with pytest.raises(RanksError, match="rank 1 has decoded something else"):
+        told.hear()
 
 
 def test_adapters_are_refused_before_ranks_meet(tmp_path):

@@ -17,12 +17,12 @@ from radar.engine.channel import Channel, Op
 from radar.engine.sampler import Sampler
 from radar.metrics import Round
 
-__all__ = ["LedEngine", "LedRequest", "LedRows", "Told", "agree", "leading"]
+__all__ = ["LeadingEngine", "LeadingRows", "OwnRequest", "ToldRequest", "agree", "leading"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 
-class Told(NamedTuple):
+class ToldRequest(NamedTuple):
     """A request as the other ranks get it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LedRequest:
+class OwnRequest:
     """What an engine reads of a request, see `EngineRequest`."""
 
     input_ids: list[int]
@@ -121,7 +121,7 @@ def agree(engine: Any, agreed: Callable[[bool], bool]) -> None:
             fallback.agreed = agreed
 
 
-class _Led:
+class _Leading:
     """What an engine of one row and one of several have in common. What is not here is the engine's own.
 
     Args:
@@ -155,16 +155,16 @@ class _Led:
         with self._leading(Op.LAUNCH):
             self._engine.launch_next()
 
-    def _request(self, request: EngineRequest, *, hurry: bool = False) -> tuple[LedRequest, Told]:
+    def _request(self, request: EngineRequest, *, hurry: bool = False) -> tuple[OwnRequest, ToldRequest]:
         """The request for this rank's engine, and for the others'."""
         sampling, processing = request.sampling, request.processing
         assert sampling.seed is not None  # or each rank would draw its own
         said = None if processing is None else _Said(processing, self._channel)
-        told = Told(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
-        return LedRequest(told.input_ids, sampling, told.reuse_prefix, said), told
+        told = ToldRequest(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
+        return OwnRequest(told.input_ids, sampling, told.reuse_prefix, said), told
 
 
-class LedEngine(_Led):
+class LeadingEngine(_Leading):
     """An `Engine` or `RoundEngine` that leads."""
 
     def admit(self, request: EngineRequest) -> Round:
@@ -192,7 +192,7 @@ class LedEngine(_Led):
         return item
 
 
-class LedRows(_Led):
+class LeadingRows(_Leading):
     """A `BatchEngine` that leads; a key is a number to the others."""
 
     def __init__(self, engine: Any, channel: Channel, decoder: int) -> None:
@@ -205,7 +205,7 @@ class LedRows(_Led):
         self._last += 1
         number = self._numbers[key] = self._last
         own, told = self._request(request, hurry=hurry)
-        op, payload, chunks = Op.ADMIT, cast("Told | None", told), None
+        op, payload, chunks = Op.ADMIT, cast("ToldRequest | None", told), None
         while True:
             with self._leading(op, number, payload):
                 chunks = chunks or self._engine.admit(key, own, hurry=hurry)

@@ -13,9 +13,9 @@ from torch import Tensor, distributed, nn
 
 from radar.errors import UsageError
 
-__all__ = ["PATIENCE", "Ranks", "check_whole", "join_ranks", "own_device", "ranks_of"]
+__all__ = ["FOREVER", "Ranks", "check_whole", "join_ranks", "own_device", "ranks_of"]
 
-PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
+FOREVER = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
 _NAME = "_radar_ranks"
 # torch 2.13 has another name for it, and warns of the first
 _gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -90,5 +90,5 @@ def join_ranks(device: torch.device) -> Ranks:
         torch.cuda.set_device(device)  # transformers, and whoever asks for no device, means this one
     if not distributed.is_initialized():
         backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        distributed.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        distributed.init_process_group(backend, timeout=FOREVER, device_id=own)
     return Ranks(distributed.get_rank(), distributed.get_world_size())

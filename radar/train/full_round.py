@@ -36,13 +36,10 @@ class FullRound(RoundSteps):
     of any size, would have had accepted follows from them.
 
     Args:
-        target: for so many rows at least.
+        target: for so many rows at least; a whole one, no rank's part.
         config: the tree's shape; how many nodes a decoder verifies does not matter here.
         temperature: of `probabilities`.
         one_token: keep nothing but the root, so that the next round begins one token later.
-
-    Raises:
-        UsageError: if ranks hold the target together.
 
     Attributes:
         probabilities: [B, C] the target's probability of every candidate after its parent's path, above temperature 0.
@@ -132,10 +129,8 @@ class FullRounds:
                 self._run = capture(self.round.run, self._stream).replay
 
     def text(self, prompt: Sequence[int], limit: int, *, seed: int) -> Text:
-        """Decode until an end token or `limit` tokens; the text is what decoding with `seed` gives.
-
-        Raises ValueError where prompt and limit do not fit.
-        """
+        """Decode until an end token or `limit` tokens; the text is what decoding with `seed` gives. Raises ValueError
+        where prompt and limit do not fit."""
         decoder, tree, admission = self.decoder, self.decoder.tree, self._admission
         ids, ends = decoder.encode(prompt), decoder.eos_token_ids
         if len(ids) + limit > decoder.max_length:

@@ -17,7 +17,7 @@ from radar.engine.ambient import ambient
 from radar.engine.base import BatchEngine, Engine
 from radar.engine.build import RowsRecipe
 from radar.engine.channel import Channel, Message, Op
-from radar.engine.leader import LedEngine, LedRequest, LedRows, Told, agree, leading
+from radar.engine.leader import LeadingEngine, LeadingRows, OwnRequest, ToldRequest, agree, leading
 from radar.engine.sampler import Sampler
 from radar.errors import RanksError, UsageError
 from radar.generation.kept import Kept, Recipe
@@ -63,7 +63,7 @@ class LeadingRecipe:
             policy = getattr(_drafting(self._recipe), "policy", None)
             with leading(self._channel, Op.BUILD, self._number, policy=policy):
                 engine = self._recipe.build(model)
-        kind = LedRows if isinstance(self._recipe, RowsRecipe) else LedEngine
+        kind = LeadingRows if isinstance(self._recipe, RowsRecipe) else LeadingEngine
         return kind(engine, self._channel, self._number)
 
 
@@ -85,7 +85,7 @@ class _FollowingRecipe:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Heard:
     """Processing by what rank 0 says; scores are of no interest here."""
 
     channel: Channel
@@ -204,7 +204,7 @@ class Follower:
             engine.release(number)
         elif op in (Op.ADMIT, Op.TAKE):
             if op is Op.ADMIT:
-                told: Told = message.payload
+                told: ToldRequest = message.payload
                 self._chunks[number] = engine.admit(number, _request(told, channel), hurry=told.hurry)
             if next(self._chunks[number], None) is None:
                 del self._chunks[number]
@@ -214,8 +214,8 @@ class Follower:
                 channel.see(item)
 
 
-def _request(told: Told, channel: Channel) -> LedRequest:
-    return LedRequest(told.input_ids, told.sampling, told.reuse_prefix, _Told(channel) if told.is_processed else None)
+def _request(told: ToldRequest, channel: Channel) -> OwnRequest:
+    return OwnRequest(told.input_ids, told.sampling, told.reuse_prefix, _Heard(channel) if told.is_processed else None)
 
 
 @contextmanager
