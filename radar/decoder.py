@@ -24,9 +24,10 @@ from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
+from radar.target.launched import launched_ranks
 from radar.target.load import load_model, load_tokenizer
 from radar.target.parallel import make_local
-from radar.target.ranks import launched_ranks, own_device
+from radar.target.ranks import own_device
 
 __all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device"]
 
@@ -149,7 +150,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             target: folder or hub name of the model and its tokenizer; None: the embedded pair.
             draft: folder of the EAGLE-3 head; needed with a target of your own.
             policy: as in the constructor; None with the embedded pair: its own trained policy.
-            device: None: a GPU if there is one.
+            device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
             tp_plan: "auto" splits the target over the processes of `torchrun`, each with a device of its own, by
                 transformers' plan for the model; with one process it is whole. None: each process has all of it.
@@ -160,7 +161,7 @@ class RadarDecoder(Decoder[RoundEngine]):
                 f'tp_plan must be "auto", the plan that transformers has for the model, got {tp_plan!r:.80}'
             )
         split = tp_plan if launched_ranks() > 1 else None
-        place = default_device(own_device() if device is None and split else device)
+        place = default_device(own_device(device) if split else device)
         embedded = target is None
         if target is None:
             if draft is not None:

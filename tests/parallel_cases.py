@@ -16,6 +16,9 @@ from radar.engine import build, captured, plain
 from radar.engine.rows import RowsEngine
 from radar.errors import BusyError, UsageError
 from radar.target.split import SummedLinear
+from radar.tools.profile import profile_round, profile_steps
+from radar.train.full_round import FullRounds
+from radar.train.record import record
 
 VOCAB = 18  # two ranks share it
 TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)
@@ -52,6 +55,14 @@ def decoders(model, draft, **options):
         "rows": RadarDecoder(model, **rounds, max_batch_size=4),
         "plain": AutoregressiveDecoder(model, **one),
     }
+
+
+def drifting(rank, draft):
+    """What decoders are made of where cards round differently, and much more so: rank 1 drafts other trees."""
+    if rank:
+        for part in draft.parameters():
+            part.data += 0.3 * torch.randn_like(part) * part.abs().mean()
+    return draft, {"policy": FixedDepth(3 - rank)}
 
 
 def few_texts(found, prompts):
@@ -120,6 +131,8 @@ def embedded(rank, folder):
         pair = [d["one"].generate(PROMPTS[2], max_new_tokens=7) for d in (ours, alone)]
         changed.append([(text.token_ids, text.metrics.num_draft_calls) for text in pair])
     result["policies"] = changed
+    made = [ours[name].generate(PROMPTS[1], max_new_tokens=6, temperature=1.0) for name in ("one", "rows")]
+    result["without a seed"] = [text.metrics.num_tokens for text in made]
     result["errors"] = errors(first, ours, alone)
     return result
 
@@ -139,14 +152,9 @@ def errors(first, ours, alone):
     class Local(FixedDepth):
         pass
 
-    try:
-        ours["one"].policy = Local(2)
-    except UsageError as error:
-        said["local"] = str(error)
-    try:
-        ours["one"].policy = FixedDepth(9)  # more than the tree has levels, which each rank finds
-    except UsageError as error:
-        said["deep"] = str(error)
+    said["local"] = refusal(lambda: setattr(ours["one"], "policy", Local(2)))
+    # more than the tree has levels, which each rank finds
+    said["deep"] = refusal(lambda: setattr(ours["one"], "policy", FixedDepth(9)))
     nested = []
 
     def asks(ids, scores):
@@ -156,22 +164,39 @@ def errors(first, ours, alone):
 
     ours["one"].generate(PROMPTS[0], max_new_tokens=2, logits_processor=[asks])
     said["nested"] = len(nested)
+    new = FixedDepth(2)
+
+    def assigns(ids, scores):  # a policy that the others must not count as known
+        with contextlib.suppress(BusyError):
+            ours["rows"].policy = new
+            nested.append("nothing")
+        return scores
+
+    ours["one"].generate(PROMPTS[0], max_new_tokens=2, logits_processor=[assigns])
+    ours["rows"].policy = alone["rows"].policy = new
+    pair = [d["rows"].generate(PROMPTS[2], max_new_tokens=7) for d in (ours, alone)]
+    said["assigned"] = [len(nested), *[(text.token_ids, text.metrics.num_draft_calls) for text in pair]]
     with contextlib.suppress(UsageError):
         AutoregressiveDecoder(first.model, max_length=50)
         said["late"] = "nothing"
+    said["alone"] = [refusal(call) for call in alone_on(ours["one"])]
 
-    whole = SummedLinear.whole
+    whole, said["interrupted"] = SummedLinear.whole, []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
 
-    def interrupted(self, part):  # Ctrl-C between two exchanges
-        SummedLinear.whole = whole
-        os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, part)
+        def interrupted(self, part, number=number):  # between two exchanges
+            SummedLinear.whole = whole
+            os.kill(os.getpid(), number)
+            return whole(self, part)
 
-    SummedLinear.whole = interrupted
-    try:
-        ours["one"].generate(PROMPTS[0], max_new_tokens=4)
-    except KeyboardInterrupt:
-        said["interrupted"] = [d["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids for d in (ours, alone)]
+        before = signal.signal(number, signal.default_int_handler)
+        SummedLinear.whole = interrupted
+        try:
+            ours["one"].generate(PROMPTS[0], max_new_tokens=4)
+        except KeyboardInterrupt:
+            text = ours["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids
+            said["interrupted"].append(text == alone["one"].generate(PROMPTS[0], max_new_tokens=6).token_ids)
+        signal.signal(number, before)
     engine = ours["rows"].engine
     break_once(RowsEngine, _seeds)
     try:
@@ -181,6 +206,27 @@ def errors(first, ours, alone):
     pair = [d["rows"].generate(PROMPTS[0], max_new_tokens=12).token_ids for d in (ours, alone)]
     said["again"] = [pair[0] == pair[1], ours["rows"].engine is engine]
     return said
+
+
+def alone_on(decoder):
+    """What would wait for ranks that do not come."""
+    ids = torch.tensor([[1, 2, 3]])
+    return (
+        lambda: profile_round(decoder.engine, prefix=8, calls=2, repeats=1),
+        lambda: profile_steps(decoder.engine.steps, nodes=8, prefix=8, calls=2, repeats=1, streams=None),
+        lambda: record(decoder, [[1, 2, 3]], "nowhere"),
+        lambda: FullRounds(decoder, 0.0),
+        lambda: decoder.model(ids),
+        lambda: decoder.model.generate(ids, max_new_tokens=1),
+    )
+
+
+def refusal(call):
+    try:
+        call()
+    except UsageError as error:
+        return str(error)
+    return "nothing"
 
 
 BREAKING = 666  # a seed
@@ -204,7 +250,8 @@ def _seeds(engine):
 
 
 def graphs(rank, folder):
-    """As on a GPU, where rounds are launched ahead and rows share a verification; a graph is Python that runs again."""
+    """As on a GPU, where rounds are launched ahead and rows share a verification; a graph is Python that runs again.
+    Rank 1 drafts other trees."""
     patch, tree = pytest.MonkeyPatch(), TreeConfig(total_tokens=16, max_calls=4)
     first = RadarDecoder.from_pretrained(device="cpu", dtype=torch.float32, tp_plan="auto", max_length=200)
     fake_graphs(patch)
@@ -212,7 +259,8 @@ def graphs(rank, folder):
     patch.setattr(plain, "capture", captured.capture)
     patch.setattr(plain, "on_stream", lambda stream, work: work())
     patch.setattr(plain, "Mailbox", captured.Mailbox)
-    ours = decoders(first.model, first.draft, tokenizer=first.tokenizer, fallback=True, tree=tree)
+    draft, policy = drifting(rank, first.draft)
+    ours = decoders(first.model, draft, tokenizer=first.tokenizer, fallback=True, tree=tree, **policy)
     assert ours["one"].engine_name == "graphs, host loop"
     assert ours["rows"].engine_name == ours["plain"].engine_name == "graph"
     if rank:
@@ -222,14 +270,15 @@ def graphs(rank, folder):
 
 
 def families(rank, folder):
-    """Tiny models of all families, with biases and norms of heads."""
+    """Tiny models of all families, with biases and norms of heads; rank 1 drafts other trees."""
     loaded, found = {}, {}
     from radar.target.load import load_model
 
     for kind in KINDS:
         path = {"path": str(Path(folder) / kind), "device": torch.device("cpu"), "dtype": torch.float32}
         loaded[kind] = load_model(**path, tp_plan="auto", progress=False)
-        found[kind] = decoders(loaded[kind], tiny_draft(vocab_size=VOCAB))
+        draft, policy = drifting(rank, tiny_draft(vocab_size=VOCAB))
+        found[kind] = decoders(loaded[kind], draft, **policy)
     if rank:
         found["llama"]["one"].follow()
         return None

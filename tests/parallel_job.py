@@ -76,6 +76,7 @@ def _fork(case, folder, rank, port, files, result):
     if pid := os.fork():
         return pid
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         for number, path in zip((1, 2), files, strict=True):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

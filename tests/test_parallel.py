@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,14 @@ from fakes import tiny_target
 from transformers import LlamaConfig
 
 from radar import AutoregressiveDecoder, RadarDecoder
-from radar.errors import UsageError
+from radar.cli.main import main, make_parser
+from radar.engine.channel import Channel, Message, Op
+from radar.errors import RanksError, UsageError
+from radar.generation.follower import Follower
+from radar.target.launched import launched_ranks
+from radar.target.load import load_model
 from radar.target.parallel import check_split, localize
-from radar.target.ranks import Ranks, launched_ranks, ranks_of
+from radar.target.ranks import Ranks, own_device, ranks_of
 from radar.target.split import GatheredLinear, SummedLinear
 from radar_kernels import Parts, add_rms_norm
 
@@ -55,7 +62,8 @@ def test_texts_of_two_ranks_are_those_of_one_process(jobs):
 
 
 def test_graphs_are_launched_ahead_on_all_ranks(jobs):
-    """The host's side of a GPU's engines, whose rounds and plain steps come and go by rank 0's clock."""
+    """The host's side of a GPU's engines, whose rounds and plain steps come and go by rank 0's clock. What ranks verify
+    are rank 0's trees, whatever another one drafts."""
     assert result_of(jobs, "graphs") == result_of(jobs, "embedded")["texts"][1]
 
 
@@ -70,20 +78,37 @@ def test_policies_change_on_all_ranks(jobs):
     assert changed[0] == changed[2] != changed[1]
 
 
+def test_a_text_without_a_seed_has_one_on_all_ranks(jobs):
+    assert result_of(jobs, "embedded")["without a seed"] == [6, 6]
+
+
 def test_errors_of_requests_and_engines_end_no_job(jobs):
     said = result_of(jobs, "embedded")["errors"]
     assert said["one"] == said["rows"] == "a processor has had enough"
     assert "make it of a class that a module" in said["local"]
     assert "needs TreeConfig(max_calls=9)" in said["deep"]
     assert said["nested"] == 0
-    assert said["interrupted"][0] == said["interrupted"][1]
+    refused, ours, alone = said["assigned"]
+    assert refused == 0
+    assert ours == alone
+    assert said["interrupted"] == [True] * 3
     assert said["engine"] == "planted: the engine fails"
     assert said["again"] == [True, False]  # the text, by a new engine
     assert {"follow", "late"} & set(said) == set()
 
 
+def test_what_needs_the_whole_model_is_refused(jobs):
+    """It would wait for ranks that do not come."""
+    *tools, forward, generate = result_of(jobs, "embedded")["errors"]["alone"]
+    names = ["profile_round", "profile_steps", "record", "a full round"]
+    assert [text.split(" needs the whole model in one process")[0] for text in tools] == names
+    assert forward == generate
+    assert "ask its decoder on rank 0" in forward
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "biased"])
 def test_families(jobs, kind):
+    """Rank 0's trees count here too, one for each row."""
     ours, alone = result_of(jobs, "families")[kind]
     assert ours == alone
 
@@ -151,6 +176,34 @@ def test_what_ranks_cannot_share_evenly_is_refused(sizes, what):
         check_split(LlamaConfig(**whole | sizes), 2)
 
 
+def test_a_failure_on_rank_0_is_no_parting(monkeypatch):
+    told = Channel.__new__(Channel)
+    told.rank, told._seen, told._waiting = 1, 5, None
+
+    def broadcast(head, *_, op, **options):
+        head.copy_(torch.tensor([op, 0, 0, 7, 0]))
+        return SimpleNamespace(wait=lambda patience: None)
+
+    monkeypatch.setattr(torch.distributed, "broadcast", partial(broadcast, op=Op.FAILED))
+    assert told.hear().op is Op.FAILED
+    monkeypatch.setattr(torch.distributed, "broadcast", partial(broadcast, op=Op.ROUND))
+    with pytest.raises(RanksError, match="rank 1 has decoded something else"):
+        told.hear()
+
+
+def test_adapters_are_refused_before_ranks_meet(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="merge the adapters first"):
+        load_model(str(tmp_path), device=torch.device("cpu"), dtype=None, tp_plan="auto")
+
+
+def test_a_decoder_that_a_rank_has_not_kept_is_named():
+    channel = SimpleNamespace(rank=1, hear=lambda: Message(Op.ROUND, 7, 0, None))
+    follower = Follower(SimpleNamespace(recipe=SimpleNamespace(number=3, channel=channel)))
+    with pytest.raises(RanksError, match="rank 1 has no decoder 7"):
+        follower.follow()
+
+
 def test_one_process_is_no_rank(monkeypatch):
     with pytest.raises(UsageError, match='tp_plan must be "auto"'):
         RadarDecoder.from_pretrained(tp_plan={})
@@ -160,8 +213,23 @@ def test_one_process_is_no_rank(monkeypatch):
         decoder.follow()
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert launched_ranks() == 1
+    assert make_parser().parse_args(["serve"]).shutdown_seconds == 30
     monkeypatch.setenv("RANK", "1")
     assert launched_ranks() == 4
+    assert make_parser().parse_args(["serve"]).shutdown_seconds == 20  # torchrun kills after 30
+
+
+def test_each_rank_runs_on_a_card_of_its_own(monkeypatch, capsys):
+    assert own_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert own_device("cpu") == "cpu"
+    assert [own_device(asked) for asked in (None, "cuda", torch.device("cuda"), "cuda:1")] == ["cuda:1"] * 4
+    with pytest.raises(UsageError, match="'cuda:0' is not this rank's"):
+        RadarDecoder.from_pretrained(device="cuda:0", tp_plan="auto")
+    assert main(["generate", "x", "--device", "cuda:0"]) == 2
+    assert "'cuda:0' is not this rank's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # Triton's interpreter cuts bfloat16 off

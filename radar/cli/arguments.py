@@ -13,7 +13,9 @@ __all__ = [
 
 def follows() -> bool:
     """Whether this process is one of `torchrun`'s that prints nothing, reads nothing and listens nowhere."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    from radar.target.launched import launched_ranks
+
+    return launched_ranks() > 1 and os.environ["RANK"] != "0"
 
 
 def positive(text: str) -> int:

@@ -27,9 +27,15 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
     from radar import FixedDepth, RadarDecoder
     from radar.decoder import default_device
     from radar.draft.fit import default_tree
+    from radar.target.launched import launched_ranks
+    from radar.target.ranks import own_device
 
-    rank = os.environ.get("LOCAL_RANK")  # several processes under `accelerate launch`: one GPU each
-    device = default_device(args.device or (f"cuda:{rank}" if rank and torch.cuda.is_available() else None))
+    device = args.device
+    if "tp_plan" in override and launched_ranks() > 1:
+        device = own_device(device)
+    elif (rank := os.environ.get("LOCAL_RANK")) and device is None and torch.cuda.is_available():
+        device = f"cuda:{rank}"  # several processes under `accelerate launch`: one GPU each
+    device = default_device(device)
     sizes = {name: getattr(args, name) for name in ("total_tokens", "max_calls") if getattr(args, name) is not None}
     tree = replace(default_tree(device), **sizes)
     policy: Any = getattr(args, "policy", None)

@@ -19,6 +19,8 @@ NEEDS_RAY = ("ray", "mmh3")  # mmh3: of its part for serving
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from radar.target.launched import launched_ranks
+
     parser.description = (
         "Serves a model under OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, with /health, /metrics "
         "for Prometheus, and a page to chat at /. Texts share rounds. SIGTERM and Ctrl-C let those under way end. "
@@ -65,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-seconds", type=_seconds, default=600.0, metavar="S", help="that a request may take (default 600)"
     )
     limits.add_argument(
-        "--shutdown-seconds", type=_seconds, default=30.0, metavar="S", help="for texts to end in (default 30)"
+        "--shutdown-seconds",
+        type=_seconds,
+        default=20.0 if launched_ranks() > 1 else 30.0,
+        metavar="S",
+        help="for texts to end in (default 30; 20 under torchrun, which kills 30 seconds after a signal)",
     )
     add_model_options(parser, fallback=True)
 

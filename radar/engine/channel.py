@@ -20,7 +20,7 @@ from torch import distributed
 
 from radar.errors import RanksError, UsageError
 from radar.metrics import Round
-from radar.target.ranks import PATIENCE
+from radar.target.ranks import FOREVER
 from radar.target.turn import Turn
 
 __all__ = ["Channel", "Message", "Op"]
@@ -76,7 +76,7 @@ class Channel:
     def __init__(self) -> None:
         self.rank = distributed.get_rank()
         self.turn = Turn("torchrun job")
-        self._waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._waiting = distributed.new_group(backend="gloo", timeout=FOREVER)
         self._answering = distributed.new_group(backend="gloo", timeout=ANSWER)
         self._policies: list[Any] = []
         self._decoders = 0
@@ -107,7 +107,7 @@ class Channel:
         self._seen = zlib.crc32(repr(found).encode(), self._seen)
 
     def tell(
-        self, op: Op, decoder: int = 0, number: int = 0, payload: Any = None, *, patience: timedelta = PATIENCE
+        self, op: Op, decoder: int = 0, number: int = 0, payload: Any = None, *, patience: timedelta = FOREVER
     ) -> None:
         """Tell the other ranks, once they listen. Raises RanksError if one is gone, or does not listen for so long."""
         if self._has_ended:
@@ -127,7 +127,7 @@ class Channel:
                 "decoder.follow(), which returns when rank 0 has ended"
             ) from error
 
-    def hear(self, patience: timedelta = PATIENCE) -> Message:
+    def hear(self, patience: timedelta = FOREVER) -> Message:
         """The next message, on a rank that follows.
 
         Raises:
@@ -143,7 +143,7 @@ class Channel:
                 distributed.broadcast(data, 0, group=self._waiting)
         except RuntimeError as error:
             raise RanksError("rank 0 has ended without saying so, or does not answer: see its error") from error
-        if seen != self._seen:
+        if op != Op.FAILED and seen != self._seen:  # what has failed there alone is not seen there
             raise RanksError(
                 f"rank {self.rank} has decoded something else than rank 0: the ranks' programs, weights or cards differ"
             )
@@ -168,12 +168,13 @@ class Channel:
         if not any(known is policy for known in self._policies):
             self._policies.append(policy)
 
-    def named(self, policy: Any) -> tuple[int, bytes | None]:
-        """A policy by its number, and all of it for ranks that do not know it yet. Raises UsageError for one that
-        cannot be sent."""
+    def tell_policy(self, op: Op, decoder: int, policy: Any) -> None:
+        """`tell` with a policy by its number, and all of it for ranks that do not know it yet. Raises UsageError too,
+        for one that cannot be sent."""
         for number, known in enumerate(self._policies):
             if known is policy:
-                return number, None
+                self.tell(op, decoder, number)
+                return
         data = io.BytesIO()
         try:
             torch.save(policy, data)
@@ -182,11 +183,11 @@ class Channel:
                 f"{type(policy).__name__} cannot be sent to the other ranks ({error}): make it of a class that a "
                 "module of your program defines"
             ) from error
+        self.tell(op, decoder, len(self._policies), data.getvalue())
         self._policies.append(policy)
-        return len(self._policies) - 1, data.getvalue()
 
     def policy(self, number: int, data: bytes | None) -> Any:
-        """The policy that `named` said. For one number it is one object, as graphs are kept by policy."""
+        """The policy that `tell_policy` told. For one number it is one object, as graphs are kept by policy."""
         if data is not None:
             assert number == len(self._policies)
             self._policies.append(torch.load(io.BytesIO(data), map_location="cpu", weights_only=False))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -18,10 +17,12 @@ from radar.engine.channel import Channel, Op
 from radar.engine.sampler import Sampler
 from radar.metrics import Round
 
-__all__ = ["LedEngine", "LedRequest", "LedRows", "Told", "agree", "leading"]
+__all__ = ["LeadingEngine", "LeadingRows", "OwnRequest", "ToldRequest", "agree", "leading"]
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 
-class Told(NamedTuple):
+class ToldRequest(NamedTuple):
     """A request as the other ranks get it.
 
     Attributes:
@@ -37,7 +38,7 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LedRequest:
+class OwnRequest:
     """What an engine reads of a request, see `EngineRequest`."""
 
     input_ids: list[int]
@@ -78,11 +79,16 @@ class _Said:
 
 
 @contextmanager
-def leading(channel: Channel, op: Op, decoder: int, number: int = 0, payload: Any = None) -> Iterator[None]:
-    """A call of an engine, of which the others are told before. Ctrl-C waits until it has been made, since half a
-    forward would leave them waiting."""
+def leading(
+    channel: Channel, op: Op, decoder: int, number: int = 0, payload: Any = None, *, policy: Any = None
+) -> Iterator[None]:
+    """A call of an engine, of which the others are told before, with a policy in place of number and payload if it is
+    about one. Signals wait until it has been made, since half a forward would leave them waiting."""
     with channel.turn.taken(), _uninterrupted():
-        channel.tell(op, decoder, number, payload)
+        if policy is None:
+            channel.tell(op, decoder, number, payload)
+        else:
+            channel.tell_policy(op, decoder, policy)
         try:
             yield
         except BaseException as error:
@@ -96,13 +102,16 @@ def _uninterrupted() -> Iterator[None]:
         yield  # which gets no signals
         return
     caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    before = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-        if caught:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def agree(engine: Any, agreed: Callable[[bool], bool]) -> None:
@@ -112,7 +121,7 @@ def agree(engine: Any, agreed: Callable[[bool], bool]) -> None:
             fallback.agreed = agreed
 
 
-class _Led:
+class _Leading:
     """What an engine of one row and one of several have in common. What is not here is the engine's own.
 
     Args:
@@ -138,7 +147,7 @@ class _Led:
 
     def set_policy(self, policy: Any) -> None:
         """See `RoundEngine`. Raises UsageError also for a policy that cannot be sent."""
-        with self._leading(Op.POLICY, *self._channel.named(policy)):
+        with leading(self._channel, Op.POLICY, self._decoder, policy=policy):
             self._engine.set_policy(policy)
 
     def launch_next(self) -> None:
@@ -146,17 +155,16 @@ class _Led:
         with self._leading(Op.LAUNCH):
             self._engine.launch_next()
 
-    def _request(self, request: EngineRequest, *, hurry: bool = False) -> tuple[LedRequest, Told]:
+    def _request(self, request: EngineRequest, *, hurry: bool = False) -> tuple[OwnRequest, ToldRequest]:
         """The request for this rank's engine, and for the others'."""
         sampling, processing = request.sampling, request.processing
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=int.from_bytes(os.urandom(8), "little") >> 1)
+        assert sampling.seed is not None  # or each rank would draw its own
         said = None if processing is None else _Said(processing, self._channel)
-        told = Told(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
-        return LedRequest(told.input_ids, sampling, told.reuse_prefix, said), told
+        told = ToldRequest(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
+        return OwnRequest(told.input_ids, sampling, told.reuse_prefix, said), told
 
 
-class LedEngine(_Led):
+class LeadingEngine(_Leading):
     """An `Engine` or `RoundEngine` that leads."""
 
     def admit(self, request: EngineRequest) -> Round:
@@ -184,7 +192,7 @@ class LedEngine(_Led):
         return item
 
 
-class LedRows(_Led):
+class LeadingRows(_Leading):
     """A `BatchEngine` that leads; a key is a number to the others."""
 
     def __init__(self, engine: Any, channel: Channel, decoder: int) -> None:
@@ -197,7 +205,7 @@ class LedRows(_Led):
         self._last += 1
         number = self._numbers[key] = self._last
         own, told = self._request(request, hurry=hurry)
-        op, payload, chunks = Op.ADMIT, cast("Told | None", told), None
+        op, payload, chunks = Op.ADMIT, cast("ToldRequest | None", told), None
         while True:
             with self._leading(op, number, payload):
                 chunks = chunks or self._engine.admit(key, own, hurry=hurry)

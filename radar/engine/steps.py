@@ -157,7 +157,8 @@ class RoundSteps:
         self.drafter.step(self.alive if len(self.alive) > 1 else None)
 
     def select(self) -> None:
-        """Choose the best nodes of all levels, of each row or of all rows together."""
+        """Choose the best nodes of all levels, of each row or of all rows together. Where ranks share the target, those
+        of rank 0: each drafts by itself, on cards that may round differently, and all verify one tree."""
         tree, counts = self.drafter.tree, None
         if self._together is not None:
             k, most = self.config.tree_top_k, min(self.config.total_tokens, tree.scores.shape[1] + 1)
@@ -165,6 +166,8 @@ class RoundSteps:
             self.share = share_nodes(written, self.active, total=self._together, most=most)
             counts = self.share.counts
         self.nodes = tree.select(self.root, counts)
+        if (ranks := self.target.ranks) is not None:
+            ranks.align([*self.nodes, tree.calls, *(self.share or ())])
 
     def verify(self) -> Tensor:
         """Run the target over the selected nodes: its token after each node [B, N]."""

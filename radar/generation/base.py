@@ -12,13 +12,13 @@ from radar.engine.base import Engine
 from radar.errors import BatchError, UsageError
 from radar.generation.call import check_end_tokens, make_request
 from radar.generation.engine_thread import EngineThread
+from radar.generation.follower import Follower, shared_recipe
 from radar.generation.generate_batch import RequestOutput, generate_batch
 from radar.generation.hf import IdsCall, call_of_ids
 from radar.generation.kept import Kept, Recipe
 from radar.generation.many import Prompts, are_many, decode_all, seeded
 from radar.generation.options import GenerateOptions, check_options
 from radar.generation.prompt import Prompt, check_tokenizer, encode_prompt
-from radar.generation.ranks import Follower, shared_recipe
 from radar.generation.request import Context, Request
 from radar.generation.sequence import GenerationOutput, Sequence
 from radar.generation.stops import end_token_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def load_model(
     rank's part of it, and every rank has to load it."""
     if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
         raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
+    if tp_plan is not None and Path(path, "adapter_config.json").is_file():
+        raise UsageError(
+            f"{path!r} holds adapters: merge the adapters first (PEFT's merge_and_unload), and give the folder of the "
+            "merged model: a split model takes none"
+        )
     ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
     shown = bars.is_progress_bar_enabled()

@@ -59,6 +59,9 @@ class TargetModel:
         cache_tokens: of several rows, as in `PagedKVCache`.
         tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
 
+    Attributes:
+        ranks: that hold the model together; None: this process has all of it.
+
     Raises:
         UsageError: for what `check_target` refuses, tap indices that the model does not have, or too few
             `cache_tokens`.
@@ -77,6 +80,7 @@ class TargetModel:
         config = model.config
         check_target(model, max_length)
         num_layers, ranks = int(config.num_hidden_layers), ranks_of(model)
+        self.ranks = ranks
         self.bound = BoundModel.of(model)
         self.bound.refresh()
         self.tap_layers = resolve_tap_layers(num_layers, tap_layers)

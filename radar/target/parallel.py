@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from radar.errors import UsageError
 from radar.target.ranks import Ranks, join_ranks, ranks_of
+from radar.target.running import is_attending
 from radar.target.split import GatheredLinear, SummedLinear, local_linear
 
 __all__ = ["check_split", "localize", "make_local"]
@@ -74,6 +75,8 @@ def localize(model: Any, ranks: Ranks, part: Callable[[nn.Parameter, int | None]
         ranks: that hold the parts.
         part: what this rank has of a parameter, split along a dimension; None: all of it.
 
+    The model's own forward is refused from then on.
+
     Raises:
         UsageError: for what cannot be split evenly, or in another way than by rows and columns of linear layers.
     """
@@ -98,6 +101,16 @@ def localize(model: Any, ranks: Ranks, part: Callable[[nn.Parameter, int | None]
                 "plan splits linear layers by rows and columns"
             )
     ranks.keep(model)
+    model.get_decoder().register_forward_pre_hook(_refuse_alone)
+
+
+def _refuse_alone(decoder: Any, _: Any) -> None:
+    """A forward that no decoder makes would wait for ranks that do not come."""
+    if not is_attending(decoder.config):
+        raise UsageError(
+            "this model is split over the ranks of torchrun, which make its forwards together: ask its decoder on rank "
+            "0 for texts, or load the model whole, without tp_plan"
+        )
 
 
 def _is_distributed(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,9 +13,9 @@ from torch import Tensor, distributed, nn
 
 from radar.errors import UsageError
 
-__all__ = ["PATIENCE", "Ranks", "join_ranks", "launched_ranks", "own_device", "ranks_of"]
+__all__ = ["FOREVER", "Ranks", "check_whole", "join_ranks", "own_device", "ranks_of"]
 
-PATIENCE = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
+FOREVER = timedelta(days=3650)  # whoever has nothing to do waits for as long as nobody asks for a text
 _NAME = "_radar_ranks"
 # torch 2.13 has another name for it, and warns of the first
 _gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -41,6 +42,12 @@ class Ranks:
         _gather(parts, x, group=self.group)
         return parts.view(self.size, *x.shape)
 
+    def align(self, tensors: Sequence[Tensor]) -> None:
+        """Let integers and flags be rank 0's on all ranks, in place. A graph can hold it."""
+        first = self.gather(torch.cat([x.flatten().to(torch.int64) for x in tensors]))[0]
+        for x, part in zip(tensors, first.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.view_as(x))
+
     def keep(self, model: nn.Module) -> None:
         """The model is theirs from now on."""
         model.__dict__[_NAME] = self
@@ -52,15 +59,26 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     return found
 
 
-def launched_ranks() -> int:
-    """How many processes `torchrun` has started, by the environment; 1 without it."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    return int(size) if size.isdigit() and "RANK" in os.environ else 1
+def check_whole(ranks: Ranks | None, what: str) -> None:
+    """Raise UsageError where ranks hold the model together, which would all have to do `what`."""
+    if ranks is not None:
+        raise UsageError(f"{what} needs the whole model in one process: load it without tp_plan, on one card")
 
 
-def own_device() -> str | None:
-    """This process's GPU, by its number on the machine; None: there is none."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+def own_device(asked: str | torch.device | None = None) -> str | torch.device | None:
+    """A rank's device: its GPU, by its number on the machine, unless there is none or `asked` is of another kind.
+
+    Raises UsageError for another rank's GPU.
+    """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    if not torch.cuda.is_available() or not str(asked or "cuda").startswith("cuda"):
+        return asked
+    if str(asked or "cuda") not in ("cuda", f"cuda:{own}"):
+        raise UsageError(
+            f"device {str(asked)!r} is not this rank's: rank {own} of the machine runs on cuda:{own}, so say cuda, or "
+            "leave the device out"
+        )
+    return f"cuda:{own}"
 
 
 def join_ranks(device: torch.device) -> Ranks:
@@ -72,5 +90,5 @@ def join_ranks(device: torch.device) -> Ranks:
         torch.cuda.set_device(device)  # transformers, and whoever asks for no device, means this one
     if not distributed.is_initialized():
         backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        distributed.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        distributed.init_process_group(backend, timeout=FOREVER, device_id=own)
     return Ranks(distributed.get_rank(), distributed.get_world_size())

@@ -20,6 +20,7 @@ from radar.engine.graph import GraphEngine
 from radar.engine.steps import RoundSteps
 from radar.errors import UsageError
 from radar.metrics import Stopwatch
+from radar.target.ranks import check_whole
 from radar.tools.costs import CostTable
 
 __all__ = ["RoundProfile", "cost_table", "profile_round", "profile_steps", "time_graphs"]
@@ -86,8 +87,9 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         repeats: measurements; medians count.
 
     Raises:
-        ValueError: prefix, calls or repeats out of range.
+        ValueError: prefix, calls or repeats out of range; a model that ranks hold together.
     """
+    check_whole(engine.target.ranks, "profile_round")
     with ambient(engine.target.device):
         streams = None
         if isinstance(engine, GraphEngine):
@@ -144,9 +146,10 @@ def profile_steps(
         plain: time a step of plain decoding too.
 
     Raises:
-        ValueError: prefix, calls or repeats out of range.
+        ValueError: as there.
     """
     target, drafter = steps.target, steps.drafter
+    check_whole(target.ranks, "profile_steps")
     for name, value, most in (("calls", calls, steps.config.max_calls), ("prefix", prefix, target.max_length)):
         if not 1 <= value <= most:
             limit = "max_calls" if name == "calls" else "max_length"

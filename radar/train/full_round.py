@@ -21,6 +21,7 @@ from radar.errors import UsageError
 from radar.generation.request import Request
 from radar.policy.base import FixedDepth
 from radar.target.model import TargetModel
+from radar.target.ranks import check_whole
 from radar.train.acceptance import Candidates, Text
 from radar_kernels import select_nodes
 
@@ -35,7 +36,7 @@ class FullRound(RoundSteps):
     of any size, would have had accepted follows from them.
 
     Args:
-        target: for so many rows at least.
+        target: for so many rows at least; a whole one, no rank's part.
         config: the tree's shape; how many nodes a decoder verifies does not matter here.
         temperature: of `probabilities`.
         one_token: keep nothing but the root, so that the next round begins one token later.
@@ -47,6 +48,7 @@ class FullRound(RoundSteps):
     def __init__(
         self, target: TargetModel, drafter: Drafter, config: TreeConfig, *, temperature: float, one_token: bool = False
     ) -> None:
+        check_whole(target.ranks, "a full round")
         super().__init__(target, drafter, FixedDepth(config.max_calls), config)
         self.temperature, self.one_token = temperature, one_token
 
@@ -127,10 +129,8 @@ class FullRounds:
                 self._run = capture(self.round.run, self._stream).replay
 
     def text(self, prompt: Sequence[int], limit: int, *, seed: int) -> Text:
-        """Decode until an end token or `limit` tokens; the text is what decoding with `seed` gives.
-
-        Raises ValueError where prompt and limit do not fit.
-        """
+        """Decode until an end token or `limit` tokens; the text is what decoding with `seed` gives. Raises ValueError
+        where prompt and limit do not fit."""
         decoder, tree, admission = self.decoder, self.decoder.tree, self._admission
         ids, ends = decoder.encode(prompt), decoder.eos_token_ids
         if len(ids) + limit > decoder.max_length:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.target.ranks import check_whole, ranks_of
 from radar.tools.interrupts import interruptible
 from radar.tools.processes import process_share
 from radar.tools.twins import fingerprint
@@ -61,10 +62,8 @@ def record(
         prompts: token ids; the index of a prompt is its number in the recording.
         out: folder to write to or go on with. A mapping {total_tokens: folder} records for trees of several sizes at
             once: their candidates are the same.
-        texts: what the prompts say, without a chat template, to find prompts again that are nearly the same. None:
-            what the tokenizer makes of the ids.
-        max_new_tokens: output per prompt, 1 or more; less where the cache is full before. Rounds whose continuation is
-            cut off by it are left out.
+        texts: what the prompts say, without a chat template, to find near copies by. None: the ids, decoded.
+        max_new_tokens: output per prompt, 1 or more, less in a full cache. Rounds that it cuts off are left out.
         temperature: 0 follows the greedy text. Above it the text is sampled, and the exact distribution of the accepted
             length is recorded for every stop.
         seed: of the sampling; a prompt's text depends on it and the prompt's index alone.
@@ -83,9 +82,10 @@ def record(
 
     Raises:
         ValueError: bad options, or prompts that do not fit, which are looked for before anything is decoded; `sources`
-            of other arguments; a folder that was begun with other prompts, settings or weights.
+            of other arguments; a folder that was begun with other prompts, settings or weights; a split model.
         KeyboardInterrupt: passed on, of SIGTERM too. All texts that were finished are written.
     """
+    check_whole(ranks_of(decoder.model), "record")
     ids, tree = _checked(decoder, prompts, max_new_tokens), decoder.tree
     given = dict(out) if isinstance(out, Mapping) else {tree.total_tokens: out}
     if texts is None:

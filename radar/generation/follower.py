@@ -17,7 +17,7 @@ from radar.engine.ambient import ambient
 from radar.engine.base import BatchEngine, Engine
 from radar.engine.build import RowsRecipe
 from radar.engine.channel import Channel, Message, Op
-from radar.engine.leader import LedEngine, LedRequest, LedRows, Told, agree, leading
+from radar.engine.leader import LeadingEngine, LeadingRows, OwnRequest, ToldRequest, agree, leading
 from radar.engine.sampler import Sampler
 from radar.errors import RanksError, UsageError
 from radar.generation.kept import Kept, Recipe
@@ -61,10 +61,9 @@ class LeadingRecipe:
             engine = self._recipe.build(model)
         else:
             policy = getattr(_drafting(self._recipe), "policy", None)
-            named = (0, None) if policy is None else self._channel.named(policy)
-            with leading(self._channel, Op.BUILD, self._number, *named):
+            with leading(self._channel, Op.BUILD, self._number, policy=policy):
                 engine = self._recipe.build(model)
-        kind = LedRows if isinstance(self._recipe, RowsRecipe) else LedEngine
+        kind = LeadingRows if isinstance(self._recipe, RowsRecipe) else LeadingEngine
         return kind(engine, self._channel, self._number)
 
 
@@ -86,7 +85,7 @@ class _FollowingRecipe:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Heard:
     """Processing by what rank 0 says; scores are of no interest here."""
 
     channel: Channel
@@ -148,8 +147,13 @@ class Follower:
             while (message := channel.hear()).op is not Op.END:
                 if message.op is Op.FAILED:
                     raise RanksError(f"a call has failed on rank 0 and not on rank {channel.rank}: see its error")
+                if (follower := _followers.get(message.decoder)) is None:
+                    raise RanksError(
+                        f"rank {channel.rank} has no decoder {message.decoder} (from 0 on, in the order in which they "
+                        "were made): make all decoders on every rank, and keep them"
+                    )
                 try:
-                    _followers[message.decoder].repeat(message)
+                    follower.repeat(message)
                 except RanksError:
                     raise
                 except Exception as error:
@@ -200,7 +204,7 @@ class Follower:
             engine.release(number)
         elif op in (Op.ADMIT, Op.TAKE):
             if op is Op.ADMIT:
-                told: Told = message.payload
+                told: ToldRequest = message.payload
                 self._chunks[number] = engine.admit(number, _request(told, channel), hurry=told.hurry)
             if next(self._chunks[number], None) is None:
                 del self._chunks[number]
@@ -210,8 +214,8 @@ class Follower:
                 channel.see(item)
 
 
-def _request(told: Told, channel: Channel) -> LedRequest:
-    return LedRequest(told.input_ids, told.sampling, told.reuse_prefix, _Told(channel) if told.is_processed else None)
+def _request(told: ToldRequest, channel: Channel) -> OwnRequest:
+    return OwnRequest(told.input_ids, told.sampling, told.reuse_prefix, _Heard(channel) if told.is_processed else None)
 
 
 @contextmanager
