@@ -51,6 +51,8 @@ def run(case, folder):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     files = [[folder / f"{case.__name__}.{rank}.{kind}" for kind in ("out", "err")] for rank in range(2)]
+    for path in (path for rank in files for path in rank):
+        path.touch()  # the server's is read before the rank has run
     result, began = folder / f"{case.__name__}.json", time.monotonic()
     pids = [_fork(case, folder, rank, port, files[rank], result) for rank in range(2)]
     codes, said = [None, None], None
