@@ -51,7 +51,7 @@ def served_app(args: argparse.Namespace, limits: Limits, keys: Sequence[str]) ->
     with local_replicas(make, cpus=most * cpus, gpus=most * gpus) as handle:
         from radar.serve.ingress import make_ingress
 
-        yield make_ingress(handle, limits=limits, keys=keys, rows=replicas * args.max_batch_size)
+        yield make_ingress(handle, limits=limits, keys=keys, rows=most * args.max_batch_size)
 
 
 def replicas_asked(args: argparse.Namespace) -> tuple[int, int, int]:
