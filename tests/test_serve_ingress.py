@@ -192,7 +192,7 @@ def test_rows_and_those_that_wait_are_taken_in():
                 found = [answer.status_code for answer in await asyncio.gather(*tasks)]
                 return sorted(found), len(handle.asked)
 
-        assert RUNNER.run(asyncio.wait_for(work(), 60)) == ([429] * (6 - waits) + [503] * (4 + waits), 4 + waits)
+        assert RUNNER.run(asyncio.wait_for(work(), 30)) == ([429] * (6 - waits) + [503] * (4 + waits), 4 + waits)
 
 
 def test_who_reads_slowly_keeps_no_place():

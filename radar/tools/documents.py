@@ -22,7 +22,7 @@ def encode_file(
 ) -> npt.NDArray[np.int32]:
     """Tokens of a text file, int32, an end token after every document if one is given.
 
-    A `.jsonl` file holds a document per line under `text`; with `"finish_reason": "length"` beside it it was cut off, and
+    A `.jsonl` file holds a document per line under `text`; one with `"finish_reason": "length"` beside was cut off, and
     gets no end token. A folder holds such files. Any other file is text: documents end at a form feed, or, in a file
     without form feeds, at three or more line breaks in a row (two or more blank lines).
 
