@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 
 import httpx
 from live_server import BODY, PATH
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, GetTimeoutError
+from ray.serve.handle import DeploymentBroadcastResponse
 
 from radar.serve.ingress import make_ingress
 from radar.serve.replica import FOUND
@@ -49,6 +51,26 @@ class Answer:
             raise self._refused
 
 
+class Said:
+    """What one replica says, as Ray waits for it."""
+
+    def __init__(self, one):
+        self._one = one
+
+    def get(self, timeout_s):
+        if self._one is HANGS:
+            threading.Event().wait(timeout_s)
+            raise GetTimeoutError
+        if isinstance(self._one, Exception):
+            raise self._one
+        return self._one
+
+    async def get_async(self):
+        if self._one is HANGS:
+            await asyncio.Event().wait()
+        return self.get(0)
+
+
 class Handle:
     """Answers by scripts, one a call, and knows what it was asked."""
 
@@ -68,12 +90,13 @@ class Handle:
 
     def broadcast(self, method, *arguments):
         self.asked.append((method, *arguments))
-        return self
 
-    async def results_async(self, *, timeout_s, return_exceptions):
-        if isinstance(self._said, Exception):
-            raise self._said
-        return list(self._said)
+        async def said():
+            if isinstance(self._said, Exception):
+                raise self._said
+            return [Said(one) for one in self._said]
+
+        return DeploymentBroadcastResponse(said(), None)  # Ray's own: how it waits is part of what is tested
 
 
 def ask(handle, path=PATH, body=BODY, *, limits=None, keys=(), headers=None, method="POST", state=None):

@@ -20,6 +20,7 @@ from radar.cli import served
 from radar.cli.cluster import build
 from radar.cli.main import main
 from radar.errors import UsageError
+from radar.serve import local_ray
 
 NAME, CHAT_PATH, TEXT_PATH = "radar-embedded", "/v1/chat/completions", "/v1/completions"
 LONG = {"model": NAME, "prompt": "def f(", "max_tokens": 240, "min_tokens": 240, "stream": True}
@@ -119,13 +120,13 @@ def a_client_that_leaves_frees_its_row(cluster):
 
 
 def a_full_server_says_so(cluster):
-    """There is room for 3 rows and 1 beside in each, and for 8 before them."""
+    """Twice 3 rows, and room for 8 that wait."""
     web, body = cluster.web, LONG | {"stream": False, "max_tokens": 12, "min_tokens": 12}
     with ThreadPoolExecutor(40) as pool:
         found = list(pool.map(lambda _: web.post(TEXT_PATH, json=body), range(40)))
     count = Counter(answer.status_code for answer in found)
     assert set(count) == {200, 429}
-    assert count[200] >= 8
+    assert count[200] >= 14
     assert len({answer.json()["choices"][0]["text"] for answer in found if answer.status_code == 200}) == 1
     refused = next(answer for answer in found if answer.status_code == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -184,7 +185,7 @@ def test_the_readmes_config_is_one_that_ray_takes(monkeypatch):
     monkeypatch.setenv("RADAR_API_KEY", "secret")
     ingress = build(application.args)._bound_deployment
     replicas, limits, keys, rows = ingress.init_args
-    assert (keys, rows) == (["secret"], application.args["replicas"] * 8)
+    assert (keys, rows) == (["secret"], application.args["max_replicas"] * 8)
     deployment = replicas._bound_deployment
     bounds = deployment._deployment_config.autoscaling_config
     assert (bounds.min_replicas, bounds.max_replicas) == (
@@ -205,11 +206,52 @@ def test_the_readmes_config_is_one_that_ray_takes(monkeypatch):
         ({"max_length": "x"}, "max-length"),
         ({"nonsense": 1}, "nonsense"),
         ({"port": 80}, "http_options.port"),
+        ({"api_key": False}, "api_key is not on or off"),
+        ({"api-key": True}, "api-key is not on or off"),
+        ({"max_waiting": False}, "max_waiting is not on or off"),
+        ({"nonsense": False}, "nonsense"),
+        ({"help": True}, "help"),
+        ({"compare": 1}, "compare"),
+        ({"replicas": 2, "max_replicas": 1}, "--max-replicas 1 is below --replicas 2"),
+        ({"device": "cuda:1"}, "Ray says which GPU"),
     ],
 )
 def test_a_config_that_asks_for_what_there_is_not(options, message):
     with pytest.raises(UsageError, match=message):
         build(options)
+
+
+def test_what_is_null_in_a_config_is_left_out(monkeypatch):
+    monkeypatch.delenv("RADAR_API_KEY", raising=False)
+    nothing = dict.fromkeys(("api_key", "api_key_file", "name", "target", "max_replicas", "compare", "max_waiting"))
+    ingress = build(nothing)._bound_deployment
+    assert ingress.init_args[2] == []
+    _, options, limits = ingress.init_args[0]._bound_deployment.init_args
+    assert limits.max_waiting == 64
+    assert (options["name"], options["target"], options["compare"]) == (None, None, False)
+
+
+def test_ray_is_this_servers_own_whatever_the_environment_says(monkeypatch):
+    """Ray's token is a new one each time, and no cluster is joined."""
+    import ray
+
+    found = []
+
+    def init(**options):
+        found.append((options["address"], os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(local_ray, "as_json", lambda *_: None)
+    for _ in range(2):
+        given = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ADDRESS": "ray://elsewhere:1"}
+        monkeypatch.setattr(os, "environ", dict(os.environ) | given)
+        with pytest.raises(RuntimeError, match="far enough"), local_ray.local_replicas(None, cpus=1, gpus=0):
+            pass
+    (address, mode, token), (*same, other) = found
+    assert (address, mode) == ("local", "token") == tuple(same)
+    assert len(token) == len(other) == 64
+    assert token != other
 
 
 def test_options_of_a_config_are_those_of_the_command():
@@ -223,4 +265,4 @@ def test_options_of_a_config_are_those_of_the_command():
     assert (options["compare"], options["no_fallback"]) == (True, False)
     assert "api_key" not in options  # replicas need none
     assert (limits.max_waiting, limits.max_body) == (0, 5)
-    assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (8, 1)
+    assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (8, -1)

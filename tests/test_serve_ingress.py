@@ -3,17 +3,30 @@
 import asyncio
 import json
 
+import httpx
 import pytest
 from fake_replicas import DEAD, DONE, EVENTS, FULL, GOOD, HANGS, LOG, PART, RUNNER, START, WHOLE, Handle, ask
 from live_server import BODY, PATH
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from radar.serve import ingress as ingress_module
 from radar.serve.conversation import conversation
 from radar.serve.ingress import make_ingress
-from radar.serve.replica import ABORT
 from radar.serve.settings import Limits
 
 FULL_UP = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+
+
+DEATHS = [DEAD, OutOfMemoryError("x"), NodeDiedError("x"), WorkerCrashedError()]
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
+def test_a_replica_may_die_of_anything(death):
+    assert ask(Handle([death], [[START], death], GOOD)).status_code == 200
+    assert ask(Handle([[START, WHOLE], death])).status_code == 200
+    assert "has died" in ask(Handle([[EVENTS, PART], death])).text
+    assert ask(Handle(*[[death]] * 3)).status_code == 503
 
 
 @pytest.mark.parametrize(
@@ -55,7 +68,7 @@ def test_an_answer_that_is_whole_stays_whole(begin):
 def test_a_request_that_brings_replicas_down_is_given_up():
     handle = Handle([DEAD], [DEAD], [DEAD], GOOD)
     answer = ask(handle)
-    assert answer.status_code == 503
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
     assert answer.json()["error"]["type"] == "overloaded_error"
     assert len(handle.asked) == 3
 
@@ -141,7 +154,7 @@ def test_a_client_that_leaves_is_told_to_the_replica():
     assert app.state.admission.answers == 0
 
 
-def test_an_answer_that_was_given_up_drops_the_connection():
+def test_an_answer_without_events_drops_the_connection():
     dropped = []
 
     async def work(app):
@@ -159,8 +172,58 @@ def test_an_answer_that_was_given_up_drops_the_connection():
         }  # fmt: skip
         await app(scope, receive, send)
 
-    RUNNER.run(work(make_ingress(Handle([[EVENTS, PART, {"type": ABORT}]]), limits=Limits(), keys=(), rows=4)))
+    RUNNER.run(work(make_ingress(Handle([[START, PART], DEAD]), limits=Limits(), keys=(), rows=4)))
     assert dropped == [1]
+
+
+def test_rows_and_those_that_wait_are_taken_in():
+    """4 rows: so many and `max_waiting` beside them, before any replica is asked."""
+    for waits in (0, 2):
+        handle = Handle(*[[HANGS]] * 10)
+        app = make_ingress(handle, limits=Limits(max_waiting=waits), keys=(), rows=4)
+
+        async def work(app=app, handle=handle, taken=4 + waits):
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as web:
+                tasks = [asyncio.ensure_future(web.post(PATH, json=BODY)) for _ in range(10)]
+                left = set(tasks)
+                while len(left) > taken:
+                    _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                app.state.admission.stopping.set()
+                found = [answer.status_code for answer in await asyncio.gather(*tasks)]
+                return sorted(found), len(handle.asked)
+
+        assert RUNNER.run(asyncio.wait_for(work(), 30)) == ([429] * (6 - waits) + [503] * (4 + waits), 4 + waits)
+
+
+def test_who_reads_slowly_keeps_no_place():
+    app = make_ingress(Handle([[EVENTS, PART], [DONE, LOG]]), limits=Limits(), keys=(), rows=4)
+    admission, reads = app.state.admission, asyncio.Event()
+
+    async def work():
+        messages = iter([{"type": "http.request", "body": json.dumps(BODY).encode()}])
+
+        async def receive():
+            return next(messages, None) or await asyncio.Event().wait()
+
+        async def send(message):
+            await reads.wait()
+
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
+        task = asyncio.ensure_future(app(scope, receive, send))
+        while not admission.answers or admission.count:
+            await asyncio.sleep(0.005)
+        reads.set()
+        await task
+
+    RUNNER.run(asyncio.wait_for(work(), 60))
+    assert (admission.count, admission.answers) == (0, 0)
+
+
+def test_a_replica_that_hangs_is_its_own_matter(monkeypatch):
+    monkeypatch.setattr(ingress_module, "PATIENCE", 0.2)
+    say = {"method": "GET", "path": "/health"}
+    assert ask(Handle(said=[HANGS, True, DEAD]), **say).json() == {"status": "ok", "replicas": 1}
+    assert ask(Handle(said=[HANGS]), **say).status_code == 503
 
 
 def test_health_and_models_are_of_those_that_answer():

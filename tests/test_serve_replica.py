@@ -36,11 +36,11 @@ class Local:
         return Stream()
 
     def broadcast(self, method, *arguments):
-        call = getattr(self._replica, method)(*arguments)
+        call, loop = getattr(self._replica, method)(*arguments), asyncio.get_running_loop()
 
         class Said:
-            async def results_async(self, **_):
-                return [await call]
+            def results(self, **_):
+                return [asyncio.run_coroutine_threadsafe(call, loop).result()]
 
         return Said()
 

@@ -1,9 +1,11 @@
 """Texts that the target writes to train a head on: its own, whole, and made once, whoever makes them."""
 
 import json
+import signal
+import threading
 
 import pytest
-from live_server import plain_decoder, shared_decoder
+from live_server import plain_decoder, shared_decoder, wait_until
 
 from radar.cli.main import main
 from radar.errors import FormatError, UsageError
@@ -18,12 +20,18 @@ LINES = [
     PromptLine("import", chat=False),
     PromptLine("x", chat=False),
 ]
+PLAIN = [PromptLine(text, chat=False) for text in ("def add(a, b):", "Once", "import", "x")]
 OPTIONS = {"max_new_tokens": 8, "temperature": 1.0, "seed": 3, "progress": False}
+
+
+def lines_in(folder):
+    files = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def texts_in(folder):
     """By number, with the files that hold them."""
-    lines = [json.loads(line) for file in sorted(folder.glob("*")) for line in file.read_text().splitlines()]
+    lines = lines_in(folder)
     found = {line["prompt"]: line["text"] for line in lines}
     assert len(found) == len(lines), "a text was written twice"
     return found
@@ -50,7 +58,12 @@ def test_texts_are_the_targets_own_and_what_a_head_is_trained_on(tmp_path):
     assert "And three?" in texts[1]
     end = tokenizer.eos_token_id
     read = encode_file(tmp_path / "t", tokenizer.encode, eos_token_id=end).tolist()
-    assert read[: len(own[0]) + 1] == [*own[0], end]
+    ends = {one["prompt"]: one["finish_reason"] for one in lines_in(tmp_path / "t")}
+    assert set(ends.values()) == {"length"}
+    assert read.count(end) == sum(ids.count(end) for ids in own)  # none behind what the limit has cut off
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "x.jsonl").write_text(json.dumps({"text": texts[0], "finish_reason": "stop"}))
+    assert encode_file(tmp_path / "w", tokenizer.encode, eos_token_id=end).tolist() == [*own[0], end]
     assert read.count(tokenizer.bos_token_id) == 5
 
 
@@ -67,7 +80,7 @@ def test_what_is_there_is_not_written_again(tmp_path):
 
 
 class Interrupted:
-    """A decoder that writes one text after the other, and is interrupted at its fourth answer."""
+    """A decoder that writes one text after the other, and is interrupted at its fourth answer; it makes no other."""
 
     max_batch_size = 1
 
@@ -79,9 +92,71 @@ class Interrupted:
 
     def generate(self, prompt, **options):
         self._asked += 1
-        if self._asked == 4:
+        if self._asked >= 4:
             raise KeyboardInterrupt
         return self._decoder.generate(prompt, **options)
+
+
+class Rows:
+    """A decoder of 4 rows; `before` is told of each text before it is made."""
+
+    max_batch_size = 4
+
+    def __init__(self, before):
+        self._decoder, self._before = shared_decoder(), before
+        self.made = set()
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def generate(self, prompt, *, seed, **options):
+        self._before(number := seed - 3 * 1_000_003)
+        found = self._decoder.generate(prompt, seed=seed, **options)
+        self.made.add(number)
+        return found
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interruption_loses_nothing_that_is_decoded(tmp_path, interrupts):
+    """The first text is the slow one. A second Ctrl-C waits for nothing, and what there is stays."""
+    folder, goes_on, main_thread = tmp_path / "t", threading.Event(), threading.main_thread().ident
+
+    def before(number):
+        if number == 0:
+            wait_until(lambda: decoder.made == {1, 2, 3})
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            wait_until(lambda: list(folder.glob("*.jsonl")))  # written while this one is in work
+            if interrupts == 2:
+                signal.pthread_kill(main_thread, signal.SIGINT)
+                assert goes_on.wait(60)
+
+    decoder = Rows(before)
+    with pytest.raises(KeyboardInterrupt):
+        write_texts(decoder, PLAIN, folder, **OPTIONS)
+    found = sorted(texts_in(folder))
+    goes_on.set()
+    assert found == ([0, 1, 2, 3] if interrupts == 1 else [1, 2, 3])
+
+
+def test_an_error_loses_nothing_that_is_decoded(tmp_path):
+    def before(number):
+        if number == 1:
+            wait_until(lambda: decoder.made >= {2, 3})
+            raise RuntimeError("of this text")
+        if number == 0:  # is in work then
+            threading.Event().wait(0.5)
+
+    decoder = Rows(before)
+    with pytest.raises(RuntimeError, match="of this text"):
+        write_texts(decoder, PLAIN, tmp_path / "t", **OPTIONS)
+    assert sorted(texts_in(tmp_path / "t")) == [0, 2, 3]
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "t"):
+        with pytest.raises(UsageError, match=r"\(--out\) cannot be written"):
+            write_texts(shared_decoder(), PLAIN, place, **OPTIONS)
 
 
 def test_processes_share_the_prompts(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from radar.serve.app import make_app
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
 
-__all__ = ["limits_of", "replica_options", "replicas_asked", "served_app", "served_models"]
+__all__ = ["limits_of", "replica_counts", "replica_options", "replicas_asked", "served_app", "served_models"]
 
 EMBEDDED = "radar-embedded"
 _NOT_OF_REPLICAS = ("api_key", "api_key_file", "run", "command", "debug")
@@ -51,23 +51,29 @@ def served_app(args: argparse.Namespace, limits: Limits, keys: Sequence[str]) ->
     with local_replicas(make, cpus=most * cpus, gpus=most * gpus) as handle:
         from radar.serve.ingress import make_ingress
 
-        yield make_ingress(handle, limits=limits, keys=keys, rows=replicas * args.max_batch_size)
+        yield make_ingress(handle, limits=limits, keys=keys, rows=most * args.max_batch_size)
+
+
+def replica_counts(args: argparse.Namespace) -> tuple[int, int]:
+    """How many replicas at least and at most. UsageError: they cannot be, on any machine."""
+    replicas = args.replicas or 1
+    most = args.max_replicas or replicas
+    if most < replicas:
+        raise UsageError(f"--max-replicas {most} is below --replicas {replicas}: take {replicas} or more")
+    if args.device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {args.device}: Ray says which GPU a replica has; take cuda or cpu")
+    return replicas, most
 
 
 def replicas_asked(args: argparse.Namespace) -> tuple[int, int, int]:
-    """How many at least and at most, and GPUs of each. UsageError: they cannot be."""
+    """How many at least and at most, and GPUs of each. UsageError: they cannot be on this machine."""
     import torch
 
-    replicas, device = args.replicas or 1, args.device or "cuda"
-    most = args.max_replicas or replicas
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("--replicas under torchrun: Ray starts the processes; leave out one of the two")
-    if most < replicas:
-        raise UsageError(f"--max-replicas {most} is below --replicas {replicas}: take {replicas} or more")
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device {device}: Ray says which GPU a replica has; take cuda or cpu")
+    replicas, most = replica_counts(args)
     there = torch.cuda.device_count()
-    if device == "cpu" or (there == 0 and args.device is None):
+    if args.device == "cpu" or (there == 0 and args.device is None):
         return replicas, most, 0
     if most > there:
         raise UsageError(f"{most} replicas need a GPU each, and there are {there}: ask for fewer, or for --device cpu")

@@ -51,7 +51,8 @@ def bound_replicas(
     """The replicas alone.
 
     A replica takes as many requests as it has rows, and a few that follow at once. What comes beside goes to the
-    replica that is next for its conversation and has room; if none has, it waits here, and is refused if too many do.
+    replica that is next for its conversation and has room; if none has, it waits, however many do: the ingress has
+    refused those that are too many (`radar.serve.admission`), and what it has taken in is not refused behind that.
 
     Args:
         make_models: a function that replicas can import; makes the decoders.
@@ -67,7 +68,6 @@ def bound_replicas(
     deployment = serve.deployment(
         name="Replica",
         max_ongoing_requests=size.rows + beside,
-        max_queued_requests=max(1, limits.max_waiting),
         max_constructor_retry_count=size.starts,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=limits.shutdown_seconds + GRACE,
@@ -111,4 +111,4 @@ def bound_ingress(replicas: serve.Application, limits: Limits, keys: Sequence[st
         graceful_shutdown_timeout_s=limits.shutdown_seconds + GRACE,
         ray_actor_options={"num_cpus": 0},
     )(Ingress)
-    return deployment.bind(replicas, limits, list(keys), size.rows * size.replicas)
+    return deployment.bind(replicas, limits, list(keys), size.rows * size.most)

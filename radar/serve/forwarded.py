@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 from uuid import uuid4
 
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.types import Message, Scope, Send
 
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError
-from radar.serve.replica import ABORT, FOUND
+from radar.serve.replica import FOUND
 from radar.serve.sending import Sending
 
 __all__ = ["Forwarded", "asked"]
 
 TRIES = 3  # replicas that a request may bring down, if it is what does, or find full
 PAUSE = 0.1  # seconds between looks for room
+_DEAD = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)  # by whatever has killed it
 _PASSED_ON = ("method", "path", "raw_path", "query_string", "http_version", "scheme")
 
 
@@ -57,16 +58,20 @@ class Forwarded(Sending):
             options = self._replicas.options(method_name="answer", stream=True, session_id=place)
             answer = options.remote(self._asked, self._body)
             try:
-                if await self._pass_on(answer, send, is_last=full == TRIES - 1 and not died):
-                    return ended()
+                if await self._pass_on(answer, send, ended, is_last=full == TRIES - 1 and not died):
+                    return
                 place, full = uuid4().hex, full + 1
                 await asyncio.sleep(PAUSE if full >= TRIES else 0)
-            except RayActorError as error:  # the router knows that it is gone
+            except _DEAD as error:  # the router knows that it is gone
                 died += 1
                 if self._begun:
                     raise ApiError(503, "the replica that made this text has died: ask again") from error
                 if died == TRIES:
-                    raise ApiError(503, f"{TRIES} replicas have died of this request, or while it was there") from error
+                    raise ApiError(
+                        503,
+                        f"{TRIES} replicas have died of this request, or while it was there: ask for something else",
+                        headers={"x-should-retry": "false"},  # of OpenAI's clients, which would bring down the next
+                    ) from error
             except (BackPressureError, DeploymentUnavailableError) as error:
                 if not died:
                     raise self._refusal(error) from error
@@ -85,27 +90,27 @@ class Forwarded(Sending):
             headers={"Retry-After": str(self._admission.patience())},
         )
 
-    async def _pass_on(self, answer: AsyncIterable[Sequence[Message]], send: Send, *, is_last: bool) -> bool:
+    async def _pass_on(
+        self, answer: AsyncIterable[Sequence[Message]], send: Send, ended: Callable[[], None], *, is_last: bool
+    ) -> bool:
         """Send the answer on. Returns whether it was one: a replica without room for the texts of this request says
         so, and another one may have it."""
         end: Message | None = None  # waits for what the log says of it: with it the client may leave
         try:
-            async for message in _each(answer):
-                kind = message["type"]
-                if kind == "http.response.start":
-                    if message["status"] == 429 and not is_last:
-                        return False
-                    self._start = message
-                elif kind == ABORT:
-                    self.streams = False  # nothing can be said any more
-                    raise ApiError(503, "the replica has given this answer up")
-                elif kind == FOUND:
-                    self._found = message["fields"]
-                elif message.get("more_body"):
-                    await self._send(send, message)
-                else:
-                    end = message
-        except RayActorError:
+            async with aclosing(_each(answer, ended)) as messages:
+                async for message in messages:
+                    kind = message["type"]
+                    if kind == "http.response.start":
+                        if message["status"] == 429 and not is_last:
+                            return False
+                        self._start = message
+                    elif kind == FOUND:
+                        self._found = message["fields"]
+                    elif message.get("more_body"):
+                        await self._send(send, message)
+                    else:
+                        end = message
+        except _DEAD:
             if end is None:
                 raise
         if end is not None:
@@ -124,7 +129,30 @@ class Forwarded(Sending):
         found |= {name: value for name, value in self._found.items() if name not in ("request_id", "status")}
 
 
-async def _each(answer: AsyncIterable[Sequence[Message]]) -> AsyncIterator[Message]:
-    async for batch in answer:
-        for message in batch:
-            yield message
+async def _each(answer: AsyncIterable[Sequence[Message]], ended: Callable[[], None]) -> AsyncGenerator[Message, None]:
+    """Messages as they come, taken in whether or not they are read: who reads slowly keeps no place. `ended` is told
+    of an answer that is there to its end, of no refusal: another replica may be asked yet."""
+    made = asyncio.Queue[Sequence[Message] | Exception | None]()
+
+    async def take() -> None:
+        status = None
+        try:
+            async for batch in answer:
+                status = status or (batch[0].get("status") if batch else None)
+                made.put_nowait(batch)
+            if status != 429:
+                ended()
+            made.put_nowait(None)
+        except Exception as error:  # who reads gets it
+            made.put_nowait(error)
+
+    task = asyncio.ensure_future(take())
+    try:
+        while (found := await made.get()) is not None:
+            if isinstance(found, Exception):
+                raise found
+            for message in found:
+                yield message
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

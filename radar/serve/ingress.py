@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +34,9 @@ def make_ingress(replicas: Any, *, limits: Limits, keys: Sequence[str], rows: in
         replicas: Ray Serve's handle of `Replica`s.
         limits: of requests.
         keys: of the API; empty: it is open.
-        rows: texts that the replicas decode at once.
+        rows: texts that the replicas decode at once, as many of them as there may be.
     """
-    admission, metrics = Admission(rows, sys.maxsize), MetricsOfAll()  # how many may wait is Ray's account
+    admission, metrics = Admission(rows, limits.max_waiting), MetricsOfAll()
     app = FastAPI(title="RADAR", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.admission = admission
     add_handlers(app)
@@ -47,7 +46,8 @@ def make_ingress(replicas: Any, *, limits: Limits, keys: Sequence[str], rows: in
         """What replicas answer, those that do. It goes by the queues: they may be full. ApiError, 503: none does."""
         try:
             said = replicas.broadcast(method, *arguments)
-            found = await said.results_async(timeout_s=PATIENCE, return_exceptions=True)
+            # in a thread: there each replica has its time, while `results_async` gives up all if one hangs
+            found = await asyncio.to_thread(said.results, timeout_s=PATIENCE, return_exceptions=True)
         except (DeploymentUnavailableError, TimeoutError):
             found = []
         if good := [one for one in found if not isinstance(one, BaseException)]:

@@ -19,7 +19,6 @@ NAME = "radar"
 STORE = 256 << 20  # bytes of shared memory, for bodies and answers above 100 kB
 _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system it means: listen on the loopback address
-    "RAY_AUTH_MODE": "token",  # and who is on this machine needs the token
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to anybody
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",  # lines of JSON stay lines of JSON
     "RAY_DEDUP_LOGS": "0",
@@ -40,7 +39,8 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
         RuntimeError: they do not, for another reason.
     """
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # who is on this machine needs a token that nobody else has: whatever the environment holds, of a cluster maybe
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -50,7 +50,7 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
     as_json(logging.ERROR, "ray.serve")  # its warnings are of every request that waits or is refused
     try:
         ray.init(
-            address="local",
+            address="local",  # RAY_ADDRESS names a cluster that is not meant
             num_cpus=cpus,
             num_gpus=gpus,
             include_dashboard=False,

@@ -17,9 +17,9 @@ from radar.serve.logs import to_stderr
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
 
-__all__ = ["ABORT", "FOUND", "Replica"]
+__all__ = ["FOUND", "Replica"]
 
-ABORT, FOUND = "radar.abort", "radar.found"  # messages beside those of ASGI: drop the connection; fields of the log
+FOUND = "radar.found"  # a message beside those of ASGI: fields of the log
 
 
 class Replica:
@@ -51,15 +51,13 @@ class Replica:
         asked, some = iter([{"type": "http.request", "body": body}]), asyncio.Event()
 
         async def receive() -> Message:
-            if (message := next(asked, None)) is None:
-                await asyncio.Event().wait()  # who leaves, cancels
-            return message or {"type": "http.disconnect"}
+            return next(asked, None) or await asyncio.Future[Message]()  # who leaves, cancels
 
         async def send(message: Message) -> None:
             made.append(message)
             some.set()
 
-        state: dict[str, Any] = {"abort": lambda: made.append({"type": ABORT})}
+        state: dict[str, Any] = {}  # nothing drops a connection: `send` above neither waits nor fails
         work = asyncio.ensure_future(self._app({"type": "http", "state": state, **scope}, receive, send))
         work.add_done_callback(lambda _: some.set())
         try:

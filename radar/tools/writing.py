@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def write_texts(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Let the target answer prompts, all turns of a chat, and add each whole text to the folder `out`: a line
-    `{"text": ..., "prompt": its number, "made": ...}` in a `.jsonl` file. Prompts whose texts are there are left out.
+    `{"text": ..., "finish_reason": ..., "prompt": its number, "made": ...}` in a `.jsonl` file. Prompts whose texts are
+    there are left out. An interruption or error loses texts in work alone: what is decoded is written.
 
     The list may have grown at its end. Launched by `accelerate launch` with several processes, each writes its share.
 
@@ -55,7 +56,8 @@ def write_texts(
         out, texts, new_texts, and new_tokens of these, their prompts included, as far as this process knows.
 
     Raises:
-        UsageError: a prompt that leaves no room for an answer; a folder of other prompts or options.
+        UsageError: a prompt that leaves no room for an answer; a folder of other prompts or options; one that
+            cannot be written.
         FormatError: a file in the folder that is not of texts.
     """
     folder, (index, count) = Path(out), process_share()
@@ -64,13 +66,14 @@ def write_texts(
     about = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, **(metadata or {})}
     about |= {"max_length": decoder.max_length}
     made = [_digest(line, about) for line in lines]
+    _make_folder(folder)
     done = _texts_there(folder, made)
     todo = [number for number in range(index, len(lines), count) if number not in done]
-    waiting: dict[int, str] = {}
+    waiting: dict[int, tuple[str, str]] = {}
     written, tokens = time.monotonic(), 0
 
-    def text_of(number: int) -> tuple[str, int]:
-        line, answers, ids = lines[number], list[str](), list[int]()
+    def text_of(number: int) -> tuple[str, str, int]:
+        line, answers, ids, reason = lines[number], list[str](), list[int](), ""
         for _ in line.turns:
             prompt = encode_prompt(line, decoder.tokenizer, answers)
             if (room := decoder.max_length - len(prompt)) < 1:
@@ -80,34 +83,60 @@ def write_texts(
                 prompt, seed=seed * 1_000_003 + number, max_new_tokens=limit, temperature=temperature
             )
             answers.append(one.text)
-            ids = [*prompt, *one.token_ids]
-        return _text(ids, decoder.tokenizer), len(ids)
+            ids, reason = [*prompt, *one.token_ids], one.finish_reason
+        return _text(ids, decoder.tokenizer), reason, len(ids)
 
     def flush() -> None:
         nonlocal written
         if waiting:
-            with replacing(folder) as place, (place / f"texts-{min(waiting):07d}.jsonl").open("w") as file:
-                for number in sorted(waiting):
-                    line = {"text": waiting[number], "prompt": number, "made": made[number]}
+            name = f"texts-{min(waiting):07d}.jsonl"
+            with replacing(folder) as place, (place / name).open("w", encoding="utf-8") as file:
+                for number, (text, reason) in sorted(waiting.items()):
+                    line = {"text": text, "finish_reason": reason, "prompt": number, "made": made[number]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             done.update(waiting)
             waiting.clear()
         written = time.monotonic()
 
+    def keep_done() -> None:
+        """Write what is decoded, also if nobody has asked for it yet."""
+        for one, number in asked.items():
+            if number not in done and one.done() and not one.cancelled() and one.exception() is None:
+                waiting[number] = one.result()[:2]
+        flush()
+
     bar = tqdm(total=len(todo), desc="texts", disable=not progress or index > 0)
     pool = ThreadPoolExecutor(decoder.max_batch_size)
-    with interruptible(), bar:
+    with interruptible() as interrupts, bar:
+        asked = {pool.submit(text_of, number): number for number in todo}
         try:
-            for number, (text, size) in zip(todo, pool.map(text_of, todo), strict=True):
-                waiting[number] = text
+            for one in as_completed(list(asked)):
+                text, reason, size = one.result()
+                waiting[asked[one]] = text, reason
+                del asked[one]
                 tokens += size
                 if len(waiting) >= SHARD_TEXTS or time.monotonic() - written > SHARD_SECONDS:
-                    flush()
+                    with interrupts.held():
+                        flush()
                 bar.update()
         finally:
-            pool.shutdown(cancel_futures=True)  # texts in work are waited for
-            flush()  # of an interruption too: what waits is whole
+            try:
+                keep_done()
+                pool.shutdown(cancel_futures=True)  # texts in work are waited for, until a second Ctrl-C
+            finally:
+                keep_done()
     return {"out": str(folder), "texts": len(done), "new_texts": len(todo), "new_tokens": tokens}
+
+
+def _make_folder(folder: Path) -> None:
+    """Before anything is decoded: hours later it would be too late to say that it cannot be."""
+    try:
+        with replacing(folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{folder} (--out) cannot be written: {error.strerror}; give a folder, or a name for a new one"
+        ) from error
 
 
 def _check_room(lines: Sequence[PromptLine], decoder: Any) -> None:
