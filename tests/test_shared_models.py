@@ -251,6 +251,9 @@ def test_texts_of_one_decoder_under_several_streams_are_ordered():
 def test_one_capture_at_a_time(monkeypatch):
     running, most = [], []
 
+    class Graph:
+        pass
+
     @contextlib.contextmanager
     def graph(_graph, *, stream, capture_error_mode):
         assert (stream, capture_error_mode) == ("a stream", "relaxed")
@@ -259,10 +262,10 @@ def test_one_capture_at_a_time(monkeypatch):
         yield
         running.pop()
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: most.append(len(running) + 1))  # nor while another captures
     monkeypatch.setattr(torch.cuda, "graph", graph)
     with ThreadPoolExecutor(4) as pool:
         made = [pool.submit(capture, lambda: time.sleep(0.02), "a stream") for _ in range(4)]
-        assert all(type(one.result(600)) is object for one in made)
+        assert all(type(one.result(600)) is Graph for one in made)
     assert most == [1] * 8
