@@ -104,7 +104,12 @@ def main() -> int:
     report |= {"machine": describe_machine(device), "shapes": geometry.name, "prefix": prefix, "texts": {}}
     if args.only != "texts":
         weights = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
-        report |= {"gigabytes_a_rank": weights / 1e9, "floor_ms": 1000 * weights / READ, "exchange_ms": exchanged}
+        report |= {
+            "gigabytes_a_rank": weights / 1e9,
+            "bytes_a_second": READ,
+            "floor_ms": 1000 * weights / READ,
+            "exchange_ms": exchanged,
+        }
         prompt = torch.randint(0, geometry.vocabulary, (prefix,)).tolist()
         policies = {"round_fixed8": FixedDepth(8), "round_threshold": Threshold()}  # one object, one graph
         series: dict[str, list[float]] = {"token": [], **{name: [] for name in policies}}

@@ -238,6 +238,7 @@ def test_ray_is_this_servers_own_whatever_the_environment_says(monkeypatch):
     found = []
 
     def init(**options):
+        assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
         found.append((options["address"], os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]))
         raise RuntimeError("far enough")
 
@@ -245,6 +246,7 @@ def test_ray_is_this_servers_own_whatever_the_environment_says(monkeypatch):
     monkeypatch.setattr(local_ray, "as_json", lambda *_: None)
     for _ in range(2):
         given = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ADDRESS": "ray://elsewhere:1"}
+        given["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # it would listen on all addresses
         monkeypatch.setattr(os, "environ", dict(os.environ) | given)
         with pytest.raises(RuntimeError, match="far enough"), local_ray.local_replicas(None, cpus=1, gpus=0):
             pass

@@ -14,6 +14,7 @@ from radar.errors import UsageError
 from radar.serve.app import make_app
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
+from radar.target.launched import launched_ranks
 
 __all__ = ["limits_of", "replica_counts", "replica_options", "replicas_asked", "served_app", "served_models"]
 
@@ -69,7 +70,7 @@ def replicas_asked(args: argparse.Namespace) -> tuple[int, int, int]:
     """How many at least and at most, and GPUs of each. UsageError: they cannot be on this machine."""
     import torch
 
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_ranks() > 1:
         raise UsageError("--replicas under torchrun: Ray starts the processes; leave out one of the two")
     replicas, most = replica_counts(args)
     there = torch.cuda.device_count()

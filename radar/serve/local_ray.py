@@ -38,9 +38,8 @@ def local_replicas(make: Callable[[], Any], *, cpus: int, gpus: int) -> Iterator
         UsageError: replicas cannot start, by a mistake of who asked for them.
         RuntimeError: they do not, for another reason.
     """
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
-    # who is on this machine needs a token that nobody else has: whatever the environment holds, of a cluster maybe
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    # whatever the environment holds, of a cluster maybe: it is reached by this machine alone, with a token of its own
+    os.environ.update(_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
     from ray import serve
     from ray.serve.schema import LoggingConfig
