@@ -162,6 +162,7 @@ def test_replicas_that_cannot_be_are_refused(monkeypatch, capsys):
     assert "Ray says which GPU" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
+        patch.setenv("RANK", "0")
         assert main(["serve", "--replicas", "2", "--device", "cpu", "--port", "0"]) == 2
     assert "Ray starts the processes" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
