@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from radar.metrics import Round
+from radar.metrics import Round, TokenLogprob
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
 from radar.serve.jsontext import dumps
-from radar.serve.logprobs import TokenLogprob, chat_form, completion_form
+from radar.serve.logprobs import chat_form, completion_form
 from radar.serve.logs import JsonFormatter
 from radar.serve.openai import ChatRequest, CompletionRequest
 from radar.serve.stops import StopFilter
@@ -180,7 +180,6 @@ class Says:
 
     def __init__(self):
         self.decoder = self.tokenizer = self.request = self
-        self.found = []
 
     def decode(self, ids, **options):
         return bytes(ids).decode(errors="replace")
@@ -189,7 +188,7 @@ class Says:
 def test_offsets_and_accepted_tokens_are_of_the_text():
     says = Says()
     says.all_special_ids = ()
-    text = ServedText(says, says, ["!"], None)
+    text = ServedText(says, says, ["!"])
     piece = text._take(Round(tokens=[*"a日b".encode()], finish_reason=None, accept_length=4))
     assert piece.offsets == [0, 1, 1, 1, 2]
     piece = text._take(Round(tokens=[*b"c!xyz"], finish_reason=None, accept_length=4))

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from radar.draft.base import Drafter
 from radar.engine.base import EngineRequest
-from radar.engine.capture import Mailbox, capture_each
+from radar.engine.capture import capture_each
 from radar.engine.captured import Streams
+from radar.engine.first_tokens import FirstTokens
 from radar.engine.prefill import Prefill
 from radar.engine.saved_row import SavedRow
+from radar.engine.scored import Scored
 from radar.engine.shared_prompts import SharedPrompts
 from radar.engine.width import Chunk, RowSteps, Text, Width
 from radar.metrics import Round
@@ -51,6 +53,7 @@ class RowsEngine:
         self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
+        self._first = FirstTokens(steps.root, ahead=graphs)
         self._at_door = False  # a prompt that is half taken in holds pages
         self._offered: Chunk | None = None  # of it, for the next round
         self._texts: list[Text] = []  # by row
@@ -64,7 +67,6 @@ class RowsEngine:
     def capture_prompts(self, streams: Streams) -> None:
         """Make graphs of a prompt's chunks."""
         self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, streams.round)
-        self._first = Mailbox(self.steps.root[:, None])
 
     def rehearse_prompts(self) -> None:
         """Launch what takes a prompt in."""
@@ -168,26 +170,11 @@ class RowsEngine:
         self._at_door = False
         self.steps.active[row] = True
         self._texts.append(text)
-        if self._chunks is None:
-            first.tokens = token[0].tolist()
-        else:
-            self._first.send()
-            text.first_row = row
+        self._first.send(text, row, Scored(prefill.logits, torch.zeros_like(token), token))
 
     def entered(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
-        everyone = [*self._texts, *(text for text, _ in self._aside)]
-        entering = [text for text in everyone if text.first is not None]
-        tokens = self._first.read() if entering and self._chunks is not None else None
-        found: dict[Hashable, Round] = {}
-        for text in entering:
-            item, text.first = text.first, None
-            assert item is not None
-            if tokens is not None and not item.tokens:
-                item.tokens = tokens[text.first_row]
-            text.ids += item.tokens
-            found[text.key] = item
-        return found
+        return self._first.take([*self._texts, *(text for text, _ in self._aside)])
 
     def _sample(self) -> Tensor:
         """The prompt's successor [1, 1], always at one place: kernels are compiled for where their arguments lie."""
@@ -243,7 +230,7 @@ class RowsEngine:
                     self._leave_door()
                     continue
                 newest = max(self._texts, key=_age)
-                self._know_first(newest)
+                self._first.know(newest)
                 row = self._texts.index(newest)
                 self._aside.append((newest, self.steps.state.save(row)))
                 self._leave(row)
@@ -253,11 +240,6 @@ class RowsEngine:
             self.steps.state.restore(row, saved)
             self._texts.append(text)
         pages.publish()
-
-    def _know_first(self, text: Text) -> None:
-        """Read the first token of a text that leaves its row, where another one may write its own."""
-        if text.first is not None and not text.first.tokens:
-            text.first.tokens = self._first.read()[text.first_row]
 
     def _needed(self, text: Text) -> int:
         """Tokens that a text has to hold in its next round."""
@@ -270,9 +252,8 @@ class RowsEngine:
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
             self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
-            if last.first is not None and self._chunks is not None and not self._flies(last):
-                last.first_row = row  # another text may take its old row before it is read
-                self._first.send()
+            if not self._flies(last):
+                self._first.move(last, row)
         self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
 

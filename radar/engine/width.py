@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from radar.engine.base import EngineRequest
+from radar.engine.logprobs import Watch
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.metrics import Round
@@ -26,7 +27,7 @@ class Text:
         number: how many came before.
         ids: prompt and output so far.
         pending: pairs that wait for a draft call.
-        first: what `entered` will tell, and the row in which its token was.
+        first: what `entered` will tell, the row in which its token was, and the token's log-probabilities.
         has_left: what is still made for it is for nobody.
     """
 
@@ -37,6 +38,7 @@ class Text:
     pending: int = 1
     first: Round | None = None
     first_row: int = 0
+    watch: Watch | None = None
     has_left: bool = False
 
 
