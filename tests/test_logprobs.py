@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoders import PROMPT, both
+from decoders import PROMPT, both, make
 from fake_graphs import fake_graphs, with_fake_graphs
 from fakes import DEVICE, VOCAB, tiny_target
 from rows_decoders import PROMPTS, make_rows
@@ -44,9 +44,10 @@ def test_of_one_row(kind, options):
 
 @pytest.mark.parametrize("drafts", [True, False])
 def test_of_a_captured_round_and_a_captured_step(monkeypatch, drafts):
-    rule = Fallback()
     monkeypatch.setattr(Fallback, "drafts", drafts)
-    decoder = with_fake_graphs(monkeypatch, both()[0], rule) if DEVICE.type == "cpu" else both()[0]
+    decoder = make(fallback=True)
+    if DEVICE.type == "cpu":
+        decoder = with_fake_graphs(monkeypatch, decoder, Fallback())
     watched = decoder.generate(PROMPT, max_new_tokens=12, logprobs=2)
     holds(watched, PROMPT, 2)
     assert (watched.metrics.num_fallback_tokens == 0) == drafts
