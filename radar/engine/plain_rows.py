@@ -20,7 +20,7 @@ from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["PlainRows"]
+__all__ = ["PlainRows", "Tokens"]
 
 
 def carried_of(rows: int) -> int:
@@ -59,7 +59,7 @@ class Tokens:
         """How many."""
         return len(self._steps.active)
 
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Tokens:
         """See `Width`."""
         if carries := chunk is not None and chunk.tokens <= self.carried:
             self._both.replay()
@@ -75,11 +75,22 @@ class Tokens:
             self._mailbox.send()
             scored = (self._mixed if carries else self._alone).scored
         self._watch = Watch(scored, (text.request for text in texts))
+        return self
+
+    def may_follow(self, flight: Tokens) -> bool:
+        """See `Width`."""
+        return True
+
+    def wait(self) -> None:
+        """See `Flight`."""
+        if self._graph is not None:
+            self._made = self._mailbox.read()
+        self._told = self._watch
 
     def read(self) -> list[Round]:
-        """See `Width`."""
-        made = [Round(row) for row in (self._made if self._graph is None else self._mailbox.read())]
-        self._watch.tell(made)
+        """See `Flight`."""
+        made = [Round(row) for row in self._made]
+        self._told.tell(made)
         return made
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +22,39 @@ from radar.engine.width import Chunk, Text
 from radar.metrics import Round
 from radar.policy.base import StopPolicy
 
-__all__ = ["RoundGraphs", "Rounds"]
+__all__ = ["Flying", "RoundGraphs", "Rounds"]
+
+
+@dataclass(eq=False)
+class Flying:
+    """A round, or a plain step, under way: a `Flight`.
+
+    Attributes:
+        rounds: whose it is.
+        texts: in the first rows.
+        drafted: it is no plain step.
+        is_slowed: by what it does beside, so that its time says nothing.
+        started: by `time.perf_counter`.
+        rows, seconds: what came of it, and in which time; None: not known, the host came late for it.
+        watch: log-probabilities on their way.
+    """
+
+    rounds: Rounds
+    texts: list[Text]
+    drafted: bool
+    is_slowed: bool
+    started: float
+    rows: list[list[int]] = field(default_factory=list)
+    seconds: float | None = None
+    watch: Watch = field(init=False)
+
+    def wait(self) -> None:
+        """See `Flight`."""
+        self.rounds.wait(self)
+
+    def read(self) -> list[Round]:
+        """See `Flight`."""
+        return self.rounds.made_of(self)
 
 
 class Rounds:
@@ -42,6 +75,7 @@ class Rounds:
     def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
         self.steps, self.fallback = steps, fallback
         self.catches_up = False
+        self._settled: bool | None = None  # whether the next one drafts
         self.decide_by(policy)
 
     def decide_by(self, policy: StopPolicy) -> None:
@@ -55,39 +89,46 @@ class Rounds:
         """How many."""
         return len(self.steps.active)
 
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Flying:
         """Start a round, or a plain step where those are faster, and take a chunk of a prompt in."""
         waiting = max(text.pending for text in texts)
         self.catches_up = waiting > self.steps.pairs  # of a round of fewer rows, or of plain steps
-        wanted = self.fallback is None or self.fallback.drafts
-        self._texts, self._drafted = list(texts), wanted and not self.catches_up
+        wanted, self._settled = self._drafts() if self._settled is None else self._settled, None
+        drafted = wanted and not self.catches_up
         full = self.catches_up or waiting == self.steps.config.max_accepted
-        self._carries, self._is_slowed = False, chunk is not None or (wanted and self.catches_up)
+        carries, is_slowed = False, chunk is not None or (wanted and self.catches_up)
         if chunk is not None:
-            self._carries = self._drafted and chunk.tokens <= self.carried
-            if not self._carries:
+            carries = drafted and chunk.tokens <= self.carried
+            if not carries:
                 chunk.run()
-        self._started = time.perf_counter()
-        scored = self._start(
-            full and not self._drafted, max(len(text.ids) + (text.first is not None) for text in texts)
-        )
-        self._watch = Watch(scored, (text.request for text in texts))
+        flying = Flying(self, list(texts), drafted, is_slowed, time.perf_counter())
+        self._set_windows(max(len(text.ids) + (text.first is not None) for text in texts))
+        scored = self._start(flying, full and not drafted, carries)
+        flying.watch = Watch(scored, (text.request for text in texts))
         for text in texts:  # pairs that wait, but for those that this round makes
-            text.pending = 0 if full or self._drafted else text.pending
+            text.pending = 0 if full or drafted else text.pending
+        return flying
 
-    def read(self) -> list[Round]:
+    def may_follow(self, flight: Flying) -> bool:
         """See `Width`."""
-        rows, seconds = self._take()
-        if not self._drafted:
-            made = [Round(row, is_fallback=True) for row in rows]
+        self._settled = self._drafts()
+        return self._settled and flight.drafted  # or it would have to be known how many pairs wait
+
+    def _drafts(self) -> bool:
+        return self.fallback is None or self.fallback.drafts
+
+    def made_of(self, flying: Flying) -> list[Round]:
+        """See `Flight`."""
+        if flying.drafted:
+            made = [self._round_of(*row) for row in flying.rows]
         else:
-            made = [self._round_of(*row) for row in rows]
-        self._watch.tell(made)
-        for text, item in zip(self._texts, made, strict=False):
-            text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None and not self._is_slowed:
-            tokens = [len(item.tokens) for item in made[: len(self._texts)]]
-            self.fallback.record(sum(tokens) / len(tokens), seconds)
+            made = [Round(row, is_fallback=True) for row in flying.rows]
+        flying.watch.tell(made)
+        for text, item in zip(flying.texts, made, strict=False):
+            text.pending = len(item.tokens) + (0 if flying.drafted else text.pending)
+        if self.fallback is not None and not flying.is_slowed:
+            tokens = [len(item.tokens) for item in made[: len(flying.texts)]]
+            self.fallback.record(sum(tokens) / len(tokens), flying.seconds, drafted=flying.drafted)
         return made
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
@@ -130,21 +171,20 @@ class Rounds:
         steps.target.cache.set_window(length + steps.config.total_tokens)
         steps.drafter.cache.set_window(length + steps.drafter.num_scratch_rows)
 
-    def _start(self, catch_up: bool, length: int) -> Scored | None:
+    def _start(self, flying: Flying, catch_up: bool, carries: bool) -> Scored | None:
         steps = self.steps
-        self._set_windows(length)
         if catch_up:
             steps.catch_up()
-        if self._drafted:
+        if flying.drafted:
             steps.draft()
-            self._made = steps.finish().tolist()
+            flying.rows = steps.finish().tolist()
         else:
-            self._made = steps.plain().tolist()
-        self._seconds = time.perf_counter() - self._started
+            flying.rows = steps.plain().tolist()
+        flying.seconds = time.perf_counter() - flying.started
         return steps.scored
 
-    def _take(self) -> tuple[list[list[int]], float | None]:
-        return self._made, self._seconds
+    def wait(self, flying: Flying) -> None:
+        """See `Flight`: it is here."""
 
 
 class RoundGraphs(Rounds):
@@ -190,23 +230,23 @@ class RoundGraphs(Rounds):
                 self.steps.count.zero_()  # each step leaves a pair
                 self.fallback.expect(self._plain.time(min(4, self.steps.config.max_calls)))
 
-    def _start(self, catch_up: bool, length: int) -> Scored | None:
-        if self._drafted:
-            captured = self._both if self._carries else self._round
+    def _start(self, flying: Flying, catch_up: bool, carries: bool) -> Scored | None:
+        if flying.drafted:
+            captured = self._both if carries else self._round
             captured.replay()
-            box, steps = captured.result, captured.steps
+            self._box, steps = captured.result, captured.steps
         else:
             assert self._plain is not None
             if catch_up:
                 self._plain.catch_up.replay()
             self._plain.step.replay()
-            box, steps = self._plain.result, self._plain.steps
-        self._box = box
-        box.send()
+            self._box, steps = self._plain.result, self._plain.steps
+        self._box.send()
         self._done.record()
         return steps.scored
 
-    def _take(self) -> tuple[list[list[int]], float | None]:
+    def wait(self, flying: Flying) -> None:
+        """See `Flight`."""
         late = self._done.query()  # how long it took cannot be told from when it is read
-        made = self._box.read()
-        return made, None if late else time.perf_counter() - self._started
+        flying.rows = self._box.read()
+        flying.seconds = None if late else time.perf_counter() - flying.started

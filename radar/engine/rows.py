@@ -17,7 +17,7 @@ from radar.engine.prefill import Prefill
 from radar.engine.saved_row import SavedRow
 from radar.engine.scored import Scored
 from radar.engine.shared_prompts import SharedPrompts
-from radar.engine.width import Chunk, RowSteps, Text, Width
+from radar.engine.width import Chunk, Flight, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
 from radar.target.pages import PagedKVCache
@@ -59,7 +59,7 @@ class RowsEngine:
         self._texts: list[Text] = []  # by row
         self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
         self._numbers = count()
-        self._launched: tuple[Width, list[Text]] | None = None
+        self._launched: tuple[Width, list[Text], Flight] | None = None
         self._shared = SharedPrompts(self._pages, None if drafter is None else drafter.cache)
         self._prints = self._fingerprints()
         steps.active.zero_()
@@ -186,13 +186,19 @@ class RowsEngine:
         if self._launched is not None:
             return
         self._make_room()
+        self._launch()
+
+    def _launch(self) -> None:
         texts, (chunk, self._offered) = self._texts, (self._offered, None)
-        if texts and not any(text.request.processing for text in texts):
+        if texts and not self._goes_by_host:
             width = self._width()
-            width.launch(texts, chunk)
-            self._launched = width, list(texts)
+            self._launched = width, list(texts), width.launch(texts, chunk)
         elif chunk is not None:
             chunk.run()
+
+    @property
+    def _goes_by_host(self) -> bool:
+        return any(text.request.processing for text in self._texts)
 
     def _width(self) -> Width:
         return next(width for width in self.widths if width.rows >= len(self._texts))
@@ -207,16 +213,31 @@ class RowsEngine:
         if self._launched is None:
             texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
         else:
-            (width, texts), self._launched = self._launched, None
-            made = width.read()
+            (width, texts, flight), self._launched = self._launched, None
+            goes_on = self._may_follow(width, flight)
+            flight.wait()
+            if goes_on:  # before anything is made of what came: the device does not wait
+                self._launch()
+            made = flight.read()
         found: dict[Hashable, Round] = {}
         for text, item in zip(texts, made, strict=False):
             if not text.has_left:
                 text.ids += item.tokens
                 found[text.key] = item
-        if self._chunks is not None:  # a text that has ended has a round more than it needs, the device does not wait
+        if self._chunks is not None and len(self._texts) > 1:  # with one it is known at once whether it goes on
             self.launch_next()
         return found
+
+    def _may_follow(self, width: Width, flight: Flight) -> bool:
+        """Whether the next round can start before it is known what this one has made: with pages for all that it may
+        be. A text that has ended has a round more than it needs then."""
+        texts = self._texts
+        if self._chunks is None or len(texts) < 2 or self._aside or self._goes_by_host or width is not self._width():
+            return False
+        if not self._pages.reserve_each([self._needed(text) + self._ahead for text in texts]):
+            return False
+        self._pages.publish()
+        return width.may_follow(flight)
 
     def _make_room(self) -> None:
         """Give each text the pages of its next round; where there are too few, the newest wait until there are."""
@@ -252,14 +273,10 @@ class RowsEngine:
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
             self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
-            if not self._flies(last):
+            if self._launched is None or last not in self._launched[1]:
                 self._first.move(last, row)
         self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
-
-    def _flies(self, text: Text) -> bool:
-        """Whether a round of the text is under way."""
-        return self._launched is not None and text in self._launched[1]
 
     def release(self, key: Hashable) -> None:
         """See `BatchEngine`."""
