@@ -1,8 +1,10 @@
 """Parts of the server that need no model: stop strings, tool calls, back-pressure, messages of errors."""
 
 import asyncio
+import gc
 import json
 import logging
+import sys
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from radar.metrics import Round, TokenLogprob
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
+from radar.serve.interpreter import set_for_engine
 from radar.serve.jsontext import dumps
 from radar.serve.logprobs import chat_form, completion_form
 from radar.serve.logs import JsonFormatter
@@ -208,3 +211,12 @@ def test_a_log_line_is_json():
     assert "\n" not in line
     assert json.loads(line)["message"] == "request a\nb"
     assert json.loads(line)["request_id"] == "x"
+
+
+def test_the_interpreter_is_set_for_an_engine_and_back():
+    before, frozen = sys.getswitchinterval(), gc.get_freeze_count()
+    undo = set_for_engine()
+    assert sys.getswitchinterval() < before
+    assert gc.get_freeze_count() > frozen + 1000
+    undo()
+    assert (sys.getswitchinterval(), gc.get_freeze_count()) == (before, 0)
