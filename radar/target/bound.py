@@ -23,6 +23,8 @@ from radar.target.cache import StaticKVCache
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
+from radar.target.needs import Needs
+from radar.target.norms import FusedNorms
 from radar.target.running import Owner, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
@@ -38,7 +40,8 @@ def _attention(
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     start, seen = kwargs["radar_start"], kwargs["radar_seen"]
-    return attend(query, key, value, start, seen, module.layer_idx, scale), None  # type: ignore[arg-type]
+    needs = Needs(kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
+    return attend(query, key, value, start, seen, module.layer_idx, scale, needs), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -95,7 +98,8 @@ class BoundModel:
     def fuse(self) -> None:
         """Let stock layers and projections run as ours, from the next run on until the layout changes."""
         groups = fuse_projections(self.decoder.layers, [self.model.get_output_embeddings()], self._owner)
-        self._groups = [FusedLayers(self.decoder, groups, self._owner), *groups]
+        layers = FusedLayers(self.decoder, groups, self._owner)
+        self._groups = [layers, FusedNorms(self.model, self._owner), *groups]
 
     @contextmanager
     def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
