@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
+from radar.target.families import decoder_of
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
@@ -68,7 +69,7 @@ class BoundModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.decoder: Any = model.get_decoder()
+        self.decoder: Any = decoder_of(model)
         self.turn = Turn("model")
         self._owner = Owner()
         self._print: Fingerprint | None = None
@@ -86,7 +87,7 @@ class BoundModel:
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
                 self._taps.clear()
-                self.decoder = self.model.get_decoder()
+                self.decoder = decoder_of(self.model)
                 self._owner.configs = attention_configs(self.model)
                 self._groups = []
                 if self.model.device.type == "cuda":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from radar.target.needs import Needs
 
-__all__ = ["FAMILIES", "MISSING", "Family", "family_of", "layer_needs"]
+__all__ = ["FAMILIES", "MISSING", "Family", "decoder_of", "family_of", "layer_needs"]
 
 
 def _own_window(attention: Any) -> int | None:
@@ -143,7 +143,13 @@ def family_of(model: Any) -> Family:
     return FAMILIES[model.config.model_type]
 
 
+def decoder_of(model: Any) -> Any:
+    """The model without its output layer."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else model.model  # Llama4ForCausalLM looks in a wrong place
+
+
 def layer_needs(model: Any) -> tuple[Needs, ...]:
     """What attention needs in each layer of such a model."""
     family = family_of(model)
-    return tuple(family.needs(layer.self_attn) for layer in model.get_decoder().layers)
+    return tuple(family.needs(layer.self_attn) for layer in decoder_of(model).layers)
