@@ -167,13 +167,6 @@ def test_unsupported_architecture_is_refused_by_name():
         TargetModel(model, max_length=64, max_rows=16)
 
 
-def test_sliding_windows_are_refused_beyond_the_window():
-    model = tiny_target("mistral", sliding_window=32)
-    with pytest.raises(ValueError, match="sliding window of 32 tokens"):
-        TargetModel(model, max_length=64, max_rows=16)
-    TargetModel(model, max_length=32, max_rows=16)
-
-
 def test_more_positions_than_the_model_has_are_refused():
     with pytest.raises(ValueError, match="max_length 1000 is more than the 512 positions that the model was made for"):
         TargetModel(tiny_target(), max_length=1000, max_rows=16)

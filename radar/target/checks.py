@@ -54,8 +54,14 @@ def vocabulary_size(model: Any) -> int:
     return min(known, int(getattr(model.get_input_embeddings(), "num_embeddings", known)))
 
 
-def check_target(model: Any, max_length: int) -> None:
-    """Raise UsageError for a model that cannot be a target with so many tokens, and say what can."""
+def check_target(model: Any, max_length: int, max_rows: int) -> None:
+    """Raise UsageError for a model that cannot be a target, and say what can.
+
+    Args:
+        model: a loaded one.
+        max_length: tokens of a text.
+        max_rows: of a forward, which may stand behind a text of that length.
+    """
     config = model.config
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
         raise UsageError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")

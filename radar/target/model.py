@@ -80,7 +80,7 @@ class TargetModel:
         tap_layers: Sequence[int] | None = None,
     ) -> None:
         config = model.config
-        check_target(model, max_length)
+        check_target(model, max_length, max_rows)
         num_layers, ranks = int(config.num_hidden_layers), ranks_of(model)
         self.ranks = ranks
         self.bound = BoundModel.of(model)
