@@ -10,11 +10,12 @@ import pytest
 import torch
 from fakes import DEVICE, FAMILIES, give_pages, hf_greedy, tiny_draft, tiny_target
 from tiny_families import OTHERS, WINDOW, tiny_family
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trees import random_tree
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.target import bound, families
+from radar.target import bound, experts, families
 from radar.target.checks import check_target
 from radar.target.model import TargetModel
 from radar.target.norms import FusedNorms
@@ -110,6 +111,23 @@ def test_what_stands_in_for_stock_modules_gives_their_numbers(name):
     assert len(norms._entered) == (0 if families.family_of(model).layers else count)
     norms.leave()
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("own", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_experts_ask_nothing_of_the_host_while_a_graph_is_captured(name, own, monkeypatch):
+    """In float32, whose grouped products do. A few rows at a time; no thread beside sees any of it."""
+    model = tiny_family(name, experts_implementation=own)
+    expected = hf_greedy(model, PROMPT, 8)
+    batched, rows = ALL_EXPERTS_FUNCTIONS["batched_mm"], []
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "grouped_mm", lambda *_: pytest.fail("it asks the host"))
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "batched_mm", lambda *args: rows.append(len(args[1])) or batched(*args))
+    monkeypatch.setattr(experts, "_is_capturing", lambda: True)
+    one = next(part[0] for path, part in model.named_parameters() if path.endswith("experts.down_proj"))
+    monkeypatch.setattr(experts, "GATHERED", 5 * 3 * 2 * one.numel() * one.element_size())  # of two experts a row
+    assert decoder(model).generate(PROMPT, max_new_tokens=8).token_ids == expected
+    assert 1 < max(rows) <= 5
+    assert model.config._experts_implementation == own
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2", "gpt_oss", "gemma3_text"])

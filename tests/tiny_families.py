@@ -54,7 +54,7 @@ SEEDS = {
 
 
 def tiny_family(name: str, **overrides: Any) -> Any:
-    """Of five layers; attention as transformers' own plain code, which knows caps and sinks. Norms and biases differ."""
+    """Of five layers; attention as plain code of transformers, which knows caps and sinks. Norms and biases differ."""
     prefix, extra = OTHERS[name]
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
     settings = {

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
+from radar.target.experts import experts_of
 from radar.target.families import decoder_of
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
@@ -110,7 +111,7 @@ class BoundModel:
             fused(self._groups),
             self._tapped(tap_layers).listening(),  # behind it: a layer with a hook is not ours
             running(self._owner, cache),
-            attending(self._owner, self._owner.configs, _attention_of),
+            attending(self._owner, self._owner.configs, _attention_of, experts_of),
         ):
             yield
 
