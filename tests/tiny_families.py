@@ -34,6 +34,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
                                "query_pre_attn_scalar": 5, "final_logit_softcapping": 3.0}),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "phi3_long": ("Phi3", {"sliding_window": None, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.1] * 2,
+        "long_factor": [3.0] * 2, "original_max_position_embeddings": 240}}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1, 1, 0], "use_sliding_window": True, "sliding_window": WINDOW,
                             "layer_types": ALTERNATE}),
     "olmo2": ("Olmo2", {}),
@@ -48,7 +51,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """By a name of ours: prefix of the classes, and settings."""
 SEEDS = {
     "qwen3": 6, "qwen3_moe": 6, "qwen3_moe_window": 4, "gemma2": 4, "gemma3_text": 4, "olmo2": 4, "glm4": 3,
-    "llama3": 2, "linear": 2, "ministral3": 2, "phi3": 2, "llama4_text": 6,
+    "llama3": 2, "linear": 2, "ministral3": 2, "phi3": 2, "phi3_long": 2, "llama4_text": 6,
 }  # fmt: skip
 """Whose texts are not one token over and over."""
 
@@ -59,7 +62,7 @@ def tiny_family(name: str, **overrides: Any) -> Any:
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
     settings = {
         "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None,
         "eos_token_id": None, "pad_token_id": None, "attn_implementation": "eager", "tie_word_embeddings": False,
     }  # fmt: skip
     torch.manual_seed(SEEDS.get(name, 1))

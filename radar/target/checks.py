@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from radar.errors import UsageError
 from radar.target.families import FAMILIES, MISSING
-from radar.target.positions import position_limit
+from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
 from radar.target.ranks import ranks_of
 
 __all__ = ["check_target", "default_max_length", "stock_model", "vocabulary_size"]
@@ -69,12 +69,7 @@ def check_target(model: Any, max_length: int, max_rows: int) -> None:
     limit = position_limit(config)
     if limit and max_length > limit:
         raise UsageError(f"max_length {max_length} is more than the {limit} positions that the model was made for")
-    if moving := sorted(_rope_types(config) & {"dynamic", "longrope"}):
-        raise UsageError(
-            f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "
-            "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
-            "type default, linear, yarn or llama3"
-        )
+    _check_rotary(config, max_length, max_rows)
     if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
     dynamic = next((m for m in model.modules() if type(m).__module__.startswith(_DYNAMIC)), None)
@@ -85,6 +80,22 @@ def check_target(model: Any, max_length: int, max_rows: int) -> None:
         )
     if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
         raise UsageError("the target is spread over several devices (device_map); load it on one device")
+
+
+def _check_rotary(config: Any, max_length: int, max_rows: int) -> None:
+    kinds = {str(kind.get("rope_type", "default")) for kind in kinds_of(config)}
+    if unknown := kinds - {*TYPES, *MOVING}:
+        raise UsageError(f"the target's rotary embedding is of type {min(unknown)!r}; known: {', '.join(TYPES)}")
+    moving = moves_beyond(config)
+    if moving is None or max_length + max_rows <= moving[1]:
+        return
+    name, limit = moving
+    raise UsageError(
+        f"the target's rotary embedding is of type {name!r}, whose frequencies change once a forward has a position "
+        f"beyond {limit}, so that nodes of a tree would change those of the text before them: "
+        + (f"use max_length={limit - max_rows} or less" if limit - max_rows > 1 else f"use one of {', '.join(TYPES)}")
+        + f", got {max_length} and up to {max_rows} rows behind them"
+    )
 
 
 def _check_family(model: Any, max_length: int) -> None:
@@ -112,10 +123,3 @@ def _check_family(model: Any, max_length: int) -> None:
 
 
 _DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")
-
-
-def _rope_types(config: Any) -> set[str]:
-    """Types of rotary embedding, of all kinds of layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    return {str(kind.get("rope_type", "default")) for kind in kinds}

@@ -34,6 +34,7 @@ class Family:
         softcap: whether attention modules say `attn_logit_softcapping` and it counts.
         sinks: whether attention modules have `sinks`.
         layers: whether its whole layers run as ours on a GPU (`FusedLayers`), and may be split over cards.
+        angles: whether its rotary embedding is Llama's, for which ours stands in there without the layers.
         norm: how its RMS norms round (`radar_kernels.rms_norm`), for those that run as ours by themselves.
         sums_elsewhere: what sums in modules of transformers, in an order that the number of rows may have a part in,
             so that in 16 bits a GPU may break near ties otherwise in a tree than in plain decoding; None: nothing.
@@ -46,6 +47,7 @@ class Family:
     softcap: bool = False
     sinks: bool = False
     layers: bool = False
+    angles: bool = False
     norm: Literal["rounded", "wide", "shifted"] = "rounded"
     sums_elsewhere: str | None = None
     limit: Callable[[Any], tuple[int, str] | None] | None = None
@@ -89,7 +91,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(home="gemma2", prefix="Gemma2", window=_own_window, softcap=True, norm="shifted"),
     "gemma3_text": Family(home="gemma3", prefix="Gemma3", window=_own_window, norm="shifted"),
-    "phi3": Family(home="phi3", prefix="Phi3", window=_one_window),
+    "phi3": Family(home="phi3", prefix="Phi3", window=_one_window, angles=True),
     "smollm3": Family(home="smollm3", prefix="SmolLM3", window=_own_window),
     "olmo2": Family(home="olmo2", prefix="Olmo2", norm="wide"),
     "granite": Family(home="granite", prefix="Granite"),

@@ -24,6 +24,7 @@ from radar.target.layers import (
     is_untouched,
     layer_products,
 )
+from radar.target.positions import MOVING
 from radar.target.running import Owner, current_cache, is_running
 from radar_kernels import HeadNorms, Parts, add_rms_norm, rms_norm, rotary_angles, rotate_store, silu_mul
 from radar_kernels.rms_norm import MOST_COLUMNS
@@ -31,6 +32,7 @@ from radar_kernels.rms_norm import MOST_COLUMNS
 __all__ = ["FusedLayers"]
 
 _FAMILIES = {family.module: family for family in FAMILIES.values() if family.layers}
+_ROTARY = {family.module: family for family in FAMILIES.values() if family.layers or family.angles}
 _ACTIVATIONS = {("torch.nn.modules.activation", "SiLU"), ("transformers.activations", "SiLUActivation")}
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -134,11 +136,13 @@ class FusedLayers:
 
     def _rotary_forward(self, rotary: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         stock = type(rotary).forward
+        # of a type that moves those that a text as short as ours has, whatever another forward has left
+        name = "original_inv_freq" if rotary.rope_type in MOVING else "inv_freq"
 
         def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
             if not is_running(self._owner):
                 return stock(rotary, x, position_ids)  # type: ignore[no-any-return]
-            return rotary_angles(position_ids, rotary.inv_freq.to(x.device), rotary.attention_scaling, x.dtype)
+            return rotary_angles(position_ids, getattr(rotary, name).to(x.device), rotary.attention_scaling, x.dtype)
 
         return forward
 
@@ -199,9 +203,9 @@ def _is_stock_norm(norm: Any, home: str) -> bool:
 
 
 def _is_stock_rotary(rotary: Any) -> bool:
-    """Whether its angles are of a position and fixed frequencies alone."""
+    """Whether its angles are of a position and frequencies alone: `check_target` sees to it that those stay."""
     home = type(rotary).__module__
-    if home not in _FAMILIES or not is_stock(rotary, home, f"{_FAMILIES[home].prefix}RotaryEmbedding"):
+    if home not in _ROTARY or not is_stock(rotary, home, f"{_ROTARY[home].prefix}RotaryEmbedding"):
         return False
-    fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
-    return fixed and is_plain_tensor(rotary.inv_freq) and rotary.inv_freq.dtype == torch.float32
+    found = rotary.inv_freq, rotary.original_inv_freq
+    return all(is_plain_tensor(x) and x.dtype == torch.float32 for x in found)
