@@ -13,6 +13,10 @@ WINDOW = 24
 ALTERNATE = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+GEMMA4 = {
+    "sliding_window": WINDOW, "layer_types": ALTERNATE, "head_dim": 8, "global_head_dim": 16,
+    "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0,
+}  # fmt: skip
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("Llama", {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -32,6 +36,11 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
                           "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3_text": ("Gemma3", {"sliding_window": WINDOW, "layer_types": ALTERNATE, "head_dim": 8,
                                "query_pre_attn_scalar": 5, "final_logit_softcapping": 3.0}),
+    "gemma4_text": ("Gemma4", {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+                               "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+                               "moe_intermediate_size": 16}),
+    "gemma4_shared": ("Gemma4", {**GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
+                                 "use_double_wide_mlp": True}),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "phi3_long": ("Phi3", {"sliding_window": None, "rope_parameters": {

@@ -53,20 +53,22 @@ def attend(
         [B, N, H, D].
     """
     current_cache().write(layer, key, value, start)
-    return attend_stored(query, seen, layer, scale, needs)
+    return attend_stored(query, seen, layer, scale, needs, kv_heads=key.shape[1])
 
 
-def attend_stored(query: Tensor, seen: Seen, layer: int, scale: float, needs: Needs = PLAIN) -> Tensor:
-    """`attend` of rows whose keys and values are in the cache."""
+def attend_stored(
+    query: Tensor, seen: Seen, layer: int, scale: float, needs: Needs = PLAIN, *, kv_heads: int | None = None
+) -> Tensor:
+    """`attend` of rows whose keys and values are in the cache; the layer has so many heads of them, None: the most."""
     cache = current_cache()
     needs = needs.within(cache.capacity)
     if isinstance(seen, Paths | SharedPaths):
         paths, alike = (seen, None) if isinstance(seen, Paths) else seen
-        keys, values, table = cache.stored(layer)
+        keys, values, table = cache.stored(layer, kv_heads, query.shape[3])
         return canonical_attention(
             query, keys, values, cache.length, paths, scale=scale, block_table=table, alike=alike, **needs._asdict()
         )
-    keys, values = cache.rows(layer)
+    keys, values = cache.rows(layer, kv_heads, query.shape[3])
     if isinstance(seen, Chain):
         return attend_chain(query, keys, values, seen, scale, needs)
     if needs.any:  # `layer_needs` said nothing of it

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from radar.target.needs import Needs
 
-__all__ = ["FAMILIES", "MISSING", "Family", "decoder_of", "family_of", "layer_needs"]
+__all__ = ["FAMILIES", "MISSING", "Family", "cache_heads", "decoder_of", "family_of", "layer_needs"]
 
 
 def _own_window(attention: Any) -> int | None:
@@ -91,6 +91,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(home="gemma2", prefix="Gemma2", window=_own_window, softcap=True, norm="shifted"),
     "gemma3_text": Family(home="gemma3", prefix="Gemma3", window=_own_window, norm="shifted"),
+    "gemma4_text": Family(
+        home="gemma4",
+        prefix="Gemma4",
+        window=_own_window,
+        norm="wide",
+        sums_elsewhere="norms of values, projections of layers that share keys, and experts, by grouped products",
+    ),
     "phi3": Family(home="phi3", prefix="Phi3", window=_one_window, angles=True),
     "smollm3": Family(home="smollm3", prefix="SmolLM3", window=_own_window),
     "olmo2": Family(home="olmo2", prefix="Olmo2", norm="wide"),
@@ -110,8 +117,7 @@ MISSING: dict[str, str] = {
     "gemma": "it has no row of its own yet, for which it wants a tiny model in the tests",
     "gemma3": _VISION.format("Gemma3ForCausalLM"),
     "gemma3n": "layers that share keys and values, and states beside the residual stream",
-    "gemma4": "heads of two widths, and layers that share keys and values",
-    "gemma4_text": "heads of two widths, and layers that share keys and values",
+    "gemma4": _VISION.format("Gemma4ForCausalLM"),
     "glm": "it has no row of its own yet, for which it wants a tiny model in the tests",
     "glm4_moe": "it has no row of its own yet, for which it wants a tiny model in the tests",
     "llama4": _VISION.format("Llama4ForCausalLM"),
@@ -149,6 +155,13 @@ def decoder_of(model: Any) -> Any:
     """The model without its output layer."""
     decoder = model.get_decoder()
     return decoder if hasattr(decoder, "layers") else model.model  # Llama4ForCausalLM looks in a wrong place
+
+
+def cache_heads(model: Any) -> tuple[int, int]:
+    """Key-value heads, and numbers of a head, that the cache has to have room for: the most of all layers."""
+    config, layers = model.config, [layer.self_attn for layer in decoder_of(model).layers]
+    heads = {config.num_attention_heads // layer.num_key_value_groups for layer in layers}
+    return max(heads), max(layer.head_dim for layer in layers)
 
 
 def layer_needs(model: Any) -> tuple[Needs, ...]:

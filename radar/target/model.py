@@ -15,7 +15,7 @@ from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
 from radar.target.checks import check_target, vocabulary_size
 from radar.target.entries import Entries, Rider
-from radar.target.families import layer_needs
+from radar.target.families import cache_heads, layer_needs
 from radar.target.fingerprint import Fingerprint
 from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
@@ -82,6 +82,7 @@ class TargetModel:
         config = model.config
         check_target(model, max_length, max_rows)
         num_layers, ranks = int(config.num_hidden_layers), ranks_of(model)
+        kv_heads, head_dim = cache_heads(model)
         self.ranks = ranks
         self.bound = BoundModel.of(model)
         self.bound.refresh()
@@ -96,9 +97,9 @@ class TargetModel:
         sizes: dict[str, Any] = {
             "num_layers": num_layers,
             "batch_size": batch_size,
-            "num_kv_heads": int(config.num_key_value_heads) // (1 if ranks is None else ranks.size),
+            "num_kv_heads": kv_heads // (1 if ranks is None else ranks.size),
             "capacity": PAGE * pages_of(max_length + max_rows),  # of one row as of several: work is cut by it
-            "head_dim": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+            "head_dim": head_dim,
             "dtype": self.dtype,
             "device": self.device,
         }

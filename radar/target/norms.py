@@ -39,8 +39,10 @@ class FusedNorms:
         if torch.nn.modules.module._has_any_global_hook():
             return
         for norm in self._norms:
-            weight: Any = norm.weight
-            if is_stock(norm, self._home, self._name) and is_plain_tensor(weight) and len(weight) <= MOST_COLUMNS:
+            weight: Any = getattr(norm, "weight", None)  # values of Gemma 4 have a norm without
+            if weight is None or not is_stock(norm, self._home, self._name):
+                continue
+            if is_plain_tensor(weight) and len(weight) <= MOST_COLUMNS:
                 self._entered.append(norm)
                 norm.__dict__["forward"] = self._forward(norm)
 
