@@ -21,6 +21,9 @@ from radar.target.model import TargetModel
 from radar.target.norms import FusedNorms
 from radar_kernels.reference_tree import pack_bits
 
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+ELSEWHERE = {row.prefix.removesuffix("Text") for row in families.FAMILIES.values() if row.sums_elsewhere}
+EXACT = [name for name, (prefix, _) in OTHERS.items() if prefix not in ELSEWHERE]
 PROMPT = [random.Random(0).randrange(17) for _ in range(70)]
 TREE = TreeConfig(total_tokens=20, max_calls=4)
 
@@ -111,6 +114,52 @@ def test_what_stands_in_for_stock_modules_gives_their_numbers(name):
     assert len(norms._entered) == (0 if families.family_of(model).layers else count)
     norms.leave()
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def chained(model, text, path):
+    """Logits of the nodes of a path as tokens of a text."""
+    target = TargetModel(model, max_length=128, max_rows=70, tap_layers=())
+    target.verify_chain(torch.tensor([text], device=DEVICE))
+    target.advance(len(text))
+    found = []
+    for token in path:
+        found.append(target.verify_chain(torch.tensor([[token]], device=DEVICE))[0][0, 0])
+        target.advance(1)
+    return torch.stack(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not IS_HOPPER, reason="rows are added up in one order on Hopper alone")
+@pytest.mark.parametrize("name", EXACT)
+@torch.inference_mode()
+def test_in_16_bits_a_node_of_a_tree_has_the_bits_of_a_token_of_a_text(name, rng):
+    model = tiny_family(name).bfloat16()
+    target = TargetModel(model, max_length=128, max_rows=70, tap_layers=())
+    target.verify_chain(torch.tensor([PROMPT], device=DEVICE))
+    target.advance(len(PROMPT))
+    tokens, parents, depths, reach = random_tree(rng, 40, 12, 6)
+    ids, places = (torch.tensor([x], device=DEVICE) for x in (tokens, depths))
+    logits, _ = target.verify(ids, places, pack_bits(torch.tensor([reach], device=DEVICE)))
+    for leaf in (39, 33, 21):
+        path = [leaf]
+        while path[0]:
+            path.insert(0, parents[path[0]])
+        assert torch.equal(logits[0, path], chained(model, PROMPT, [tokens[i] for i in path]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not IS_HOPPER, reason="rows are added up in one order on Hopper alone")
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3_text", "phi3", "olmo2"])
+def test_in_16_bits_texts_are_those_of_plain_decoding(name):
+    model = tiny_family(name).bfloat16()
+    plain, ours = AutoregressiveDecoder(model, max_length=200), decoder(model, max_length=200)
+    rows = decoder(model, max_length=200, max_batch_size=3)
+    for number, prompt in enumerate((PROMPT, PROMPT[:9], PROMPT[3:40])):
+        sampling = SamplingParams(temperature=float(number), seed=number)
+        expected = plain.generate(prompt, max_new_tokens=60, sampling=sampling).token_ids
+        assert ours.generate(prompt, max_new_tokens=60, sampling=sampling).token_ids == expected
+        together = rows.generate([prompt, PROMPT[7:30]], max_new_tokens=60, sampling=sampling)
+        assert together[0].token_ids == expected
 
 
 @pytest.mark.parametrize("own", ["grouped_mm", "eager"])
