@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from trees import random_tree
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.engine import budget
+from radar.engine import budget, build
 from radar.target import bound, experts, families
 from radar.target.checks import check_target
 from radar.target.model import TargetModel
@@ -55,10 +55,12 @@ def test_texts_in_company_and_sampled_ones_are_the_same(name, monkeypatch):
     """Pages of several rows, and nodes of their trees as entries of one batch."""
     model = tiny_family(name)
     prompts, sampling = [PROMPT, PROMPT[:9], PROMPT[5:60]], SamplingParams(temperature=1.0, seed=2)
+    plain = AutoregressiveDecoder(model, max_length=100)
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
+        monkeypatch.setattr(build, "choose_engine", lambda *_: "graph")
         monkeypatch.setattr(budget, "NODES", {1: 24})
-    plain, together = AutoregressiveDecoder(model, max_length=100), decoder(model, max_batch_size=2)
+    together = decoder(model, max_batch_size=2)
     found = together.generate(prompts, max_new_tokens=20)
     assert [text.token_ids for text in found] == [hf_greedy(model, prompt, 20) for prompt in prompts]
     sampled = [d.generate(PROMPT, max_new_tokens=20, sampling=sampling).token_ids for d in (plain, together)]
