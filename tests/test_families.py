@@ -175,14 +175,14 @@ def test_in_16_bits_texts_are_those_of_plain_decoding(name):
 
 @pytest.mark.parametrize("own", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
-def test_experts_ask_nothing_of_the_host_while_a_graph_is_captured(name, own, monkeypatch):
+def test_experts_ask_nothing_of_the_host(name, own, monkeypatch):
     """In float32, whose grouped products do. A few rows at a time; no thread beside sees any of it."""
     model = tiny_family(name, experts_implementation=own)
     expected = hf_greedy(model, PROMPT, 8)
     batched, rows = ALL_EXPERTS_FUNCTIONS["batched_mm"], []
     monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "grouped_mm", lambda *_: pytest.fail("it asks the host"))
     monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "batched_mm", lambda *args: rows.append(len(args[1])) or batched(*args))
-    monkeypatch.setattr(experts, "_is_capturing", lambda: True)
+    monkeypatch.setattr(experts, "_is_on_gpu", lambda _: True)
     one = next(part[0] for path, part in model.named_parameters() if path.endswith("experts.down_proj"))
     monkeypatch.setattr(experts, "GATHERED", 5 * 3 * 2 * one.numel() * one.element_size())  # of two experts a row
     assert decoder(model).generate(PROMPT, max_new_tokens=8).token_ids == expected

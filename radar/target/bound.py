@@ -20,14 +20,14 @@ from transformers import AttentionInterface
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
-from radar.target.experts import experts_of
+from radar.target.experts import experts_for
 from radar.target.families import decoder_of
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
 from radar.target.needs import Needs
 from radar.target.norms import FusedNorms
-from radar.target.running import Owner, is_attending, is_running, running
+from radar.target.running import Owner, experts_of, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
 
@@ -90,6 +90,7 @@ class BoundModel:
                 self._taps.clear()
                 self.decoder = decoder_of(self.model)
                 self._owner.configs = attention_configs(self.model)
+                self._owner.experts = experts_for(self.model)
                 self._groups = []
                 if self.model.device.type == "cuda":
                     self.fuse()
