@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_graphs import fake_graphs
 from fakes import DEVICE, FAMILIES, give_pages, hf_greedy, tiny_draft, tiny_target
-from tiny_families import OTHERS, WINDOW, tiny_family
+from tiny_families import OTHERS, WINDOW, config_class, tiny_family
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -18,7 +18,7 @@ from trees import random_tree
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
 from radar.engine import budget, build
-from radar.target import bound, experts, families
+from radar.target import bound, checks, experts, families
 from radar.target.checks import check_target
 from radar.target.model import TargetModel
 from radar.target.norms import FusedNorms
@@ -37,7 +37,7 @@ def decoder(model, **options):
 
 
 def test_the_families_of_the_table_are_those_tested():
-    tested = {*FAMILIES, *(tiny_family(name).config.model_type for name in OTHERS)}
+    tested = {*FAMILIES, *(config_class(name).model_type for name in OTHERS)}
     assert tested == set(families.FAMILIES)
     assert not tested & set(families.MISSING)
 
@@ -219,6 +219,15 @@ def test_every_other_model_type_is_refused_with_the_list_and_what_it_lacks():
             check_target(SimpleNamespace(config=SimpleNamespace(model_type=kind)), 100, 70)
         why = families.MISSING.get(kind)
         assert str(refused.value).endswith(f"'{kind}'{f' ({why})' if why else ''}; supported: {supported}")
+
+
+def test_a_family_whose_layers_are_stock_is_refused_on_several_cards(monkeypatch):
+    monkeypatch.setattr(checks, "ranks_of", lambda model: "two")
+    check_target(tiny_family("mistral"), 100, 70)
+    with pytest.raises(
+        ValueError, match=r"'phi3' models are not split over several cards: .*one of llama, mistral, qw"
+    ):
+        check_target(tiny_family("phi3"), 100, 70)
 
 
 def test_what_of_a_family_does_not_decode_is_refused():

@@ -51,6 +51,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "granite": ("Granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7,
                             "logits_scaling": 2.0}),
+    "glm": ("Glm", {"head_dim": 8, "pad_token_id": 0}),
     "glm4": ("Glm4", {"head_dim": 8, "attention_bias": True, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "llama4_text": ("Llama4", {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
@@ -60,17 +61,21 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """By a name of ours: prefix of the classes, and settings."""
 
 
+def config_class(name: str) -> Any:
+    prefix = OTHERS[name][0]
+    return getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
+
+
 def tiny_family(name: str, **overrides: Any) -> Any:
     """Of five layers; attention as plain code of transformers, which knows caps and sinks. Norms and biases differ."""
     prefix, extra = OTHERS[name]
-    config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
     settings = {
         "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None,
         "eos_token_id": None, "pad_token_id": None, "attn_implementation": "eager", "tie_word_embeddings": False,
     }  # fmt: skip
     torch.manual_seed(3)  # whose texts are not one token over and over
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config_class(**settings | extra | overrides)).eval()
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config_class(name)(**settings | extra | overrides)).eval()
     for path, parameter in model.named_parameters():
         if parameter.dim() > 1 or "bias" in path:
             nn.init.normal_(parameter, 0.0, 1.0 if "embed" in path else 0.3)

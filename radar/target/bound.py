@@ -3,8 +3,8 @@
 The model runs without a cache of its own: a registered attention function stores the new keys and values in the
 `StaticKVCache` that is named for the time (`radar.target.running`) and attends to it, so one forward serves
 prompts, single tokens and trees. What a family, a hook on the model or a subclass does to its scores is done here too,
-since the whole model is called. On a GPU stock layers run as ours. Nothing of this is seen by other threads, and
-nothing is left on the model behind a run.
+since the whole model is called. On a GPU stock layers, or norms and projections one by one, run as ours: the family's
+row says which. Nothing of this is seen by other threads, and nothing is left on the model behind a run.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class _Normed:
 class FusedLayers:
     """A decoder's layers, last norm and rotary angles in the threads that run `owner`; entered before its `groups` are.
 
-    Only layers of the supported families with nothing on them or in them that stock ones do not have: a hook, an
+    Only layers of families whose row says so, with nothing on them or in them that stock ones do not have: a hook, an
     adapter, a forward of its own, weights that are not plain. All others run as they are, between ours too.
 
     Args:
