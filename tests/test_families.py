@@ -18,10 +18,11 @@ from trees import random_tree
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, SamplingParams, TreeConfig
 from radar.engine import budget, build
-from radar.target import bound, checks, experts, families
+from radar.target import bound, checks, experts, families, model
 from radar.target.checks import check_target
 from radar.target.model import TargetModel
 from radar.target.norms import FusedNorms
+from radar.target.prompt_attention import Chain
 from radar_kernels.reference_tree import pack_bits
 
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -203,6 +204,25 @@ def test_a_window_is_seen_to_its_end_and_no_further(name):
     taps = [target.verify_chain(torch.tensor([text], device=DEVICE))[1][0, -1] for text in changed]
     assert torch.equal(taps[0], taps[1])
     assert not torch.equal(taps[0], taps[2])
+
+
+@pytest.mark.parametrize("name", ["ministral3", "gpt_oss", "gemma3_text", "gemma2"])
+@torch.inference_mode()
+def test_a_long_prompts_chunk_sees_what_small_ones_see(name, monkeypatch):
+    """Where flash attention serves the heads; it knows no softcap."""
+    monkeypatch.setattr(model, "has_flash", lambda *_: True)
+    monkeypatch.setattr(model, "LEAST_ROWS", 30)
+    target, taken, attend = TargetModel(tiny_family(name), max_length=128, max_rows=70), [], bound.attend
+    monkeypatch.setattr(bound, "attend", lambda *args: taken.append(type(args[4])) or attend(*args))
+    assert target.has_flash == (name != "gemma2")
+    small = []
+    for first in range(0, 70, 14):
+        small.append(target.verify_chain(torch.tensor([PROMPT[first : first + 14]], device=DEVICE))[0])
+        target.advance(14)
+    target.cache.reset()
+    found = target.verify_chain(torch.tensor([PROMPT], device=DEVICE))[0]
+    assert (taken[-1] is Chain) == target.has_flash
+    torch.testing.assert_close(found, torch.cat(small, 1), atol=2e-4, rtol=1e-4)
 
 
 def test_a_window_that_is_off_does_not_count():
