@@ -254,6 +254,8 @@ def test_what_of_a_family_does_not_decode_is_refused():
     for make in (decoder, lambda m, **options: AutoregressiveDecoder(m, **options)):
         with pytest.raises(ValueError, match="this gemma3_text model attends in both directions"):
             make(tiny_family("gemma3_text", use_bidirectional_attention=True), max_length=100)
+        with pytest.raises(ValueError, match="this gemma4_text model attends in both directions"):
+            make(tiny_family("gemma4_shared", use_bidirectional_attention="all"), max_length=100)
         with pytest.raises(ValueError, match=r"llama4_text model decodes up to 64 tokens.*chunks.*max_length=64 or le"):
             make(tiny_family("llama4_text", attention_chunk_size=64), max_length=65)
         with pytest.raises(ValueError, match=r"llama4_text model decodes up to 63 tokens.*scales queries.*got 64"):

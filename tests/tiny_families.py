@@ -40,7 +40,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
                                "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
                                "moe_intermediate_size": 16}),
     "gemma4_shared": ("Gemma4", {**GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
-                                 "use_double_wide_mlp": True}),
+                                 "use_double_wide_mlp": True, "use_bidirectional_attention": "vision"}),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "phi3_long": ("Phi3", {"sliding_window": None, "rope_parameters": {

@@ -107,7 +107,7 @@ def _check_family(model: Any, max_length: int) -> None:
             f"unsupported target architecture {config.model_type!r}{f' ({why})' if why else ''}; supported: "
             f"{', '.join(FAMILIES)}"
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):  # not "vision", of images alone
         raise UsageError(f"this {config.model_type} model attends in both directions and writes no text")
     limit = None if family.limit is None else family.limit(config)
     if limit and max_length > limit[0]:
