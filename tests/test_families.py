@@ -28,13 +28,15 @@ from radar_kernels.reference_tree import pack_bits
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 ELSEWHERE = {row.prefix.removesuffix("Text") for row in families.FAMILIES.values() if row.sums_elsewhere}
 EXACT = [name for name, (prefix, _) in OTHERS.items() if prefix not in ELSEWHERE]
-PROMPT = random.Random(0).choices(range(17), k=70)
+LONG = 140 if DEVICE.type == "cuda" else 70  # a chunk and a little
+PROMPT = random.Random(0).choices(range(17), k=LONG)
+SIZES = {"max_length": LONG + 58, "max_rows": LONG}
 TREE = TreeConfig(total_tokens=20, max_calls=4)
 
 
 def decoder(model, **options):
     return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE,
-                        **{"max_length": 100} | options)  # fmt: skip
+                        **{"max_length": LONG + 30} | options)  # fmt: skip
 
 
 def test_the_families_of_the_table_are_those_tested():
@@ -56,7 +58,7 @@ def test_texts_in_company_and_sampled_ones_are_the_same(name, monkeypatch):
     """Pages of several rows, and nodes of their trees as entries of one batch."""
     model = tiny_family(name)
     prompts, sampling = [PROMPT, PROMPT[:9], PROMPT[5:60]], SamplingParams(temperature=1.0, seed=2)
-    plain = AutoregressiveDecoder(model, max_length=100)
+    plain = AutoregressiveDecoder(model, max_length=LONG + 30)
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
         monkeypatch.setattr(build, "choose_engine", lambda *_: "graph")
@@ -87,9 +89,9 @@ def test_every_path_is_causal_decoding_and_attention_needs_what_the_table_says(n
     """Of two texts, one beyond the window and the other one within, with a tree each."""
     model, needed, attend = tiny_family(name), {}, bound.attend
     monkeypatch.setattr(bound, "attend", lambda *args: needed.update({args[5]: args[7]}) or attend(*args))
-    target = TargetModel(model, max_length=128, max_rows=70, batch_size=2)
+    target = TargetModel(model, **SIZES, batch_size=2)
     give_pages(target)
-    counts = torch.tensor([70, 9], device=DEVICE)
+    counts = torch.tensor([LONG, 9], device=DEVICE)
     target.verify_chain(torch.tensor([PROMPT, PROMPT], device=DEVICE))
     target.advance(counts)
     trees = [random_tree(rng, 16, 12, 6) for _ in range(2)]
@@ -110,7 +112,7 @@ def test_every_path_is_causal_decoding_and_attention_needs_what_the_table_says(n
 def test_what_stands_in_for_stock_modules_gives_their_numbers(name):
     """As on a GPU, where every norm of a family whose layers are stock is a kernel of ours."""
     model = tiny_family(name)
-    target = TargetModel(model, max_length=128, max_rows=70)
+    target = TargetModel(model, **SIZES)
     target.bound._groups, found = [], []
     for fuse in (False, True):
         if fuse:
@@ -130,7 +132,7 @@ def test_what_stands_in_for_stock_modules_gives_their_numbers(name):
 
 def chained(model, text, path):
     """Logits of the nodes of a path as tokens of a text."""
-    target = TargetModel(model, max_length=128, max_rows=70, tap_layers=())
+    target = TargetModel(model, **SIZES, tap_layers=())
     target.verify_chain(torch.tensor([text], device=DEVICE))
     target.advance(len(text))
     found = []
@@ -146,7 +148,7 @@ def chained(model, text, path):
 @torch.inference_mode()
 def test_in_16_bits_a_node_of_a_tree_has_the_bits_of_a_token_of_a_text(name, rng):
     model = tiny_family(name).bfloat16()
-    target = TargetModel(model, max_length=128, max_rows=70, tap_layers=())
+    target = TargetModel(model, **SIZES, tap_layers=())
     target.verify_chain(torch.tensor([PROMPT], device=DEVICE))
     target.advance(len(PROMPT))
     tokens, parents, depths, reach = random_tree(rng, 40, 12, 6)
@@ -164,8 +166,8 @@ def test_in_16_bits_a_node_of_a_tree_has_the_bits_of_a_token_of_a_text(name, rng
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3_text", "phi3", "olmo2"])
 def test_in_16_bits_texts_are_those_of_plain_decoding(name):
     model = tiny_family(name).bfloat16()
-    plain, ours = AutoregressiveDecoder(model, max_length=200), decoder(model, max_length=200)
-    rows = decoder(model, max_length=200, max_batch_size=3)
+    plain, ours = AutoregressiveDecoder(model, max_length=LONG + 60), decoder(model, max_length=LONG + 60)
+    rows = decoder(model, max_length=LONG + 60, max_batch_size=3)
     for number, prompt in enumerate((PROMPT, PROMPT[:9], PROMPT[3:40])):
         sampling = SamplingParams(temperature=float(number), seed=number)
         expected = plain.generate(prompt, max_new_tokens=60, sampling=sampling).token_ids
@@ -185,7 +187,7 @@ def test_experts_ask_nothing_of_the_host(name, own, monkeypatch):
     monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "batched_mm", lambda *args: rows.append(len(args[1])) or batched(*args))
     monkeypatch.setattr(experts, "_is_on_gpu", lambda _: True)
     one = next(part[0] for path, part in model.named_parameters() if path.endswith("experts.down_proj"))
-    monkeypatch.setattr(experts, "GATHERED", 5 * 3 * 2 * one.numel() * one.element_size())  # of two experts a row
+    monkeypatch.setattr(experts, "COPIED", 5 * 3 * 2 * one.numel() * one.element_size())  # of two experts a row
     assert decoder(model).generate(PROMPT, max_new_tokens=8).token_ids == expected
     assert 1 < max(rows) <= 5
     assert model.config._experts_implementation == own
@@ -197,10 +199,10 @@ def test_a_window_is_seen_to_its_end_and_no_further(name):
     """What stands before changes nothing in the first layer's output, and the key at its border does."""
     layers = {"layer_types": ["sliding_attention"] * 2} if name != "mistral" else {}
     model = tiny_family(name, num_hidden_layers=2, **layers)
-    target = TargetModel(model, max_length=128, max_rows=70, tap_layers=(1,))
+    target = TargetModel(model, **SIZES, tap_layers=(1,))
     changed = [PROMPT.copy() for _ in range(3)]
-    changed[1][69 - WINDOW] += 1
-    changed[2][70 - WINDOW] += 1
+    changed[1][LONG - 1 - WINDOW] += 1
+    changed[2][LONG - WINDOW] += 1
     taps = [target.verify_chain(torch.tensor([text], device=DEVICE))[1][0, -1] for text in changed]
     assert torch.equal(taps[0], taps[1])
     assert not torch.equal(taps[0], taps[2])
@@ -212,11 +214,11 @@ def test_a_long_prompts_chunk_sees_what_small_ones_see(name, monkeypatch):
     """Where flash attention serves the heads; it knows no softcap."""
     monkeypatch.setattr(model, "has_flash", lambda *_: True)
     monkeypatch.setattr(model, "LEAST_ROWS", 30)
-    target, taken, attend = TargetModel(tiny_family(name), max_length=128, max_rows=70), [], bound.attend
+    target, taken, attend = TargetModel(tiny_family(name), **SIZES), [], bound.attend
     monkeypatch.setattr(bound, "attend", lambda *args: taken.append(type(args[4])) or attend(*args))
     assert target.has_flash == (name != "gemma2")
     small = []
-    for first in range(0, 70, 14):
+    for first in range(0, LONG, 14):
         small.append(target.verify_chain(torch.tensor([PROMPT[first : first + 14]], device=DEVICE))[0])
         target.advance(14)
     target.cache.reset()

@@ -17,7 +17,7 @@ from radar.target.layers import is_plain_tensor
 __all__ = ["experts_for"]
 
 _GATHERED = "radar_gathered"
-GATHERED = 2**30  # bytes of weights that are copied at a time
+COPIED = 2**30  # bytes of weights at a time
 MOST_ROWS = 1024  # of a step that a graph may hold
 
 
@@ -46,7 +46,7 @@ def _gathered(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
     # `batched_mm` copies the weights of each row's experts, those in front of the activation twice as large
     row = 3 * top_k_index.shape[1] * weight[0].numel() * weight.element_size()
-    most = max(1, GATHERED // row)
+    most = max(1, COPIED // row)
     parts = zip(*(x.split(most) for x in (hidden_states, top_k_index, top_k_weights)), strict=True)
     return torch.cat([ALL_EXPERTS_FUNCTIONS["batched_mm"](module, *part) for part in parts])
 
