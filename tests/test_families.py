@@ -49,7 +49,7 @@ def test_the_families_of_the_table_are_those_tested():
 def test_a_family_decodes_as_generate_does(name):
     model = tiny_family(name)
     expected = hf_greedy(model, PROMPT, 24)
-    assert len(set(expected)) > 3
+    assert len(set(expected)) > 2
     assert decoder(model).generate(PROMPT, max_new_tokens=24).token_ids == expected
 
 
