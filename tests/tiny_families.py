@@ -44,8 +44,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {"sliding_window": WINDOW, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "phi3_long": ("Phi3", {"max_position_embeddings": 2800, "sliding_window": None, "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.1] * 2,
-        "long_factor": [3.0] * 2, "original_max_position_embeddings": 1400}}),
+        "rope_type": "longrope", "rope_theta": 1e2, "partial_rotary_factor": 0.5, "short_factor": [2.0, 3.0],
+        "long_factor": [6.0, 9.0], "original_max_position_embeddings": 1400}}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1, 1, 0], "use_sliding_window": True, "sliding_window": WINDOW,
                             "layer_types": ALTERNATE}),
     "olmo2": ("Olmo2", {}),
