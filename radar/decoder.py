@@ -23,7 +23,7 @@ from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.resolve import resolve_policy
-from radar.target.families import default_max_length, stock_model
+from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
 from radar.target.load import load_model, load_tokenizer
 from radar.target.parallel import make_local
