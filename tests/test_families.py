@@ -35,7 +35,7 @@ TREE = TreeConfig(total_tokens=20, max_calls=4)
 
 
 def decoder(model, **options):
-    return RadarDecoder(model, draft=tiny_draft(), policy=FixedDepth(3), tree=TREE,
+    return RadarDecoder(model, draft=tiny_draft().to(model.dtype), policy=FixedDepth(3), tree=TREE,
                         **{"max_length": LONG + 30} | options)  # fmt: skip
 
 
