@@ -11,6 +11,7 @@ from fakes import DEVICE, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.draft.checkpoint import load_draft, save_draft
+from radar.draft.covering import covering
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.scaling import RopeScaling
 from radar.target.positions import position_limit
@@ -120,6 +121,9 @@ def test_an_embedding_of_its_own_may_end_before_the_targets_ids():
     assert expected[1] > 1.2, "the head is never right: nothing was compared"
     assert text_and_rounds(model, draft) == expected
     assert expected[0] == hf_greedy(model, PROMPT, LENGTH)
+    embedding, ids = draft.embed_tokens, torch.arange(23, device=DEVICE)
+    assert torch.equal(covering(embedding, model.get_input_embeddings())(ids), embedding(ids.clamp(max=16)))
+    assert covering(embedding, tiny_target().get_input_embeddings()) is embedding
     prompt = [3, 22, 5]
     assert decoder(model, draft).generate(prompt, max_new_tokens=8).token_ids == hf_greedy(model, prompt, 8)
 
