@@ -24,6 +24,7 @@ from fakes import tiny_target
 from torch import Tensor
 
 from radar import RadarDecoder
+from radar.cli.main import main
 
 ONE, ROW = torch.zeros(32, 32), torch.zeros(1, 96)
 P_EAGLE = r"this is a P-EAGLE head: it reads a placeholder \(mask_hidden\) .* take an EAGLE-3 head"
@@ -107,6 +108,13 @@ def test_a_refused_head_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     assert not any(module._forward_hooks for module in model.modules())
     write(tmp_path, config, tensors)
     assert RadarDecoder(model, draft=tmp_path, max_length=64).generate([1, 2], max_new_tokens=2).token_ids
+
+
+def test_a_head_that_is_not_there_is_told_before_the_target_is_loaded(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no draft head in .*: config\.json is missing"):
+        RadarDecoder.from_pretrained(tmp_path / "target", tmp_path)
+    assert main(["doctor", str(tmp_path / "target"), str(tmp_path)]) != 0
+    assert f"no draft head in {tmp_path}: config.json is missing" in capsys.readouterr().err
 
 
 # ---- what is padded, and what may be left out ----

@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Files of draft heads leave things open or misstate them: which layers are tapped and who counts them from "
         "what, the rotary base, where norms stand. A wrong reading drafts badly and says nothing. This measures each "
-        "plausible reading on a few prompts and names the settings of the best."
+        "plausible reading on a few prompts and names the settings of the best. Of a head that drafts little however "
+        "it is read it says whether it reads this target's features at all."
     )
     parser.add_argument("target", metavar="TARGET", help="target model: folder or hub name")
     parser.add_argument("draft", metavar="DRAFT", help="folder of an EAGLE-3 head for that target")
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     from radar.cli.decoders import encoded_prompts
     from radar.decoder import RadarDecoder, default_device
-    from radar.draft.checkpoint import load_draft_with_report
+    from radar.draft.checkpoint import head_folder, load_draft_with_report
     from radar.draft.config import DraftConfig
     from radar.draft.eagle3 import Eagle3Draft
     from radar.policy.base import FixedDepth
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from radar.tools.features import FeatureUse, feature_use
     from radar.tools.readings import plausible_readings, target_rope, with_taps
 
+    head_folder(args.draft)
     model = load_model(
         args.target, device=default_device(args.device), dtype=getattr(torch, args.dtype) if args.dtype else None
     )

@@ -22,7 +22,7 @@ from radar.draft.reading import read_config
 from radar.draft.vocabulary import read_vocabulary
 from radar.errors import FormatError, NotFoundError, UsageError
 
-__all__ = ["LoadReport", "LoadedDraft", "load_draft", "load_draft_with_report", "save_draft"]
+__all__ = ["LoadReport", "LoadedDraft", "head_folder", "load_draft", "load_draft_with_report", "save_draft"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -63,6 +63,26 @@ class LoadedDraft(NamedTuple):
     report: LoadReport
 
 
+def head_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path, before anything else is loaded.
+
+    Raises:
+        UsageError: for what is no folder.
+        NotFoundError: names what is not there.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(
+            f"draft must be the folder of an EAGLE-3 head, or an Eagle3Draft, got {folder!r}"
+            + (": to decode without one, take AutoregressiveDecoder" if folder is None else "")
+        )
+    path = Path(folder)
+    if path.is_file():
+        raise UsageError(f"draft must be the folder of an EAGLE-3 head, got the file {path}: give {path.parent}")
+    if not (path / "config.json").is_file():
+        raise NotFoundError(f"no draft head in {path}: config.json is missing")
+    return path
+
+
 def load_draft(
     folder: str | os.PathLike[str], *, target_hidden_size: int, device: torch.device, dtype: torch.dtype
 ) -> Eagle3Draft:
@@ -94,16 +114,7 @@ def load_draft_with_report(
         NotFoundError: names the file that is not there.
         FormatError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise UsageError(
-            f"draft must be the folder of an EAGLE-3 head, or an Eagle3Draft, got {folder!r}"
-            + (": to decode without one, take AutoregressiveDecoder" if folder is None else "")
-        )
-    path = Path(folder)
-    if path.is_file():
-        raise UsageError(f"draft must be the folder of an EAGLE-3 head, got the file {path}: give {path.parent}")
-    if not (path / "config.json").is_file():
-        raise NotFoundError(f"no draft head in {path}: config.json is missing")
+    path = head_folder(folder)
     values = read_json(path / "config.json")
     tensors = read_tensors(path)
     try:
