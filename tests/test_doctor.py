@@ -42,7 +42,7 @@ class Fake:
                 return
 
 
-def ask(readings, tables, prompts=4, share=None):
+def ask(readings, tables, prompts=4, share=None, places=500):
     """A diagnosis where reading i accepts `tables[i]`: a list of accepted lengths for each prompt; and, of a head that
     drafts little, `share` of the places tell something."""
     by_config = dict(zip(readings, tables, strict=True))
@@ -51,7 +51,7 @@ def ask(readings, tables, prompts=4, share=None):
         assert config == max(readings, key=lambda c: sum(map(sum, by_config[c])))
         assert [text[:2] for text in texts] == [[i, 0] for i in range(prompts)]
         assert all(len(text) == 1 + 64 for text in texts)
-        return FeatureUse(share, 500)
+        return FeatureUse(share, places)
 
     return diagnose(
         readings[0], readings, lambda c: Fake(by_config[c]), use, [[i] for i in range(prompts)], max_new_tokens=64
@@ -145,8 +145,11 @@ def test_a_weak_head_is_told_from_one_for_another_target(share, verdict, others)
     assert verdict in text
     assert not any(other in text for other in others)
     assert '"eagle_aux_hidden_state_layer_ids": [1, 3, 5]' in text
-    text = render(ask(readings, [[[0, 0, 0, 0, 0, 1]], never, never], 8, share))
+    text = render(ask(readings, [[[0, 0, 0, 0, 0, 1]], never, never], 8, share, 64))
     assert verdict in text
+    text = render(ask(readings, [seldom, never, never], 8, share, 63))
+    assert verdict not in text
+    assert "Of fewer than 64 tokens that tells nothing; more prompts may." in text
     text = render(ask(readings, [[[0, 1]], [[0, 1]], [[0, 1]]], 8))
     assert "of 500 tokens" not in text
 

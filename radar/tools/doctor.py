@@ -27,6 +27,7 @@ CHAIN = TreeConfig(total_tokens=9, tree_top_k=1, max_calls=8)
 
 STRETCH = 8  # tokens: texts are compared in pieces of this length, which is a few rounds
 WEAK = 1.2  # tokens per target pass, of which the target's own is 1
+FEWEST = 64  # tokens: the share of so many is known to 0.06 or so
 READS, DEAF = (
     0.58,
     0.55,
@@ -195,7 +196,9 @@ def _verdict(diagnosis: Diagnosis) -> list[str]:
 
 
 def _weakness(length: float, use: FeatureUse) -> list[str]:
-    if use.share > READS:
+    if use.places < FEWEST:
+        why = f"Of fewer than {FEWEST} tokens that tells nothing; more prompts may."
+    elif use.share > READS:
         why = "So it is a head of this target, or of one much like it, with little training or on other text."
     elif use.share < DEAF:
         why = "So nothing of this target is read: it is a head for another one, untrained, or of another kind."
