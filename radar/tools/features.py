@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from radar.draft.eagle3 import Eagle3Draft
+from radar.target.bound import Taps
 
 __all__ = ["FeatureUse", "feature_use"]
 
@@ -57,10 +58,14 @@ def feature_use(model: Any, draft: Eagle3Draft, texts: Sequence[Sequence[int]], 
     return FeatureUse(wins / places if places else 0.5, places)
 
 
-def _features(model: Any, text: Sequence[int], taps: Sequence[int]) -> Tensor:
+def _features(model: Any, text: Sequence[int], layers: Sequence[int]) -> Tensor:
     """Taps side by side [T, taps * hidden]."""
-    states = model(torch.tensor([text], device=model.device), output_hidden_states=True, use_cache=False).hidden_states
-    return torch.cat([states[tap][0].to(model.device) for tap in taps], dim=-1)
+    taps = Taps(model.get_decoder(), layers)
+    with taps.listening():
+        model(torch.tensor([text], device=model.device), use_cache=False)
+    found = taps.collect()
+    assert found is not None, "a head has taps"
+    return found[0]
 
 
 def _log_probs(model: Any, draft: Eagle3Draft, text: Sequence[int], start: int, features: Tensor) -> Tensor:
