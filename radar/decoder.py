@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from radar.config import TreeConfig
-from radar.draft.checkpoint import load_draft
+from radar.draft.checkpoint import head_folder, load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fit import check_tree
 from radar.draft.narrow import check_draft_dtype
@@ -172,6 +172,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
+        if not isinstance(draft, Eagle3Draft):
+            head_folder(draft)  # first: a large target takes minutes
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 
