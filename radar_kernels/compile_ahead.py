@@ -16,8 +16,8 @@ from radar_kernels._launch import AsyncCompileMode, Plan, interpreting, withheld
 __all__ = ["compile_ahead"]
 
 _loading = Lock()
-"""Triton's launchers are modules of one name. What Python loads a second time it writes into the module of that name that
-came last, from which another thread may be about to take its own kernel's launcher."""
+"""Triton's launchers are modules of one name. What Python loads a second time it writes into the module of that name
+that came last, from which another thread may be about to take its own kernel's launcher."""
 
 
 class _Zeros(TorchDispatchMode):

@@ -9,8 +9,8 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # the processes share the cores; read
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 if platform.machine() == "x86_64":
-    # NumPy multiplies in the interpreter. On some newer processors OpenBLAS adds a row up in an order that varies with the
-    # number of rows, where our kernels promise one
+    # NumPy multiplies in the interpreter. On some newer processors OpenBLAS adds a row up in an order that varies with
+    # the number of rows, where our kernels promise one
     os.environ.setdefault("OPENBLAS_CORETYPE", "Sandybridge")
 
 import torch
