@@ -43,6 +43,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         _repair_interpreter()
 
 
+TOGETHER = {
+    "test_compile_skinny", "test_end_to_end", "test_lab_record", "test_serve_browser", "test_serve_cluster",
+    "test_serve_fuzz", "test_show_browser",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose fixtures take long go to one process each (`--dist loadgroup`), which makes them once."""
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
