@@ -12,7 +12,7 @@ from torch import Tensor
 
 from radar.target.needs import PLAIN, Needs
 from radar.target.prompt_attention import Chain, attend_chain
-from radar.target.running import current_cache
+from radar.target.running import count_layer, current_cache
 from radar_kernels import canonical_attention, tree_attention
 from radar_kernels.ancestor_paths import Paths
 from radar_kernels.reference_canonical import Alike
@@ -61,6 +61,7 @@ def attend_stored(
 ) -> Tensor:
     """`attend` of rows whose keys and values are in the cache; the layer has so many heads of them, None: the most."""
     cache = current_cache()
+    count_layer()
     needs = needs.within(cache.capacity)
     if isinstance(seen, Paths | SharedPaths):
         paths, alike = (seen, None) if isinstance(seen, Paths) else seen

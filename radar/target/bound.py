@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from radar.errors import UsageError
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
@@ -27,7 +28,7 @@ from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
 from radar.target.needs import Needs
 from radar.target.norms import FusedNorms
-from radar.target.running import Owner, experts_of, is_attending, is_running, running
+from radar.target.running import Owner, attended, experts_of, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
 
@@ -40,7 +41,7 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     start, seen = kwargs["radar_start"], kwargs["radar_seen"]
     needs = Needs(kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
     return attend(query, key, value, start, seen, module.layer_idx, scale, needs), None  # type: ignore[arg-type]
@@ -138,7 +139,7 @@ class BoundModel:
             start: [B] where the rows' keys and values go to; None: behind the committed tokens.
             keep: [M] indices of the rows whose logits are made; None: all.
         """
-        taps = self._tapped(tap_layers)
+        taps, before = self._tapped(tap_layers), attended()
         logits: Tensor = self.model(
             input_ids=input_ids.clamp(min=0),  # of a row without a next token, NO_TOKEN
             position_ids=length[:, None] + depths,
@@ -148,6 +149,13 @@ class BoundModel:
             radar_start=length if start is None else start,
             radar_seen=seen,
         ).logits
+        ours, all_of_them = attended() - before, self.model.config.num_hidden_layers
+        if ours != all_of_them:
+            raise UsageError(
+                f"{ours} of the target's {all_of_them} layers attend by transformers' attention interface: the others "
+                "have an attention of their own, which sees no text and no tree; load the model as transformers has it "
+                "(without trust_remote_code or a library that replaces attention)"
+            )
         found = taps.collect()
         return logits, logits[..., :0] if found is None else found
 

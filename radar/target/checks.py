@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from radar.errors import UsageError
-from radar.target.families import FAMILIES, MISSING
+from radar.target.families import FAMILIES, MISSING, check_shared
 from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
 from radar.target.ranks import ranks_of
 
@@ -107,19 +107,27 @@ def _check_family(model: Any, max_length: int) -> None:
             f"unsupported target architecture {config.model_type!r}{f' ({why})' if why else ''}; supported: "
             f"{', '.join(FAMILIES)}"
         )
-    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):  # not "vision", of images alone
+    both = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # not "vision", of images alone
+    if both or not getattr(config, "is_causal", True):
         raise UsageError(f"this {config.model_type} model attends in both directions and writes no text")
+    if (
+        getattr(config, "sliding_window", None)
+        and not getattr(config, "use_sliding_window", True)
+        and "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    ):
+        raise UsageError(
+            f"this {config.model_type} model's config has use_sliding_window=False and layers of type "
+            "'sliding_attention', whose masks have the window and whose attention has none: set "
+            "sliding_window=None and layer_types to 'full_attention', or use_sliding_window=True"
+        )
     limit = None if family.limit is None else family.limit(config)
     if limit and max_length > limit[0]:
         raise UsageError(
             f"this {config.model_type} model decodes up to {limit[0]} tokens, since {limit[1]}: use "
             f"max_length={limit[0]} or less, got {max_length}"
         )
-    if not family.layers and ranks_of(model) is not None:
-        split = ", ".join(name for name, row in FAMILIES.items() if row.layers)
-        raise UsageError(
-            f"{config.model_type!r} models are not split over several cards: load it on one, or use one of {split}"
-        )
+    if ranks_of(model) is not None:
+        check_shared(config)
 
 
 _DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from radar.errors import UsageError
 from radar.target.needs import Needs
 
-__all__ = ["FAMILIES", "MISSING", "Family", "cache_heads", "decoder_of", "family_of", "layer_needs"]
+__all__ = ["FAMILIES", "MISSING", "Family", "cache_heads", "check_shared", "decoder_of", "family_of", "layer_needs"]
 
 
 def _own_window(attention: Any) -> int | None:
@@ -110,7 +111,7 @@ FAMILIES: dict[str, Family] = {
 }
 """By `config.model_type`."""
 
-_VISION = "it reads images too; its language model alone decodes, as {}"
+_VISION = "it reads images too; its language model alone would decode, in a checkpoint of its own, as {}"
 _RECURRENT = "it keeps a state in place of keys and values, which a tree cannot branch"
 _UNTESTED = "its modules are like those of families that decode, but nothing has tested it"
 _LATENT = "its values are narrower than its keys, and the cache has one width for both"
@@ -150,6 +151,15 @@ MISSING: dict[str, str] = {
 def family_of(model: Any) -> Family:
     """The row of a model that `check_target` lets pass."""
     return FAMILIES[model.config.model_type]
+
+
+def check_shared(config: Any) -> None:
+    """Raise UsageError for a family that ranks do not share."""
+    if config.model_type in FAMILIES and not FAMILIES[config.model_type].layers:
+        split = ", ".join(name for name, row in FAMILIES.items() if row.layers)
+        raise UsageError(
+            f"{config.model_type!r} models are not split over several cards: load it on one, or use one of {split}"
+        )
 
 
 def decoder_of(model: Any) -> Any:

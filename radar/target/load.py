@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,17 @@ def load_model(
     if not progress or (ranks is not None and ranks.rank):
         bars.disable_progress_bar()
     try:
-        split: dict[str, Any] = {}
+        how: dict[str, Any] = {"output_loading_info": True}
         plan: Any = tp_plan
         if ranks is not None:
             from transformers.distributed.configuration_utils import DistributedConfig
 
             check_split(AutoConfig.from_pretrained(path), ranks.size)
-            split["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **split)
+            how["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **how)
+        model, found = loaded
+        if not Path(path, "adapter_config.json").is_file():
+            _check_whole(path, found)
     except UsageError:
         raise
     except Exception as error:  # no such model, another kind of file, one that is cut off: each library has its own
@@ -63,6 +67,24 @@ def load_model(
             "are not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
         )
     return make_local(model).to(device).eval()
+
+
+def _check_whole(path: str, found: Mapping[str, Any]) -> None:
+    """Raise UsageError for weights that are not those of the config, where transformers makes up random ones.
+
+    Args:
+        found: transformers' loading info.
+    """
+    wrong = {
+        "are missing": sorted(str(name) for name in found.get("missing_keys", ())),
+        "have another shape": sorted(str(one) for one in found.get("mismatched_keys", ())),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise UsageError(
+                f"{path!r}: config.json and the weights are not of one model: {len(names)} tensors {what} "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); get both from the same place"
+            )
 
 
 def load_tokenizer(path: str) -> Any:

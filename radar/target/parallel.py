@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from radar.errors import UsageError
+from radar.target.families import check_shared
 from radar.target.ranks import Ranks, join_ranks, ranks_of
 from radar.target.running import is_attending
 from radar.target.split import GatheredLinear, SummedLinear, local_linear
@@ -29,7 +30,8 @@ _PLAIN, _GATHERED, _SUMMED = ("colwise",), ("colwise_gather_output", "colwise_re
 
 
 def check_split(config: Any, size: int) -> None:
-    """Raise UsageError for a model that so many ranks cannot share evenly."""
+    """Raise UsageError for a model that so many ranks cannot share, or not evenly."""
+    check_shared(config)
     for name, what in _SPLIT.items():
         count = getattr(config, name, None)
         if count and count % size:

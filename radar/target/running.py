@@ -12,7 +12,7 @@ from typing import Any
 
 from radar.target.cache import StaticKVCache
 
-__all__ = ["Owner", "current_cache", "experts_of", "is_attending", "is_running", "running"]
+__all__ = ["Owner", "attended", "count_layer", "current_cache", "experts_of", "is_attending", "is_running", "running"]
 
 
 class Owner:
@@ -34,6 +34,7 @@ class Owner:
 class _Thread(threading.local):
     owner: Owner | None = None
     cache: StaticKVCache | None = None
+    attended: int = 0
 
 
 _thread = _Thread()
@@ -65,6 +66,16 @@ def experts_of(config: Any, own: str | None) -> str | None:
 def is_running(owner: Owner) -> bool:
     """Whether this thread runs `owner` now."""
     return _thread.owner is owner
+
+
+def attended() -> int:
+    """How many layers have attended in this thread so far."""
+    return _thread.attended
+
+
+def count_layer() -> None:
+    """A layer attends."""
+    _thread.attended += 1
 
 
 def current_cache() -> StaticKVCache:
