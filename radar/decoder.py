@@ -22,6 +22,7 @@ from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
+from radar.policy.fitted import read_fitted
 from radar.policy.resolve import resolve_policy
 from radar.target.families import default_max_length, stock_model
 from radar.target.launched import launched_ranks
@@ -148,8 +149,9 @@ class RadarDecoder(Decoder[RoundEngine]):
 
         Args:
             target: folder or hub name of the model and its tokenizer; None: the embedded pair.
-            draft: folder of the EAGLE-3 head; needed with a target of your own.
-            policy: as in the constructor; None with the embedded pair: its own trained policy.
+            draft: folder of the EAGLE-3 head, or one that `radar fit` made for this target, which holds a policy too;
+                needed with a target of your own.
+            policy: as in the constructor; None with the embedded pair, or a folder of `radar fit`: its own policy.
             device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
             tp_plan: "auto" splits the target over the processes of `torchrun`, each with a device of its own, by
@@ -172,6 +174,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
+        if isinstance(draft, str | os.PathLike) and (fitted := read_fitted(draft)) is not None:
+            draft, policy = fitted.draft, fitted.policy if policy is None else policy
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 

@@ -17,7 +17,7 @@ from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.train import draft as training
 from radar.train.draft import DraftRun
-from radar.train.draft_target import weights_digest
+from radar.target.digest import weights_digest
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
