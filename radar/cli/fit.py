@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from radar.cli.arguments import add_device_options, add_progress_option
@@ -48,15 +49,19 @@ def run(args: argparse.Namespace) -> int:
 
     from radar.fit.fit import fit
 
-    result = fit(
-        args.model,
-        args.prompts,
-        args.out,
-        minutes=args.minutes,
-        device=args.device,
-        dtype=getattr(torch, args.dtype) if args.dtype else None,
-        progress=not args.no_progress,
-    )
+    try:
+        result = fit(
+            args.model,
+            args.prompts,
+            args.out,
+            minutes=args.minutes,
+            device=args.device,
+            dtype=getattr(torch, args.dtype) if args.dtype else None,
+            progress=not args.no_progress,
+        )
+    except KeyboardInterrupt:
+        print(f"what is done lies in {args.out}: the same command goes on", file=sys.stderr)
+        raise
     if args.json:
         print(json.dumps(result))
         return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from radar.engine.eager import EagerEngine
+from radar.engine.graph import GraphEngine
 from radar.fit.parts import Parts
 from radar.fit.stages import Stage
 from radar.policy.lstm import PolicyNetwork, RadarPolicy
@@ -22,11 +24,11 @@ def measure(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
     """A cost table in the stage's folder; a decision is a network's, of the size that is trained."""
     decoder = parts.drafting(head)
     decoder.policy = RadarPolicy(PolicyNetwork(decoder.tree.tree_top_k))
+    engine = decoder.engine
+    assert isinstance(engine, GraphEngine | EagerEngine)  # of one text
     most = decoder.max_length - decoder.tree.max_accepted
     profiles = [
-        profile_round(
-            decoder.engine, prefix=min(one, most), calls=decoder.tree.max_calls, repeats=REPEATS[parts.device.type]
-        )
+        profile_round(engine, prefix=min(one, most), calls=decoder.tree.max_calls, repeats=REPEATS[parts.device.type])
         for one in CONTEXTS
     ]
     cost_table(profiles, device=parts.machine, pair=f"{parts.name} + the head of this fit").save(

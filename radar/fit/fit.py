@@ -22,7 +22,7 @@ from radar.fit.policy import learn, say_policy
 from radar.fit.progress import Progress
 from radar.fit.report import REPORT_FILE, write_report
 from radar.fit.rounds import record_rounds, rounds_of, say_rounds
-from radar.fit.split import digest_of, split
+from radar.fit.split import check_count, digest_of, split
 from radar.fit.stages import Stages
 from radar.fit.text import TOKENS_FILE, say_text, write
 from radar.policy.fitted import read_fitted, write_fitted
@@ -95,13 +95,15 @@ def fit(
 
 def _parts(model: str, lines: Sequence[PromptLine], device: str | None, dtype: torch.dtype | None) -> Parts:
     """Loaded and looked at."""
+    check_count(len(lines))
     tokenizer = load_tokenizer(model)
     if any(line.chat for line in lines) and not has_chat_template(tokenizer):
         raise UsageError(
             f"{sum(line.chat for line in lines)} of {len(lines)} prompts are chats, and the tokenizer of {model} has "
-            'no chat template: take the chat or instruct version of the model, or prompts {"prompt": "..."} of plain text'
+            'no chat template: take the chat or instruct version of the model, or plain prompts, {"prompt": "..."}'
         )
-    loaded = stock_model(load_model(model, device=default_device(device), dtype=dtype))
+    here = Path(model).is_dir()  # what is fetched first shows a bar
+    loaded = stock_model(load_model(model, device=default_device(device), dtype=dtype, progress=not here))
     length = default_max_length(loaded)
     check_target(loaded, length)
     short = [line for line in lines if len(encode_prompt(line, tokenizer)) <= length // 2]

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from radar.draft.config import DraftConfig
+from radar.draft.eagle3 import Eagle3Draft
 from radar.fit.parts import Parts
 from radar.fit.stages import Stage
 from radar.target.positions import position_limit
 from radar.train.draft import TrainingOptions, train_draft
 from radar.train.tokens import TokenMixture
 
-__all__ = ["MOST_IDS", "Window", "say_head", "train", "training_bytes", "window_of"]
+__all__ = ["batch_of", "head_weights", "say_head", "train", "training_bytes", "window_of"]
 
 CALLS = 7  # draft calls that training plays
 LENGTH = {"cuda": 512, "cpu": 256}  # tokens of a window
 BATCHES = {"cuda": (24, 16, 8, 4, 2, 1), "cpu": (2,)}  # windows a step: the first that memory takes
-RATE = {"cuda": 8e-4, "cpu": 5e-4}  # peak of the learning rate
+RATE = {"cuda": 8e-4, "cpu": 1e-3}  # peak of the learning rate
+WARMUP = {"cuda": 100, "cpu": 10}  # steps: a CPU makes few
 COVERED, MOST_IDS = 0.995, 32000  # of the text, by the ids that the head proposes, and how many these are at most
 FREE = 0.7  # of the memory that is free
-
-
-class Window(NamedTuple):
-    """Of training: windows a step, and positions of each."""
-
-    batch: int
-    length: int
 
 
 def window_of(parts: Parts) -> int:
@@ -45,9 +40,15 @@ def training_bytes(parts: Parts, batch: int) -> int:
     length, ids = window_of(parts), min(MOST_IDS, int(c.vocab_size))
     scores = batch * length * (int(c.vocab_size) * 4 + ids * (4 + 8 * CALLS))
     attention = batch * int(c.num_attention_heads) * length * length * 12 * CALLS
+    return scores + attention + 16 * head_weights(parts)
+
+
+def head_weights(parts: Parts) -> int:
+    """Of the largest head that is trained."""
+    c = parts.model.config
     with torch.device("meta"):
-        head = sum(one.numel() for one in _shapes(DraftConfig.of_target(c, draft_vocab_size=ids)))
-    return scores + attention + 16 * head
+        head = Eagle3Draft(DraftConfig.of_target(c, draft_vocab_size=min(MOST_IDS, int(c.vocab_size))))
+    return sum(one.numel() for one in head.parameters())
 
 
 def train(parts: Parts, stage: Stage, text: Path) -> dict[str, Any]:
@@ -55,15 +56,15 @@ def train(parts: Parts, stage: Stage, text: Path) -> dict[str, Any]:
     tokens = np.load(text)
     vocabulary = int(parts.model.config.vocab_size)
     kind = parts.device.type
-    batch = stage.settled("batch", lambda: _batch(parts))
+    batch = stage.settled("batch", lambda: batch_of(parts))
     options = TrainingOptions(
         seconds=stage.settled("train_seconds", lambda: max(stage.left(), 1.0)),
         whole_seconds=True,
         batch_size=batch,
         length=window_of(parts) - CALLS,
         lr=RATE[kind],
+        warmup=WARMUP[kind],
         ttt_length=CALLS,
-        checkpoint_every=30.0,
         progress=False,
     )
     mixture = TokenMixture([tokens])
@@ -78,13 +79,8 @@ def say_head(result: dict[str, Any]) -> str:
     return f"{result['steps']:,} steps, agrees with the target at {first} of the positions, {last} in call {CALLS}"
 
 
-def _shapes(config: DraftConfig) -> list[torch.Tensor]:
-    from radar.draft.eagle3 import Eagle3Draft
-
-    return list(Eagle3Draft(config).parameters())
-
-
-def _batch(parts: Parts) -> int:
+def batch_of(parts: Parts) -> int:
+    """Windows a step, as the device's memory is now."""
     sizes = BATCHES[parts.device.type]
     if not parts.on_gpu:
         return sizes[0]

@@ -19,6 +19,10 @@ from radar.tools.table import table
 __all__ = ["PAGE_FILE", "REPORT_FILE", "markdown", "write_report"]
 
 REPORT_FILE, PAGE_FILE = "report.md", "show.html"
+NO_GAIN = (
+    " Drafts do not pay here: the head needs more text and time, or this machine is too slow for them. A decoder "
+    "notices and takes plain steps."
+)
 
 
 def write_report(
@@ -71,8 +75,8 @@ def markdown(
             f"# A fit of {parts.name}",
             "",
             f"{judged['kept']} is kept: `{policy}`. Decoding is {judged['speed_up']:.2f} times as fast as without "
-            f"drafts, by {judged['prompts']} held-out prompts; {judged['same']} of their texts are the same in all "
-            "columns of the first table.",
+            f"drafts, by {judged['prompts']} held-out prompts, of which {judged['same']} got the same text from all "
+            f"rows of the first table.{'' if judged['speed_up'] > 1 else NO_GAIN}",
             "",
             "```python",
             "from radar import RadarDecoder",
@@ -83,15 +87,13 @@ def markdown(
             f"[A text by rounds]({PAGE_FILE}), of a held-out prompt.",
             "",
             "## Decoded in turn, greedily",
-            _block(
-                table(["", "tokens/s", "speed-up", "tokens [per round]", "draft calls [per round]"], rows),
-            ),
+            _block(table(["", "tokens/s", "speed-up", "tokens [per round]", "draft calls [per round]"], rows)),
             "## Replayed on held-out rounds",
             f"{rounds['judge']['rounds']} rounds of {rounds['judge']['prompts']} prompts, with this machine's costs. "
-            f"The fastest is kept: {judged['ratio']:.3f} of EAGLE-3's speed, {low:.3f} to {high:.3f} in 95 of 100 draws of "
-            "prompts. It was chosen on these rounds, so the figure leans to the bright side.",
+            f"The fastest is kept: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
+            "by prompt). It was chosen on these rounds, so the figure leans to the bright side.",
             _block(judged["replay"]),
-            f"The threshold was tuned, and the network trained, on {rounds['policy']['rounds']} rounds of "
+            f"The threshold was tuned, and a network trained, on {rounds['policy']['rounds']} rounds of "
             f"{rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
             "",
             "## The head",
@@ -101,9 +103,9 @@ def markdown(
             _block(table(["draft call", "loss [nats]", "agrees with the target [of positions]"], agreement)),
             _block(table(["draft calls", "tokens [per round]"], depths)),
             "## Made on",
-            _block(table(["", ""], [[name, value] for name, value in machine.items()])),
+            _block(table(["part", "what"], [[name, value] for name, value in machine.items()])),
             _block(table(["stage", "time [m:ss]"], [[name, clock(value)] for name, value in seconds.items()])),
-            f"{split.left_out} prompts were left out: near-twins of those that judge or measure.",
+            f"{split.left_out} prompts were left out: near-twins of those that judge, or that `radar bench` has.",
             "",
         ]
     )

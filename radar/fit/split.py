@@ -14,7 +14,7 @@ from radar.errors import UsageError
 from radar.tools.prompts import PromptLine
 from radar.tools.twins import fingerprint, groups, near_twins
 
-__all__ = ["FEWEST", "Split", "digest_of", "split"]
+__all__ = ["FEWEST", "Split", "check_count", "digest_of", "split"]
 
 FEWEST = 40
 JUDGE, ROUNDS = (4, 80), (20, 400)  # the fewest and the most prompts of these uses
@@ -34,11 +34,23 @@ class Split:
     judge: list[PromptLine]
     left_out: int
 
+    def __len__(self) -> int:
+        return len(self.text) + len(self.rounds) + len(self.judge) + self.left_out
+
 
 def digest_of(lines: Sequence[PromptLine]) -> str:
     """Short hash of prompts in their order."""
     told = json.dumps([[line.turns, line.chat] for line in lines])
     return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def check_count(count: int, without: str = "") -> None:
+    """UsageError: so few prompts, without others as told, are too few."""
+    if count < FEWEST:
+        raise UsageError(
+            f"{count} prompts are too little to go by{without}: {FEWEST} are the least, some for text, some to learn "
+            "from and some to judge by; some thousand make a good head"
+        )
 
 
 def split(lines: Sequence[PromptLine], measuring: Sequence[PromptLine] = ()) -> Split:
@@ -56,12 +68,7 @@ def split(lines: Sequence[PromptLine], measuring: Sequence[PromptLine] = ()) -> 
     prints = {number: fingerprint(line.text) for number, line in enumerate(lines)}
     spoilt = near_twins(prints, {number: fingerprint(line.text) for number, line in enumerate(measuring)})
     order = [number for number in range(len(lines)) if number not in spoilt]
-    if len(order) < FEWEST:
-        without = f", without {len(spoilt)} that `radar bench` measures with" if spoilt else ""
-        raise UsageError(
-            f"{len(order)} prompts are too little{without}: {FEWEST} are the least, of which most write text and the "
-            "others judge; some thousand make a good head"
-        )
+    check_count(len(order), f", without {len(spoilt)} that `radar bench` measures with" if spoilt else "")
     random.Random(0).shuffle(order)
     most = {
         "judge": min(max(len(order) // 10, JUDGE[0]), JUDGE[1]),
@@ -80,8 +87,8 @@ def split(lines: Sequence[PromptLine], measuring: Sequence[PromptLine] = ()) -> 
                 f"the prompts are too much alike: of {len(order)}, {len(found)} are left for the part {name!r} that "
                 "are no near-twins of the others. Give prompts that differ"
             )
-    parts = [[lines[number] for number in numbers] for numbers in (text, kept["rounds"], kept["judge"])]
-    return Split(*parts, left_out=len(spoilt) + len(twins))
+    chosen = {name: [lines[number] for number in numbers] for name, numbers in {"text": text, **kept}.items()}
+    return Split(**chosen, left_out=len(spoilt) + len(twins))
 
 
 def _of(prints: dict[int, Tensor], numbers: Sequence[int]) -> dict[int, Tensor]:

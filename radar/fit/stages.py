@@ -18,7 +18,7 @@ __all__ = ["SHARES", "Stage", "Stages", "clock"]
 
 T = TypeVar("T")
 
-SHARES = {"text": 20, "head": 60, "rounds": 9, "costs": 3, "policy": 4, "judge": 3, "report": 1}
+SHARES = {"text": 25, "head": 53, "rounds": 9, "costs": 3, "policy": 6, "judge": 3, "report": 1}
 """Of the time, in the order of the stages. What one leaves, the others share."""
 ABOUT = "about"
 
@@ -93,12 +93,12 @@ class Stages:
         """
         file, folder = self._file(name), self.folder / name
         made_of = hashlib.sha256("\n".join(self._chain).encode()).hexdigest()[:16]
-        record = _read(file) if file.exists() else {}
+        record: dict[str, Any] = _read(file) if file.exists() else {}
         if record.get("made_of") != made_of:
             shutil.rmtree(folder, ignore_errors=True)  # before the record says otherwise
             record = {"made_of": made_of, "share": self._share(name), "seconds": 0.0, "settled": {}, "result": None}
+        said = "done before"
         if record["result"] is None:
-            folder.mkdir(parents=True, exist_ok=True)
             self._progress.stage(name, list(SHARES).index(name) + 1, len(SHARES))
             stage = Stage(name, folder, record, lambda: _write(file, record))
             try:
@@ -107,11 +107,11 @@ class Stages:
             finally:
                 record["seconds"] = round(stage.spent(), 3)
                 _write(file, record)
-            self._progress.say(f"{name:6} {clock(record['seconds'])}  {say(record['result'])}")
-        else:
-            self._progress.say(f"{name:6} done before: {say(record['result'])}")
-        self._chain.append(json.dumps(record["result"], sort_keys=True))
-        return record["result"]
+            said = clock(record["seconds"])
+        result: Any = record["result"]
+        self._progress.say(f"{name:6} {said}  {say(result)}")
+        self._chain.append(json.dumps(result, sort_keys=True))
+        return result
 
     def seconds(self) -> dict[str, float]:
         """What each stage took so far."""

@@ -29,7 +29,7 @@ TEXTS = 24  # at least, in the time: where that is short, answers are
 PASSES = 9  # over the prompts: the first is greedy, the others are sampled
 TEMPERATURE = 0.8
 GREEDY_SHARE = 2 / 3  # of the time, if the prompts take that long
-LEAST_WINDOWS = 4
+LEAST_WINDOWS = 2
 GOOD = 100_000  # tokens below which a head learns little
 
 

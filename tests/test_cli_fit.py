@@ -1,0 +1,81 @@
+"""`radar fit`: from the embedded target and forty prompts to what decodes its text, interrupted and gone on with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from live_server import plain_decoder
+from small_heads import contents, interrupt_at
+
+from radar.cli.main import main
+from radar.decoder import RadarDecoder
+from radar.errors import UsageError
+from radar.policy.fitted import read_fitted
+
+TARGET = Path(__file__).parent.parent / "radar" / "assets" / "target"
+VERBS = ("add", "sort", "find", "count", "merge", "reverse", "split", "join")
+NOUNS = "list number string file line word value item key pair tree node edge path cost time"
+
+
+def write_prompts(file: Path, count: int = 40, *, chat: bool = True) -> Path:
+    """No two alike; every other one is a chat, and some of these have a second turn."""
+    lines, nouns = [], NOUNS.split()
+    for i in range(count):
+        verb, one, two, three = VERBS[i % 8], nouns[i % 16], nouns[i * 7 % 15], nouns[(i * 5 + i // 16) % 16]
+        text = f"Please {verb} the {one} of {i} and a {two}, or the {three} number {i * i}?"
+        turns = [text, "And then?"] if i % 4 == 0 else [text]
+        lines.append({"turns": turns} if chat and i % 2 == 0 else {"prompt": text})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    given = f"fit {TARGET} --prompts {prompts} --out {tmp_path}/fit --minutes 0.15 --device cpu --dtype float32"
+    return [*given.split(), "--no-progress"]
+
+
+def test_from_a_model_to_a_faster_one(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "fit"
+    monkeypatch.setattr("radar.train.policy.FEWEST_ROUNDS", 10)  # so few would make no policy
+    monkeypatch.setattr("radar.train.policy.FEWEST_PROMPTS", 2)
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch)  # the only step that there is on every machine
+        assert main(words) == 130
+    err = capsys.readouterr().err
+    for said in ("40 prompts: ", "time    0:09", "GB beside the model", "GB in ", "the same command goes on"):
+        assert said in err
+    texts = {path: path.read_bytes() for path in (out / "text").rglob("*.*")}
+    assert len(texts) > 1
+    with pytest.raises(UsageError, match="has not ended"):
+        read_fitted(out)
+
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert "text   done before" in captured.err
+    assert texts == {path: path.read_bytes() for path in (out / "text").rglob("*.*")}
+    head = json.loads((out / "head" / "training.json").read_text())["result"]
+    assert result["kept"] in (report := (out / "report.md").read_text())
+    assert f"{head['steps']} steps on" in report
+    assert (out / "show.html").stat().st_size > 10_000
+    assert (out / "policy" / "policy.safetensors").is_file()
+
+    fitted = read_fitted(out)
+    assert fitted is not None
+    decoder = RadarDecoder.from_pretrained(TARGET, out, device="cpu", dtype=torch.float32, fallback=False)
+    assert repr(decoder.policy) == repr(fitted.policy)
+    ours = decoder.generate("def add(a, b):", max_new_tokens=12)
+    assert ours.token_ids == plain_decoder().generate("def add(a, b):", max_new_tokens=12).token_ids
+    assert ours.metrics.num_draft_calls > 0
+
+    before = contents(out / "stages")
+    assert main(words) == 0
+    assert contents(out / "stages") == before, "nothing is done twice"
+    write_prompts(tmp_path / "prompts.jsonl", 41)
+    assert main(words) == 2
+    assert "of another model, machine or file of prompts (prompts" in capsys.readouterr().err
