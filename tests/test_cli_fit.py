@@ -41,7 +41,7 @@ def test_from_a_model_to_a_faster_one(
     tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fit"
-    monkeypatch.setattr("radar.train.policy.FEWEST_ROUNDS", 10)  # so few would make no policy
+    monkeypatch.setattr("radar.train.policy.FEWEST_ROUNDS", 4)  # so few would make no policy
     monkeypatch.setattr("radar.train.policy.FEWEST_PROMPTS", 2)
     with monkeypatch.context() as patch:
         interrupt_at(0, patch)  # the only step that there is on every machine

@@ -36,13 +36,23 @@ def test_parts_are_apart_and_all_are_used(count):
 
 
 def test_near_twins_of_what_judges_are_nowhere_else():
-    lines = some(500)
+    lines = some(900)
     twins = [PromptLine(f"{line.text} please", chat=False) for line in lines[::2]]
     found = split([*lines, *twins])
     held = texts([*found.judge, *found.rounds])
     assert near_twins_of(texts(found.text), held) == {}
     assert near_twins_of(texts(found.rounds), texts(found.judge)) == {}
-    assert len(found.judge) > 60
+    assert len(found.judge) == 80
+    assert found.left_out < 10, "those that have near-twins are for text, so that little is lost"
+
+
+def test_a_prompt_between_two_that_are_not_alike_is_lost_rather_than_learnt_from():
+    """Each variant is a near-twin of its line, and of no other variant."""
+    lines = some(300)
+    variants = [f"{extra} {extra}a {extra}b {extra}c {line.text}" for line in lines for extra in ("one", "two", "six")]
+    found = split([*lines, *(PromptLine(text, chat=False) for text in variants)])
+    assert near_twins_of(texts(found.text), texts([*found.judge, *found.rounds])) == {}
+    assert 0 < found.left_out < 100
 
 
 def test_what_measures_is_left_out():

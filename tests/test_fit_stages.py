@@ -81,6 +81,7 @@ def test_an_interrupted_call_has_spent_its_time(tmp_path: Path, clock: Clock) ->
     def make(stage: Stage) -> dict[str, Any]:
         left.append(stage.left())
         assert stage.settled("once", lambda: len(left)) == 1
+        assert json.loads((tmp_path / "stages" / "text.json").read_text())["settled"] == {"once": 1}, "whatever comes"
         clock.now += 60.0
         if len(left) < 3:
             raise KeyboardInterrupt

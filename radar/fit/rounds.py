@@ -20,7 +20,7 @@ from radar.train.rounds import RoundDataset
 __all__ = ["record_rounds", "rounds_of", "say_rounds"]
 
 JUDGE_SHARE = 0.25  # of the time
-MOST_TOKENS, LEAST_TOKENS = 192, 24
+MOST_TOKENS, LEAST_TOKENS = 192, 20
 PROMPTS = 24  # at least, in the time: where that is short, texts are
 WEAK = 1.3  # tokens a round below which a head is of no use
 
@@ -99,7 +99,7 @@ def _affordable(parts: Parts, source: FullRounds, stage: Stage) -> int:
     """Tokens of a text, for so many prompts in the time: by what a text of a few tokens takes."""
     ids = encode_prompt(parts.split.judge[0], parts.tokenizer)
     source.text(ids, 2, seed=0)
-    begun, count = time.monotonic(), 24 if parts.on_gpu else 8
+    begun, count = time.monotonic(), 24 if parts.on_gpu else 4
     got = len(source.text(ids, count, seed=0).tokens)
     rate = (LANES if parts.on_gpu else 1) * got / (time.monotonic() - begun)
     return int(min(max(rate * max(stage.left(), 0.0) / PROMPTS, LEAST_TOKENS), MOST_TOKENS, parts.max_length // 2))
