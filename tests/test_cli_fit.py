@@ -1,14 +1,18 @@
 """`radar fit`: from the embedded target and forty prompts to what decodes its text, interrupted and gone on with."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from live_server import plain_decoder
 from small_heads import contents, interrupt_at
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from radar.cli.main import main
+from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
 from radar.policy.fitted import read_fitted
@@ -41,6 +45,7 @@ def test_from_a_model_to_a_faster_one(
     tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fit"
+    monkeypatch.setattr("radar.engine.build.default_tree", lambda device: TreeConfig(total_tokens=12, max_calls=8))
     monkeypatch.setattr("radar.train.policy.FEWEST_ROUNDS", 4)  # so few would make no policy
     monkeypatch.setattr("radar.train.policy.FEWEST_PROMPTS", 2)
     with monkeypatch.context() as patch:
@@ -79,3 +84,26 @@ def test_from_a_model_to_a_faster_one(
     write_prompts(tmp_path / "prompts.jsonl", 41)
     assert main(words) == 2
     assert "of another model, machine or file of prompts (prompts" in capsys.readouterr().err
+
+
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(message: str, **changed: str) -> None:
+        given = [changed.get(before.lstrip("-"), word) for before, word in zip(["", *words], words, strict=False)]
+        assert main([changed.get("model", word) if word == str(TARGET) else word for word in given]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "fit").exists()
+
+    few = write_prompts(tmp_path / "few.jsonl", 39)
+    refused("39 prompts are too little to go by: 40 are the least", prompts=str(few))
+    refused("(--minutes) must be above 0, got 0.0", minutes="0")
+    other = tmp_path / "other"
+    GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_embd=8, n_head=2, n_layer=1)).save_pretrained(other)
+    for file in TARGET.glob("tokenizer*"):
+        shutil.copy(file, other)
+    refused("unsupported target architecture 'gpt2'", model=str(other))
+    monkeypatch.setattr("radar.fit.needs.shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    refused("(--out) has 0.00 GB free, and about 0.0")
+    monkeypatch.setattr("radar.fit.fit.has_chat_template", lambda tokenizer: False)
+    refused("20 of 40 prompts are chats, and the tokenizer of")

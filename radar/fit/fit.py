@@ -25,7 +25,7 @@ from radar.fit.rounds import record_rounds, rounds_of, say_rounds
 from radar.fit.split import check_count, digest_of, split
 from radar.fit.stages import Stages
 from radar.fit.text import TOKENS_FILE, say_text, write
-from radar.policy.fitted import read_fitted, write_fitted
+from radar.policy.fitted import FITTED_FILE, read_fitted, write_fitted
 from radar.target.digest import weights_digest
 from radar.target.families import check_target, default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
@@ -78,9 +78,10 @@ def fit(
         "machine": parts.machine,
         "dtype": str(parts.model.dtype),
     }
+    told = "" if (folder / FITTED_FILE).is_file() else said(parts, folder, 60 * minutes)  # refuses before it makes
     with Progress(shown=progress) as shown:
         stages = Stages(folder, about, seconds=60 * minutes, started=started, progress=shown)
-        shown.say(said(parts, folder, 60 * minutes))
+        shown.say(told or f"{folder} holds a finished fit; for a longer one give another folder")
         results = _run(parts, folder, stages)
     judged = results["judge"]
     return {

@@ -13,9 +13,9 @@ from radar.files import replacing
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
 
-__all__ = ["Fitted", "policy_of", "read_fitted", "write_fitted"]
+__all__ = ["FITTED_FILE", "Fitted", "policy_of", "read_fitted", "write_fitted"]
 
-FILE, UNFINISHED = "fit.json", "stages"
+FITTED_FILE, UNFINISHED = "fit.json", "stages"
 FORMAT, VERSION = "radar-fit", 1
 
 
@@ -33,7 +33,9 @@ def write_fitted(
     """Say what is where: names in the folder, a policy as `policy_of` takes it, and facts of JSON types."""
     values = {"format": FORMAT, "version": VERSION, "draft": draft, "policy": dict(policy), "costs": costs}
     with replacing(folder) as place:
-        (place / FILE).write_text(json.dumps({**values, "about": dict(about)}, indent=2) + "\n", encoding="utf-8")
+        (place / FITTED_FILE).write_text(
+            json.dumps({**values, "about": dict(about)}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
@@ -44,7 +46,7 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
         FormatError: `fit.json` is not what `write_fitted` wrote.
     """
     path = Path(folder)
-    file = path / FILE
+    file = path / FITTED_FILE
     if not file.is_file():
         if (path / UNFINISHED).is_dir():
             raise UsageError(
