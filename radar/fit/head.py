@@ -84,6 +84,7 @@ def batch_of(parts: Parts) -> int:
     sizes = BATCHES[parts.device.type]
     if not parts.on_gpu:
         return sizes[0]
+    torch.cuda.empty_cache()  # of what wrote the text
     free = torch.cuda.mem_get_info(parts.device)[0]
     return next((one for one in sizes if training_bytes(parts, one) < FREE * free), sizes[-1])
 

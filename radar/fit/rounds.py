@@ -63,7 +63,7 @@ def _record(
 ) -> dict[str, Any]:
     """Prompts by the handful until the time is over."""
     ends, ids = time.monotonic() + seconds, [encode_prompt(line, decoder.tokenizer) for line in lines]
-    step = 4 * len(sources) if len(sources) > 1 else 1
+    step = 8 * len(sources) if len(sources) > 1 else 1
     for count in range(step, len(ids) + step, step):
         texts = [line.text for line in lines[:count]]
         with warnings.catch_warnings():

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from radar.errors import FormatError, UsageError
 from radar.files import replacing
 from radar.fit.progress import Progress
+from radar.policy.fitted import FITTED_FILE
 
 __all__ = ["SHARES", "Stage", "Stages", "clock"]
 
@@ -100,6 +101,7 @@ class Stages:
         said = "done before"
         if record["result"] is None:
             self._progress.stage(name, list(SHARES).index(name) + 1, len(SHARES))
+            (self.folder / FITTED_FILE).unlink(missing_ok=True)  # nobody decodes with what is being changed
             stage = Stage(name, folder, record, lambda: _write(file, record))
             try:
                 _write(file, record)
