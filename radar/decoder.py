@@ -55,9 +55,10 @@ class RadarDecoder(Decoder[RoundEngine]):
             decodes on all of them: each makes this decoder, rank 0 uses it and the others `follow`. It is a plain model
             of the rank's part from then on.
         tokenizer: its tokenizer; None for token ids only.
-        draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
+        draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`; or the folder that `radar fit` made
+            for it, which holds a policy too.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
-            which is EAGLE-3. None: `Threshold()`, which needs no training.
+            which is EAGLE-3. None: that of `radar fit`, or `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
             CPU, where every node is paid for.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
@@ -106,6 +107,8 @@ class RadarDecoder(Decoder[RoundEngine]):
     ) -> None:
         model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
+        if isinstance(draft, str | os.PathLike) and (fitted := read_fitted(draft)) is not None:
+            draft, policy = fitted.draft, fitted.policy if policy is None else policy
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -149,9 +152,8 @@ class RadarDecoder(Decoder[RoundEngine]):
 
         Args:
             target: folder or hub name of the model and its tokenizer; None: the embedded pair.
-            draft: folder of the EAGLE-3 head, or one that `radar fit` made for this target, which holds a policy too;
-                needed with a target of your own.
-            policy: as in the constructor; None with the embedded pair, or a folder of `radar fit`: its own policy.
+            draft: folder of the EAGLE-3 head, or of `radar fit`; needed with a target of your own.
+            policy: as in the constructor; None with the embedded pair: its own trained policy.
             device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
             tp_plan: "auto" splits the target over the processes of `torchrun`, each with a device of its own, by
@@ -174,8 +176,6 @@ class RadarDecoder(Decoder[RoundEngine]):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
-        if isinstance(draft, str | os.PathLike) and (fitted := read_fitted(draft)) is not None:
-            draft, policy = fitted.draft, fitted.policy if policy is None else policy
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 

@@ -15,7 +15,11 @@ from radar.cli.main import main
 from radar.config import TreeConfig
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.fit.split import split
 from radar.policy.fitted import read_fitted
+from radar.tools.prompts import load_prompts
+from radar.tools.twins import fingerprint
+from radar.train.recording import read_rounds
 
 TARGET = Path(__file__).parent.parent / "radar" / "assets" / "target"
 VERBS = ("add", "sort", "find", "count", "merge", "reverse", "split", "join")
@@ -69,6 +73,15 @@ def test_from_a_model_to_a_faster_one(
     assert f"{head['steps']} steps on" in report
     assert (out / "show.html").stat().st_size > 10_000
     assert (out / "policy" / "policy.safetensors").is_file()
+    speeds = json.loads((out / "stages" / "judge.json").read_text())["result"]["speeds"]
+    assert result["kept"] == max(speeds, key=lambda name: speeds[name])
+    parts = split(load_prompts(tmp_path / "prompts.jsonl"))
+    written = "".join(path.read_text() for path in (out / "text").rglob("*.jsonl"))
+    assert any(line.text in written for line in parts.text)
+    assert not any(line.text in written for line in (*parts.rounds, *parts.judge))
+    for name, lines in (("judge", parts.judge), ("policy", parts.rounds)):
+        prompts = read_rounds(out / "rounds" / name).prompts
+        assert all(torch.equal(found, fingerprint(lines[number].text)) for number, found in prompts.items())
 
     fitted = read_fitted(out)
     assert fitted is not None

@@ -56,6 +56,7 @@ def judge(
     return {
         "kept": best.name,
         "policy": kept[best.name],
+        "speeds": {one.name: one.tokens_per_second for one in results if one.name in kept},
         "ratio": best.ratio,
         "interval": list(best.interval),
         "replay": render(results),
