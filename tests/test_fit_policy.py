@@ -11,7 +11,7 @@ from radar.train.replay import replay
 
 
 def stage(folder):
-    return Stage("policy", folder, {"seconds": 0.0, "share": 1.0, "settled": {}}, lambda: None)
+    return Stage("policy", folder, {"seconds": 0.0, "share": 60.0, "settled": {}}, lambda: None)
 
 
 def test_few_rounds_make_a_threshold_alone(tmp_path):
@@ -23,12 +23,12 @@ def test_few_rounds_make_a_threshold_alone(tmp_path):
     assert best == max(replay(Threshold(i / 50), rounds, FREE).tokens_per_time for i in range(1, 50))
 
 
-ALL_ACCEPTED = blind_rounds(torch.arange(1, CALLS + 1).expand(400, CALLS))
+ALL_ACCEPTED = blind_rounds(torch.arange(1, CALLS + 1).expand(200, CALLS))
 
 
 @pytest.mark.parametrize(
     ("rounds", "why"),
-    [(make_rounds(600), None), (ALL_ACCEPTED, "it collapsed: it never stops, whatever the scores")],
+    [(make_rounds(300), None), (ALL_ACCEPTED, "it collapsed: it never stops, whatever the scores")],
     ids=["learnt", "collapsed"],
 )
 def test_a_network_that_collapsed_does_not_judge(tmp_path, monkeypatch, rounds, why):
