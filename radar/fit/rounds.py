@@ -20,8 +20,9 @@ from radar.train.rounds import RoundDataset
 __all__ = ["record_rounds", "rounds_of", "say_rounds"]
 
 JUDGE_SHARE = 0.25  # of the time
-MOST_TOKENS, LEAST_TOKENS = 192, 20
-PROMPTS = 24  # at least, in the time: where that is short, texts are
+MOST_TOKENS, FAIR_TOKENS, LEAST_TOKENS = 192, 64, 20  # of a text; a text's last rounds, cut off, do not count
+PROMPTS = 24  # at least, in the time: where that is short, texts are, down to what is fair
+FEWEST = 2  # prompts with rounds, of each part
 WEAK = 1.3  # tokens a round below which a head is of no use
 
 
@@ -77,9 +78,9 @@ def _record(
                 sources=sources,
                 progress=False,
             )
-        if time.monotonic() > ends and _prompts(folder) >= 2:
+        if time.monotonic() > ends and _prompts(folder) >= FEWEST:
             return result
-    if _prompts(folder) < 2:
+    if _prompts(folder) < FEWEST:
         raise UsageError(
             f"the texts of {len(ids)} prompts hold no rounds to learn from: they end before {decoder.tree.max_calls} "
             "tokens. Give prompts that the model answers at length"
@@ -102,4 +103,7 @@ def _affordable(parts: Parts, source: FullRounds, stage: Stage) -> int:
     begun, count = time.monotonic(), 24 if parts.on_gpu else 4
     got = len(source.text(ids, count, seed=0).tokens)
     rate = (LANES if parts.on_gpu else 1) * got / (time.monotonic() - begun)
-    return int(min(max(rate * max(stage.left(), 0.0) / PROMPTS, LEAST_TOKENS), MOST_TOKENS, parts.max_length // 2))
+    tokens = rate * stage.left()
+    if tokens < 2 * FEWEST * FAIR_TOKENS:
+        return LEAST_TOKENS  # the time is over
+    return int(min(max(tokens / PROMPTS, FAIR_TOKENS), MOST_TOKENS, parts.max_length // 2))
