@@ -1,12 +1,13 @@
 """A server under load: clients on loopback that ask, leave halfway and send nonsense; every text against its own.
 
 `python -m bench.serve --clients 64 --requests 2000 --out FILE`, or `--seconds S`: the embedded pair, on a GPU at the
-shapes of Llama-3.1-8B. Times are the clients', who have a process of their own. Exit status 1 for a lost or wrong text.
+shapes of Llama-3.1-8B. Times are the clients', who have processes of their own. Exit status 1 for a lost or wrong text.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import threading
@@ -81,11 +82,12 @@ async def ask(web: httpx.AsyncClient, asked: Asked, leave: int, times: dict[str,
     raise httpx.ReadError("the stream ended halfway")
 
 
-def load(url: str, asked: list[Asked], texts: list[str], args: argparse.Namespace) -> Any:
-    """What became of the requests, by its name, and the times of streams."""
+def load(url: str, asked: list[Asked], texts: list[str], args: argparse.Namespace, part: int, parts: int) -> Any:
+    """What became of a part of the requests, by its name, the times of streams, and when it began and ended."""
     found: Counter[str] = Counter()
     times: dict[str, list[float]] = {"first": [], "token": []}
-    until, numbers = time.monotonic() + (args.seconds or 1e9), iter(range(10**9 if args.seconds else args.requests))
+    begun, numbers = time.monotonic(), iter(range(part, 10**9 if args.seconds else args.requests, parts))
+    until = begun + (args.seconds or 1e9)
 
     async def one(web: httpx.AsyncClient, number: int) -> str:
         rng, which = random.Random(10**6 + number), number % len(asked)
@@ -111,10 +113,10 @@ def load(url: str, asked: list[Asked], texts: list[str], args: argparse.Namespac
                 found[await one(web, number)] += 1
 
     async def clients() -> None:
-        await asyncio.gather(*(client() for _ in range(args.clients)))
+        await asyncio.gather(*(client() for _ in range(part, args.clients, parts)))
 
     asyncio.run(clients())
-    return found, times
+    return found, times, begun, time.monotonic()
 
 
 def own_text(plain: Any, body: dict[str, Any]) -> str:
@@ -151,25 +153,28 @@ def main() -> int:
     server = RadarServer(app, limits, with_logs=False)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    begun, samples = time.perf_counter(), [memory()]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        driven = pool.submit(load, f"http://127.0.0.1:{listener.getsockname()[1]}", asked, texts, args)
-        while not driven.done():
+    samples, parts = [memory()], max(1, min(4, (os.cpu_count() or 1) // 4))
+    with ProcessPoolExecutor(parts, mp_context=get_context("spawn")) as pool:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        driven = [pool.submit(load, url, asked, texts, args, part, parts) for part in range(parts)]
+        while not all(one.done() for one in driven):
             time.sleep(0.5)
             samples.append(memory())
-    seconds, (found, times) = time.perf_counter() - begun, driven.result()
+    counts, timed, begun, ended = zip(*(one.result() for one in driven), strict=True)
+    found, seconds = sum(counts, Counter()), max(ended) - min(begun)
+    times = {name: [one for part in timed for one in part[name]] for name in ("first", "token")}
     server.end()
     thread.join(60)
     report: dict[str, Any] = {"command": command_line("bench.serve", sys.argv[1:])} | describe_machine(device)
     report |= {"clients": args.clients, "rows": args.rows, "seconds": round(seconds, 1), **dict(sorted(found.items()))}
-    report |= {"left_in": app.state.admission.answers, "ended": not thread.is_alive()}
     for name, share in (("first", 50), ("first", 99), ("token", 50), ("token", 99)):
-        if times[name]:
-            report[f"{name}_ms_p{share}"] = round(1e3 * sorted(times[name])[(len(times[name]) - 1) * share // 100], 2)
+        known = sorted(times[name]) or [0.0]
+        report[f"{name}_ms_p{share}"] = round(1e3 * known[(len(known) - 1) * share // 100], 2)
     report |= {f"memory_mb_{share}": samples[(len(samples) - 1) * share // 100] for share in (0, 25, 50, 75, 100)}
     middle, late = np.array_split(np.array(samples), 4)[1::2]
     report["memory_grew"] = len(samples) > 240 and bool((late.max(0) > 1.1 * middle.max(0)).any())  # of two minutes on
     report["tokens_per_second"] = round(decoder.metrics.num_tokens / seconds, 1)
+    report |= {"left_in": app.state.admission.answers, "ended": not thread.is_alive()}
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
     bad = any(name.startswith(("lost", "wrong", "malformed_")) and name != "malformed_4xx" for name in found)

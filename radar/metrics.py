@@ -7,12 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["DecodeMetrics", "Round", "Stopwatch", "Tally", "merge", "summarize"]
+__all__ = ["DecodeMetrics", "Round", "Stopwatch", "Tally", "TokenLogprob", "merge", "summarize"]
+
+
+class TokenLogprob(NamedTuple):
+    """A token's natural log-probability, and the likeliest tokens in its place with theirs, the likeliest first."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 @dataclass
@@ -30,6 +38,7 @@ class Round:
         num_prompt_tokens, num_reused_tokens: of the prompt's pass: its length, and how much the caches held already.
         is_host_processed: its scores went through processors on the host.
         logits, scores: [n, V] float32 of every token before and after those processors, where they were asked for.
+        logprobs: of every token, where they were asked for: by the model alone, before anything that changes scores.
         finish_reason: of the last round: "stop" or "length".
     """
 
@@ -45,6 +54,7 @@ class Round:
     is_host_processed: bool = False
     logits: Tensor | None = None
     scores: Tensor | None = None
+    logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
 
 

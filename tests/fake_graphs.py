@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from radar import RadarDecoder
-from radar.engine import captured, graph, plain, plain_rows, rows
+from radar.engine import captured, first_tokens, graph, plain, plain_rows, rows
 from radar.engine.fallback import Fallback
 from radar.target.pages import PagedKVCache
 
@@ -48,7 +48,7 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     # of rows, as on a card, where the window is the whole cache: the host sets others between graphs
     monkeypatch.setattr(PagedKVCache, "set_window", lambda self, rows: setattr(self, "_window", self.capacity))
     monkeypatch.setattr(captured, "Mailbox", Mailbox)
-    for engine in (rows, plain_rows):
+    for engine in (first_tokens, plain_rows):
         monkeypatch.setattr(engine, "Mailbox", Mailbox)
     monkeypatch.setattr(plain_rows, "capture", capture)
     monkeypatch.setattr(plain_rows, "on_stream", lambda stream, work: work())

@@ -1,19 +1,22 @@
 """Parts of the server that need no model: stop strings, tool calls, back-pressure, messages of errors."""
 
 import asyncio
+import gc
 import json
 import logging
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from radar.metrics import Round
+from radar.metrics import Round, TokenLogprob
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
+from radar.serve.interpreter import set_for_engine
 from radar.serve.jsontext import dumps
-from radar.serve.logprobs import TokenLogprob, chat_form, completion_form
+from radar.serve.logprobs import chat_form, completion_form
 from radar.serve.logs import JsonFormatter
 from radar.serve.openai import ChatRequest, CompletionRequest
 from radar.serve.stops import StopFilter
@@ -180,7 +183,6 @@ class Says:
 
     def __init__(self):
         self.decoder = self.tokenizer = self.request = self
-        self.found = []
 
     def decode(self, ids, **options):
         return bytes(ids).decode(errors="replace")
@@ -189,7 +191,7 @@ class Says:
 def test_offsets_and_accepted_tokens_are_of_the_text():
     says = Says()
     says.all_special_ids = ()
-    text = ServedText(says, says, ["!"], None)
+    text = ServedText(says, says, ["!"])
     piece = text._take(Round(tokens=[*"a日b".encode()], finish_reason=None, accept_length=4))
     assert piece.offsets == [0, 1, 1, 1, 2]
     piece = text._take(Round(tokens=[*b"c!xyz"], finish_reason=None, accept_length=4))
@@ -209,3 +211,12 @@ def test_a_log_line_is_json():
     assert "\n" not in line
     assert json.loads(line)["message"] == "request a\nb"
     assert json.loads(line)["request_id"] == "x"
+
+
+def test_the_interpreter_is_set_for_an_engine_and_back():
+    before, frozen = sys.getswitchinterval(), gc.get_freeze_count()
+    undo = set_for_engine()
+    assert sys.getswitchinterval() < before
+    assert gc.get_freeze_count() > frozen + 1000
+    undo()
+    assert (sys.getswitchinterval(), gc.get_freeze_count()) == (before, 0)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from radar.draft.base import Drafter
 from radar.engine.base import EngineRequest
+from radar.engine.logprobs import Watch
 from radar.engine.prefill import Prefill
 from radar.engine.prefix_cache import PrefixCache
 from radar.engine.sampler import Sampler
+from radar.engine.scored import Scored
 from radar.metrics import Round, Stopwatch
 from radar.target.fingerprint import Fingerprint
 from radar.target.model import TargetModel
@@ -60,7 +62,9 @@ class Admission:
             self.token = torch.tensor([[chosen]], device=self.target.device)
             result.logits, result.scores = prefill.logits.float(), scores[None]
         self.sampler.commit(self.token, torch.ones_like(self.token[:, 0]))
+        logprobs = Watch(Scored(prefill.logits, torch.zeros_like(self.token), self.token), [request])
         result.tokens = self.token[0].tolist()
+        logprobs.tell([result])
         self.prefix.add([*prompt[reused + 1 :], *result.tokens], pending=1)
         watch.lap("prefill")
         result.seconds = watch.seconds

@@ -39,6 +39,7 @@ class EngineRequest(Protocol):
         sampling: how to choose tokens.
         processing: what the host does with the scores before; None: nothing, a round may be one graph.
         reuse_prefix: go on from what the caches hold of the prompt.
+        logprobs: log-probabilities of each token and of so many of the likeliest in its place; None: none.
     """
 
     @property
@@ -49,6 +50,8 @@ class EngineRequest(Protocol):
     def processing(self) -> Processing | None: ...
     @property
     def reuse_prefix(self) -> bool: ...
+    @property
+    def logprobs(self) -> int | None: ...
 
 
 class Engine(Protocol):

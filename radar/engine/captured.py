@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import weakref
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class CapturedRound:
         bound: our copy of it, whose tensors the graphs use.
         replay: enqueues a round.
         result: brings what `RoundSteps.commit` returns to the host.
+        steps: whose `scored` is what a round chose by, behind its replay.
         keeps: what lives as long as the graphs.
     """
 
@@ -56,16 +58,18 @@ class CapturedRound:
     bound: StopPolicy
     replay: Callable[[], None]
     result: Mailbox
+    steps: RoundSteps
     keeps: tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class CapturedPlain:
-    """The graphs of a plain step, and of what keeps the draft's cache up with many of them."""
+    """The graphs of a plain step, and of what keeps the draft's cache up with many of them; see `CapturedRound`."""
 
     step: torch.cuda.CUDAGraph
     catch_up: torch.cuda.CUDAGraph
     result: Mailbox
+    steps: RoundSteps
 
     def time(self, steps: int) -> float:
         """Seconds that a step takes where no row holds a text: the mean of so many, behind one more. It waits for the
@@ -89,6 +93,7 @@ def capture_round(
         policy, bound: see `CapturedRound`.
         conditional: as one graph with a WHILE node; else three graphs, and the host reads the stop flags.
     """
+    steps = copy.copy(steps)  # what the graph leaves there nobody else overwrites
 
     def first() -> Tensor:
         steps.begin()
@@ -119,7 +124,7 @@ def capture_round(
 
     graph = capture(whole, streams.round, generator=generator)
     loop.arm()
-    return CapturedRound(policy, bound, graph.replay, Mailbox(steps.result), (graph, loop))
+    return CapturedRound(policy, bound, graph.replay, Mailbox(steps.result), steps, (graph, loop))
 
 
 def _three_graphs(
@@ -144,12 +149,13 @@ def _three_graphs(
             step.replay()
         finish.replay()
 
-    return CapturedRound(policy, bound, replay, Mailbox(steps.result), (begin, step, finish))
+    return CapturedRound(policy, bound, replay, Mailbox(steps.result), steps, (begin, step, finish))
 
 
 def capture_plain(steps: RoundSteps, streams: Streams) -> CapturedPlain:
     """Warm up, then capture."""
+    steps = copy.copy(steps)
     on_stream(streams.round, steps.plain)
     on_stream(streams.round, steps.catch_up)
     step, catch_up = (capture(work, streams.round) for work in (steps.plain, steps.catch_up))
-    return CapturedPlain(step, catch_up, Mailbox(steps.root[:, None]))
+    return CapturedPlain(step, catch_up, Mailbox(steps.root[:, None]), steps)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.admission import Admission
-from radar.engine.base import EngineRequest, Processing
+from radar.engine.base import EngineRequest
 from radar.engine.fallback import Fallback
+from radar.engine.logprobs import Watch
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
@@ -51,7 +52,7 @@ class EagerEngine:
         self.profile = profile and target.device.type == "cuda"
         self.fallback = fallback
         self.admission = Admission(target, drafter, self.steps.sampler, profile=self.profile)
-        self._processing: Processing | None = None
+        self._requests: list[EngineRequest] = []  # the one in hand
         self.bound = self.steps.policy
 
     def set_policy(self, policy: StopPolicy) -> None:
@@ -66,7 +67,7 @@ class EagerEngine:
 
     def admit(self, request: EngineRequest) -> Round:
         """See `Engine`."""
-        self._processing = request.processing
+        self._requests = [request]
         if self.steps.policy is not self.bound:
             self.steps.policy = self.bound
             if self.fallback is not None:
@@ -79,14 +80,15 @@ class EagerEngine:
 
     def release(self) -> None:
         """See `Engine`."""
-        self._processing = None
+        self._requests = []
 
     def launch_next(self) -> None:
         """Nothing: the host makes the rounds, and they start when they are asked for."""
 
     def round(self) -> Round:
         """One round, or one plain step; its tokens are certain."""
-        fallback = None if self._processing is not None else self.fallback
+        processing = self._requests[0].processing if self._requests else None
+        fallback = None if processing is not None else self.fallback
         if fallback is not None and not fallback.drafts:
             return self._plain(fallback)
         watch, steps, prefix = Stopwatch(synchronize=self.profile), self.steps, self.admission.prefix
@@ -102,10 +104,10 @@ class EagerEngine:
             watch.lap("draft")
         steps.select()
         logits = scores = None
-        if self._processing is None:
+        if processing is None:
             target_tokens = steps.verify()
         else:
-            target_tokens, logits, scores = self._processing.walk(steps.sampler, steps.nodes, steps.score(), prefix.ids)
+            target_tokens, logits, scores = processing.walk(steps.sampler, steps.nodes, steps.score(), prefix.ids)
         watch.lap("verify")
         steps.accept(target_tokens)
         calls, drafted, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
@@ -114,15 +116,22 @@ class EagerEngine:
         watch.lap("accept")
         if fallback is not None:
             fallback.record(len(tokens), sum(watch.seconds.values()))
-        return Round(
-            tokens,
-            calls,
-            accept_length,
-            seconds=watch.seconds,
-            num_draft_tokens=drafted,
-            logits=logits,
-            scores=scores,
+        return self._watched(
+            Round(
+                tokens,
+                calls,
+                accept_length,
+                seconds=watch.seconds,
+                num_draft_tokens=drafted,
+                logits=logits,
+                scores=scores,
+            )
         )
+
+    def _watched(self, made: Round) -> Round:
+        """The round, with its log-probabilities if they were asked for."""
+        Watch(self.steps.scored, self._requests).tell([made])
+        return made
 
     def _plain(self, fallback: Fallback) -> Round:
         watch, steps, prefix = Stopwatch(synchronize=self.profile), self.steps, self.admission.prefix
@@ -135,7 +144,7 @@ class EagerEngine:
         prefix.add(tokens, pending=prefix.pending + 1)
         watch.lap("verify")
         fallback.record(1, sum(watch.seconds.values()))
-        return Round(tokens, seconds=watch.seconds, is_fallback=True)
+        return self._watched(Round(tokens, seconds=watch.seconds, is_fallback=True))
 
     def _set_windows(self, rows: int) -> None:
         length = len(self.admission.prefix.ids) - 1

@@ -59,13 +59,17 @@ class Fallback:
     def _drafts(self) -> bool:
         return self._pays != self._probing
 
-    def record(self, tokens: float, seconds: float | None) -> None:
-        """Take the result of a round of the kind that `drafts` said.
+    def record(self, tokens: float, seconds: float | None, *, drafted: bool | None = None) -> None:
+        """Take the result of a round.
 
         Args:
             tokens: that the round yielded, of several texts the mean.
             seconds: that it took; None: not known, the host came late for the result.
+            drafted: its kind, where it was launched before the last result was known: then it may not be the one that
+                `drafts` says, and tells nothing. None: it is.
         """
+        if drafted is not None and drafted != self._drafts:
+            return
         rate = self._drafted if self._drafts else self._plain
         if seconds is not None and not (self._probing and self._left == PROBE):
             rate.add(tokens, seconds)

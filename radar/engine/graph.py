@@ -15,6 +15,7 @@ from radar.engine.captured import CapturedPlain, CapturedRound, Streams, capture
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.eager import EagerEngine
 from radar.engine.fallback import Fallback
+from radar.engine.logprobs import Watch
 from radar.engine.rehearsal import rehearse
 from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
@@ -69,7 +70,8 @@ class GraphEngine:
         self.streams = Streams(target.device)
         self._captured: dict[int, CapturedRound] = {}
         self._plain: CapturedPlain | None = None
-        self._hosted = False  # the request in hand is driven by the host
+        self._requests: list[EngineRequest] = []  # the one in hand
+        self._hosted = False  # it is driven by the host
         self._launched = False
         self._drafted = True  # the round that was launched: not a plain step
         self._launched_at = 0.0
@@ -121,7 +123,7 @@ class GraphEngine:
         """See `Engine`."""
         self.discard()
         self.prepare()
-        self._hosted = request.processing is not None
+        self._requests, self._hosted = [request], request.processing is not None
         result = self._by_host.admit(request)
         if self.fallback is not None:
             self.fallback.begin_text()
@@ -129,6 +131,7 @@ class GraphEngine:
 
     def release(self) -> None:
         """See `Engine`."""
+        self._requests = []
         self._by_host.release()
 
     def launch_next(self) -> None:
@@ -145,9 +148,11 @@ class GraphEngine:
                 prefix.pending = 0
             plain.step.replay()
             plain.result.send()
+            self._watch = Watch(plain.steps.scored, self._requests)
         else:
             current.replay()
             current.result.send()
+            self._watch = Watch(current.steps.scored, self._requests)
         if self.fallback is not None:
             self._done.record()
 
@@ -164,6 +169,7 @@ class GraphEngine:
         # done before it is asked for: how long it took cannot be told from when it is read
         late = fallback is not None and self._done.query()
         result = self._read_round() if self._drafted else self._read_plain()
+        self._watch.tell([result])
         self._launched = False
         if fallback is not None:
             fallback.record(len(result.tokens), None if late else time.perf_counter() - self._launched_at)

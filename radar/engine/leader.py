@@ -45,6 +45,7 @@ class OwnRequest:
     sampling: SamplingParams
     reuse_prefix: bool
     processing: Processing | None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class _Leading:
         assert sampling.seed is not None  # or each rank would draw its own
         said = None if processing is None else _Said(processing, self._channel)
         told = ToldRequest(request.input_ids, sampling, request.reuse_prefix, processing is not None, hurry)
-        return OwnRequest(told.input_ids, sampling, told.reuse_prefix, said), told
+        return OwnRequest(told.input_ids, sampling, told.reuse_prefix, said, request.logprobs), told
 
 
 class LeadingEngine(_Leading):

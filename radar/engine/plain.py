@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from radar.engine.admission import Admission
 from radar.engine.base import EngineRequest, Processing
 from radar.engine.capture import Mailbox, capture, capture_each, on_stream
 from radar.engine.captured import Streams
+from radar.engine.logprobs import Watch
 from radar.engine.plain_steps import PlainSteps
 from radar.engine.rehearsal import rehearse
 from radar.metrics import Round, Stopwatch
@@ -34,15 +37,16 @@ class PlainEngine:
         self.target = target
         self.steps = PlainSteps(target)
         self.admission = Admission(target, None, self.steps.sampler)
-        self._processing: Processing | None = None
+        self._requests: list[EngineRequest] = []  # the one in hand
         self._graph: torch.cuda.CUDAGraph | None = None
         self._launched = False
         if graphs:
             rehearse(self._rehearsal, target.device)
             prefill, self._streams = self.admission.prefill, Streams(target.device)
             self.admission.chunks = capture_each(prefill.chunk, prefill.sizes, stream := self._streams.round)
-            on_stream(stream, self.steps.step)
-            self._graph = capture(self.steps.step, stream)
+            self._captured = copy.copy(self.steps)  # what the graph leaves there nobody else overwrites
+            on_stream(stream, self._captured.step)
+            self._graph = capture(self._captured.step, stream)
             self._mailbox = Mailbox(self.steps.token)
 
     def refresh(self) -> bool:
@@ -52,14 +56,14 @@ class PlainEngine:
     def admit(self, request: EngineRequest) -> Round:
         """See `Engine`."""
         self._launched = False
-        self._processing = request.processing
+        self._requests = [request]
         result = self.admission.admit(request)
         self.steps.token.copy_(self.admission.token)
         return result
 
     def release(self) -> None:
         """See `Engine`."""
-        self._processing = None
+        self._requests = []
 
     def launch_next(self) -> None:
         """See `Engine`."""
@@ -67,13 +71,14 @@ class PlainEngine:
             self._launched = True
             self._graph.replay()
             self._mailbox.send()
+            self._watch = Watch(self._captured.scored, self._requests)
 
     def round(self) -> Round:
         """One token."""
         watch, result, prefix, steps = Stopwatch(), Round([]), self.admission.prefix, self.steps
-        if self._processing is not None:
+        if (processing := self._processing) is not None:
             self.target.cache.set_window(len(prefix.ids))
-            chosen, scores = self._processing.choose(steps.sampler, (logits := steps.score())[0, 0], prefix.ids)
+            chosen, scores = processing.choose(steps.sampler, (logits := steps.score())[0, 0], prefix.ids)
             steps.keep(torch.tensor([[chosen]], device=self.target.device))
             result.logits, result.scores = logits[0].float(), scores[None]
             result.tokens = [chosen]
@@ -84,10 +89,17 @@ class PlainEngine:
         else:
             self.target.cache.set_window(len(prefix.ids))
             result.tokens = steps.step()[0].tolist()
+        if self._graph is None or processing is not None:
+            self._watch = Watch(steps.scored, self._requests)
+        self._watch.tell([result])
         prefix.add(result.tokens, pending=0)
         watch.lap("verify")
         result.seconds = watch.seconds
         return result
+
+    @property
+    def _processing(self) -> Processing | None:
+        return self._requests[0].processing if self._requests else None
 
     def _rehearsal(self) -> None:
         self.admission.rehearse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from radar.engine.capture import Mailbox, capture, on_stream
 from radar.engine.captured import Streams
+from radar.engine.logprobs import Watch
 from radar.engine.plain_steps import PlainSteps
 from radar.engine.prefill import Prefill
 from radar.engine.rehearsal import rehearse
@@ -18,7 +20,7 @@ from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["PlainRows"]
+__all__ = ["PlainRows", "Tokens"]
 
 
 def carried_of(rows: int) -> int:
@@ -43,12 +45,13 @@ class Tokens:
         self._graph: torch.cuda.CUDAGraph | None = None
         if streams is not None:
             self.carried = carried_of(len(steps.active)) if len(steps.active) > 1 else 0
-            on_stream(streams.round, steps.step)
-            self._graph = capture(steps.step, streams.round)
+            self._alone = copy.copy(steps)  # what the graph leaves there nobody else overwrites
+            on_stream(streams.round, self._alone.step)
+            self._graph = capture(self._alone.step, streams.round)
             if self.carried:
-                both = steps.carrying(prefill, self.carried)
-                on_stream(streams.round, both.step)
-                self._both = capture(both.step, streams.round)
+                self._mixed = steps.carrying(prefill, self.carried)
+                on_stream(streams.round, self._mixed.step)
+                self._both = capture(self._mixed.step, streams.round)
             self._mailbox = Mailbox(steps.token)
 
     @property
@@ -56,7 +59,7 @@ class Tokens:
         """How many."""
         return len(self._steps.active)
 
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Tokens:
         """See `Width`."""
         if carries := chunk is not None and chunk.tokens <= self.carried:
             self._both.replay()
@@ -65,14 +68,30 @@ class Tokens:
         if self._graph is None:
             self._set_window(texts)
             self._made = self._steps.step().tolist()
-            return
-        if not carries:
-            self._graph.replay()
-        self._mailbox.send()
+            scored = self._steps.scored
+        else:
+            if not carries:
+                self._graph.replay()
+            self._mailbox.send()
+            scored = (self._mixed if carries else self._alone).scored
+        self._watch = Watch(scored, (text.request for text in texts))
+        return self
+
+    def may_follow(self, flight: Tokens) -> bool:
+        """See `Width`."""
+        return True
+
+    def wait(self) -> None:
+        """See `Flight`."""
+        if self._graph is not None:
+            self._made = self._mailbox.read()
+        self._told = self._watch
 
     def read(self) -> list[Round]:
-        """See `Width`."""
-        return [Round(row) for row in (self._made if self._graph is None else self._mailbox.read())]
+        """See `Flight`."""
+        made = [Round(row) for row in self._made]
+        self._told.tell(made)
+        return made
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
         """See `Width`."""
@@ -88,6 +107,7 @@ class Tokens:
         made = [Round(row) for row in token.tolist()]
         for row, scores_of in kept.items():
             made[row].logits, made[row].scores = scores_of
+        Watch(self._steps.scored, (text.request for text in texts)).tell(made)
         return made
 
     def _set_window(self, texts: Sequence[Text]) -> None:

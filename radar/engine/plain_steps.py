@@ -10,6 +10,7 @@ from torch import Tensor
 from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
+from radar.engine.scored import Scored
 from radar.target.model import TargetModel
 from radar_kernels import Share, VerifyTree
 
@@ -25,6 +26,7 @@ class PlainSteps:
     Attributes:
         token: [B, 1] the last token of each text.
         active: [B] bool, the rows that hold a text; the others do nothing that counts.
+        scored: what the last pass chose by; None: there was none.
     """
 
     def __init__(self, target: TargetModel) -> None:
@@ -34,6 +36,8 @@ class PlainSteps:
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
+        self._rows = torch.arange(batch, device=device)[:, None]
+        self.scored: Scored | None = None
         self._carried: tuple[Prefill, int, VerifyTree, Share] | None = None
 
     @property
@@ -46,6 +50,7 @@ class PlainSteps:
         view = copy.copy(self)
         view.target, view.sampler = self.target.first(count), self.sampler.first(count)
         view.token, view.active, view._one = self.token[:count], self.active[:count], self._one[:count]
+        view._rows = self._rows[:count]
         return view
 
     def carrying(self, prefill: Prefill, rows: int) -> PlainSteps:
@@ -76,6 +81,7 @@ class PlainSteps:
         logits, _ = self.target.verify(*self.target.chain(self.token)) if self._carried is None else self._mixed()
         length = self.target.cache.length
         length += self._one if len(self.active) == 1 else self.active.long()
+        self.scored = Scored(logits[:, 0], self._rows, self.token)
         return logits
 
     def _mixed(self) -> tuple[Tensor, Tensor]:

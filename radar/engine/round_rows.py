@@ -1,211 +1,24 @@
-"""A batch of rows that draft, each as deep as its own verdicts say: the engine, and its rounds by number of rows."""
+"""A batch of rows that draft, each as deep as its own verdicts say."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
-from radar.draft.tree import VerifyTree
 from radar.engine.budget import calls_of, carried_of, expanded_of, nodes_of
-from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
+from radar.engine.captured import Streams
 from radar.engine.conditional import why_no_while_nodes
 from radar.engine.fallback import Fallback
-from radar.engine.prefill import Prefill
 from radar.engine.rehearsal import rehearse
+from radar.engine.rounds import RoundGraphs, Rounds
 from radar.engine.rows import RowsEngine
-from radar.engine.sampler import Sampler
 from radar.engine.steps import RoundSteps
-from radar.engine.width import Chunk, Text, widths
-from radar.metrics import Round
+from radar.engine.width import widths
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
 
 __all__ = ["RoundRows"]
-
-
-class Rounds:
-    """Rounds and plain steps of so many rows, called from Python.
-
-    Args:
-        steps: of these rows.
-        policy: decides.
-        fallback: chooses between rounds and plain steps; None: rounds alone.
-
-    Attributes:
-        carried: see `Width`.
-        catches_up: the round under way is a plain step, since more pairs wait than a first draft call takes.
-    """
-
-    carried = 0
-
-    def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
-        self.steps, self.fallback = steps, fallback
-        self.catches_up = False
-        self.decide_by(policy)
-
-    def decide_by(self, policy: StopPolicy) -> None:
-        """Take another policy, while no row holds a text."""
-        self.steps.policy = self.steps.bind(policy)
-        if self.fallback is not None:
-            self.fallback.forget_rounds()
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return len(self.steps.active)
-
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
-        """Start a round, or a plain step where those are faster, and take a chunk of a prompt in."""
-        waiting = max(text.pending for text in texts)
-        self.catches_up = waiting > self.steps.pairs  # of a round of fewer rows, or of plain steps
-        wanted = self.fallback is None or self.fallback.drafts
-        self._texts, self._drafted = list(texts), wanted and not self.catches_up
-        full = self.catches_up or waiting == self.steps.config.max_accepted
-        self._carries, self._is_slowed = False, chunk is not None or (wanted and self.catches_up)
-        if chunk is not None:
-            self._carries = self._drafted and chunk.tokens <= self.carried
-            if not self._carries:
-                chunk.run()
-        self._started = time.perf_counter()
-        self._start(full and not self._drafted, max(len(text.ids) + (text.first is not None) for text in texts))
-        for text in texts:  # pairs that wait, but for those that this round makes
-            text.pending = 0 if full or self._drafted else text.pending
-
-    def read(self) -> list[Round]:
-        """See `Width`."""
-        rows, seconds = self._take()
-        if not self._drafted:
-            made = [Round(row, is_fallback=True) for row in rows]
-        else:
-            made = [self._round_of(*row) for row in rows]
-        for text, item in zip(self._texts, made, strict=False):
-            text.pending = len(item.tokens) + (0 if self._drafted else text.pending)
-        if self.fallback is not None and not self._is_slowed:
-            tokens = [len(item.tokens) for item in made[: len(self._texts)]]
-            self.fallback.record(sum(tokens) / len(tokens), seconds)
-        return made
-
-    def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
-        """See `Width`."""
-        steps = self.steps
-        self._set_windows(max(len(text.ids) for text in texts))
-        steps.draft()
-        steps.select()
-        logits = steps.score()
-        tokens = steps.choose(logits)
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        for row, (text, sampler) in enumerate(zip(texts, samplers, strict=False)):
-            if text.request.processing is not None:
-                nodes, scores = self._of_row(row, logits)
-                chosen, *own = text.request.processing.walk(sampler, nodes, scores, text.ids)
-                tokens[row, : chosen.shape[1]], kept[row] = chosen[0], (own[0], own[1])
-        steps.accept(tokens)
-        made = [self._round_of(*row) for row in steps.commit().tolist()]
-        steps.settle()
-        for row, found in kept.items():
-            made[row].logits, made[row].scores = found
-        for text, item in zip(texts, made, strict=False):
-            text.pending = len(item.tokens)
-        return made
-
-    def _of_row(self, row: int, logits: Tensor) -> tuple[VerifyTree, Tensor]:
-        """One row's tree [1, n], and of what `score` returned what is its [1, n, V]."""
-        tree, share = self.steps.nodes, self.steps.share
-        if share is None:
-            return VerifyTree(*(part[row : row + 1] for part in tree)), logits[row : row + 1]
-        start, end = share.starts[row : row + 2].tolist()
-        return VerifyTree(*(x[row : row + 1, : end - start] for x in tree)), logits[start:end].transpose(0, 1)
-
-    def _round_of(self, calls: int, drafted: int, accepted: int, *tokens: int) -> Round:
-        return Round(list(tokens[: accepted + 1]), calls, accepted, num_draft_tokens=drafted)
-
-    def _set_windows(self, length: int) -> None:
-        steps = self.steps
-        steps.target.cache.set_window(length + steps.config.total_tokens)
-        steps.drafter.cache.set_window(length + steps.drafter.num_scratch_rows)
-
-    def _start(self, catch_up: bool, length: int) -> None:
-        steps = self.steps
-        self._set_windows(length)
-        if catch_up:
-            steps.catch_up()
-        if self._drafted:
-            steps.draft()
-            self._made = steps.finish().tolist()
-        else:
-            self._made = steps.plain().tolist()
-        self._seconds = time.perf_counter() - self._started
-
-    def _take(self) -> tuple[list[list[int]], float | None]:
-        return self._made, self._seconds
-
-
-class RoundGraphs(Rounds):
-    """The same as graphs, which run while the host deals with the last ones' results.
-
-    Args:
-        streams: to capture on.
-        conditional: the draft loop is a WHILE node; False: the host reads its flags.
-        prefill: of the prompts that rounds take along.
-    """
-
-    def __init__(
-        self,
-        steps: RoundSteps,
-        policy: StopPolicy,
-        fallback: Fallback | None,
-        streams: Streams,
-        *,
-        conditional: bool,
-        prefill: Prefill,
-    ) -> None:
-        self._streams, self._conditional, self._prefill = streams, conditional, prefill
-        self.carried = min(carried_of(len(steps.active)), max(prefill.sizes))
-        self._plain: CapturedPlain | None = None
-        self._done = torch.cuda.Event()
-        super().__init__(steps, policy, fallback)
-
-    def decide_by(self, policy: StopPolicy) -> None:
-        """See `Rounds`; captures, for which the steps run."""
-        super().decide_by(policy)
-        torch.cuda.synchronize(self.steps.target.device)  # a round that nobody read may still run
-        self.steps.count.fill_(1)  # as in a round, whatever was captured before
-        how = policy, self.steps.policy, self._streams
-        self._round = capture_round(self.steps, *how, conditional=self._conditional)
-        self.steps.count.fill_(1)
-        if self.carried:
-            both = self.steps.carrying(self._prefill, self.carried)
-            self._both = capture_round(both, *how, conditional=self._conditional)
-            self.steps.count.fill_(1)
-        if self._plain is None and (self.fallback is not None or self.steps.pairs < self.steps.config.max_accepted):
-            self._plain = capture_plain(self.steps, self._streams)
-            if self.fallback is not None:
-                self.steps.count.zero_()  # each step leaves a pair
-                self.fallback.expect(self._plain.time(min(4, self.steps.config.max_calls)))
-
-    def _start(self, catch_up: bool, length: int) -> None:
-        if self._drafted:
-            captured = self._both if self._carries else self._round
-            captured.replay()
-            self._box = captured.result
-        else:
-            assert self._plain is not None
-            if catch_up:
-                self._plain.catch_up.replay()
-            self._plain.step.replay()
-            self._box = self._plain.result
-        self._box.send()
-        self._done.record()
-
-    def _take(self) -> tuple[list[list[int]], float | None]:
-        late = self._done.query()  # how long it took cannot be told from when it is read
-        made = self._box.read()
-        return made, None if late else time.perf_counter() - self._started
 
 
 class RoundRows(RowsEngine):

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from radar.draft.base import Drafter
 from radar.engine.base import EngineRequest
-from radar.engine.capture import Mailbox, capture_each
+from radar.engine.capture import capture_each
 from radar.engine.captured import Streams
+from radar.engine.first_tokens import FirstTokens
 from radar.engine.prefill import Prefill
 from radar.engine.saved_row import SavedRow
+from radar.engine.scored import Scored
 from radar.engine.shared_prompts import SharedPrompts
-from radar.engine.width import Chunk, RowSteps, Text, Width
+from radar.engine.width import Chunk, Flight, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
 from radar.target.pages import PagedKVCache
@@ -51,12 +53,13 @@ class RowsEngine:
         self._samplers = [steps.sampler.row(row) for row in range(door + 1)]
         self._prefill = Prefill(self.target.row(door), None if drafter is None else drafter.row(door))
         self._chunks: dict[int, Callable[[], object]] | None = None
+        self._first = FirstTokens(steps.root, ahead=graphs)
         self._at_door = False  # a prompt that is half taken in holds pages
         self._offered: Chunk | None = None  # of it, for the next round
         self._texts: list[Text] = []  # by row
         self._aside: list[tuple[Text, SavedRow]] = []  # for which there are no pages, the oldest first
         self._numbers = count()
-        self._launched: tuple[Width, list[Text]] | None = None
+        self._launched: tuple[Width, list[Text], Flight] | None = None
         self._shared = SharedPrompts(self._pages, None if drafter is None else drafter.cache)
         self._prints = self._fingerprints()
         steps.active.zero_()
@@ -64,7 +67,6 @@ class RowsEngine:
     def capture_prompts(self, streams: Streams) -> None:
         """Make graphs of a prompt's chunks."""
         self._chunks = capture_each(self._prefill.chunk, self._prefill.sizes, streams.round)
-        self._first = Mailbox(self.steps.root[:, None])
 
     def rehearse_prompts(self) -> None:
         """Launch what takes a prompt in."""
@@ -168,26 +170,11 @@ class RowsEngine:
         self._at_door = False
         self.steps.active[row] = True
         self._texts.append(text)
-        if self._chunks is None:
-            first.tokens = token[0].tolist()
-        else:
-            self._first.send()
-            text.first_row = row
+        self._first.send(text, row, Scored(prefill.logits, torch.zeros_like(token), token))
 
     def entered(self) -> dict[Hashable, Round]:
         """See `BatchEngine`."""
-        everyone = [*self._texts, *(text for text, _ in self._aside)]
-        entering = [text for text in everyone if text.first is not None]
-        tokens = self._first.read() if entering and self._chunks is not None else None
-        found: dict[Hashable, Round] = {}
-        for text in entering:
-            item, text.first = text.first, None
-            assert item is not None
-            if tokens is not None and not item.tokens:
-                item.tokens = tokens[text.first_row]
-            text.ids += item.tokens
-            found[text.key] = item
-        return found
+        return self._first.take([*self._texts, *(text for text, _ in self._aside)])
 
     def _sample(self) -> Tensor:
         """The prompt's successor [1, 1], always at one place: kernels are compiled for where their arguments lie."""
@@ -199,13 +186,19 @@ class RowsEngine:
         if self._launched is not None:
             return
         self._make_room()
+        self._launch()
+
+    def _launch(self) -> None:
         texts, (chunk, self._offered) = self._texts, (self._offered, None)
-        if texts and not any(text.request.processing for text in texts):
+        if texts and not self._goes_by_host:
             width = self._width()
-            width.launch(texts, chunk)
-            self._launched = width, list(texts)
+            self._launched = width, list(texts), width.launch(texts, chunk)
         elif chunk is not None:
             chunk.run()
+
+    @property
+    def _goes_by_host(self) -> bool:
+        return any(text.request.processing for text in self._texts)
 
     def _width(self) -> Width:
         return next(width for width in self.widths if width.rows >= len(self._texts))
@@ -220,16 +213,31 @@ class RowsEngine:
         if self._launched is None:
             texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
         else:
-            (width, texts), self._launched = self._launched, None
-            made = width.read()
+            (width, texts, flight), self._launched = self._launched, None
+            goes_on = self._may_follow(width, flight)
+            flight.wait()
+            if goes_on:  # before anything is made of what came: the device does not wait
+                self._launch()
+            made = flight.read()
         found: dict[Hashable, Round] = {}
         for text, item in zip(texts, made, strict=False):
             if not text.has_left:
                 text.ids += item.tokens
                 found[text.key] = item
-        if self._chunks is not None:  # a text that has ended has a round more than it needs, the device does not wait
+        if self._chunks is not None and len(self._texts) > 1:  # with one it is known at once whether it goes on
             self.launch_next()
         return found
+
+    def _may_follow(self, width: Width, flight: Flight) -> bool:
+        """Whether the next round can start before it is known what this one has made: with pages for all that it may
+        be. A text that has ended has a round more than it needs then."""
+        texts = self._texts
+        if self._chunks is None or len(texts) < 2 or self._aside or self._goes_by_host or width is not self._width():
+            return False
+        if not self._pages.reserve_each([self._needed(text) + self._ahead for text in texts]):
+            return False
+        self._pages.publish()
+        return width.may_follow(flight)
 
     def _make_room(self) -> None:
         """Give each text the pages of its next round; where there are too few, the newest wait until there are."""
@@ -243,7 +251,7 @@ class RowsEngine:
                     self._leave_door()
                     continue
                 newest = max(self._texts, key=_age)
-                self._know_first(newest)
+                self._first.know(newest)
                 row = self._texts.index(newest)
                 self._aside.append((newest, self.steps.state.save(row)))
                 self._leave(row)
@@ -253,11 +261,6 @@ class RowsEngine:
             self.steps.state.restore(row, saved)
             self._texts.append(text)
         pages.publish()
-
-    def _know_first(self, text: Text) -> None:
-        """Read the first token of a text that leaves its row, where another one may write its own."""
-        if text.first is not None and not text.first.tokens:
-            text.first.tokens = self._first.read()[text.first_row]
 
     def _needed(self, text: Text) -> int:
         """Tokens that a text has to hold in its next round."""
@@ -270,15 +273,10 @@ class RowsEngine:
             self._texts[row] = last
             # a round may be under way, whose tokens the host has not read
             self.steps.state.move(len(self._texts), row, len(last.ids) + self._ahead)
-            if last.first is not None and self._chunks is not None and not self._flies(last):
-                last.first_row = row  # another text may take its old row before it is read
-                self._first.send()
+            if self._launched is None or last not in self._launched[1]:
+                self._first.move(last, row)
         self._pages.free(len(self._texts))
         self.steps.active[len(self._texts)] = False
-
-    def _flies(self, text: Text) -> bool:
-        """Whether a round of the text is under way."""
-        return self._launched is not None and text in self._launched[1]
 
     def release(self, key: Hashable) -> None:
         """See `BatchEngine`."""

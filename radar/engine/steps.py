@@ -13,6 +13,7 @@ from radar.draft.base import Drafter
 from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
+from radar.engine.scored import Scored
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.target.model import TargetModel
 from radar_kernels import Acceptance, Share, accept_nodes, batch_stop, share_nodes
@@ -36,6 +37,7 @@ class RoundSteps:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
         share: which of them all rows verify together; None: each row its own tree.
+        scored: what the last pass chose by; None: there was none.
         max_calls: of a round, whatever the policy says.
         pairs: that a round's first draft call takes; a row may have more of them waiting, for which see `catch_up`.
         result: [B, 3 + A], see `commit`.
@@ -52,6 +54,7 @@ class RoundSteps:
         self._together: int | None = None
         self._carried: tuple[Prefill, int] | None = None
         self.share: Share | None = None
+        self.scored: Scored | None = None
         self.sampler = Sampler(batch, target.vocab_size, device)
         # what the last verification leaves for the next draft: its new tokens, their features, how many
         self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
@@ -64,6 +67,7 @@ class RoundSteps:
         self._lengths = (target.cache.length, drafter.cache.length)
         self._held = torch.stack(self._lengths)  # when the round began
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
+        self._rows = torch.arange(batch, device=device)[:, None]
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         path, signals = torch.zeros_like(self.tokens), self.signals
         self._accepted = Acceptance(path, self.tokens, signals.accept_length, self.count, self.root, self.result)
@@ -94,7 +98,7 @@ class RoundSteps:
         view.config = replace(self.config, total_tokens=total_tokens)
         view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens, expanded)
         view.sampler = self.sampler.first(count)
-        for name in ("tokens", "taps", "count", "root", "result", "active", "alive", "_one"):
+        for name in ("tokens", "taps", "count", "root", "result", "active", "alive", "_one", "_rows"):
             setattr(view, name, getattr(self, name)[:count])
         view._lengths = (view.target.cache.length, view.drafter.cache.length)
         view._held = torch.stack(view._lengths)
@@ -192,6 +196,7 @@ class RoundSteps:
             logits, taps = self.target.verify_shared(nodes, self.share, prefill.rider(rows))
             prefill.take(logits[-rows:], taps[-rows:])
             logits, self._node_taps = logits[:-rows], taps[:-rows]
+        self._logits = logits.flatten(0, 1)
         return logits
 
     def accept(self, target_tokens: Tensor) -> None:
@@ -207,13 +212,16 @@ class RoundSteps:
             [B, 3 + A]: draft calls, draft tokens that were verified, accept_length, and the round's tokens, of which
             the first accept_length + 1 count.
         """
-        path = self._accepted.path
+        path = at = self._accepted.path
         self.target.cache.commit(path, self.count)
         if self.share is None:
             torch.gather(self._node_taps, 1, path[..., None].expand_as(self.taps), out=self.taps)
+            if len(path) > 1:
+                at = path + self._rows * self.nodes.parents.shape[1]
         else:
-            at = (self.share.starts[:-1, None] + path).flatten()
-            torch.index_select(self._node_taps[:, 0], 0, at, out=self.taps.view(len(at), -1))
+            at = self.share.starts[:-1, None] + path
+            torch.index_select(self._node_taps[:, 0], 0, at.flatten(), out=self.taps.view(at.numel(), -1))
+        self.scored = Scored(self._logits, at, self.tokens)
         return self.result
 
     def plain(self) -> Tensor:
@@ -235,6 +243,7 @@ class RoundSteps:
         self.count += 1
         self.root.copy_(token[:, 0])
         self.settle()
+        self.scored = Scored(logits[:, 0], self._rows, token)
         return token
 
     def catch_up(self) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from radar.engine.base import EngineRequest
+from radar.engine.logprobs import Watch
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["Chunk", "RowSteps", "Text", "Width", "widths"]
+__all__ = ["Chunk", "Flight", "RowSteps", "Text", "Width", "widths"]
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Text:
         number: how many came before.
         ids: prompt and output so far.
         pending: pairs that wait for a draft call.
-        first: what `entered` will tell, and the row in which its token was.
+        first: what `entered` will tell, the row in which its token was, and the token's log-probabilities.
         has_left: what is still made for it is for nobody.
     """
 
@@ -37,6 +38,7 @@ class Text:
     pending: int = 1
     first: Round | None = None
     first_row: int = 0
+    watch: Watch | None = None
     has_left: bool = False
 
 
@@ -72,6 +74,16 @@ class RowSteps(Protocol):
         """Of the texts in the rows."""
 
 
+class Flight(Protocol):
+    """A round under way."""
+
+    def wait(self) -> None:
+        """Come back when what it has made is the host's, and another round may be launched."""
+
+    def read(self) -> list[Round]:
+        """What it made of each row, also of those that hold no text; behind `wait`."""
+
+
 class Width(Protocol):
     """Makes rounds of the first `rows` rows."""
 
@@ -83,11 +95,12 @@ class Width(Protocol):
     def carried(self) -> int:
         """Tokens of a prompt that a round may take along; 0: none."""
 
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> None:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Flight:
         """Start a round of the texts, which stand in the first rows, and take a chunk in, with it or before."""
 
-    def read(self) -> list[Round]:
-        """What the round made of each row, also of those that hold no text."""
+    def may_follow(self, flight: Any) -> bool:
+        """Whether the next round can start before the host knows what this one of its flights has made. Asked at most
+        once a round: it settles what the next one is."""
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
         """A round in which processors on the host choose the tokens of some texts."""

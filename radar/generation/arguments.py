@@ -134,6 +134,8 @@ _CALL = {
     "logit_bias": Argument("token id -> what is added to its score, -inf forbids it"),
     "reuse_prefix": Argument("go on from what the caches hold of this prompt; the text is the same but for rounding; "
                              "left out: for chat messages alone"),
+    "logprobs": Argument("with each token its log-probability, and so many of the likeliest in its place with theirs: "
+                         "by the model alone, before penalties, biases, temperature and filters", only=TEXT),
     "sampling": Argument("a `SamplingParams` in place of its loose fields", only=TEXT),
     "tools": Argument("functions or JSON schemas for the chat template", only=TEXT),
     "chat_template_kwargs": Argument("what else the chat template takes, as `{\"enable_thinking\": False}`; a last "

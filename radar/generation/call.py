@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -42,7 +43,12 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
     arguments |= dict.fromkeys(_NO_RESULT, False)
     for name in ("tools", "chat_template_kwargs"):
         arguments.pop(name, None)
-    reuse = arguments.pop("reuse_prefix", prompt.is_chat)
+    reuse, watched = arguments.pop("reuse_prefix", prompt.is_chat), arguments.pop("logprobs", None)
+    if watched is not None and (type(watched) is not int or not 0 <= watched <= context.vocab_size):
+        raise UsageError(
+            f"logprobs is how many of the likeliest tokens to tell, an integer from 0 to {context.vocab_size}, got "
+            f"{watched!r:.80}"
+        )
     length = len(prompt.ids)
     room = room_for(length, context)
     if "max_new_tokens" in arguments:
@@ -62,7 +68,7 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
             "several times, or call generate_ids"
         )
     _, (request,) = prepare_requests(ids, arguments, context, reuse_prefix=reuse)
-    return request
+    return replace(request, logprobs=watched)
 
 
 def prepare_requests(

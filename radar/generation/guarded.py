@@ -56,13 +56,14 @@ class RowRequest:
     sampling: SamplingParams
     reuse_prefix: bool
     processing: GuardedProcessing | None = None
+    logprobs: int | None = None
 
     @staticmethod
     def of(request: Request) -> RowRequest:
         """The same, guarded."""
         inner = request.processing
         guarded = None if inner is None else GuardedProcessing(inner)
-        return RowRequest(request.input_ids, request.sampling, request.reuse_prefix, guarded)
+        return RowRequest(request.input_ids, request.sampling, request.reuse_prefix, guarded, request.logprobs)
 
     @property
     def error(self) -> BaseException | None:

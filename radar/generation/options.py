@@ -74,6 +74,7 @@ class GenerateOptions(TypedDict, total=False):
     tools: Sequence[Any] | None
     chat_template_kwargs: Mapping[str, Any] | None
     reuse_prefix: bool | None
+    logprobs: int | None
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Request:
         criteria: asked after every token.
         processing: what the host does with the scores; None: nothing, the round may be one graph.
         reuse_prefix: go on from what the caches hold.
+        logprobs: of each token and of so many of the likeliest; None: not asked for.
     """
 
     input_ids: list[int]
@@ -46,6 +47,7 @@ class Request:
     criteria: tuple[StopCriterion, ...] = ()
     processing: HostProcessing | None = None
     reuse_prefix: bool = False
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from radar.errors import NumericalError, UsageError
 from radar.generation.detokenize import text_of
 from radar.generation.request import Request
 from radar.generation.stops import TextEnd
-from radar.metrics import DecodeMetrics, Round, summarize
+from radar.metrics import DecodeMetrics, Round, TokenLogprob, summarize
 
 __all__ = ["GenerationOutput", "Sequence"]
 
@@ -30,12 +30,14 @@ class GenerationOutput:
         metrics: what it took.
         finish_reason: "stop" at an end token, stop string or criterion, "length" at the limit, "cancelled" if it was
             closed before, "error" if a processor, a criterion or the model failed.
+        logprobs: of every new token, where they were asked for.
     """
 
     token_ids: list[int]
     text: str | None
     metrics: DecodeMetrics
     finish_reason: str
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Sequence(Iterator[Round]):
@@ -149,6 +151,7 @@ class Sequence(Iterator[Round]):
             item.finish_reason = self._end.reason(self.ids, None if item.scores is None else item.scores[count])
             count += 1
         item.tokens = item.tokens[:count]
+        item.logprobs = None if item.logprobs is None else item.logprobs[:count]
         if item.scores is not None and item.logits is not None:
             item.logits, item.scores = item.logits[:count], item.scores[:count]
         self.rounds.append(item)
@@ -173,4 +176,7 @@ class Sequence(Iterator[Round]):
         ids = self.token_ids
         text = None if tokenizer is None else text_of(ids, tokenizer)
         metrics = summarize(self.rounds, self.seconds if seconds is None else seconds, engine)
-        return GenerationOutput(ids, text, metrics, self.finish_reason or "cancelled")
+        watched = (
+            None if self.request.logprobs is None else [one for item in self.rounds for one in item.logprobs or []]
+        )
+        return GenerationOutput(ids, text, metrics, self.finish_reason or "cancelled", watched)

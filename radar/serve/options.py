@@ -6,7 +6,6 @@ import secrets
 from typing import Any
 
 from radar.serve.errors import too_long
-from radar.serve.logprobs import LogprobRecorder
 from radar.serve.models import ServedModel
 from radar.serve.openai import TextRequest
 from radar.serve.settings import Limits
@@ -61,17 +60,13 @@ def open_texts(
     texts: list[ServedText] = []
     try:
         for number, prompt in enumerate(one for one in prompts for _ in range(count)):
-            own = options | {"seed": (seed + number) % SEEDS, "reuse_prefix": is_chat}
+            own = options | {"seed": (seed + number) % SEEDS, "reuse_prefix": is_chat, "logprobs": logprobs}
             room, most = decoder.max_length - len(prompt), max_tokens or default
             if most is not None:
                 room = own["max_new_tokens"] = min(most, room)
             if body.min_tokens is not None:
                 own["min_new_tokens"] = min(body.min_tokens, room)
-            recorder = None
-            if logprobs is not None:
-                recorder = LogprobRecorder(logprobs, len(prompt))
-                own |= {"logits_processor": [recorder.process], "stopping_criteria": [recorder.criterion]}
-            texts.append(ServedText(model, decoder.rounds(prompt, **own), stops_of(body), recorder))
+            texts.append(ServedText(model, decoder.rounds(prompt, **own), stops_of(body)))
     except BaseException:
         for text in texts:
             text.close()

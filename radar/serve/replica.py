@@ -13,6 +13,7 @@ from prometheus_client import Metric
 from starlette.types import Message
 
 from radar.serve.app import make_app
+from radar.serve.interpreter import set_for_engine
 from radar.serve.logs import to_stderr
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
@@ -38,6 +39,7 @@ class Replica:
         to_stderr(logging.WARNING)  # the ingress writes a line a request
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._app = make_app(make_models(options), limits=limits)
+        set_for_engine()
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[list[Message], None]:
         """The messages of the app's answer as they come, those that wait together in one list, and at last one of

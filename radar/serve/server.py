@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from radar.errors import UsageError
+from radar.serve.interpreter import set_for_engine
 from radar.serve.logs import CONFIG, log
 from radar.serve.settings import Limits
 from radar.serve.threads import DaemonThreads
@@ -83,10 +84,16 @@ class RadarServer(uvicorn.Server):
         """See `uvicorn.Server`."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(DaemonThreads())
+        self._undo = set_for_engine()
         await super().startup(sockets)
         for one in sockets or ():
             host, port = one.getsockname()[:2]
             log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().shutdown(sockets)
+        self._undo()
 
     def end(self) -> None:
         """Begin to end, from any thread."""

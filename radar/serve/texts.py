@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from radar.generation.detokenize import Detokenizer
 from radar.generation.sequence import Sequence as Rounds
-from radar.metrics import Round
-from radar.serve.logprobs import LogprobRecorder, TokenLogprob
+from radar.metrics import Round, TokenLogprob
 from radar.serve.models import ServedModel
 from radar.serve.stops import StopFilter
 
@@ -43,7 +42,6 @@ class ServedText:
         model: decodes it.
         rounds: of the text.
         stops: strings that end it.
-        recorder: of log-probabilities; None: not asked for.
 
     Attributes:
         num_tokens, num_prompt_tokens, num_reused_tokens: of output and prompt.
@@ -53,10 +51,8 @@ class ServedText:
         waited: seconds until it had a row.
     """
 
-    def __init__(
-        self, model: ServedModel, rounds: Rounds, stops: Sequence[str], recorder: LogprobRecorder | None
-    ) -> None:
-        self._model, self._rounds, self._recorder = model, rounds, recorder
+    def __init__(self, model: ServedModel, rounds: Rounds, stops: Sequence[str]) -> None:
+        self._model, self._rounds = model, rounds
         self._text, self._stops = Detokenizer(model.decoder.tokenizer), StopFilter(stops)
         self.num_prompt_tokens = len(rounds.request.input_ids)
         self.num_tokens = self.num_reused_tokens = self.num_accepted = self.num_rejected = self._number = 0
@@ -114,5 +110,5 @@ class ServedText:
             "draft_tokens": item.num_draft_tokens,
         }
         self._number += 1
-        found = [] if self._recorder is None else self._recorder.found[begin : self.num_tokens]
+        found = (item.logprobs or [])[: self.num_tokens - begin]
         return Piece(out, found, self.finish_reason, offsets, figures)

@@ -106,6 +106,15 @@ class PagedKVCache(StaticKVCache):
         behind a text's end); False, and nothing changes, if there is no room."""
         return self.pool.reserve(row, pages_of(min(tokens, self.capacity)))
 
+    def reserve_each(self, tokens: Sequence[int]) -> bool:
+        """Let the first rows hold so many tokens each, see `reserve`; False, and nothing changes, if there is no room
+        for all of them."""
+        wanted = [pages_of(min(count, self.capacity)) for count in tokens]
+        missing = (count - len(held) for count, held in zip(wanted, self.pool.held, strict=False))
+        if sum(max(0, count) for count in missing) > self.pool.available:
+            return False
+        return all(self.pool.reserve(row, count) for row, count in enumerate(wanted))
+
     def free(self, row: int) -> None:
         """The row's text has ended."""
         self.pool.free(row)
