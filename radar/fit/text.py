@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,30 +55,31 @@ def write(parts: Parts, stage: Stage) -> dict[str, Any]:
             seed=number,
             seconds=max(stage.left() * (1.0 if number else GREEDY_SHARE), 1.0),
             metadata={"target": weights_digest(parts.model)},
+            has_room=True,
             progress=False,
         )
         texts[folder] = written["texts"]
-        if stage.left() <= 0 and len(encode(parts, list(texts))) >= least:
+        if (is_over := stage.left() <= 0) and len(ids := encode(parts, texts)) >= least:
             break
-        if stage.left() > 0 or texts[folder] == len(lines):
+        if not is_over or texts[folder] == len(lines):
             number += 1
-    ids = encode(parts, list(texts))
-    tokens = len(ids)
-    if tokens < least:
-        raise UsageError(
-            f"the {len(parts.split.text)} prompts gave {tokens} tokens of text, which is too little to train on: "
-            f"{least} are the least, {GOOD} make a head. Give more prompts, or such that the model answers at length"
-        )
+    else:
+        ids = encode(parts, texts)
+        if len(ids) < least:
+            raise UsageError(
+                f"{len(parts.split.text)} prompts gave {len(ids)} tokens of text, which is too little to train on: "
+                f"{least} are the least, {GOOD} make a head. Give more prompts, or such that get longer answers"
+            )
     with replacing(stage.folder) as place:
         np.save(place / TOKENS_FILE, ids)
-    return {"texts": sum(texts.values()), "tokens": tokens, "max_new_tokens": limit, "passes": len(texts)}
+    return {"texts": sum(texts.values()), "tokens": len(ids), "max_new_tokens": limit, "passes": len(texts)}
 
 
-def encode(parts: Parts, folders: Sequence[Path]) -> npt.NDArray[np.int32]:
-    """Tokens of all texts so far, one behind the other."""
-    tokenizer = parts.tokenizer
-    read = [encode_file(one, tokenizer.encode, eos_token_id=tokenizer.eos_token_id) for one in folders]
-    return np.concatenate(read)
+def encode(parts: Parts, texts: Mapping[Path, int]) -> npt.NDArray[np.int32]:
+    """Tokens of the folders that hold texts, one text behind the other."""
+    tokenizer, there = parts.tokenizer, [folder for folder, count in texts.items() if count]
+    read = [encode_file(one, tokenizer.encode, eos_token_id=tokenizer.eos_token_id) for one in there]
+    return np.concatenate([np.zeros(0, dtype=np.int32), *read])
 
 
 def say_text(result: dict[str, Any]) -> str:
