@@ -111,6 +111,10 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     few = write_prompts(tmp_path / "few.jsonl", 39)
     refused("39 prompts are too little to go by: 40 are the least", prompts=str(few))
     refused("(--minutes) must be above 0, got 0.0", minutes="0")
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setenv("RANK", "0")
+        refused("a fit is one process, and 2 were launched")
     other = tmp_path / "other"
     GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_embd=8, n_head=2, n_layer=1)).save_pretrained(other)
     for file in TARGET.glob("tokenizer*"):

@@ -29,6 +29,7 @@ from radar.policy.fitted import FITTED_FILE, read_fitted, write_fitted
 from radar.target.digest import weights_digest
 from radar.target.families import check_target, default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
+from radar.tools.processes import process_share
 from radar.tools.prompts import PromptLine, encode_prompt, has_chat_template, load_prompts
 
 __all__ = ["fit"]
@@ -70,6 +71,11 @@ def fit(
     started, folder = time.monotonic(), Path(out)
     if not 0 < minutes < 1e6:
         raise UsageError(f"minutes (--minutes) must be above 0, got {minutes!r}")
+    if (count := process_share()[1]) > 1:
+        raise UsageError(
+            f"a fit is one process, and {count} were launched: run it without a launcher; `radar write-text`, "
+            "`radar train-draft` and `radar record` do its stages one by one, of which the first and last take several"
+        )
     lines = load_prompts(prompts)
     parts = _parts(model, lines, device, dtype)
     about = {
