@@ -23,7 +23,7 @@ LENGTH = {"cuda": 512, "cpu": 256}  # tokens of a window
 BATCHES = {"cuda": (24, 16, 8, 4, 2, 1), "cpu": (2,)}  # windows a step: the first that memory takes
 RATE = {"cuda": 8e-4, "cpu": 1e-3}  # peak of the learning rate
 WARMUP = {"cuda": 100, "cpu": 10}  # steps: a CPU makes few
-COVERED, MOST_IDS = 0.995, 32000  # of the text, by the ids that the head proposes, and how many these are at most
+COVERED, MOST_IDS = 0.999, 32000  # of the text, by the ids that the head proposes, and how many these are at most
 FREE = 0.7  # of the memory that is free
 
 
