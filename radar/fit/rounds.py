@@ -82,8 +82,8 @@ def _record(
             return result
     if _prompts(folder) < FEWEST:
         raise UsageError(
-            f"the texts of {len(ids)} prompts hold no rounds to learn from: they end before {decoder.tree.max_calls} "
-            "tokens. Give prompts that the model answers at length"
+            f"the texts of {len(ids)} prompts, of {limit} tokens at most, hold rounds of fewer than {FEWEST} prompts: "
+            "give prompts that get longer answers"
         )
     return result
 
