@@ -90,6 +90,19 @@ def test_what_is_equal_within_noise_does_not_flutter():
     assert kinds.count(False) == PROBE * (len(probes(kinds, False)) - kinds[-1])
 
 
+def test_a_round_that_was_launched_before_a_change_of_mind_says_nothing():
+    """Kinds are chosen a round ahead, and no time of one kind is taken for the other's."""
+    choice, kinds = Fallback(), []
+    launched = choice.drafts
+    for _ in range(3000):
+        following = choice.drafts
+        choice.record(1, 5.0 if launched else 1.0, drafted=launched)
+        assert (choice._drafted.value or 0.2, choice._plain.value or 1.0) == pytest.approx((0.2, 1.0))
+        kinds.append(launched)
+        launched = following
+    assert kinds[FIRST + PROBE :].count(True) < 100
+
+
 def test_without_times_nothing_is_concluded():
     choice = Fallback()
     for _ in range(1000):

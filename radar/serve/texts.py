@@ -23,7 +23,7 @@ class Piece:
     Attributes:
         text: that is certain now; may be empty.
         logprobs: of the round's tokens, where they were asked for.
-        offsets: characters of the text before each of those tokens.
+        offsets: characters of the text before each of those.
         finish_reason: "stop" or "length" in the last piece.
         round: figures of the round: its number (0 is the prompt's pass), tokens, accepted drafts, draft calls.
     """
@@ -54,6 +54,7 @@ class ServedText:
     def __init__(self, model: ServedModel, rounds: Rounds, stops: Sequence[str]) -> None:
         self._model, self._rounds = model, rounds
         self._text, self._stops = Detokenizer(model.decoder.tokenizer), StopFilter(stops)
+        self._ends_at_strings = bool(stops)
         self.num_prompt_tokens = len(rounds.request.input_ids)
         self.num_tokens = self.num_reused_tokens = self.num_accepted = self.num_rejected = self._number = 0
         self._length = 0  # characters that the tokens so far have made
@@ -85,10 +86,12 @@ class ServedText:
         if self.first is None:
             self.first, self.waited = now, max(0.0, now - self.began - self._rounds.seconds)
         begin, out, offsets = self.num_tokens, "", []
-        for token in item.tokens:  # one by one, so that a text ends at one token whatever its rounds were
-            self.num_tokens += 1
+        # one by one, so that a text ends at one token whatever its rounds were; where none can, all at once
+        parts = [[token] for token in item.tokens] if self._ends_at_strings or item.logprobs else [item.tokens]
+        for tokens in parts:
+            self.num_tokens += len(tokens)
             offsets.append(self._length)
-            said = self._text.push([token])
+            said = self._text.push(tokens)
             self._length += len(said)
             out += self._stops.push(said)
             if self._stops.found:
