@@ -40,7 +40,7 @@ def written(monkeypatch):
     def run(folder, seconds, tokens):
         parts = SimpleNamespace(
             plain=lambda rows: SimpleNamespace(tokens=tokens),
-            device=SimpleNamespace(type="cpu"),
+            kind="cpu",
             model=None,
             tokenizer=TOKENIZER,
             split=SimpleNamespace(text=LINES),

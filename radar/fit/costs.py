@@ -28,7 +28,7 @@ def measure(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
     assert isinstance(engine, GraphEngine | EagerEngine)  # of one text
     most = decoder.max_length - decoder.tree.max_accepted
     profiles = [
-        profile_round(engine, prefix=min(one, most), calls=decoder.tree.max_calls, repeats=REPEATS[parts.device.type])
+        profile_round(engine, prefix=min(one, most), calls=decoder.tree.max_calls, repeats=REPEATS[parts.kind])
         for one in CONTEXTS
     ]
     cost_table(profiles, device=parts.machine, pair=f"{parts.name} + the head of this fit").save(

@@ -30,7 +30,7 @@ FREE = 0.7  # of the memory that is free
 def window_of(parts: Parts) -> int:
     """Tokens that a window takes."""
     limit = position_limit(parts.model.config)
-    wanted = LENGTH[parts.device.type] + CALLS
+    wanted = LENGTH[parts.kind] + CALLS
     return wanted if limit is None else min(wanted, limit)
 
 
@@ -55,7 +55,7 @@ def train(parts: Parts, stage: Stage, text: Path) -> dict[str, Any]:
     """The head, in the stage's folder; what `train_draft` returns, and the ids that it proposes."""
     tokens = np.load(text)
     vocabulary = int(parts.model.config.vocab_size)
-    kind = parts.device.type
+    kind = parts.kind
     batch = stage.settled("batch", lambda: batch_of(parts))
     options = TrainingOptions(
         seconds=stage.settled("train_seconds", lambda: max(stage.left(), 1.0)),
@@ -81,7 +81,7 @@ def say_head(result: dict[str, Any]) -> str:
 
 def batch_of(parts: Parts) -> int:
     """Windows a step, as the device's memory is now."""
-    sizes = BATCHES[parts.device.type]
+    sizes = BATCHES[parts.kind]
     if not parts.on_gpu:
         return sizes[0]
     torch.cuda.empty_cache()  # of what wrote the text

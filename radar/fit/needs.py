@@ -24,7 +24,7 @@ TOKENS_PER_SECOND = {"cuda": 20_000, "cpu": 500}  # that are written, at the mos
 
 def said(parts: Parts, folder: Path, seconds: float) -> str:
     """The lines that stand in front. UsageError: memory or disk is too small."""
-    kind = parts.device.type
+    kind = parts.kind
     least, usual = (_memory(parts, batch) for batch in (1, batch_of(parts)))
     free, disk, room = _free_memory(parts.device), _disk(parts, seconds), _free_disk(folder)
     if parts.on_gpu and least > free:
@@ -56,7 +56,7 @@ def _memory(parts: Parts, batch: int) -> int:
     c = parts.model.config
     head_dim = int(getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
     token = 2 * int(c.num_hidden_layers) * int(c.num_key_value_heads) * head_dim * int(parts.model.dtype.itemsize)
-    caches = (ROWS[parts.device.type] + 1) * parts.max_length * token
+    caches = (ROWS[parts.kind] + 1) * parts.max_length * token
     return max(caches, training_bytes(parts, batch))
 
 
@@ -68,7 +68,7 @@ def _free_memory(device: torch.device) -> int:
 
 def _disk(parts: Parts, seconds: float) -> int:
     """Bytes of the folder, about."""
-    texts = TEXT_BYTES * TOKENS_PER_SECOND[parts.device.type] * seconds * SHARES["text"] / sum(SHARES.values())
+    texts = TEXT_BYTES * TOKENS_PER_SECOND[parts.kind] * seconds * SHARES["text"] / sum(SHARES.values())
     rounds = ROUND_BYTES * ROUNDS * (len(parts.split.rounds) + len(parts.split.judge))
     return int(texts + rounds + 14 * head_weights(parts))  # 12 bytes a weight to go on from, 2 to use
 

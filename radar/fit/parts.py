@@ -20,9 +20,12 @@ EAGLE_CALLS = 8  # EAGLE-3's
 
 @dataclass(frozen=True)
 class Parts:
-    """Attributes:
-    name: of the model, as the user gave it.
-    max_length: tokens of the caches.
+    """Loaded once, for all stages.
+
+    Attributes:
+        name: of the model, as the user gave it.
+        max_length: tokens of the caches.
+        split: the prompts, by their uses.
     """
 
     name: str
@@ -35,6 +38,11 @@ class Parts:
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def kind(self) -> str:
+        """Of the device, by which sizes are chosen: "cuda", or "cpu" for all else."""
+        return "cuda" if self.on_gpu else "cpu"
 
     @property
     def on_gpu(self) -> bool:

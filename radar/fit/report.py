@@ -93,12 +93,12 @@ def markdown(
             f"The fastest is kept: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
             "by prompt). It was chosen on these rounds, so the figure leans to the bright side.",
             _block(judged["replay"]),
-            f"The threshold was tuned, and a network trained, on {rounds['policy']['rounds']} rounds of "
-            f"{rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
+            f"The threshold was tuned{'' if network else ', and the network trained,'} on {rounds['policy']['rounds']} "
+            f"rounds of {rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
             "",
             "## The head",
-            f"{head['steps']} steps on {text['tokens']} tokens of {text['texts']} texts that the model wrote in "
-            f"{text['passes']} passes over {len(split.text)} prompts; it proposes {head['draft_vocab_size']} ids. "
+            f"{head['steps']} steps on {text['tokens']} tokens of {text['texts']} texts that the model wrote to "
+            f"{len(split.text)} prompts, {text['passes']} to each at most; it proposes {head['draft_vocab_size']} ids. "
             f"Tokens a round with {EAGLE_CALLS} calls: {rounds['tokens_per_round']:.2f}.",
             _block(table(["draft call", "loss [nats]", "agrees with the target [of positions]"], agreement)),
             _block(table(["draft calls", "tokens [per round]"], depths)),

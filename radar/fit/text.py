@@ -39,7 +39,7 @@ def write(parts: Parts, stage: Stage) -> dict[str, Any]:
     Raises:
         UsageError: all texts that the prompts gave are too little to train on.
     """
-    decoder = parts.plain(rows=ROWS[parts.device.type])
+    decoder = parts.plain(rows=ROWS[parts.kind])
     limit = stage.settled("max_new_tokens", lambda: _affordable(decoder, parts, stage))
     least, number = LEAST_WINDOWS * window_of(parts), 0
     texts: dict[Path, int] = {}
