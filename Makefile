@@ -17,10 +17,10 @@ demo: $(VENV)/.ready
 	@$(BIN)/radar bench --max-new-tokens 96
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-all: $(VENV)/.tested
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.tested
 	$(BIN)/python -m pip install -q -e '.[dev]'

@@ -153,7 +153,7 @@ def main() -> int:
     server = RadarServer(app, limits, with_logs=False)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    samples, parts = [memory()], max(1, min(4, (os.cpu_count() or 1) // 4))
+    samples, parts = [memory()], max(1, min(4, (os.cpu_count() or 1) // 4, args.clients))
     with ProcessPoolExecutor(parts, mp_context=get_context("spawn")) as pool:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         driven = [pool.submit(load, url, asked, texts, args, part, parts) for part in range(parts)]
@@ -168,8 +168,8 @@ def main() -> int:
     report: dict[str, Any] = {"command": command_line("bench.serve", sys.argv[1:])} | describe_machine(device)
     report |= {"clients": args.clients, "rows": args.rows, "seconds": round(seconds, 1), **dict(sorted(found.items()))}
     for name, share in (("first", 50), ("first", 99), ("token", 50), ("token", 99)):
-        known = sorted(times[name]) or [0.0]
-        report[f"{name}_ms_p{share}"] = round(1e3 * known[(len(known) - 1) * share // 100], 2)
+        if known := sorted(times[name]):
+            report[f"{name}_ms_p{share}"] = round(1e3 * known[(len(known) - 1) * share // 100], 2)
     report |= {f"memory_mb_{share}": samples[(len(samples) - 1) * share // 100] for share in (0, 25, 50, 75, 100)}
     middle, late = np.array_split(np.array(samples), 4)[1::2]
     report["memory_grew"] = len(samples) > 240 and bool((late.max(0) > 1.1 * middle.max(0)).any())  # of two minutes on

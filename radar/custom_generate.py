@@ -14,7 +14,7 @@ from radar.generation.arguments import CALL_ARGUMENTS, check_argument
 from radar.generation.hf import call_of_prepared
 from radar.generation.streamers import ended
 from radar.target.bound import BoundModel
-from radar.target.families import stock_model
+from radar.target.checks import stock_model
 
 __all__ = ["RadarGenerate", "radar_generate"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from radar.config import TreeConfig
-from radar.draft.checkpoint import load_draft
+from radar.draft.checkpoint import head_folder, load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fit import check_tree
 from radar.draft.narrow import check_draft_dtype
@@ -24,7 +24,7 @@ from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
 from radar.policy.fitted import read_fitted
 from radar.policy.resolve import resolve_policy
-from radar.target.families import default_max_length, stock_model
+from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
 from radar.target.load import load_model, load_tokenizer
 from radar.target.parallel import make_local
@@ -176,6 +176,8 @@ class RadarDecoder(Decoder[RoundEngine]):
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
+        if not isinstance(draft, Eagle3Draft):
+            head_folder(draft)  # first: a large target takes minutes
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch.utils._pytree import tree_map_only
 from radar_kernels._launch import AsyncCompileMode, Plan, interpreting, withheld
 
 __all__ = ["compile_ahead"]
+
+_loading = Lock()
+"""Triton's launchers are modules of one name. What Python loads a second time it writes into the module of that name
+that came last, from which another thread may be about to take its own kernel's launcher."""
 
 
 class _Zeros(TorchDispatchMode):
@@ -57,7 +62,8 @@ class _Jobs(Executor):
 def _finish(future: Future[Any], compile_kernel: Callable[[], Any]) -> None:
     try:
         kernel = compile_kernel()
-        kernel._init_handles()
+        with _loading:
+            kernel._init_handles()
     except BaseException as error:
         future.set_exception(error)
     else:

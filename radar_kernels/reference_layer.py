@@ -45,10 +45,12 @@ class DraftRows(NamedTuple):
     start: Tensor  # [B] int64, row of the draft's cache that takes the first
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, form: str = "rounded") -> Tensor:
     """See `radar_kernels.rms_norm`."""
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if form != "rounded":
+        return (wide * (weight.float() + (1.0 if form == "shifted" else 0.0))).to(x.dtype)
     return weight * wide.to(x.dtype)
 
 

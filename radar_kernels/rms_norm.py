@@ -2,7 +2,7 @@
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from radar_kernels.reference import Parts
 __all__ = ["add_rms_norm", "rms_norm"]
 
 MOST_COLUMNS = 32768  # that a program's registers hold
+Form = Literal["rounded", "wide", "shifted"]
+FORMS = ("rounded", "wide", "shifted")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -21,10 +23,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def norm_kernel(
     x, residual, count, factor, bias, weight, total, output, x_m, x_p, residual_m, total_m, output_m, nodes, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr,
-    FACTOR: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+    FACTOR: tl.constexpr, BIAS: tl.constexpr, FORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h = residual + x; output = weight * h / sqrt(mean(h^2) + eps), of one row: h and the norm are rounded.
 
+    In the FORM "wide" the norm is not, before it is weighed, and in "shifted" neither, and the weight is 1 + weight.
     With LAST the row is the last one that counts of a sequence's `nodes`. With PARTS x is (x[0] + x[1] + ...) * factor
     + bias, rounded, as `sum_kernel` makes it.
     """
@@ -58,20 +61,25 @@ def norm_kernel(
         tl.store(total + row * total_m + i, rounded, mask=inside)
         h = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(h * h, 0) / SIZE + eps)
-    normed = (h * scale).to(output.dtype.element_ty).to(tl.float32)
+    normed = h * scale
+    if FORM == "rounded":
+        normed = normed.to(output.dtype.element_ty).to(tl.float32)
+    if FORM == "shifted":
+        w += 1.0
     tl.store(output + row * output_m + i, (w * normed).to(output.dtype.element_ty), mask=inside)
 
 
 def norm_plan(
-    *, rows: int, size: int, add: bool, last: bool, parts: int = 1, factor: bool = False, bias: bool = False, arch: int
-) -> Plan:
+    *, rows: int, size: int, add: bool, last: bool, parts: int = 1, factor: bool = False, bias: bool = False,
+    form: Form = "rounded", arch: int,
+) -> Plan:  # fmt: skip
     """A program for each row, so that a row is summed in one order beside any number of others."""
     block = next_power_of_2(size)
     return Plan(
         grid=(rows,),
         constants={
             "SIZE": size, "BLOCK": block, "ADD": add, "LAST": last, "PARTS": parts, "FACTOR": factor, "BIAS": bias,
-            "PDL": arch >= 90,
+            "FORM": form, "PDL": arch >= 90,
         },
         options={"num_warps": min(max(block // 512, 1), 32), "enable_fp_fusion": False}
         | ({"launch_pdl": True} if arch >= 90 else {}),
@@ -80,7 +88,7 @@ def norm_plan(
 
 def _launch(
     x: Tensor | Parts, residual: Tensor | None, weight: Tensor, eps: float, total: Tensor | None = None,
-    out: Tensor | None = None, count: Tensor | None = None,
+    out: Tensor | None = None, count: Tensor | None = None, form: Form = "rounded",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     first = x.values[0] if isinstance(x, Parts) else x
     shape, size = first.shape if count is None else (first.shape[0], 1, first.shape[-1]), first.shape[-1]
@@ -94,6 +102,7 @@ def _launch(
         how: dict[str, Any] = {
             "add": residual is not None,
             "last": count is not None,
+            "form": form,
             "arch": architecture(weight.device),
         }
         if isinstance(x, Parts):
@@ -138,7 +147,13 @@ def _check(op: str, weight: Tensor, **inputs: Tensor | None) -> None:
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, backend: Backend | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    form: Form = "rounded",
+    out: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """weight * (x / sqrt(mean(x^2) + eps)), in float32 up to the quotient, which is rounded to the dtype of `x`.
 
@@ -148,6 +163,8 @@ def rms_norm(
         x: [..., K], float16, bfloat16 or float32; any strides, copied unless each row is contiguous.
         weight: [K], dtype of `x`; on a GPU read early, so not what the very launch in front of this one writes.
         eps: added to the mean square.
+        form: "wide": the quotient is not rounded, only its product with the weight is; "shifted": so, and the factor is
+            1 + weight.
         out: takes the result: a tensor like `x` whose leading dimensions can be viewed as one, such as a part of wider
             rows.
         backend: "triton" or "torch"; default Triton on CUDA, PyTorch elsewhere.
@@ -158,14 +175,17 @@ def rms_norm(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
 
-    Source: arXiv 1910.07467, rounded as transformers' LlamaRMSNorm does.
+    Source: arXiv 1910.07467, rounded as transformers' LlamaRMSNorm does, or GptOssRMSNorm ("wide") or Gemma2RMSNorm
+    ("shifted").
     """
     _check("rms_norm", weight, x=x, out=out)
+    if form not in FORMS:
+        raise ValueError(f"rms_norm: form must be one of {', '.join(FORMS)}, got {form!r}")
     tensors = (x, weight) if out is None else (x, weight, out)
     if choose_backend("rms_norm", backend, *tensors) == "torch":
-        result = reference_layer.rms_norm(x, weight, eps)
+        result = reference_layer.rms_norm(x, weight, eps, form)
         return result if out is None else out.copy_(result)
-    return _launch(x, None, weight, eps, out=out)[1]
+    return _launch(x, None, weight, eps, out=out, form=form)[1]
 
 
 def add_rms_norm(

@@ -2,10 +2,16 @@
 
 import contextlib
 import os
+import platform
 import random
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # the processes share the cores; read when torch and numpy are imported
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+if platform.machine() == "x86_64":
+    # NumPy multiplies in the interpreter. On some newer processors OpenBLAS adds a row up in an order that varies with
+    # the number of rows, where our kernels promise one
+    os.environ.setdefault("OPENBLAS_CORETYPE", "Sandybridge")
 
 import torch
 
@@ -35,6 +41,19 @@ def _repair_interpreter() -> None:
 if os.environ.get("TRITON_INTERPRET") == "1":
     with contextlib.suppress(ImportError):  # without triton the tests of the kernels are skipped
         _repair_interpreter()
+
+
+TOGETHER = {
+    "test_compile_skinny", "test_end_to_end", "test_lab_record", "test_serve_browser", "test_serve_cluster",
+    "test_serve_fuzz", "test_show_browser",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose fixtures take long go to one process each (`--dist loadgroup`), which makes them once."""
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

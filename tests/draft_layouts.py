@@ -142,6 +142,30 @@ def specforge(draft: Eagle3Draft) -> Files:
     }, state(draft)
 
 
+def specforge_gpt_oss(draft: Eagle3Draft) -> Files:
+    """As its files for gpt-oss: no rotary base, taps as outputs of layers, queries wider than the model."""
+    taps = {"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}
+    config = {"architectures": ["LlamaForCausalLMEagle3"], "eagle_config": taps, "head_dim": draft.config.head_dim}
+    return flat_config(draft.config) | config, state(draft)
+
+
+def specforge_gemma(draft: Eagle3Draft) -> Files:
+    """Names the target's type, as AngelSlim's files do, and a window that is not used."""
+    config, tensors = specforge_gpt_oss(draft)
+    window = {"sliding_window": 512, "use_sliding_window": False, "partial_rotary_factor": None}
+    return config | window | {"target_model_type": "gemma3_text", "rope_theta": 1000000, "rope_scaling": None}, tensors
+
+
+def speculators_qwen3_moe(draft: Eagle3Draft) -> Files:
+    """Of a head for experts: one dense MLP, queries and keys normed, what equals Qwen3's defaults left out."""
+    config, tensors = speculators(draft)
+    layer = {"model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    layer |= {"head_dim": draft.config.head_dim, "intermediate_size": 40, "vocab_size": VOCAB, "layer_types": None}
+    rope = {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}}
+    config["speculators_config"]["verifier"] = {"name_or_path": "Qwen/Qwen3-30B-A3B", "architectures": ["Qwen3Moe"]}
+    return config | {"norm_before_residual": False, "transformer_layer_config": layer | rope}, tensors
+
+
 def speculators(draft: Eagle3Draft) -> Files:
     layer = flat_config(draft.config)
     for key in ("architectures", "draft_vocab_size", "bos_token_id"):
@@ -216,6 +240,22 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Eagle3Draft], Files], dict[str, Any
         "shards",
         speculators,
         {**TAPS, "norm_before_fc": True, "norm_before_residual": True, "own_embedding": True},
+    ),
+    "SpecForge for gpt-oss": ("SpecForge", "bin", specforge_gpt_oss, {**TAPS, "head_dim": 16}),
+    "SpecForge for Gemma": ("SpecForge", "bin", specforge_gemma, {**TAPS, "head_dim": 16, "rope_theta": 1e6}),
+    "speculators for experts": (
+        "speculators",
+        "safetensors",
+        speculators_qwen3_moe,
+        {
+            **TAPS,
+            "head_dim": 16,
+            "qk_norm": True,
+            "norm_before_fc": True,
+            "own_embedding": True,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+        },
     ),
     "AngelSlim": ("AngelSlim", "bin", angelslim, {"rope_theta": 1e6}),
     "ModelOpt": (

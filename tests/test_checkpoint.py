@@ -140,7 +140,7 @@ def test_an_eagle_1_head_is_refused(saved):
         tensors["fc.weight"] = torch.zeros(32, 64)
 
     edit(saved, change)
-    with pytest.raises(ValueError, match=r"missing midlayer\.hidden_norm"):
+    with pytest.raises(ValueError, match=r"this is an EAGLE-1 or EAGLE-2 head: it reads one feature"):
         load(saved)
 
 

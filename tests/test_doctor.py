@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from radar.draft.eagle3 import Eagle3Draft
 from radar.metrics import Round
 from radar.policy.base import FixedDepth
 from radar.tools.doctor import CHAIN, diagnose, render
+from radar.tools.features import FeatureUse
 from radar.tools.readings import plausible_readings, with_taps
 
 ASSETS = Path(radar.__file__).parent / "assets"
@@ -40,11 +42,19 @@ class Fake:
                 return
 
 
-def ask(readings, tables, prompts=4):
-    """A diagnosis where reading i accepts `tables[i]`: a list of accepted lengths for each prompt."""
+def ask(readings, tables, prompts=4, share=None, places=500):
+    """A diagnosis where reading i accepts `tables[i]`: a list of accepted lengths for each prompt; and, of a head that
+    drafts little, `share` of the places tell something."""
     by_config = dict(zip(readings, tables, strict=True))
+
+    def use(config, texts):
+        assert config == max(readings, key=lambda c: sum(map(sum, by_config[c])))
+        assert [text[:2] for text in texts] == [[i, 0] for i in range(prompts)]
+        assert all(len(text) == 1 + 64 for text in texts)
+        return FeatureUse(share, places)
+
     return diagnose(
-        readings[0], readings, lambda c: Fake(by_config[c]), [[i] for i in range(prompts)], max_new_tokens=64
+        readings[0], readings, lambda c: Fake(by_config[c]), use, [[i] for i in range(prompts)], max_new_tokens=64
     )
 
 
@@ -117,17 +127,31 @@ def test_a_file_that_is_right():
     assert "read rightly as it is" in render(ask(readings, [[[3, 3]], [[1, 0]], [[1, 1]]]))
 
 
-def test_a_weak_head_is_not_blamed_on_another_target():
+@pytest.mark.parametrize(
+    ("share", "verdict", "others"),
+    [
+        (0.6, "So it is a head of this target, or of one much like it, with little training", ["for another"]),
+        (0.5, "So nothing of this target is read: it is a head for another one, untrained,", ["of this target,"]),
+        (0.56, "That is too little to tell a head with next to no training from one for another", ["nothing of"]),
+    ],
+)
+def test_a_weak_head_is_told_from_one_for_another_target(share, verdict, others):
+    """By the features, whether readings differ or not."""
     readings = plausible_readings(CONFIG, num_layers=9, rope=None)
     seldom, never = [[0, 0, 0, 0, 0, 1]], [[0]]
-    text = render(ask(readings, [never, seldom, never], prompts=8))
-    assert "1.17 tokens per target pass" in text
-    assert "a weak head of this target" in text
-    assert "another target" not in text
+    text = render(ask(readings, [never, seldom, never], 8, share))
+    assert "1.17 tokens per target pass, of which 1 is the target's." in text
+    assert f"With the features of their own place {share:.0%} of 500 tokens are likelier" in text
+    assert verdict in text
+    assert not any(other in text for other in others)
     assert '"eagle_aux_hidden_state_layer_ids": [1, 3, 5]' in text
-    text = render(ask(readings, [never, never, never], prompts=8))
-    assert "little training, another target, or a kind of head" in text
-    assert "No reading is clearly better" in text
+    text = render(ask(readings, [[[0, 0, 0, 0, 0, 1]], never, never], 8, share, 64))
+    assert verdict in text
+    text = render(ask(readings, [seldom, never, never], 8, share, 63))
+    assert verdict not in text
+    assert "Of fewer than 64 tokens that tells nothing; more prompts may." in text
+    text = render(ask(readings, [[[0, 1]], [[0, 1]], [[0, 1]]], 8))
+    assert "of 500 tokens" not in text
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +179,10 @@ def examine(pair, config, doubtful=()):
         readings = [r for r in readings if r.eagle_aux_hidden_state_layer_ids == (2, 4, 6)]
     else:  # two of the four taps tell as much as all of them
         readings = [r for r in readings if r.eagle_aux_hidden_state_layer_ids in ((2, 4, 6), (1, 3, 5))]
-    return diagnose(
-        with_taps(config, 7), readings, make, prompts[: 8 if doubtful else 5], max_new_tokens=64 if doubtful else 32
+    limits = (
+        {"prompts": prompts[:8], "max_new_tokens": 64} if doubtful else {"prompts": prompts[:5], "max_new_tokens": 32}
     )
+    return diagnose(with_taps(config, 7), readings, make, None, **limits)
 
 
 @pytest.mark.slow
@@ -205,8 +230,10 @@ def test_the_command_on_a_misread_file(capsys, tmp_path):
 
 
 def test_the_command_reads_a_file_that_the_loader_refuses(capsys, tmp_path):
-    """A speculators file without norm_before_residual: the doctor measures what the loader will not guess."""
+    """A speculators file without norm_before_residual: the doctor measures what the loader will not guess; and a head
+    whose draft ids are others' drafts nothing."""
     head = load_draft(ASSETS / "draft", target_hidden_size=256, device=torch.device("cpu"), dtype=torch.float32)
+    head.lm_head.weight.copy_(head.lm_head.weight.roll(700, 0))
     save_draft(head, tmp_path, layout="speculators")
     config = json.loads((tmp_path / "config.json").read_text())
     del config["norm_before_residual"]
@@ -216,3 +243,7 @@ def test_the_command_reads_a_file_that_the_loader_refuses(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "norm_before_residual is not stated: false" in out
     assert "norm_before_residual true" in out
+    assert "The head drafts little however it is read: 1.0" in out
+    found = re.search(r"% of (\d+) tokens are likelier than with those of another place; by chance", out)
+    assert found is not None
+    assert 12 <= int(found[1]) <= 2 * 12

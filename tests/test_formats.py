@@ -196,8 +196,7 @@ def test_wrong_maps_are_refused(tmp_path: Path, maps: dict[str, Tensor | None], 
         (modelopt, {"eagle_config": {"use_last_layernorm": False}}, "use_last_layernorm=False is not supported"),
         (modelopt, {"eagle_config": {"use_mtp_layernorm": True}}, "use_mtp_layernorm=True is not supported"),
         (modelopt, {"eagle_config": 3}, "eagle_config has the wrong type: expected an object, got 3"),
-        (modelopt, {"architectures": ["Eagle3DeepseekV2ForCausalLM"]}, "latent attention"),
-        (speculators, {"speculators_model_type": "dflash"}, "speculators_model_type='dflash' is not supported"),
+        (speculators, {"speculators_model_type": "other"}, "speculators_model_type='other' is not supported"),
         (speculators, {"transformer_layer_config": []}, "transformer_layer_config has the wrong type"),
         (specforge, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         (specforge, {"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type has the wrong type"),
@@ -222,21 +221,13 @@ def test_other_networks_are_refused_by_name(tmp_path: Path, writer: Any, edit: A
         load(write(tmp_path, config | edit, tensors))
 
 
-def test_several_layers_and_strangers_are_refused(tmp_path: Path) -> None:
+def test_strangers_are_refused(tmp_path: Path) -> None:
     config, tensors = speculators(head(**LAYOUTS["speculators"][3]))
-    tensors["layers.1.mlp.up_proj.weight"] = torch.zeros(40, 32)
-    with pytest.raises(ValueError, match=r"unknown layers.1.mlp.up_proj.weight \[40, 32\]"):
-        load(write(tmp_path, config, tensors))
     with pytest.raises(ValueError, match=r"no EAGLE-3 head of a known format.*found a, b"):
         load(write(tmp_path, config, {"a": torch.zeros(1), "b": torch.zeros(1)}))
     config, tensors = safeailab(head())
     with pytest.raises(ValueError, match=r"two tensors .* mean norm.weight"):
         load(write(tmp_path, config, tensors | {"model.norm.weight": torch.ones(32)}))
-    with pytest.raises(ValueError, match=r"hidden size is 32 and the target's 48: .* embedding of its own"):
-        load(write(tmp_path, config, tensors), 48)
-    tensors["norm.weight"] = tensors["norm.weight"].to(torch.float8_e4m3fn)
-    with pytest.raises(ValueError, match=r"norm.weight has type torch.float8_e4m3fn"):
-        load(write(tmp_path, config, tensors))
 
 
 def test_shards_must_be_what_the_index_says(tmp_path: Path) -> None:

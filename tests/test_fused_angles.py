@@ -57,17 +57,26 @@ def other_type(model):
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.double()
 
 
-def dynamic(model):
-    model.model.rotary_emb.rope_type = "dynamic"
-
-
-@pytest.mark.parametrize("change", [hook, other_class, other_type, dynamic], ids=lambda change: change.__name__)
-def test_a_module_that_is_not_stock_or_not_fixed_runs_as_it_is(change, calls):
+@pytest.mark.parametrize("change", [hook, other_class, other_type], ids=lambda change: change.__name__)
+def test_a_module_that_is_not_stock_runs_as_it_is(change, calls):
     model = tiny_target()
     change(model)
     expected = logits(model, fuse=False)
     torch.testing.assert_close(logits(model, fuse=True), expected, atol=1e-4, rtol=1e-5)
     assert not calls
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_another_forward_has_moved_are_those_of_a_short_text(kind, calls):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
+    model = tiny_target(rope_parameters=parameters | factors)
+    expected, rotary = logits(model, fuse=False), model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    rotary(torch.zeros(1, device=DEVICE), torch.tensor([[600]], device=DEVICE))
+    assert not torch.equal(before, rotary.inv_freq)
+    torch.testing.assert_close(logits(model, fuse=True), expected, atol=1e-4, rtol=1e-5)
+    assert len(calls) == 2
 
 
 def test_frequencies_are_read_where_they_are(calls):

@@ -87,3 +87,22 @@ def test_of_rows_beside_others(monkeypatch, kind, graphs):
 def test_numbers_that_cannot_be(wrong):
     with pytest.raises(UsageError, match="logprobs is how many"):
         both()[1].rounds(PROMPT, logprobs=wrong)
+
+
+@pytest.mark.parametrize("kind", ["radar", "plain"])
+def test_a_text_that_fails_ends_none_beside_it(kind):
+    decoder = make_rows(kind, 2)
+
+    def fails(ids, scores):
+        if ids.shape[1] > len(PROMPT) + 3:
+            raise ArithmeticError("of this text alone")
+        return scores
+
+    own, other = (
+        decoder.rounds(PROMPT, max_new_tokens=9, logprobs=2, **more) for more in ({}, {"logits_processor": [fails]})
+    )
+    with pytest.raises(ArithmeticError):
+        list(other)
+    assert [one.token for one in other.output(None, "").logprobs] == other.token_ids
+    list(own)
+    holds(own.output(None, ""), PROMPT, 2)

@@ -11,15 +11,13 @@ from fakes import DEVICE, tiny_draft, tiny_target
 from radar import FixedDepth, RadarDecoder, SamplingParams, Threshold, TreeConfig
 from radar.draft.drafter import Eagle3Drafter
 from radar.engine import budget
-from radar.engine.plain_rows import PlainRows, Tokens
+from radar.engine.plain_rows import PlainRows
 from radar.engine.round_rows import RoundRows
-from radar.engine.rounds import Flying
 from radar.generation.batch import Batch
 from radar.generation.processing import HostProcessing
 from radar.generation.request import Request
 from radar.generation.sequence import Sequence
 from radar.target.model import TargetModel
-from radar_kernels.reference_canonical import PAGE
 
 TREE = TreeConfig(total_tokens=20, tree_top_k=4, max_calls=6)
 MAX_LENGTH = 300
@@ -176,50 +174,6 @@ def test_rounds_take_a_prompt_along(policy, alone, monkeypatch):
     while batch.has_work:
         batch.step()
     assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
-
-
-@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
-@torch.inference_mode()
-def test_the_next_round_is_launched_before_the_last_one_is_looked_at(policy, monkeypatch):
-    """With one text not before it is known to go on: it has no round that is for nobody."""
-    if DEVICE.type == "cpu":
-        fake_graphs(monkeypatch)
-    batch, flight = make_batch(2, policy, graphs=True), Flying if policy else Tokens
-    launched, read = [], flight.read
-    monkeypatch.setattr(flight, "read", lambda self: launched.append(batch.engine._launched is not None) or read(self))
-    for count in (1, 2):
-        for number in range(count):
-            batch.add(sequence_of(Request([1, 2, 3 + number], 12, SamplingParams(), frozenset())))
-        launched.clear()
-        while batch.has_work:
-            batch.step()
-        assert any(launched) == (count == 2)
-        assert count == 2 or batch.engine._launched is None
-
-
-@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
-@torch.inference_mode()
-def test_a_round_that_is_launched_early_has_pages_for_whatever_comes_before_it(policy, monkeypatch):
-    if DEVICE.type == "cpu":
-        fake_graphs(monkeypatch)
-    batch = make_batch(4, policy, graphs=True)
-    engine = batch.engine
-    for number in range(4):
-        batch.add(sequence_of(Request([1, 2, 3 + number] * (10 + number), 40, SamplingParams(), frozenset())))
-    made, early = engine.round, 0
-
-    def looked_at():
-        nonlocal early
-        found = made()
-        for row, text in enumerate(engine._texts if engine._launched else ()):
-            early += 1
-            assert PAGE * len(engine._pages.pool.held[row]) >= engine._needed(text)
-        return found
-
-    monkeypatch.setattr(engine, "round", looked_at)
-    while batch.has_work:
-        batch.step()
-    assert early > 20
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import sys
 
 import pytest
@@ -171,6 +172,9 @@ def test_parts_of_a_character_have_names_and_bytes():
     assert list(found["top_logprobs"][0])[-1] == found["tokens"][0] == "bytes:\\xe6"
     assert found["text_offset"] == [7]
     assert chat_form([TokenLogprob(2, -3.0, [])], names)["content"][0]["bytes"] == [0xE6]
+    never = [TokenLogprob(1, -math.inf, [(2, -math.inf)])]
+    assert dumps(chat_form(never, names)).count(b"-9999.0") == 2
+    assert dumps(completion_form(never, [0], names)).count(b"-9999.0") == 3
 
 
 class Says:
@@ -200,6 +204,16 @@ def test_offsets_and_accepted_tokens_are_of_the_text():
     assert text.num_accepted == 6
 
 
+@pytest.mark.parametrize("stops", [[], ["!"]])
+def test_log_probabilities_are_of_the_tokens_of_the_text(stops):
+    says, found = Says(), [TokenLogprob(token, -1.0, []) for token in b"abc!xyz"]
+    says.all_special_ids = ()
+    piece = ServedText(says, says, stops)._take(Round(tokens=[*b"abc!xyz"], logprobs=found))
+    kept = 4 if stops else 7
+    assert piece.logprobs == found[:kept]
+    assert piece.offsets == [*range(kept)]
+
+
 def test_half_a_character_is_json_all_the_same():
     assert json.loads(dumps({"a": "\ud800é"})) == {"a": "?é"}
 
@@ -213,10 +227,16 @@ def test_a_log_line_is_json():
     assert json.loads(line)["request_id"] == "x"
 
 
-def test_the_interpreter_is_set_for_an_engine_and_back():
-    before, frozen = sys.getswitchinterval(), gc.get_freeze_count()
-    undo = set_for_engine()
-    assert sys.getswitchinterval() < before
-    assert gc.get_freeze_count() > frozen + 1000
-    undo()
+def test_the_interpreter_is_set_for_engines_and_back_behind_the_last():
+    before = sys.getswitchinterval()
+    assert gc.get_freeze_count() == 0
+    undo, other = set_for_engine(), set_for_engine()
+    for last in (undo, other):
+        assert sys.getswitchinterval() < before
+        assert gc.get_freeze_count() > 1000
+        last()
     assert (sys.getswitchinterval(), gc.get_freeze_count()) == (before, 0)
+    gc.freeze()  # a program's own
+    set_for_engine()()
+    assert gc.get_freeze_count() > 1000
+    gc.unfreeze()

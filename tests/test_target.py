@@ -124,12 +124,24 @@ def test_weights_go_with_the_last_decoder():
         gc.enable()
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_embeddings_that_look_at_the_longest_position_are_refused(kind):
+@pytest.mark.parametrize(("kind", "limit"), [("dynamic", 512), ("longrope", 64)])
+def test_embeddings_that_look_at_the_longest_position_are_refused_where_they_move(kind, limit):
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, **factors}
     model = tiny_target(rope_parameters={**parameters, "original_max_position_embeddings": 64})
-    with pytest.raises(ValueError, match=f"rotary embedding is of type '{kind}'"):
+    with pytest.raises(
+        ValueError, match=rf"type '{kind}'.*beyond {limit}.*max_length={limit - 8} or less, got {limit - 7}"
+    ):
+        TargetModel(model, max_length=limit - 7, max_rows=8)
+    TargetModel(model, max_length=limit - 8, max_rows=8)
+    with pytest.raises(ValueError, match="use one of default, linear"):
+        TargetModel(model, max_length=20, max_rows=limit)
+
+
+def test_unknown_embeddings_are_refused():
+    model = tiny_target()
+    model.config.rope_parameters["rope_type"] = "of_tomorrow"
+    with pytest.raises(ValueError, match="rotary embedding is of type 'of_tomorrow'; known: default, linear"):
         TargetModel(model, max_length=32, max_rows=8)
 
 
@@ -165,13 +177,6 @@ def test_unsupported_architecture_is_refused_by_name():
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=17))
     with pytest.raises(ValueError, match=r"unsupported target architecture 'gpt2'; supported: llama, mistral"):
         TargetModel(model, max_length=64, max_rows=16)
-
-
-def test_sliding_windows_are_refused_beyond_the_window():
-    model = tiny_target("mistral", sliding_window=32)
-    with pytest.raises(ValueError, match="sliding window of 32 tokens"):
-        TargetModel(model, max_length=64, max_rows=16)
-    TargetModel(model, max_length=32, max_rows=16)
 
 
 def test_more_positions_than_the_model_has_are_refused():

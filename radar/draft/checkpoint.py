@@ -17,11 +17,12 @@ from radar.draft.checkpoint_files import read_json, read_tensors
 from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.formats import DraftFormat, canonical_names, recognise
+from radar.draft.other_kinds import refuse_other_kinds
 from radar.draft.reading import read_config
 from radar.draft.vocabulary import read_vocabulary
 from radar.errors import FormatError, NotFoundError, UsageError
 
-__all__ = ["LoadReport", "LoadedDraft", "load_draft", "load_draft_with_report", "save_draft"]
+__all__ = ["LoadReport", "LoadedDraft", "head_folder", "load_draft", "load_draft_with_report", "save_draft"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -36,6 +37,7 @@ class LoadReport:
         unused: tensors of the file, and keys of its config, that play no part.
         assumed: a sentence for each choice that the file did not make.
         doubtful: fields of `DraftConfig` that those sentences leave open; `radar doctor` measures the alternatives.
+        made_for: the target that the file names, if it names one.
     """
 
     format: str
@@ -43,9 +45,11 @@ class LoadReport:
     unused: tuple[str, ...]
     assumed: tuple[str, ...]
     doubtful: tuple[str, ...]
+    made_for: str | None
 
     def __str__(self) -> str:
-        lines = [f"draft head of the {self.format} format, {len(self.used)} tensors used"]
+        made = "" if self.made_for is None else f", made for {self.made_for}"
+        lines = [f"draft head of the {self.format} format, {len(self.used)} tensors used{made}"]
         lines += [f"  assumed: {sentence}" for sentence in self.assumed]
         if self.unused:
             lines.append(f"  not used: {', '.join(self.unused)}")
@@ -57,6 +61,26 @@ class LoadedDraft(NamedTuple):
 
     draft: Eagle3Draft
     report: LoadReport
+
+
+def head_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path, before anything else is loaded.
+
+    Raises:
+        UsageError: for what is no folder.
+        NotFoundError: names what is not there.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(
+            f"draft must be the folder of an EAGLE-3 head, or an Eagle3Draft, got {folder!r}"
+            + (": to decode without one, take AutoregressiveDecoder" if folder is None else "")
+        )
+    path = Path(folder)
+    if path.is_file():
+        raise UsageError(f"draft must be the folder of an EAGLE-3 head, got the file {path}: give {path.parent}")
+    if not (path / "config.json").is_file():
+        raise NotFoundError(f"no draft head in {path}: config.json is missing")
+    return path
 
 
 def load_draft(
@@ -90,19 +114,11 @@ def load_draft_with_report(
         NotFoundError: names the file that is not there.
         FormatError: for a file that cannot be read, or lists every tensor that is unknown, missing or ill-shaped.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise UsageError(
-            f"draft must be the folder of an EAGLE-3 head, or an Eagle3Draft, got {folder!r}"
-            + (": to decode without one, take AutoregressiveDecoder" if folder is None else "")
-        )
-    path = Path(folder)
-    if path.is_file():
-        raise UsageError(f"draft must be the folder of an EAGLE-3 head, got the file {path}: give {path.parent}")
-    if not (path / "config.json").is_file():
-        raise NotFoundError(f"no draft head in {path}: config.json is missing")
+    path = head_folder(folder)
     values = read_json(path / "config.json")
     tensors = read_tensors(path)
     try:
+        refuse_other_kinds(values, tensors)
         entry = recognise(values, tensors)
         names = canonical_names(tensors)
         state = {short: tensors[name] for name, short in names.items()}
@@ -127,6 +143,7 @@ def load_draft_with_report(
         unused=tuple(unused),
         assumed=(*reading.assumed, *assumed, *([sentence] if sentence else [])),
         doubtful=reading.doubtful,
+        made_for=reading.made_for,
     )
     return LoadedDraft(draft.to(device=device, dtype=dtype).eval().requires_grad_(False), report)
 
@@ -207,6 +224,9 @@ def _complete(
     if "lm_head.weight" not in state and embedding is not None and values.get("tie_word_embeddings") is True:
         assumed.append("lm_head.weight is missing and tied: the head's own embedding")
         state = {**state, "lm_head.weight": embedding}
+    if config.attention_bias and (bias := "midlayer.self_attn.o_proj.bias") not in state:
+        assumed.append("queries, keys and values have biases and o_proj has none: zero")
+        state = {**state, bias: torch.zeros(config.hidden_size)}
     return state, assumed
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from radar.config import TreeConfig
+from radar.draft.covering import covering
 from radar.draft.eagle3 import Eagle3Draft
 from radar.draft.fused_head import FusedHead, fused_head
 from radar.draft.narrow import NarrowLinears, weight_dtype
@@ -37,7 +38,7 @@ class Eagle3Drafter:
 
     Args:
         draft: the head, on the target's device and dtype.
-        embed_tokens: the target's embedding, which the head shares, or its own.
+        embed_tokens: the target's embedding, which the head reads unless it has one of its own.
         config: the tree's shape.
         max_length: pairs that the cache holds.
         max_rows: the most rows of `extend`.
@@ -58,7 +59,7 @@ class Eagle3Drafter:
     ) -> None:
         weight, device = draft.fc.weight, draft.fc.weight.device
         self.draft = draft
-        self.embed_tokens = embed_tokens
+        self.embed_tokens = embed_tokens if draft.embed_tokens is None else covering(draft.embed_tokens, embed_tokens)
         self.config = config
         self.feature_size: int = draft.fc.in_features
         self.num_scratch_rows = config.max_accepted + config.num_draft_columns

@@ -17,14 +17,12 @@ class TargetSizes(NamedTuple):
     """What of a target a head depends on.
 
     Attributes:
-        vocab_size: token ids that it knows, which is the width of its logits.
-        embedding_rows: of its input embedding; more than `vocab_size` where a padded one was kept.
+        vocab_size: token ids that it knows: as many as its embedding has rows.
         tap_layers: `hidden_states` indices that feed the head.
     """
 
     hidden_size: int
     vocab_size: int
-    embedding_rows: int
     tap_layers: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
@@ -34,7 +32,8 @@ def check_fit(draft: Eagle3Draft, target: TargetSizes, tree: TreeConfig) -> None
     """Raise UsageError that lists all that does not fit.
 
     Vocabularies may be padded differently, as after `resize_token_embeddings`: what counts is that the target knows
-    every id that the head proposes, and that the embedding the head reads has a row for every id that the target knows.
+    every id that the head proposes. An embedding of the head's own may end before the target's ids do
+    (`radar.draft.covering`).
     """
     config = draft.config
     problems = []
@@ -48,12 +47,6 @@ def check_fit(draft: Eagle3Draft, target: TargetSizes, tree: TreeConfig) -> None
     highest = int(draft.target_ids().max())
     if highest >= target.vocab_size:
         problems.append(f"it proposes ids up to {highest}, the target's vocabulary ends at {target.vocab_size - 1}")
-    rows, whose = (config.vocab_size, "own") if config.own_embedding else (target.embedding_rows, "shared")
-    if rows < target.vocab_size:
-        problems.append(
-            f"its {whose} embedding has {rows} rows, the target's vocabulary {target.vocab_size} ids: append rows to "
-            "it, which may be zero"
-        )
     if config.num_aux_hidden_states != len(target.tap_layers):
         problems.append(f"it reads {config.num_aux_hidden_states} taps, got tap_layers={target.tap_layers}")
     if config.draft_vocab_size < tree.tree_top_k:

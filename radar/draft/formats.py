@@ -21,6 +21,7 @@ __all__ = [
     "canonical_names",
     "has_architecture",
     "recognise",
+    "short_name",
 ]
 
 _WRAPPERS = ("model.", "draft_model.", "eagle_module.")
@@ -103,11 +104,6 @@ FORMATS = (
         demands=MODELOPT_FLAGS | AUX_FLAGS,
     ),
     DraftFormat(
-        "AngelSlim",
-        lambda config, names: "target_model_type" in config or has_architecture(config, "Eagle3LlamaForCausalLM"),
-        max_extra_fc_rows=3,  # SpecExit's signals: confidence, progress, remaining length
-    ),
-    DraftFormat(
         "SpecForge",
         lambda config, names: (
             bool(config.keys() & {"eagle_config", "eagle3_config", "fc_norm", "norm_output"})
@@ -116,6 +112,11 @@ FORMATS = (
         nested=("eagle_config", "eagle3_config"),
         demands=AUX_FLAGS,
         doubtful=("norm_output",),
+    ),
+    DraftFormat(
+        "AngelSlim",
+        lambda config, names: "target_model_type" in config or has_architecture(config, "Eagle3LlamaForCausalLM"),
+        max_extra_fc_rows=3,  # SpecExit's signals: confidence, progress, remaining length
     ),
     DraftFormat("SafeAILab", lambda config, names: _has_layer(names, "midlayer.")),
 )
@@ -129,7 +130,7 @@ def canonical_names(names: Mapping[str, Tensor]) -> dict[str, str]:
     """
     canonical: dict[str, str] = {}
     for name in sorted(names):
-        short = _strip(name)
+        short = short_name(name)
         if short.endswith("rotary_emb.inv_freq") or short.startswith("verifier_"):
             continue
         if short.startswith("layers.0."):
@@ -140,7 +141,8 @@ def canonical_names(names: Mapping[str, Tensor]) -> dict[str, str]:
     return canonical
 
 
-def _strip(name: str) -> str:
+def short_name(name: str) -> str:
+    """A tensor's name without the wrappers of its trainer."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -148,7 +150,7 @@ def _strip(name: str) -> str:
 
 def recognise(config: Mapping[str, Any], names: Mapping[str, Tensor]) -> DraftFormat:
     """The first format that the contents match. Raises FormatError if none does."""
-    short = frozenset(_strip(name) for name in names)
+    short = frozenset(short_name(name) for name in names)
     if _has_layer(short, "midlayer.") or _has_layer(short, "layers.0."):
         for entry in FORMATS:
             if entry.matches(config, short):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from radar.draft.config import DraftConfig
-from radar.draft.formats import AUX_FLAGS, MODELOPT_FLAGS, DraftFormat, has_architecture
+from radar.draft.formats import AUX_FLAGS, MODELOPT_FLAGS, DraftFormat
 from radar.errors import FormatError
 
 __all__ = ["Reading", "read_config"]
@@ -26,12 +26,14 @@ class Reading:
         assumed: a sentence for each choice that the file did not make.
         doubtful: the fields of `config` that those sentences leave open.
         ignored: keys of `config.json` that were not read.
+        made_for: the target that the file names, if it names one.
     """
 
     config: DraftConfig
     assumed: tuple[str, ...]
     doubtful: tuple[str, ...]
     ignored: tuple[str, ...]
+    made_for: str | None
 
 
 def read_config(
@@ -84,18 +86,28 @@ def read_config(
     for key, tensors in _EVIDENCE.items():
         flat.setdefault(key, all(name in state for name in tensors))
     config = DraftConfig.from_dict(flat)
+    made_for = _made_for(values)
     if config.hidden_size != target_hidden_size and not config.own_embedding:
         raise FormatError(
-            f"the head's hidden size is {config.hidden_size} and the target's {target_hidden_size}: such a head needs "
-            "an embedding of its own (embed_tokens.weight), and the file holds none"
+            f"the head's hidden size is {config.hidden_size} and the target's {target_hidden_size}, so it was made for "
+            f"{made_for or 'another target'}: a head of another size than its target has an embedding of its own "
+            "(embed_tokens.weight), and the file holds none"
         )
-    return Reading(config, tuple(assumed), tuple(doubtful), tuple(sorted(_flat_keys(entry, values) - _KNOWN)))
+    return Reading(config, tuple(assumed), tuple(doubtful), _ignored(entry, values), made_for)
+
+
+def _made_for(values: Mapping[str, Any]) -> str | None:
+    """The target that a speculators file names."""
+    speculators = values.get("speculators_config")
+    verifier = speculators.get("verifier") if isinstance(speculators, Mapping) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, Mapping) else None
+    return name if isinstance(name, str) and name else None
 
 
 _EVIDENCE = {
     "norm_before_fc": ("input_norm.weight",),
     "fc_norm": ("fc_norm.0.weight",),
-    "attention_bias": tuple(f"midlayer.self_attn.{name}_proj.bias" for name in "qkvo"),
+    "attention_bias": tuple(f"midlayer.self_attn.{name}_proj.bias" for name in "qkv"),
     "mlp_bias": tuple(f"midlayer.mlp.{name}_proj.bias" for name in ("gate", "up", "down")),
     "qk_norm": tuple(f"midlayer.self_attn.{name}_norm.weight" for name in "qk"),
     "own_embedding": ("embed_tokens.weight",),
@@ -136,8 +148,8 @@ def _parts(entry: DraftFormat, values: Mapping[str, Any]) -> list[tuple[str, Map
     return parts
 
 
-def _flat_keys(entry: DraftFormat, values: Mapping[str, Any]) -> set[str]:
-    return set(values).union(*(part for _, part in _parts(entry, values)))
+def _ignored(entry: DraftFormat, values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(set(values).union(*(part for _, part in _parts(entry, values))) - _KNOWN))
 
 
 def _flatten(entry: DraftFormat, values: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
@@ -165,8 +177,6 @@ def _refuse(entry: DraftFormat, flat: Mapping[str, Any]) -> None:
         raise FormatError("draft config: quantised heads (quantization_config) are not supported: use the bf16 file")
     if flat.get("use_sliding_window") or "sliding_attention" in str(flat.get("layer_types")):
         raise FormatError("draft config: heads with sliding-window attention are not supported")
-    if has_architecture(flat, "Deepseek"):
-        raise FormatError(f"draft config: architecture {flat['architectures']} (latent attention) is not supported")
 
 
 def _read_taps(
@@ -216,7 +226,8 @@ def _fill_sizes(
     target_hidden_size: int,
     assumed: list[str],
 ) -> None:
-    """Read from the tensors what the config leaves out; what it states is compared with them later."""
+    """Read from the tensors what the config leaves out; what it states is compared with them later, but for the
+    vocabulary, which is padded in one place and not in another: what counts is that the draft ids fit."""
 
     def rows(name: str, dims: int) -> int | None:
         tensor = state.get(name)
@@ -229,9 +240,17 @@ def _fill_sizes(
 
     fill("hidden_size", rows("norm.weight", 1))
     fill("intermediate_size", rows("midlayer.mlp.gate_proj.weight", 2))
-    fill("vocab_size", rows("t2d", 1) or rows("embed_tokens.weight", 2))
+    own, marks = rows("embed_tokens.weight", 2), rows("t2d", 1)
+    fill("vocab_size", own or marks)
+    stated = flat.get("vocab_size")
+    if type(stated) is int and (known := own or max(stated, marks or 0)) != stated:  # padded differently
+        flat["vocab_size"] = known
+        assumed.append(f"vocab_size is {stated} in config.json and {known} in the tensors, which count")
     fill("draft_vocab_size", rows("lm_head.weight", 2))
-    flat.setdefault("target_hidden_size", target_hidden_size)
+    taps, fc, size = flat.get(TAPS), state.get("fc.weight"), flat.get("hidden_size")
+    count = len(taps) if isinstance(taps, list) else 3
+    own_size = fc is not None and type(size) is int and fc.shape[1:] == (count * size,)
+    flat.setdefault("target_hidden_size", size if own_size else target_hidden_size)
     queries, keys = rows("midlayer.self_attn.q_proj.weight", 2), rows("midlayer.self_attn.k_proj.weight", 2)
     head_dim = flat.get("head_dim")
     if "num_attention_heads" not in entry.defaults and type(head_dim) is int and head_dim > 0:

@@ -18,13 +18,16 @@ def read_vocabulary(
     Trainers write offsets: target id = draft id + d2t[draft id]. Most sort the ids; some keep them in the order of
     their frequency, as the calibration of ModelOpt does. Some files hold the ids themselves. The values tell which,
     since ids must be different ones of the vocabulary, and those that `t2d` marks. A file with one of the maps has the
-    other one implied, and a head over the whole vocabulary needs none.
+    other one implied, and a head over the whole vocabulary needs none. `t2d` may be of a vocabulary that is padded
+    differently, if nothing that it marks is beyond this one.
 
     Returns:
         The ids [draft_vocab_size], int64, each once, in the order of the draft ids; a sentence on what was assumed, or
         None; and the problems, in which case the ids are the first of the vocabulary.
     """
     d2t, t2d = state.get("d2t"), state.get("t2d")
+    if t2d is not None and t2d.dim() == 1 and not bool(t2d[vocab_size:].any()):
+        t2d = torch.cat((t2d, t2d.new_zeros(max(vocab_size - len(t2d), 0))))[:vocab_size]
     identity = torch.arange(draft_vocab_size)
     problems = [] if d2t is None else _check(d2t, "d2t", draft_vocab_size)
     if t2d is not None:

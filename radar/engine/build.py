@@ -127,7 +127,7 @@ class RoundRecipe:
         check_fit(draft, _sizes(target), tree)
         drafter = Eagle3Drafter(
             draft,
-            target.embed_tokens if draft.embed_tokens is None else draft.embed_tokens,
+            target.embed_tokens,
             tree,
             max_length=self.max_length,
             max_rows=rows,
@@ -161,5 +161,4 @@ class RowsRecipe:
 
 
 def _sizes(target: TargetModel) -> TargetSizes:
-    rows = len(target.embed_tokens.weight)  # type: ignore[arg-type]  # of an embedding it is a tensor
-    return TargetSizes(target.hidden_size, target.vocab_size, rows, target.tap_layers, target.device, target.dtype)
+    return TargetSizes(target.hidden_size, target.vocab_size, target.tap_layers, target.device, target.dtype)

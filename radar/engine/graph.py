@@ -77,6 +77,7 @@ class GraphEngine:
         self._launched_at = 0.0
         self._done = torch.cuda.Event()
         rehearse(self._rehearsal, target.device)
+        self.steps.scored = None  # logits of nobody
         self.prepare()
 
     def set_policy(self, policy: StopPolicy) -> None:

@@ -65,6 +65,8 @@ class RoundRows(RowsEngine):
             for view in views:
                 view.policy = view.bind(policy)
             rehearse(lambda: self._rehearse(views, fallback), target.device)
+            for view in views:
+                view.scored = None  # logits of nobody
             streams, conditional = Streams(target.device), why_no_while_nodes(target.device) is None
             self.capture_prompts(streams)
             self._rounds = [

@@ -71,16 +71,16 @@ class Rounds:
     """
 
     carried = 0
+    _settled: bool | None  # whether the next one drafts
 
     def __init__(self, steps: RoundSteps, policy: StopPolicy, fallback: Fallback | None) -> None:
         self.steps, self.fallback = steps, fallback
         self.catches_up = False
-        self._settled: bool | None = None  # whether the next one drafts
         self.decide_by(policy)
 
     def decide_by(self, policy: StopPolicy) -> None:
         """Take another policy, while no row holds a text."""
-        self.steps.policy = self.steps.bind(policy)
+        self.steps.policy, self._settled = self.steps.bind(policy), None
         if self.fallback is not None:
             self.fallback.forget_rounds()
 

@@ -222,6 +222,7 @@ class RoundSteps:
             at = self.share.starts[:-1, None] + path
             torch.index_select(self._node_taps[:, 0], 0, at.flatten(), out=self.taps.view(at.numel(), -1))
         self.scored = Scored(self._logits, at, self.tokens)
+        del self._logits
         return self.result
 
     def plain(self) -> Tensor:

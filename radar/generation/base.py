@@ -26,7 +26,7 @@ from radar.generation.streamers import ended, feed, release
 from radar.generation.text import AsyncTextStream, TextStream
 from radar.generation.turns import RoundMaker, Turns
 from radar.metrics import DecodeMetrics
-from radar.target.families import vocabulary_size
+from radar.target.checks import vocabulary_size
 from radar.target.ranks import ranks_of
 
 __all__ = ["Decoder", "Prompt", "check_rows"]

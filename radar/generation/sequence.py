@@ -146,16 +146,22 @@ class Sequence(Iterator[Round]):
         count = 0
         while count < len(item.tokens) and item.finish_reason is None:
             if item.tokens[count] < 0:
+                if count:
+                    self._keep(item, count)
                 raise NumericalError(self._why_no_token(None if logits is None else logits[count]))
             self.ids.append(item.tokens[count])
             item.finish_reason = self._end.reason(self.ids, None if item.scores is None else item.scores[count])
             count += 1
+        self._keep(item, count)
+        self.finish_reason = item.finish_reason
+
+    def _keep(self, item: Round, count: int) -> None:
+        """Add a round, as far as so many tokens."""
         item.tokens = item.tokens[:count]
         item.logprobs = None if item.logprobs is None else item.logprobs[:count]
         if item.scores is not None and item.logits is not None:
             item.logits, item.scores = item.logits[:count], item.scores[:count]
         self.rounds.append(item)
-        self.finish_reason = item.finish_reason
 
     def _why_no_token(self, logits: Tensor | None) -> str:
         """`logits` [V]: the target's own, known where processors follow them."""

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Callable
 
 __all__ = ["set_for_engine"]
 
 SWITCH = 2e-4  # seconds until a thread has to let another one run
 
+_lock = threading.Lock()
+_users = 0
+_before = 0.0
+_froze = False
+
 
 def set_for_engine() -> Callable[[], None]:
-    """Set it, once the models are there; what is returned sets it back.
+    """Set it, once the models are there; what is returned sets it back, when the last one has been called.
 
     The thread lets go of the interpreter with every call of PyTorch, and gets it back from a busy thread no sooner than
     the switch interval says: in Python's 5 ms a step would take several times as long as on the device. And to look
     for garbage among all that models and libraries have made takes a third of a second, in which no text goes on.
     """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH)
-    gc.collect()
-    gc.freeze()
+    global _users, _before, _froze
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH)
+            if _froze := gc.get_freeze_count() == 0:  # else the program has its own ways
+                gc.collect()
+                gc.freeze()
+    return _undo
 
-    def undo() -> None:
-        gc.unfreeze()
-        sys.setswitchinterval(before)
 
-    return undo
+def _undo() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            sys.setswitchinterval(_before)
+            if _froze:
+                gc.unfreeze()

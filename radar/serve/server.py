@@ -84,16 +84,18 @@ class RadarServer(uvicorn.Server):
         """See `uvicorn.Server`."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(DaemonThreads())
-        self._undo = set_for_engine()
         await super().startup(sockets)
+        self._undo = set_for_engine()
         for one in sockets or ():
             host, port = one.getsockname()[:2]
             log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        await super().shutdown(sockets)
-        self._undo()
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self._undo()
 
     def end(self) -> None:
         """Begin to end, from any thread."""

@@ -1,4 +1,4 @@
-"""A model's attention as ours for a time: by the class of its configs, which other threads and models may share."""
+"""A model's attention as ours for a time, and its experts: by the class of its configs, which others may share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def attention_configs(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def attending(user: object, configs: Sequence[Any], name: Callable[[Any], str | None]) -> Iterator[None]:
+def attending(
+    user: object, configs: Sequence[Any], name: Callable[[Any], str | None],
+    experts: Callable[[Any, str | None], str | None],
+) -> Iterator[None]:  # fmt: skip
     """Let `name(config)` say which attention a config's modules use, None: the config's own.
 
     If Ctrl-C leaves a class behind, it reads as the stock one outside of a run, and the user's next run takes it back.
@@ -32,13 +35,14 @@ def attending(user: object, configs: Sequence[Any], name: Callable[[Any], str | 
         user: not within `attending` yet.
         configs: of the modules.
         name: asked at every forward, in any thread; the same function for all users.
+        experts: so; what the experts use, given the config and what that says.
     """
     try:
         with _changing:
             for config in configs:
                 _users.setdefault(id(config), set()).add(user)
                 kind: Any = type(config)
-                config.__class__ = _named_by(kind, name)
+                config.__class__ = _named_by(kind, name, experts)
         yield
     finally:
         with _changing:
@@ -51,16 +55,18 @@ def attending(user: object, configs: Sequence[Any], name: Callable[[Any], str | 
 
 
 @functools.cache
-def _named_by(stock: Any, name: Callable[[Any], str | None]) -> type:
+def _named_by(stock: Any, name: Callable[[Any], str | None], experts: Callable[[Any, str | None], str | None]) -> type:
     if hasattr(stock, "radar_stock"):
         return stock  # type: ignore[no-any-return]
     own: Any = stock._attn_implementation
+    own_experts: Any = stock._experts_implementation
 
     def implementation(config: Any) -> Any:
         return name(config) or own.fget(config)
 
     members = {
         "_attn_implementation": property(implementation, own.fset),
+        "_experts_implementation": property(lambda config: experts(config, own_experts.fget(config)), own_experts.fset),
         "radar_stock": stock,
         "__module__": stock.__module__,
         "__qualname__": stock.__qualname__,

@@ -3,8 +3,8 @@
 The model runs without a cache of its own: a registered attention function stores the new keys and values in the
 `StaticKVCache` that is named for the time (`radar.target.running`) and attends to it, so one forward serves
 prompts, single tokens and trees. What a family, a hook on the model or a subclass does to its scores is done here too,
-since the whole model is called. On a GPU stock layers run as ours. Nothing of this is seen by other threads, and
-nothing is left on the model behind a run.
+since the whole model is called. On a GPU stock layers, or norms and projections one by one, run as ours: the family's
+row says which. Nothing of this is seen by other threads, and nothing is left on the model behind a run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from transformers import AttentionInterface
 from radar.target.attending import attending, attention_configs
 from radar.target.attention import Seen, attend
 from radar.target.cache import StaticKVCache
+from radar.target.experts import experts_for
+from radar.target.families import decoder_of
 from radar.target.fingerprint import Fingerprint, fingerprint
 from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
-from radar.target.running import Owner, is_attending, is_running, running
+from radar.target.needs import Needs
+from radar.target.norms import FusedNorms
+from radar.target.running import Owner, experts_of, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
 
@@ -38,7 +42,8 @@ def _attention(
     """transformers' attention interface: new rows in, [B, N, H, D] out."""
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     start, seen = kwargs["radar_start"], kwargs["radar_seen"]
-    return attend(query, key, value, start, seen, module.layer_idx, scale), None  # type: ignore[arg-type]
+    needs = Needs(kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
+    return attend(query, key, value, start, seen, module.layer_idx, scale, needs), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -65,7 +70,7 @@ class BoundModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.decoder: Any = model.get_decoder()
+        self.decoder: Any = decoder_of(model)
         self.turn = Turn("model")
         self._owner = Owner()
         self._print: Fingerprint | None = None
@@ -83,8 +88,9 @@ class BoundModel:
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
                 self._taps.clear()
-                self.decoder = self.model.get_decoder()
+                self.decoder = decoder_of(self.model)
                 self._owner.configs = attention_configs(self.model)
+                self._owner.experts = experts_for(self.model)
                 self._groups = []
                 if self.model.device.type == "cuda":
                     self.fuse()
@@ -95,7 +101,8 @@ class BoundModel:
     def fuse(self) -> None:
         """Let stock layers and projections run as ours, from the next run on until the layout changes."""
         groups = fuse_projections(self.decoder.layers, [self.model.get_output_embeddings()], self._owner)
-        self._groups = [FusedLayers(self.decoder, groups, self._owner), *groups]
+        layers = FusedLayers(self.decoder, groups, self._owner)
+        self._groups = [layers, FusedNorms(self.model, self._owner), *groups]
 
     @contextmanager
     def running(self, cache: StaticKVCache, tap_layers: tuple[int, ...] = ()) -> Iterator[None]:
@@ -105,7 +112,7 @@ class BoundModel:
             fused(self._groups),
             self._tapped(tap_layers).listening(),  # behind it: a layer with a hook is not ours
             running(self._owner, cache),
-            attending(self._owner, self._owner.configs, _attention_of),
+            attending(self._owner, self._owner.configs, _attention_of, experts_of),
         ):
             yield
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from radar_kernels import keep_rows, store_rows
 
-__all__ = ["StaticKVCache", "Swapped"]
+__all__ = ["StaticKVCache", "Stored", "Swapped"]
 
 
 class Swapped(NamedTuple):
@@ -21,11 +21,15 @@ class Swapped(NamedTuple):
     values: Tensor
 
 
+Stored = tuple[Tensor, Tensor, Tensor | None]
+
+
 class StaticKVCache:
     """One buffer for all layers; nothing is allocated after construction.
 
     Rows below `length` are committed. Rows above it are scratch: a tree's nodes, or the padding of a chunk, which the
-    next write covers. Shapes never change and lengths live on the device, so every method can be captured in a graph.
+    next write covers. A layer with fewer or narrower heads has the first ones of the buffers. Shapes never change and
+    lengths live on the device, so every method can be captured in a graph.
 
     Args:
         num_layers, batch_size, num_kv_heads, capacity, head_dim: shape of the buffers [L, B, KV, S, D].
@@ -92,15 +96,20 @@ class StaticKVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: Tensor) -> None:
         """Put N rows [B, KV, N, D] at `start` [B] of one layer."""
-        store_rows(self.keys[layer], self.values[layer], keys, values, start, block_table=self.block_table)
+        store_rows(*self.part(layer, keys.shape[1], keys.shape[3]), keys, values, start, block_table=self.block_table)
 
-    def stored(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One layer's keys and values as they are stored, and the block table, for kernels that read pages."""
-        return *self.rows(layer), None
+    def part(self, layer: int, heads: int | None = None, dim: int | None = None) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values as they are stored, of so many heads and numbers of a head; None: all."""
+        return self.keys[layer][:, :heads, :, :dim], self.values[layer][:, :heads, :, :dim]
 
-    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+    def stored(self, layer: int, heads: int | None = None, dim: int | None = None) -> Stored:
+        """The same, and the block table, for kernels that read pages."""
+        return *self.rows(layer, heads, dim), None
+
+    def rows(self, layer: int, heads: int | None = None, dim: int | None = None) -> tuple[Tensor, Tensor]:
         """One layer's keys and values [B, KV, S, D], S the window."""
-        return self.keys[layer][:, :, : self._window], self.values[layer][:, :, : self._window]
+        keys, values = self.part(layer, heads, dim)
+        return keys[:, :, : self._window], values[:, :, : self._window]
 
     def set_window(self, rows: int) -> None:
         """Promise, from the host, that no row from `rows` on is in use until the next promise.

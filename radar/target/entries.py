@@ -50,7 +50,9 @@ class Entries(NamedTuple):
     cache: PagedKVCache
 
     @classmethod
-    def of(cls, tree: VerifyTree, share: Share, cache: PagedKVCache, rider: Rider | None = None) -> Entries:
+    def of(
+        cls, tree: VerifyTree, share: Share, cache: PagedKVCache, rider: Rider | None = None, *, by_paths: bool
+    ) -> Entries:
         """Those that a share names.
 
         Args:
@@ -58,6 +60,7 @@ class Entries(NamedTuple):
             share: of the same nodes.
             cache: of the B rows.
             rider: whose tokens are the entries behind.
+            by_paths: what nodes see is said by their paths.
         """
         most = tree.draft_tokens.shape[1]
         real, at = share.nodes >= 0, share.nodes.clamp(min=0)
@@ -74,7 +77,7 @@ class Entries(NamedTuple):
             own, most = _with(own, rider.cache, count), max(most, count)
         words = ancestors[:, None]
         seen: Seen = words
-        if at.device.type == "cuda":  # as `TargetModel.verify` does, bit for bit
+        if by_paths:  # as `TargetModel.verify` does, bit for bit
             seen = SharedPaths(ancestor_paths(words, most), Alike(starts, most))
         return cls(ids[:, None], depths[:, None], seen, own.length + place, own)
 

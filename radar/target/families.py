@@ -1,101 +1,171 @@
-"""What of the targets is supported: families, lengths, types and places of weights."""
+"""The model types that decode, a row each: what their attention needs, and what of them kernels of ours stand in for.
+
+No modelling code is copied: stock modules run, with our attention in the place that transformers has for one, and with
+the experts that transformers picks (`experts_implementation`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-from transformers import PreTrainedModel
+from radar.target.needs import Needs
 
-from radar.errors import UsageError
-from radar.target.positions import position_limit
-
-__all__ = ["SUPPORTED_MODEL_TYPES", "check_target", "default_max_length", "stock_model", "vocabulary_size"]
-
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+__all__ = ["FAMILIES", "MISSING", "Family", "cache_heads", "decoder_of", "family_of", "layer_needs"]
 
 
-def stock_model(model: Any) -> Any:
-    """The transformers model that decodes: `model` itself, or what a PEFT model has put its adapters into.
+def _own_window(attention: Any) -> int | None:
+    return attention.sliding_window  # type: ignore[no-any-return]
 
-    Raises:
-        UsageError: for anything else, named; also for what changes a text outside of the model's own modules.
+
+def _one_window(attention: Any) -> int | None:
+    return getattr(attention.config, "sliding_window", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model type.
+
+    Attributes:
+        home: of its classes, in `transformers.models`.
+        prefix: of their names.
+        window: of an attention module, in tokens; None: the family has none.
+        softcap: whether attention modules say `attn_logit_softcapping` and it counts.
+        sinks: whether attention modules have `sinks`.
+        layers: whether its whole layers run as ours on a GPU (`FusedLayers`), and may be split over cards.
+        angles: whether its rotary embedding is Llama's, for which ours stands in there without the layers.
+        norm: how its RMS norms round (`radar_kernels.rms_norm`), for those that run as ours by themselves.
+        sums_elsewhere: what sums in modules of transformers, in an order that the number of rows may have a part in,
+            so that in 16 bits a GPU may break near ties otherwise in a tree than in plain decoding; None: nothing.
+        limit: of a config, the most tokens of a text, and why; None: what the config says.
     """
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        kinds = {name: config for name, config in model.peft_config.items() if config.is_prompt_learning}
-        if kinds:
-            raise UsageError(
-                f"adapter {next(iter(kinds))!r} is prompt tuning, whose virtual tokens have no ids for a draft to "
-                "follow: decode without RADAR, or use an adapter that changes weights (LoRA and its kin)"
-            )
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        inner = getattr(model, "module", None)
-        advice = "pass its .module" if isinstance(inner, PreTrainedModel) else "load one with AutoModelForCausalLM"
-        raise UsageError(
-            f"model must be a loaded transformers model (a PreTrainedModel), got {type(model).__name__}: {advice}"
+
+    home: str
+    prefix: str
+    window: Callable[[Any], int | None] | None = None
+    softcap: bool = False
+    sinks: bool = False
+    layers: bool = False
+    angles: bool = False
+    norm: Literal["rounded", "wide", "shifted"] = "rounded"
+    sums_elsewhere: str | None = None
+    limit: Callable[[Any], tuple[int, str] | None] | None = None
+
+    @property
+    def module(self) -> str:
+        """Where its classes are."""
+        return f"transformers.models.{self.home}.modeling_{self.home}"
+
+    def needs(self, attention: Any) -> Needs:
+        """Of an attention module: what its forward hands to an attention function."""
+        return Needs(
+            window=None if self.window is None else self.window(attention),
+            softcap=attention.config.attn_logit_softcapping if self.softcap else None,
+            sink=attention.sinks if self.sinks else None,
         )
-    stock: Any = model  # its own annotations differ between releases
-    if stock.get_output_embeddings() is None:
-        raise UsageError(
-            f"{type(model).__name__} has no output layer over a vocabulary: load it with AutoModelForCausalLM"
-        )
-    return stock
 
 
-def default_max_length(model: Any) -> int:
-    """2048 tokens, or as many as the model has positions for."""
-    return min(2048, position_limit(model.config) or 2048)
+def _llama4_limit(config: Any) -> tuple[int, str] | None:
+    """Of Llama 4: attention in chunks, and queries that are scaled by a place which it takes from its own cache."""
+    limits = []
+    if "chunked_attention" in (config.layer_types or ()):
+        limits.append((int(config.attention_chunk_size), "its attention ends at borders of chunks from there on"))
+    if config.attn_temperature_tuning and not all(config.no_rope_layers):
+        limits.append((int(config.floor_scale) - 1, "it scales queries by their place from there on"))
+    return min(limits, default=None)
 
 
-def vocabulary_size(model: Any) -> int:
-    """Ids that a model knows: its config's, as many as have an embedding (models may share a config)."""
-    known = int(model.config.vocab_size)
-    return min(known, int(getattr(model.get_input_embeddings(), "num_embeddings", known)))
+_EXPERTS = "experts, by grouped products"
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(home="llama", prefix="Llama", layers=True),
+    "mistral": Family(home="mistral", prefix="Mistral", layers=True, window=_one_window),
+    "qwen2": Family(home="qwen2", prefix="Qwen2", layers=True, window=_own_window),
+    "qwen3": Family(home="qwen3", prefix="Qwen3", layers=True, window=_own_window),
+    "ministral": Family(home="ministral", prefix="Ministral", layers=True, window=_own_window),
+    "ministral3": Family(home="ministral3", prefix="Ministral3", window=_one_window),
+    "qwen3_moe": Family(home="qwen3_moe", prefix="Qwen3Moe", window=_own_window, sums_elsewhere=_EXPERTS),
+    "gpt_oss": Family(
+        home="gpt_oss", prefix="GptOss", window=_own_window, sinks=True, norm="wide", sums_elsewhere=_EXPERTS
+    ),
+    "gemma2": Family(home="gemma2", prefix="Gemma2", window=_own_window, softcap=True, norm="shifted"),
+    "gemma3_text": Family(home="gemma3", prefix="Gemma3", window=_own_window, norm="shifted"),
+    "gemma4_text": Family(
+        home="gemma4",
+        prefix="Gemma4",
+        window=_own_window,
+        norm="wide",
+        sums_elsewhere="norms of values, projections of layers that share keys, and experts, by grouped products",
+    ),
+    "phi3": Family(home="phi3", prefix="Phi3", window=_one_window, angles=True),
+    "smollm3": Family(home="smollm3", prefix="SmolLM3", window=_own_window),
+    "olmo2": Family(home="olmo2", prefix="Olmo2", norm="wide"),
+    "granite": Family(home="granite", prefix="Granite"),
+    "glm": Family(home="glm", prefix="Glm"),
+    "glm4": Family(home="glm4", prefix="Glm4"),
+    "llama4_text": Family(
+        home="llama4", prefix="Llama4Text", sums_elsewhere=f"{_EXPERTS}, and norms of heads", limit=_llama4_limit
+    ),
+}
+"""By `config.model_type`."""
+
+_VISION = "it reads images too; its language model alone decodes, as {}"
+_RECURRENT = "it keeps a state in place of keys and values, which a tree cannot branch"
+_UNTESTED = "its modules are like those of families that decode, but nothing has tested it"
+_LATENT = "its values are narrower than its keys, and the cache has one width for both"
+
+MISSING: dict[str, str] = {
+    "gemma": _UNTESTED,
+    "gemma3": _VISION.format("Gemma3ForCausalLM"),
+    "gemma3n": "layers that share keys and values, and states beside the residual stream",
+    "gemma4": _VISION.format("Gemma4ForCausalLM"),
+    "glm4_moe": _UNTESTED,
+    "llama4": _VISION.format("Llama4ForCausalLM"),
+    "mistral3": _VISION.format("Ministral3ForCausalLM or MistralForCausalLM"),
+    "mixtral": _UNTESTED,
+    "olmo3": _UNTESTED,
+    "qwen2_moe": _UNTESTED,
+    "qwen2_vl": _VISION.format("Qwen2ForCausalLM"),
+    "qwen2_5_vl": _VISION.format("Qwen2ForCausalLM"),
+    "qwen3_vl": _VISION.format("Qwen3ForCausalLM"),
+    "qwen3_next": _RECURRENT,
+    "qwen3_5": _RECURRENT,
+    "qwen3_5_text": _RECURRENT,
+    "mamba": _RECURRENT,
+    "mamba2": _RECURRENT,
+    "jamba": _RECURRENT,
+    "bamba": _RECURRENT,
+    "falcon_h1": _RECURRENT,
+    "granitemoehybrid": _RECURRENT,
+    "recurrent_gemma": _RECURRENT,
+    "rwkv": _RECURRENT,
+    "lfm2": _RECURRENT,
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+}
+"""Types that are close, or asked for: why they are refused."""
 
 
-def check_target(model: Any, max_length: int) -> None:
-    """Raise UsageError for a model that cannot be a target with so many tokens, and say what can."""
-    config = model.config
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
-        raise UsageError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise UsageError(
-            f"unsupported target architecture {config.model_type!r}; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if window and window < max_length and (layer_types is None or "sliding_attention" in layer_types):
-        raise UsageError(
-            f"this {config.model_type} model attends to a sliding window of {window} tokens, which is not supported "
-            f"beyond the window: use max_length={window} or less, got {max_length}"
-        )
-    limit = position_limit(config)
-    if limit and max_length > limit:
-        raise UsageError(f"max_length {max_length} is more than the {limit} positions that the model was made for")
-    if moving := sorted(_rope_types(config) & {"dynamic", "longrope"}):
-        raise UsageError(
-            f"the target's rotary embedding is of type {moving[0]!r}, whose frequencies change with the longest "
-            "position of a forward, so that nodes of a tree would change those of the text before them: use a model of "
-            "type default, linear, yarn or llama3"
-        )
-    if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
-    dynamic = next((m for m in model.modules() if type(m).__module__.startswith(_DYNAMIC)), None)
-    if dynamic is not None:
-        raise UsageError(
-            f"{type(dynamic).__name__} is quantised dynamically: its scale depends on all rows of a forward, so that "
-            "nodes of a tree would change each other's scores. Use weights alone in 8 or 4 bits, or the model as it was"
-        )
-    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
-        raise UsageError("the target is spread over several devices (device_map); load it on one device")
+def family_of(model: Any) -> Family:
+    """The row of a model that `check_target` lets pass."""
+    return FAMILIES[model.config.model_type]
 
 
-_DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")
+def decoder_of(model: Any) -> Any:
+    """The model without its output layer."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else model.model  # Llama4ForCausalLM looks in a wrong place
 
 
-def _rope_types(config: Any) -> set[str]:
-    """Types of rotary embedding, of all kinds of layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    return {str(kind.get("rope_type", "default")) for kind in kinds}
+def cache_heads(model: Any) -> tuple[int, int]:
+    """Key-value heads, and numbers of a head, that the cache has to have room for: the most of all layers."""
+    config, layers = model.config, [layer.self_attn for layer in decoder_of(model).layers]
+    heads = {config.num_attention_heads // layer.num_key_value_groups for layer in layers}
+    return max(heads), max(layer.head_dim for layer in layers)
+
+
+def layer_needs(model: Any) -> tuple[Needs, ...]:
+    """What attention needs in each layer of such a model."""
+    family = family_of(model)
+    return tuple(family.needs(layer.self_attn) for layer in decoder_of(model).layers)

@@ -14,27 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from radar.target.attention import attend_stored
+from radar.target.families import FAMILIES
 from radar.target.layers import (
     FusedLinears,
     LayerProducts,
     is_plain_linear,
     is_plain_tensor,
+    is_stock,
     is_untouched,
     layer_products,
 )
+from radar.target.positions import MOVING
 from radar.target.running import Owner, current_cache, is_running
 from radar_kernels import HeadNorms, Parts, add_rms_norm, rms_norm, rotary_angles, rotate_store, silu_mul
+from radar_kernels.rms_norm import MOST_COLUMNS
 
 __all__ = ["FusedLayers"]
 
-_FAMILIES = {
-    f"transformers.models.{name.lower()}.modeling_{name.lower()}": name
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
-}
+_FAMILIES = {family.module: family for family in FAMILIES.values() if family.layers}
+_ROTARY = {family.module: family for family in FAMILIES.values() if family.layers or family.angles}
 _ACTIVATIONS = {("torch.nn.modules.activation", "SiLU"), ("transformers.activations", "SiLUActivation")}
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-MOST_COLUMNS = 32768  # of `rms_norm`
 
 
 @dataclass
@@ -58,7 +59,7 @@ class _Normed:
 class FusedLayers:
     """A decoder's layers, last norm and rotary angles in the threads that run `owner`; entered before its `groups` are.
 
-    Only layers of the supported families with nothing on them or in them that stock ones do not have: a hook, an
+    Only layers of families whose row says so, with nothing on them or in them that stock ones do not have: a hook, an
     adapter, a forward of its own, weights that are not plain. All others run as they are, between ours too.
 
     Args:
@@ -135,11 +136,13 @@ class FusedLayers:
 
     def _rotary_forward(self, rotary: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         stock = type(rotary).forward
+        # of a type that moves those that a text as short as ours has, whatever another forward has left
+        name = "original_inv_freq" if rotary.rope_type in MOVING else "inv_freq"
 
         def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
             if not is_running(self._owner):
                 return stock(rotary, x, position_ids)  # type: ignore[no-any-return]
-            return rotary_angles(position_ids, rotary.inv_freq.to(x.device), rotary.attention_scaling, x.dtype)
+            return rotary_angles(position_ids, getattr(rotary, name).to(x.device), rotary.attention_scaling, x.dtype)
 
         return forward
 
@@ -157,7 +160,8 @@ def _attended(
     cos, sin = position_embeddings
     inputs = (query, key, value, cos, sin, cache.keys[index], cache.values[index], radar_start)
     query = rotate_store(*inputs, norms=norms, block_table=cache.block_table)
-    out = attend_stored(query, radar_seen, index, attention.scaling)
+    needs = _FAMILIES[type(attention).__module__].needs(attention)
+    out = attend_stored(query, radar_seen, index, attention.scaling, needs)
     return products.o.parts(out.flatten(2))
 
 
@@ -168,13 +172,13 @@ def _add_norm(x: Tensor, change: Tensor | Parts, norm: Any) -> tuple[Tensor, Ten
 def _is_stock_layer(layer: Any) -> bool:
     home = type(layer).__module__
     family = _FAMILIES.get(home)
-    if family is None or not _is_stock(layer, home, f"{family}DecoderLayer"):
+    if family is None or not is_stock(layer, home, f"{family.prefix}DecoderLayer"):
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    if not (_is_stock(attention, home, f"{family}Attention") and _is_stock(mlp, home, f"{family}MLP")):
+    if not (is_stock(attention, home, f"{family.prefix}Attention") and is_stock(mlp, home, f"{family.prefix}MLP")):
         return False
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    if family == "Qwen3":
+    if hasattr(attention, "q_norm"):
         norms += [attention.q_norm, attention.k_norm]
         if attention.q_norm.variance_epsilon != attention.k_norm.variance_epsilon:
             return False
@@ -192,22 +196,16 @@ def _is_stock_layer(layer: Any) -> bool:
 
 def _is_stock_norm(norm: Any, home: str) -> bool:
     return (
-        _is_stock(norm, home, f"{_FAMILIES[home]}RMSNorm")
+        is_stock(norm, home, f"{_FAMILIES[home].prefix}RMSNorm")
         and is_plain_tensor(norm.weight)
         and len(norm.weight) <= MOST_COLUMNS
     )
 
 
 def _is_stock_rotary(rotary: Any) -> bool:
-    """Whether its angles are of a position and fixed frequencies alone."""
+    """Whether its angles are of a position and frequencies alone: `check_target` sees to it that those stay."""
     home = type(rotary).__module__
-    if home not in _FAMILIES or not _is_stock(rotary, home, f"{_FAMILIES[home]}RotaryEmbedding"):
+    if home not in _ROTARY or not is_stock(rotary, home, f"{_ROTARY[home].prefix}RotaryEmbedding"):
         return False
-    fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
-    return fixed and is_plain_tensor(rotary.inv_freq) and rotary.inv_freq.dtype == torch.float32
-
-
-def _is_stock(module: Any, home: str, name: str) -> bool:
-    kind = type(module)
-    # libraries that patch models replace a class's forward, or the class in its module
-    return (kind.__module__, kind.__name__, kind.forward.__module__) == (home, name, home) and is_untouched(module)
+    found = rotary.inv_freq, rotary.original_inv_freq
+    return all(is_plain_tensor(x) and x.dtype == torch.float32 for x in found)

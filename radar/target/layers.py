@@ -21,7 +21,7 @@ from radar_kernels import Parts, skinny_linear
 
 __all__ = [
     "Fused", "FusedLinears", "LayerProducts", "Product", "fuse_projections", "fused", "is_plain_embedding",
-    "is_plain_linear", "is_plain_tensor", "is_untouched", "layer_products",
+    "is_plain_linear", "is_plain_tensor", "is_stock", "is_untouched", "layer_products",
 ]  # fmt: skip
 
 _GROUPS = (
@@ -30,6 +30,7 @@ _GROUPS = (
     ("mlp", ("gate_proj", "up_proj")),
     ("mlp", ("down_proj",)),
 )
+_ALONE = (("self_attn", ("qkv_proj",)), ("mlp", ("gate_up_proj",)))  # that a family has in one layer each
 _LINEARS = (nn.Linear, SummedLinear, GatheredLinear)
 
 
@@ -162,7 +163,7 @@ def fuse_projections(layers: Iterable[Any], others: Iterable[nn.Module], owner: 
     """
     groups = []
     for layer in layers:
-        for place, names in _GROUPS:
+        for place, names in _GROUPS + _ALONE:
             module = getattr(layer, place, None)
             linears = [getattr(module, name, None) for name in names]
             if all(map(is_plain_linear, linears)) and _are_alike(linears):
@@ -224,6 +225,13 @@ def is_untouched(module: nn.Module) -> bool:
     """Whether no hook is called with the module, and its class says what it does."""
     state = module.__dict__
     return not ("forward" in state or state["_forward_hooks"] or state["_forward_pre_hooks"])
+
+
+def is_stock(module: Any, home: str, name: str) -> bool:
+    """Whether it is of the class `name` of the module `home`, as that has it, with nothing on it."""
+    kind = type(module)
+    # libraries that patch models replace a class's forward, or the class in its module
+    return (kind.__module__, kind.__name__, kind.forward.__module__) == (home, name, home) and is_untouched(module)
 
 
 def is_plain_linear(linear: Any) -> bool:

@@ -13,8 +13,9 @@ from radar.errors import UsageError
 from radar.target.attention import Seen, causal_ancestors
 from radar.target.bound import BoundModel
 from radar.target.cache import StaticKVCache
+from radar.target.checks import check_target, vocabulary_size
 from radar.target.entries import Entries, Rider
-from radar.target.families import check_target, vocabulary_size
+from radar.target.families import cache_heads, layer_needs
 from radar.target.fingerprint import Fingerprint
 from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
@@ -60,6 +61,7 @@ class TargetModel:
         tap_layers: `hidden_states` indices for the draft head; None: EAGLE-3's default; (): no taps.
 
     Attributes:
+        by_paths: whether nodes see each other by their paths, not by ancestor words.
         ranks: that hold the model together; None: this process has all of it.
 
     Raises:
@@ -78,8 +80,9 @@ class TargetModel:
         tap_layers: Sequence[int] | None = None,
     ) -> None:
         config = model.config
-        check_target(model, max_length)
+        check_target(model, max_length, max_rows)
         num_layers, ranks = int(config.num_hidden_layers), ranks_of(model)
+        kv_heads, head_dim = cache_heads(model)
         self.ranks = ranks
         self.bound = BoundModel.of(model)
         self.bound.refresh()
@@ -94,16 +97,21 @@ class TargetModel:
         sizes: dict[str, Any] = {
             "num_layers": num_layers,
             "batch_size": batch_size,
-            "num_kv_heads": int(config.num_key_value_heads) // (1 if ranks is None else ranks.size),
+            "num_kv_heads": kv_heads // (1 if ranks is None else ranks.size),
             "capacity": PAGE * pages_of(max_length + max_rows),  # of one row as of several: work is cut by it
-            "head_dim": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+            "head_dim": head_dim,
             "dtype": self.dtype,
             "device": self.device,
         }
         self.cache: StaticKVCache = (
             StaticKVCache(**sizes) if batch_size == 1 else PagedKVCache(**sizes, cache_tokens=cache_tokens)
         )
-        self.has_flash = has_flash(self.device, self.dtype, self.cache.keys.shape[-1])
+        needs = [layer.within(self.cache.capacity) for layer in layer_needs(model)]
+        self.by_paths = self.device.type == "cuda" or any(layer.any for layer in needs)
+        # FlashAttention-2 as PyTorch has it knows no softcap: all of such a prompt goes in small chunks
+        self.has_flash = has_flash(self.device, self.dtype, self.cache.keys.shape[-1]) and not any(
+            layer.softcap for layer in needs
+        )
         self._causal: dict[int, Tensor] = {}  # ancestors of chains, by rows
         self._rows = torch.arange(max_rows, device=self.device)
 
@@ -141,8 +149,8 @@ class TargetModel:
 
     def _seen(self, ancestors: Tensor) -> Seen:
         """What nodes see of each other. On a GPU as paths: what a node says is what it would say as a token of a text,
-        bit for bit, wherever that was cut into chunks."""
-        return ancestor_paths(ancestors, ancestors.shape[1]) if self.device.type == "cuda" else ancestors
+        bit for bit, wherever that was cut into chunks. Windows, softcaps and sinks want paths everywhere."""
+        return ancestor_paths(ancestors, ancestors.shape[1]) if self.by_paths else ancestors
 
     def verify_shared(self, tree: VerifyTree, share: Share, rider: Rider | None = None) -> tuple[Tensor, Tensor]:
         """`verify` for the nodes of all rows' trees that a share names, and no others but a rider's tokens.
@@ -151,7 +159,7 @@ class TargetModel:
             Logits [T, 1, vocabulary] and taps [T, 1, taps * hidden] of the share's nodes and the rider's tokens.
         """
         assert isinstance(self.cache, PagedKVCache)  # of several rows
-        ids, depths, seen, start, cache = Entries.of(tree, share, self.cache, rider)
+        ids, depths, seen, start, cache = Entries.of(tree, share, self.cache, rider, by_paths=self.by_paths)
         with self.bound.running(cache, self.tap_layers):
             return self._fit(self.bound.scores(self.tap_layers, ids, depths, seen, cache.length, start=start))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from radar.errors import UsageError
-from radar.target.cache import StaticKVCache, Swapped
+from radar.target.cache import StaticKVCache, Stored, Swapped
 from radar.target.page_pool import PagePool, pages_of
 from radar_kernels.reference_canonical import PAGE, unpaged
 
@@ -93,13 +93,14 @@ class PagedKVCache(StaticKVCache):
         view.length = torch.where(real, self.length[rows], 0)
         return view
 
-    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+    def rows(self, layer: int, heads: int | None = None, dim: int | None = None) -> tuple[Tensor, Tensor]:
         """A copy of one layer's keys and values in one piece [B, KV, S, D], S the window."""
         table = self.block_table[:, : pages_of(self._window)]
-        return unpaged(self.keys[layer], table), unpaged(self.values[layer], table)
+        keys, values = self.part(layer, heads, dim)
+        return unpaged(keys, table), unpaged(values, table)
 
-    def stored(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.keys[layer], self.values[layer], self.block_table
+    def stored(self, layer: int, heads: int | None = None, dim: int | None = None) -> Stored:
+        return *self.part(layer, heads, dim), self.block_table
 
     def reserve(self, row: int, tokens: int) -> bool:
         """Let a row hold so many tokens in all, its tree included, or its capacity if that is less (a round may run on

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["position_limit"]
+__all__ = ["MOVING", "TYPES", "kinds_of", "moves_beyond", "position_limit"]
+
+TYPES = ("default", "linear", "llama3", "yarn", "proportional")
+"""Of rotary embedding, whose frequencies stay."""
+MOVING = ("dynamic", "longrope")
+"""Whose frequencies are others for all positions, once a forward has one beyond a limit."""
 
 
 def position_limit(config: Any) -> int | None:
@@ -17,9 +22,24 @@ def position_limit(config: Any) -> int | None:
     stated = getattr(config, "max_position_embeddings", None)
     if not stated:
         return None
+    return min(_limit(kind, int(stated)) for kind in kinds_of(config))
+
+
+def kinds_of(config: Any) -> list[Mapping[str, Any]]:
+    """The rotary embeddings of all kinds of layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [value for value in parameters.values() if isinstance(value, Mapping)] or [parameters]  # of layers
-    return min(_limit(kind, int(stated)) for kind in kinds)
+    return [value for value in parameters.values() if isinstance(value, Mapping)] or [parameters]
+
+
+def moves_beyond(config: Any) -> tuple[str, int] | None:
+    """A type of `MOVING` that a model has, and the positions within which it stays; None: there is none."""
+    found = []
+    for kind in kinds_of(config):
+        if (name := kind.get("rope_type")) in MOVING:
+            stated = config.max_position_embeddings
+            limit = stated if name == "dynamic" else kind.get("original_max_position_embeddings") or stated
+            found.append((str(name), int(limit)))
+    return min(found, key=lambda item: item[1], default=None)
 
 
 def _limit(kind: Mapping[str, Any], stated: int) -> int:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from radar.target.needs import PLAIN, Needs
+
 __all__ = ["LEAST_ROWS", "MOST_ROWS", "Chain", "attend_chain", "has_flash"]
 
 LEAST_ROWS = 512
@@ -48,7 +50,7 @@ def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     )
 
 
-def attend_chain(query: Tensor, key: Tensor, value: Tensor, chain: Chain, scale: float) -> Tensor:
+def attend_chain(query: Tensor, key: Tensor, value: Tensor, chain: Chain, scale: float, needs: Needs = PLAIN) -> Tensor:
     """Let each row see the cache up to its own.
 
     Args:
@@ -56,25 +58,49 @@ def attend_chain(query: Tensor, key: Tensor, value: Tensor, chain: Chain, scale:
         key, value: [B, KV, S, D], the cache, in which the rows' own are stored.
         chain: of the N rows.
         scale: factor on the scores.
+        needs: of the layer.
 
     Returns:
         [B, N, H, D].
     """
     if not has_flash(query.device, query.dtype, query.shape[-1]):
-        place = torch.arange(key.shape[2], device=key.device)
-        last = chain.keys[:, 1:, None] - query.shape[2] + torch.arange(query.shape[2], device=key.device)[:, None]
-        mask = (place <= last)[:, None]
-        beyond = (place >= chain.keys[:, 1:])[:, None, :, None]  # scratch rows hold anything
-        key, value = key.masked_fill(beyond, 0.0), value.masked_fill(beyond, 0.0)
-        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True).transpose(1, 2)
+        return _plain(query, key, value, chain, scale, needs)
+    assert needs.softcap is None  # the op knows none
     # this op aligns the chain with the last key, takes fewer heads of keys, and reads lengths on the device
+    window = {} if needs.window is None else {"window_size_left": needs.window - 1, "window_size_right": 0}
     found = []
     for q, k, v, ends in zip(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), chain.keys, strict=True
     ):
-        found.append(
-            torch.ops.aten._flash_attention_forward(
-                q, k, v, chain.rows, ends, len(q), len(k), 0.0, True, False, scale=scale
-            )[0]
+        mixed, total, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, chain.rows, ends, len(q), len(k), 0.0, True, False, scale=scale, **window
         )
+        if needs.sink is not None:  # of the softmax's sum, whose logarithm [H, N] is `total`, the keys have this share
+            share = (total.view(q.shape[1], len(q)) - needs.sink.float()[:, None]).sigmoid()
+            mixed = (mixed * share.T[..., None]).to(q.dtype)
+        found.append(mixed)
     return torch.stack(found)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, chain: Chain, scale: float, needs: Needs) -> Tensor:
+    """`attend_chain` in plain PyTorch: the definition of correct."""
+    place = torch.arange(key.shape[2], device=key.device)
+    last = chain.keys[:, 1:, None] - query.shape[2] + torch.arange(query.shape[2], device=key.device)[:, None]
+    mask = place <= last
+    if needs.window is not None:
+        mask &= place > last - needs.window
+    beyond = (place >= chain.keys[:, 1:])[:, None, :, None]  # scratch rows hold anything
+    key, value = key.masked_fill(beyond, 0.0), value.masked_fill(beyond, 0.0)
+    if needs.softcap is None and needs.sink is None:
+        mixed = F.scaled_dot_product_attention(query, key, value, mask[:, None], scale=scale, enable_gqa=True)
+        return mixed.transpose(1, 2)
+    key, value = (x.float().repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = query.float() @ key.transpose(2, 3) * scale
+    if needs.softcap is not None:
+        scores = needs.softcap * torch.tanh(scores / needs.softcap)
+    scores = scores.masked_fill(~mask[:, None], -torch.inf)
+    rest = torch.full_like(scores[..., :1], -torch.inf)
+    if needs.sink is not None:
+        rest = needs.sink.float()[None, :, None, None].expand_as(rest)
+    weights = torch.cat((scores, rest), -1).softmax(-1)[..., :-1]
+    return (weights @ value).transpose(1, 2).to(query.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 from radar.target.cache import StaticKVCache
 
-__all__ = ["Owner", "current_cache", "is_attending", "is_running", "running"]
+__all__ = ["Owner", "current_cache", "experts_of", "is_attending", "is_running", "running"]
 
 
 class Owner:
@@ -20,10 +20,12 @@ class Owner:
 
     Attributes:
         configs: of its attention modules.
+        experts: the implementation of its experts (`radar.target.experts`); None: what their config says.
     """
 
     def __init__(self) -> None:
         self.configs: list[Any] = []
+        self.experts: str | None = None
 
     def reads(self, config: Any) -> bool:
         return any(config is known for known in self.configs)
@@ -51,6 +53,13 @@ def running(owner: Owner, cache: StaticKVCache) -> Iterator[None]:
 def is_attending(config: Any) -> bool:
     """Whether this thread runs the owner of an attention module's config now."""
     return _thread.owner is not None and _thread.owner.reads(config)
+
+
+def experts_of(config: Any, own: str | None) -> str | None:
+    """The implementation that a config's experts use in this thread now; `own`: what the config says of them."""
+    owner = _thread.owner
+    asks = own in ("grouped_mm", "eager")  # the host, how many rows an expert has: which no graph can hold
+    return owner.experts or own if asks and owner is not None and owner.reads(config) else own
 
 
 def is_running(owner: Owner) -> bool:

@@ -16,6 +16,7 @@ from radar.config import TreeConfig
 from radar.draft.config import DraftConfig
 from radar.generation.base import Decoder
 from radar.metrics import Round
+from radar.tools.features import FeatureUse
 from radar.tools.readings import FLAGS
 from radar.tools.table import table
 
@@ -26,6 +27,11 @@ CHAIN = TreeConfig(total_tokens=9, tree_top_k=1, max_calls=8)
 
 STRETCH = 8  # tokens: texts are compared in pieces of this length, which is a few rounds
 WEAK = 1.2  # tokens per target pass, of which the target's own is 1
+FEWEST = 64  # tokens: the share of so many is known to 0.06 or so
+READS, DEAF = (
+    0.58,
+    0.55,
+)  # of `FeatureUse.share`: 20 heads of other targets had 0.44 to 0.54, one of 20 training steps 0.6
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,13 @@ class Diagnosis:
         measurements: by falling mean acceptance length.
         as_loaded: the reading that the loader takes, its taps named.
         rivals: the best one, and those that it does not clearly beat.
+        use: of a head that drafts little: what the target's features tell it under the best reading.
     """
 
     measurements: tuple[Measurement, ...]
     as_loaded: DraftConfig
     rivals: tuple[Measurement, ...]
+    use: FeatureUse | None
 
     @property
     def winner(self) -> DraftConfig | None:
@@ -82,6 +90,7 @@ def diagnose(
     as_loaded: DraftConfig,
     readings: Sequence[DraftConfig],
     make: Callable[[DraftConfig], Decoder[Any]],
+    use: Callable[[DraftConfig, Sequence[Sequence[int]]], FeatureUse],
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -96,11 +105,12 @@ def diagnose(
         as_loaded: the loader's reading, its taps named (`with_taps`).
         readings: of `plausible_readings`.
         make: a decoder that drafts with the head under a reading, best with `CHAIN` and a fixed depth.
+        use: `feature_use` of the head under a reading, on prompts with their outputs; asked if all draft little.
         prompts: token ids.
         max_new_tokens: limit of each output.
         advance: called after each reading, for a progress bar.
     """
-    measurements = []
+    measurements, outputs = [], [list(prompt) for prompt in prompts]
     for config in readings:
         decoder = make(config)
         texts = [list(decoder.rounds(prompt, max_new_tokens=max_new_tokens, do_sample=False)) for prompt in prompts]
@@ -108,11 +118,18 @@ def diagnose(
         accepted = sum(item.accept_length for item in rounds)
         passes = tuple(count for text in texts for count in _passes(text))
         measurements.append(Measurement(config, 1 + accepted / len(rounds) if rounds else 1.0, passes))
+        if config == readings[0]:  # the text is the same under all
+            outputs = [[*prompt, *_tokens(text)] for prompt, text in zip(prompts, texts, strict=True)]
         advance()
     measurements.sort(key=lambda item: -item.mean_acceptance_length)
     best = measurements[0]
     rivals = [best, *(item for item in measurements[1:] if not _beats(best, item))]
-    return Diagnosis(tuple(measurements), as_loaded, tuple(rivals))
+    weak = best.mean_acceptance_length < WEAK
+    return Diagnosis(tuple(measurements), as_loaded, tuple(rivals), use(best.config, outputs) if weak else None)
+
+
+def _tokens(rounds: Sequence[Round]) -> list[int]:
+    return [token for item in rounds for token in item.tokens]
 
 
 def _passes(rounds: Sequence[Round]) -> list[int]:
@@ -158,8 +175,7 @@ def _describe(config: DraftConfig, diagnosis: Diagnosis) -> str:
 
 
 def _verdict(diagnosis: Diagnosis) -> list[str]:
-    weak = diagnosis.measurements[0].mean_acceptance_length < WEAK
-    lines = _weakness(diagnosis) if weak else []
+    lines = [] if diagnosis.use is None else _weakness(diagnosis.measurements[0].mean_acceptance_length, diagnosis.use)
     if diagnosis.winner is None and len(diagnosis.rivals) == len(diagnosis.measurements):
         return [*lines, "No reading is clearly better than another on so few prompts; more prompts may tell."]
     settings, open_keys = diagnosis.settings(), diagnosis.open()
@@ -179,10 +195,18 @@ def _verdict(diagnosis: Diagnosis) -> list[str]:
     return [*lines, f"Not clear on so few prompts: {', '.join(open_keys)}; {advice}."]
 
 
-def _weakness(diagnosis: Diagnosis) -> list[str]:
-    best = f"{diagnosis.measurements[0].mean_acceptance_length:.2f} tokens per target pass, of which 1 is the target's"
-    if len(diagnosis.rivals) < len(diagnosis.measurements):
-        why = "Readings differ, which speaks for a weak head of this target: little training, or on other text."
+def _weakness(length: float, use: FeatureUse) -> list[str]:
+    if use.places < FEWEST:
+        why = f"Of fewer than {FEWEST} tokens that tells nothing; more prompts may."
+    elif use.share > READS:
+        why = "So it is a head of this target, or of one much like it, with little training or on other text."
+    elif use.share < DEAF:
+        why = "So nothing of this target is read: it is a head for another one, untrained, or of another kind."
     else:
-        why = "That may be little training, another target, or a kind of head that is read wrongly altogether."
-    return [f"The head drafts little however it is read: {best}.", why]
+        why = "That is too little to tell a head with next to no training from one for another target."
+    return [
+        f"The head drafts little however it is read: {length:.2f} tokens per target pass, of which 1 is the target's.",
+        f"With the features of their own place {use.share:.0%} of {use.places} tokens are likelier than with those of "
+        "another place; by chance it would be 50%.",
+        why,
+    ]

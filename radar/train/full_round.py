@@ -115,8 +115,9 @@ class FullRounds:
             max_rows=max(FullRound.num_rows(tree), source.max_rows),
             tap_layers=source.tap_layers,
         )
-        embedding = source.embed_tokens if draft.embed_tokens is None else draft.embed_tokens
-        self.drafter = Eagle3Drafter(draft, embedding, tree, max_length=decoder.max_length, max_rows=source.max_rows)
+        self.drafter = Eagle3Drafter(
+            draft, source.embed_tokens, tree, max_length=decoder.max_length, max_rows=source.max_rows
+        )
         self._stream: torch.cuda.Stream | None = None
         with ambient(self.target.device):
             self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)

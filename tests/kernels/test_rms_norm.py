@@ -3,7 +3,10 @@
 import pytest
 import torch
 from tolerances import assert_close
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from radar_kernels import Parts, add_rms_norm, reference_layer, rms_norm
@@ -37,6 +40,27 @@ def test_reference_is_the_stock_module(module, kernel_dtype, device):
     stock = module(96, eps=1e-6).to(device, kernel_dtype)
     stock.weight.data.copy_(weight)
     assert torch.equal(rms_norm(x, weight, 1e-6, backend="torch"), stock(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "form"), [(GptOssRMSNorm, "wide"), (Olmo2RMSNorm, "wide"), (Gemma2RMSNorm, "shifted")]
+)
+def test_forms_are_those_of_stock_modules(module, form, kernel_dtype, device):
+    """Not rounded before the weight, which Gemma keeps without its 1."""
+    x, weight = make((17, 96), kernel_dtype, device)
+    stock = module(96, eps=1e-6).to(device, kernel_dtype)
+    stock.weight.data.copy_(weight)
+    expected = stock(x)
+    assert torch.equal(rms_norm(x, weight, 1e-6, form=form, backend="torch"), expected)
+    found = rms_norm(x, weight, 1e-6, form=form, backend="triton")
+    assert_close(found, expected.float(), "rms_norm", kernel_dtype)
+    if kernel_dtype == torch.float16:
+        assert (found != expected).float().mean() < 0.01
+
+
+def test_an_unknown_form_is_refused(device):
+    with pytest.raises(ValueError, match=r"form must be one of rounded, wide, shifted, got 'narrow'"):
+        rms_norm(torch.ones(3, 8, device=device), torch.ones(8, device=device), 1e-6, form="narrow")
 
 
 def test_values_are_rounded_where_stock_rounds_them(device):

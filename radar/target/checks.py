@@ -1,0 +1,125 @@
+"""What a target may be: of a family that decodes, with a length, types and places of weights that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from radar.errors import UsageError
+from radar.target.families import FAMILIES, MISSING
+from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
+from radar.target.ranks import ranks_of
+
+__all__ = ["check_target", "default_max_length", "stock_model", "vocabulary_size"]
+
+
+def stock_model(model: Any) -> Any:
+    """The transformers model that decodes: `model` itself, or what a PEFT model has put its adapters into.
+
+    Raises:
+        UsageError: for anything else, named; also for what changes a text outside of the model's own modules.
+    """
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        kinds = {name: config for name, config in model.peft_config.items() if config.is_prompt_learning}
+        if kinds:
+            raise UsageError(
+                f"adapter {next(iter(kinds))!r} is prompt tuning, whose virtual tokens have no ids for a draft to "
+                "follow: decode without RADAR, or use an adapter that changes weights (LoRA and its kin)"
+            )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        inner = getattr(model, "module", None)
+        advice = "pass its .module" if isinstance(inner, PreTrainedModel) else "load one with AutoModelForCausalLM"
+        raise UsageError(
+            f"model must be a loaded transformers model (a PreTrainedModel), got {type(model).__name__}: {advice}"
+        )
+    stock: Any = model  # its own annotations differ between releases
+    if stock.get_output_embeddings() is None:
+        raise UsageError(
+            f"{type(model).__name__} has no output layer over a vocabulary: load it with AutoModelForCausalLM"
+        )
+    return stock
+
+
+def default_max_length(model: Any) -> int:
+    """2048 tokens, or as many as the model has positions for."""
+    return min(2048, position_limit(model.config) or 2048)
+
+
+def vocabulary_size(model: Any) -> int:
+    """Ids that a model knows: its config's, as many as have an embedding (models may share a config)."""
+    known = int(model.config.vocab_size)
+    return min(known, int(getattr(model.get_input_embeddings(), "num_embeddings", known)))
+
+
+def check_target(model: Any, max_length: int, max_rows: int) -> None:
+    """Raise UsageError for a model that cannot be a target, and say what can.
+
+    Args:
+        model: a loaded one.
+        max_length: tokens of a text.
+        max_rows: of a forward, which may stand behind a text of that length.
+    """
+    config = model.config
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
+        raise UsageError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
+    _check_family(model, max_length)
+    limit = position_limit(config)
+    if limit and max_length > limit:
+        raise UsageError(f"max_length {max_length} is more than the {limit} positions that the model was made for")
+    _check_rotary(config, max_length, max_rows)
+    if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
+    dynamic = next((m for m in model.modules() if type(m).__module__.startswith(_DYNAMIC)), None)
+    if dynamic is not None:
+        raise UsageError(
+            f"{type(dynamic).__name__} is quantised dynamically: its scale depends on all rows of a forward, so that "
+            "nodes of a tree would change each other's scores. Use weights alone in 8 or 4 bits, or the model as it was"
+        )
+    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+        raise UsageError("the target is spread over several devices (device_map); load it on one device")
+
+
+def _check_rotary(config: Any, max_length: int, max_rows: int) -> None:
+    kinds = {str(kind.get("rope_type", "default")) for kind in kinds_of(config)}
+    if unknown := kinds - {*TYPES, *MOVING}:
+        raise UsageError(f"the target's rotary embedding is of type {min(unknown)!r}; known: {', '.join(TYPES)}")
+    moving = moves_beyond(config)
+    if moving is None or max_length + max_rows <= moving[1]:
+        return
+    name, limit = moving
+    raise UsageError(
+        f"the target's rotary embedding is of type {name!r}, whose frequencies change once a forward has a position "
+        f"beyond {limit}, so that nodes of a tree would change those of the text before them: "
+        + (f"use max_length={limit - max_rows} or less" if limit - max_rows > 1 else f"use one of {', '.join(TYPES)}")
+        + f", got {max_length} and up to {max_rows} rows behind them"
+    )
+
+
+def _check_family(model: Any, max_length: int) -> None:
+    config = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        why = MISSING.get(config.model_type)
+        raise UsageError(
+            f"unsupported target architecture {config.model_type!r}{f' ({why})' if why else ''}; supported: "
+            f"{', '.join(FAMILIES)}"
+        )
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):  # not "vision", of images alone
+        raise UsageError(f"this {config.model_type} model attends in both directions and writes no text")
+    limit = None if family.limit is None else family.limit(config)
+    if limit and max_length > limit[0]:
+        raise UsageError(
+            f"this {config.model_type} model decodes up to {limit[0]} tokens, since {limit[1]}: use "
+            f"max_length={limit[0]} or less, got {max_length}"
+        )
+    if not family.layers and ranks_of(model) is not None:
+        split = ", ".join(name for name, row in FAMILIES.items() if row.layers)
+        raise UsageError(
+            f"{config.model_type!r} models are not split over several cards: load it on one, or use one of {split}"
+        )
+
+
+_DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")

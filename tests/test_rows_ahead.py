@@ -1,0 +1,100 @@
+"""Rounds of several rows that start before it is known what the ones before them have made."""
+
+from itertools import cycle
+
+import pytest
+import torch
+from fake_graphs import fake_graphs
+from fakes import DEVICE
+from test_rows_engine import Never, alone, make_batch, sequence_of
+
+from radar import FixedDepth, SamplingParams
+from radar.engine import budget
+from radar.engine.plain_rows import Tokens
+from radar.engine.rounds import Flying, RoundGraphs
+from radar.generation.request import Request
+from radar_kernels.reference_canonical import PAGE
+
+__all__ = ["alone"]
+
+
+class Turns(Never):
+    """One plain step and a round, two and a round, and so on to five."""
+
+    def __init__(self):
+        self._turns = cycle(kind for plain in range(1, 6) for kind in [*[False] * plain, True])
+
+    @property
+    def drafts(self):
+        return next(self._turns)
+
+
+@torch.inference_mode()
+def test_a_round_behind_plain_steps_waits_until_it_is_known_how_many_pairs_wait(alone, monkeypatch):
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    monkeypatch.setattr(budget, "NODES", {1: 12})
+    monkeypatch.setattr(budget, "CALLS", 12)
+    batch, drafted, start = make_batch(4, FixedDepth(3), fallback=True, graphs=True), 0, RoundGraphs._start
+
+    def looked_at(rounds, flying, catch_up, carries):
+        nonlocal drafted
+        drafted += flying.drafted
+        assert not flying.drafted or int(rounds.steps.count.max()) <= rounds.steps.pairs
+        return start(rounds, flying, catch_up, carries)
+
+    monkeypatch.setattr(RoundGraphs, "_start", looked_at)
+    for width in batch.engine.widths:
+        width.fallback = Turns()
+    requests = [Request([1, 2, 3 + row], 40, SamplingParams(), frozenset()) for row in range(4)]
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    while batch.has_work:
+        batch.step()
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
+    assert drafted > 3
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_the_next_round_is_launched_before_the_last_one_is_looked_at(policy, monkeypatch):
+    """With one text not before it is known to go on: it has no round that is for nobody."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    batch, flight = make_batch(2, policy, graphs=True), Flying if policy else Tokens
+    launched, read = [], flight.read
+    monkeypatch.setattr(flight, "read", lambda self: launched.append(batch.engine._launched is not None) or read(self))
+    for count in (1, 2):
+        for number in range(count):
+            batch.add(sequence_of(Request([1, 2, 3 + number], 12, SamplingParams(), frozenset())))
+        launched.clear()
+        while batch.has_work:
+            batch.step()
+        assert any(launched) == (count == 2)
+        assert count == 2 or batch.engine._launched is None
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_a_round_that_is_launched_early_has_pages_for_whatever_comes_before_it(policy, monkeypatch):
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    batch = make_batch(4, policy, graphs=True)
+    engine = batch.engine
+    for number in range(4):
+        batch.add(sequence_of(Request([1, 2, 3 + number] * (10 + number), 40, SamplingParams(), frozenset())))
+    made, early = engine.round, 0
+
+    def looked_at():
+        nonlocal early
+        found = made()
+        for row, text in enumerate(engine._texts if engine._launched else ()):
+            early += 1
+            assert PAGE * len(engine._pages.pool.held[row]) >= engine._needed(text)
+        return found
+
+    monkeypatch.setattr(engine, "round", looked_at)
+    while batch.has_work:
+        batch.step()
+    assert early > 20
