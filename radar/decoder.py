@@ -22,7 +22,7 @@ from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
-from radar.policy.fitted import read_fitted
+from radar.policy.fitted import unfolded
 from radar.policy.resolve import resolve_policy
 from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
@@ -107,8 +107,7 @@ class RadarDecoder(Decoder[RoundEngine]):
     ) -> None:
         model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
-        if isinstance(draft, str | os.PathLike) and (fitted := read_fitted(draft)) is not None:
-            draft, policy = fitted.draft, fitted.policy if policy is None else policy
+        draft, policy = unfolded(draft, policy)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -177,7 +176,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
         if not isinstance(draft, Eagle3Draft):
-            head_folder(draft)  # first: a large target takes minutes
+            draft, policy = unfolded(draft, policy)  # first: a large target takes minutes
+            head_folder(draft)
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from radar.decoder import default_device
+from radar.draft.fit import default_tree
 from radar.errors import UsageError
 from radar.fit.costs import COSTS_FILE, costs_of, measure, say_costs
 from radar.fit.head import say_head, train
@@ -26,11 +27,12 @@ from radar.fit.split import check_count, digest_of, split
 from radar.fit.stages import Stages
 from radar.fit.text import TOKENS_FILE, say_text, write
 from radar.policy.fitted import FITTED_FILE, read_fitted, write_fitted
+from radar.target.checks import check_target, default_max_length, stock_model
 from radar.target.digest import weights_digest
-from radar.target.families import check_target, default_max_length, stock_model
 from radar.target.load import load_model, load_tokenizer
 from radar.tools.processes import process_share
 from radar.tools.prompts import PromptLine, encode_prompt, has_chat_template, load_prompts
+from radar.train.full_round import FullRound
 
 __all__ = ["fit"]
 
@@ -112,7 +114,7 @@ def _parts(model: str, lines: Sequence[PromptLine], device: str | None, dtype: t
     here = Path(model).is_dir()  # what is fetched first shows a bar
     loaded = stock_model(load_model(model, device=default_device(device), dtype=dtype, progress=not here))
     length = default_max_length(loaded)
-    check_target(loaded, length)
+    check_target(loaded, length, FullRound.num_rows(default_tree(loaded.device)))
     short = [line for line in lines if len(encode_prompt(line, tokenizer)) <= length // 2]
     measuring = load_prompts(Path(str(files("radar"))) / "assets" / "prompts.jsonl")
     return Parts(model, loaded, tokenizer, length, split(short, measuring))

@@ -13,6 +13,7 @@ from radar.fit.head import batch_of, head_weights, training_bytes
 from radar.fit.parts import Parts
 from radar.fit.stages import SHARES, clock
 from radar.fit.text import ROWS
+from radar.target.families import cache_heads
 
 __all__ = ["said"]
 
@@ -54,8 +55,8 @@ def said(parts: Parts, folder: Path, seconds: float) -> str:
 def _memory(parts: Parts, batch: int) -> int:
     """Bytes beside the model, about: the larger of the caches that write and the training of the head."""
     c = parts.model.config
-    head_dim = int(getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
-    token = 2 * int(c.num_hidden_layers) * int(c.num_key_value_heads) * head_dim * int(parts.model.dtype.itemsize)
+    heads, head_dim = cache_heads(parts.model)
+    token = 2 * int(c.num_hidden_layers) * heads * head_dim * int(parts.model.dtype.itemsize)
     caches = (ROWS[parts.kind] + 1) * parts.max_length * token
     return max(caches, training_bytes(parts, batch))
 

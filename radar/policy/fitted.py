@@ -13,7 +13,7 @@ from radar.files import replacing
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
 
-__all__ = ["FITTED_FILE", "Fitted", "policy_of", "read_fitted", "write_fitted"]
+__all__ = ["FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
 
 FITTED_FILE, UNFINISHED = "fit.json", "stages"
 FORMAT, VERSION = "radar-fit", 1
@@ -62,6 +62,14 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
         if isinstance(error, FormatError | UsageError):
             raise
         raise FormatError(f"{file} is damaged ({error}): give the same `radar fit` again") from error
+
+
+def unfolded(draft: Any, policy: Any) -> tuple[Any, Any]:
+    """A decoder's `draft` and `policy`: where the first is such a folder, its head, and its policy if none is given."""
+    fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
+    if fitted is None:
+        return draft, policy
+    return fitted.draft, fitted.policy if policy is None else policy
 
 
 def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:
