@@ -22,6 +22,7 @@ from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
+from radar.policy.fitted import unfolded
 from radar.policy.resolve import resolve_policy
 from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
@@ -54,9 +55,10 @@ class RadarDecoder(Decoder[RoundEngine]):
             decodes on all of them: each makes this decoder, rank 0 uses it and the others `follow`. It is a plain model
             of the rank's part from then on.
         tokenizer: its tokenizer; None for token ids only.
-        draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`.
+        draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`; or the folder that `radar fit` made
+            for it, which holds a policy too.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
-            which is EAGLE-3. None: `Threshold()`, which needs no training.
+            which is EAGLE-3. None: that of `radar fit`, or `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
             CPU, where every node is paid for.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
@@ -105,6 +107,7 @@ class RadarDecoder(Decoder[RoundEngine]):
     ) -> None:
         model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
+        draft, policy = unfolded(draft, policy)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -148,7 +151,7 @@ class RadarDecoder(Decoder[RoundEngine]):
 
         Args:
             target: folder or hub name of the model and its tokenizer; None: the embedded pair.
-            draft: folder of the EAGLE-3 head; needed with a target of your own.
+            draft: folder of the EAGLE-3 head, or of `radar fit`; needed with a target of your own.
             policy: as in the constructor; None with the embedded pair: its own trained policy.
             device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.
             dtype: None: the checkpoint's own; the embedded pair runs in float32 on a CPU.
@@ -173,7 +176,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
         if not isinstance(draft, Eagle3Draft):
-            head_folder(draft)  # first: a large target takes minutes
+            draft, policy = unfolded(draft, policy)  # first: a large target takes minutes
+            head_folder(draft)
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
 

@@ -15,9 +15,9 @@ from small_heads import CONFIG, HEAD, OPTIONS, contents, interrupt_at, small_tar
 
 from radar.draft.checkpoint import save_draft
 from radar.draft.eagle3 import Eagle3Draft
+from radar.target.digest import weights_digest
 from radar.train import draft as training
 from radar.train.draft import DraftRun
-from radar.train.draft_target import weights_digest
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 

@@ -21,6 +21,7 @@ LAYERS = [
     {"radar.generation"},
     {"radar.decoder", "radar.custom_generate"},
     {"radar.tools", "radar.train", "radar.serve"},
+    {"radar.fit"},
     {"radar.cli", "radar.__main__", "radar"},
 ]
 ONLY_IN = {

@@ -142,9 +142,13 @@ def test_options_and_prompts_are_looked_at_before_anything_starts(tmp_path):
         FullRounds(decoder, 0.0).text([2] * 130, 31, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "options", "message"),
-    [
+def test_going_on_with_other_texts_is_refused(tmp_path):
+    """Whatever number of prompts is left to do, a folder holds texts of one list and one setting."""
+    folder, common = tmp_path / "r", {"max_new_tokens": 40, "metadata": {"target": "t"}, "progress": False}
+    decoder = make()
+    record(decoder, PROMPTS[:2], folder, **common)
+    before = content(folder)
+    for prompts, options, message in (
         ([[5, 3, 2], *PROMPTS[1:]], {}, r"prompt 0 is another"),
         (PROMPTS, {"max_new_tokens": 24}, "max_new_tokens 40, not 24"),
         (PROMPTS, {"seed": 5}, "seed 0, not 5"),
@@ -152,17 +156,11 @@ def test_options_and_prompts_are_looked_at_before_anything_starts(tmp_path):
         (PROMPTS, {"metadata": {"target": "u"}}, "target 't', not 'u'"),
         (PROMPTS, {"metadata": {}}, "target 't', not 'nothing'"),
         (PROMPTS, {"metadata": {"target": "t", "draft": "d"}}, "draft 'nothing', not 'd'"),
-    ],
-)
-def test_going_on_with_other_texts_is_refused(tmp_path, prompts, options, message):
-    """Whatever number of prompts is left to do, a folder holds texts of one list and one setting."""
-    folder, common = tmp_path / "r", {"max_new_tokens": 40, "metadata": {"target": "t"}, "progress": False}
-    record(make(), PROMPTS[:2], folder, **common)
-    before = content(folder)
-    with pytest.raises(ValueError, match=f"holds another recording .*{message}"):
-        record(make(), prompts, folder, **{**common, **options})
-    assert content(folder) == before
-    assert record(make(), PROMPTS, folder, **common)["prompts"] == 3
+    ):
+        with pytest.raises(ValueError, match=f"holds another recording .*{message}"):
+            record(decoder, prompts, folder, **{**common, **options})
+        assert content(folder) == before
+    assert record(decoder, PROMPTS, folder, **common)["prompts"] == 3
 
 
 def test_going_on_with_other_weights_is_refused(tmp_path):

@@ -52,8 +52,11 @@ def test_compiling_takes_nothing_of_the_budget_and_is_told(tmp_path: Path, monke
 
     monkeypatch.setattr(DraftRun, "_update", slow)
     monkeypatch.setattr("radar.train.draft.time.monotonic", lambda: now[0])
-    result = train(tmp_path, replace(OPTIONS, steps=None, seconds=3.0))
+    result = train(tmp_path / "later", replace(OPTIONS, steps=None, seconds=3.0))
     assert (result["steps"], result["seconds"]) == (4, 63.0)
+    now[0] = 0.0
+    result = train(tmp_path / "all", replace(OPTIONS, steps=None, seconds=62.5, whole_seconds=True))
+    assert (result["steps"], result["seconds"]) == (4, 63.0), "unless all of it is"
 
 
 def test_one_step_takes_time(tmp_path: Path) -> None:

@@ -256,3 +256,21 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
         train(make_rounds(20), max_calls=9)
     with pytest.raises(ValueError, match=r"nothing to decide: record with more max_calls \(--max-calls\)"):
         train(make_rounds(20).truncate(1))
+
+
+def test_the_time_ends_training_between_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best so far is the result, and another call goes on."""
+    now, original = [0.0], training.PolicyRun.train_epoch
+
+    def slow(self: Any) -> float:
+        now[0] += 10.0
+        return original(self)
+
+    monkeypatch.setattr(training.PolicyRun, "train_epoch", slow)
+    monkeypatch.setattr("radar.train.policy.time.monotonic", lambda: now[0])
+    data, options = make_rounds(200), FAST | {"epochs": 5}
+    assert train_policy(data, tmp_path, **options, seconds=25.0)["epochs"] == 3
+    assert train_policy(data, tmp_path, **options, seconds=0.0)["epochs"] == 3
+    assert train_policy(data, tmp_path / "other", **options, seconds=0.0)["epochs"] == 1
+    load_policy(tmp_path / "other")
+    assert train_policy(data, tmp_path, **options)["epochs"] == 5

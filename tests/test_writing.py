@@ -202,3 +202,12 @@ def test_the_command(tmp_path, capsys):
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["new_texts"] == 2
     assert sorted(texts_in(tmp_path / "t")) == [0, 1]
+
+
+def test_no_text_is_begun_when_the_time_is_over(tmp_path):
+    """Those in work are written to their ends, and the next call goes on."""
+    decoder = Rows(lambda number: threading.Event().wait(0.3))
+    first = write_texts(decoder, PLAIN * 2, tmp_path / "t", seconds=0.1, **OPTIONS)
+    assert (first["texts"], first["new_texts"], sorted(texts_in(tmp_path / "t"))) == (4, 4, [0, 1, 2, 3])
+    again = write_texts(shared_decoder(), PLAIN * 2, tmp_path / "t", seconds=60.0, **OPTIONS)
+    assert (again["texts"], again["new_texts"]) == (8, 4)

@@ -41,6 +41,7 @@ COMMANDS = (
     Command("verify", "check on your prompts that the text is the target's own"),
     Command("doctor", "find out how a draft head's file is to be read, by measuring"),
     Command("profile", "time the parts of a round on this device, for your own models"),
+    Command("fit", "from a model to a faster model: head, policy and report in one command"),
     Command("record", "record draft rounds at full depth, to train a policy on"),
     Command("write-text", "let the target answer prompts, to train a draft head on its text"),
     Command("train-draft", "train an EAGLE-3 draft head for a target, on a text file"),

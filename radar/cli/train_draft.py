@@ -70,19 +70,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}; leave it out for the default")
     model = load_model(args.target, device=default_device(args.device), dtype=None)
     tokenizer = load_tokenizer(args.target)
-    c = model.config
-    heads, hidden = int(c.num_attention_heads), int(c.hidden_size)
-    config = DraftConfig(
-        hidden_size=hidden,
-        intermediate_size=args.intermediate_size or int(c.intermediate_size),
-        num_attention_heads=heads,
-        num_key_value_heads=int(c.num_key_value_heads),
-        head_dim=int(getattr(c, "head_dim", None) or hidden // heads),
-        vocab_size=int(c.vocab_size),
-        draft_vocab_size=args.draft_vocab_size or min(32000, int(c.vocab_size)),
-        target_hidden_size=hidden,
-        num_aux_hidden_states=3 if taps is None else len(taps),
-        rms_norm_eps=float(c.rms_norm_eps),
+    config = DraftConfig.of_target(
+        model.config,
+        draft_vocab_size=args.draft_vocab_size or min(32000, int(model.config.vocab_size)),
+        intermediate_size=args.intermediate_size,
+        taps=3 if taps is None else len(taps),
     )
     options = TrainingOptions(
         steps=2000 if args.steps is None and args.seconds is None else args.steps,

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from radar.cli.decoders import make_decoder, prompt_lines
+    from radar.target.digest import weights_digest
     from radar.tools.writing import write_texts
-    from radar.train.draft_target import weights_digest
 
     decoder = make_decoder(args, fallback=not args.no_fallback, max_batch_size=args.max_batch_size)
     result = write_texts(

@@ -92,6 +92,25 @@ class DraftConfig:
             raise UsageError("DraftConfig: norm_before_fc and fc_norm are two ways to norm the taps: set one of them")
 
     @classmethod
+    def of_target(
+        cls, config: Any, *, draft_vocab_size: int, intermediate_size: int | None = None, taps: int = 3
+    ) -> DraftConfig:
+        """A head for a target with this transformers config: its sizes, unless they are given."""
+        heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=intermediate_size or int(config.intermediate_size),
+            num_attention_heads=heads,
+            num_key_value_heads=int(config.num_key_value_heads),
+            head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+            vocab_size=int(config.vocab_size),
+            draft_vocab_size=draft_vocab_size,
+            target_hidden_size=hidden,
+            num_aux_hidden_states=taps,
+            rms_norm_eps=float(config.rms_norm_eps),
+        )
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DraftConfig:
         """Read a head's flat `config.json`. Raises FormatError that names the key that is missing or wrong."""
         required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,9 @@ def write_texts(
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     seed: int = 0,
+    seconds: float = math.inf,
     metadata: Mapping[str, Any] | None = None,
+    has_room: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Let the target answer prompts, all turns of a chat, and add each whole text to the folder `out`: a line
@@ -49,11 +52,13 @@ def write_texts(
         max_new_tokens: of an answer; less where the cache is full before.
         temperature: of the texts.
         seed: of sampled text; a text depends on it and the prompt's number alone.
+        seconds: no text is begun behind them; those in work are written to their ends.
         metadata: facts about how the texts are made, JSON types.
+        has_room: the prompts are known to leave room for an answer, so that this is not looked at.
         progress: show a bar on stderr.
 
     Returns:
-        out, texts, new_texts, and new_tokens of these, their prompts included, as far as this process knows.
+        out, texts, new_texts of them, and new_tokens of these, their prompts included, as far as this process knows.
 
     Raises:
         UsageError: a prompt that leaves no room for an answer; a folder of other prompts or options; one that
@@ -62,7 +67,8 @@ def write_texts(
     """
     folder, (index, count) = Path(out), process_share()
     check_int("write_texts", "max_new_tokens (--max-new-tokens)", max_new_tokens, 1, 2**31)
-    _check_room(lines, decoder)
+    if not has_room:
+        _check_room(lines, decoder)
     about = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, **(metadata or {})}
     about |= {"max_length": decoder.max_length}
     made = [_digest(line, about) for line in lines]
@@ -70,9 +76,13 @@ def write_texts(
     done = _texts_there(folder, made)
     todo = [number for number in range(index, len(lines), count) if number not in done]
     waiting: dict[int, tuple[str, str]] = {}
-    written, tokens = time.monotonic(), 0
+    before, written, tokens = len(done), time.monotonic(), 0
+    deadline = written + seconds
 
-    def text_of(number: int) -> tuple[str, str, int]:
+    def text_of(number: int) -> tuple[str, str, int] | None:
+        """None: it is too late to begin."""
+        if time.monotonic() > deadline:
+            return None
         line, answers, ids, reason = lines[number], list[str](), list[int](), ""
         for _ in line.turns:
             prompt = encode_prompt(line, decoder.tokenizer, answers)
@@ -101,8 +111,9 @@ def write_texts(
     def keep_done() -> None:
         """Write what is decoded, also if nobody has asked for it yet."""
         for one, number in asked.items():
-            if number not in done and one.done() and not one.cancelled() and one.exception() is None:
-                waiting[number] = one.result()[:2]
+            whole = number not in done and one.done() and not one.cancelled() and one.exception() is None
+            if whole and (found := one.result()) is not None:
+                waiting[number] = found[:2]
         flush()
 
     bar = tqdm(total=len(todo), desc="texts", disable=not progress or index > 0)
@@ -111,10 +122,10 @@ def write_texts(
         asked = {pool.submit(text_of, number): number for number in todo}
         try:
             for one in as_completed(list(asked)):
-                text, reason, size = one.result()
-                waiting[asked[one]] = text, reason
+                if (found := one.result()) is not None:
+                    waiting[asked[one]] = found[:2]
+                    tokens += found[2]
                 del asked[one]
-                tokens += size
                 if len(waiting) >= SHARD_TEXTS or time.monotonic() - written > SHARD_SECONDS:
                     with interrupts.held():
                         flush()
@@ -125,7 +136,7 @@ def write_texts(
                 pool.shutdown(cancel_futures=True)  # texts in work are waited for, until a second Ctrl-C
             finally:
                 keep_done()
-    return {"out": str(folder), "texts": len(done), "new_texts": len(todo), "new_tokens": tokens}
+    return {"out": str(folder), "texts": len(done), "new_texts": len(done) - before, "new_tokens": tokens}
 
 
 def _make_folder(folder: Path) -> None:

@@ -21,13 +21,14 @@ from radar.train.replay import Tuned, first_stop, replay_stops, tune, tune_fixed
 from radar.train.rounds import RoundDataset
 
 __all__ = [
-    *("EAGLE3", "expected_gain", "fit_gain_curves", "isotonic"),
+    *("EAGLE3", "MASSES", "expected_gain", "fit_gain_curves", "isotonic"),
     *("train_acceptance_head", "train_level_policy", "tuned_contenders"),
 ]
 
 EAGLE3 = "EAGLE-3 (8 calls)"
 ACCEPTANCE_HIDDEN, LEVEL_HIDDEN = 64, 1024  # 1024: LTD's
 REJECTED_WEIGHT = 6.0  # SpecDec++'s
+MASSES = tuple(i / 50 for i in range(1, 50))  # that a threshold is tried with
 BATCH, LEARNING_RATE, ENTROPY = 256, 1e-3, 0.1
 
 
@@ -48,7 +49,7 @@ def tuned_contenders(
     def add(name: str, make: Callable[[float], StopPolicy], values: Sequence[float]) -> None:
         found[name] = tune(make, values, develop, costs)
 
-    add("beam-mass threshold", Threshold, [i / 50 for i in range(1, 50)])
+    add("beam-mass threshold", Threshold, MASSES)
     curves = fit_gain_curves(train)
     add("expected extra token", lambda price: expected_gain(curves, price), [i / 100 for i in range(2, 62, 2)])
     add("DDD", DDD, [-i / 10 for i in range(41)])

@@ -20,8 +20,9 @@ from radar.draft.config import DraftConfig
 from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
 from radar.files import replacing
+from radar.target.digest import weights_digest
 from radar.tools.interrupts import Interrupts, interruptible
-from radar.train.draft_target import FrozenTarget, new_draft, weights_digest
+from radar.train.draft_target import FrozenTarget, new_draft
 from radar.train.options import TrainingOptions
 from radar.train.run import ANEW, Run
 from radar.train.tokens import TokenMixture
@@ -31,7 +32,14 @@ __all__ = ["DraftRun", "TrainingOptions", "train_draft"]
 
 RECORD_FILE = "training.json"
 HEAD_FILES = ("model.safetensors", "config.json")
-FREE = ("steps", "seconds", "compile", "checkpoint_every", "progress")  # a continuation may change them
+FREE = (
+    "steps",
+    "seconds",
+    "whole_seconds",
+    "compile",
+    "checkpoint_every",
+    "progress",
+)  # a continuation may change them
 LONG = 1800.0  # seconds that nobody waits for without having been told
 
 
@@ -200,7 +208,8 @@ class DraftRun(Run):
     def train(self, interrupts: Interrupts) -> None:
         """All steps that are left. An interruption ends the step, which is begun anew by whoever goes on."""
         options, first = self.options, self.step
-        begun, started, saved = None, time.monotonic() - self.wall, self.spent
+        started, saved = time.monotonic() - self.wall, self.spent
+        begun = time.monotonic() - self.spent if options.whole_seconds else None
         bar = tqdm(total=options.steps, initial=first, disable=not options.progress, unit="step", desc="draft")
         self.draft.train()
         try:

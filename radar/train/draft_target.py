@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from radar.target.positions import position_limit
 from radar.train.options import TrainingOptions
 from radar.train.tokens import TokenMixture
 
-__all__ = ["FrozenTarget", "new_draft", "weights_digest"]
+__all__ = ["FrozenTarget", "new_draft"]
 
 LEAST_COVERED = 0.5  # of the text by the draft vocabulary
 
@@ -95,16 +94,3 @@ def new_draft(target: FrozenTarget, config: DraftConfig, text: TokenMixture, opt
     if weight.shape[1] == config.hidden_size:
         draft.lm_head.weight.data.copy_(weight[draft.target_ids().to(weight.device)])
     return draft.to(target.device)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Short hash of the first values of every plain tensor: all of a large model would take minutes.
-
-    Of quantised weights, which are subclasses that need not give their bytes, it takes the shape.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {getattr(tensor, 'dtype', '')} {list(getattr(tensor, 'shape', ''))}".encode())
-        if type(tensor) is Tensor and tensor.device.type != "meta":
-            digest.update(tensor.flatten()[:64].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -52,6 +52,7 @@ class TrainingOptions:
         steps: optimizer steps.
         seconds: wall-clock budget from the end of the first step on, which compiles; the learning rate follows that
             clock.
+        whole_seconds: let the budget begin with the call, so that compiling is paid from it.
         batch_size: windows per step.
         length: positions per window that are trained on.
         lr: peak learning rate; linear warm-up over `warmup` steps, then linear decay to nothing.
@@ -64,6 +65,7 @@ class TrainingOptions:
 
     steps: int | None = _within(1, MOST)
     seconds: float | None = _within(TINY, 1e9)
+    whole_seconds: bool = False
     batch_size: int = _within(1, MOST, 8)
     length: int = _within(2, MOST, 512)
     lr: float = _within(TINY, 1e38, 5e-4)

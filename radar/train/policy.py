@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -55,6 +56,7 @@ def train_policy(
     costs: CostTable,
     progress: bool = True,
     resume: bool = True,
+    seconds: float = math.inf,
     **options: Any,
 ) -> dict[str, Any]:
     """Train on recorded rounds; write the best policy so far and, after every epoch, a state to go on from, to `out`.
@@ -65,6 +67,7 @@ def train_policy(
             table, and `prompts.safetensors` beside it what it was trained on (see `radar.tools.twins`).
         progress: a bar on stderr.
         resume: go on from the state in `out`. False starts over and overwrites it.
+        seconds: no epoch begins behind them, but the first: the best until then is the result.
         options: fields of `PolicyTraining`.
 
     It runs on a GPU where there is one, whose random numbers are others than a CPU's.
@@ -82,7 +85,7 @@ def train_policy(
         ValueError: a bad option, too little data, or a state in `out` of other settings or data.
         KeyboardInterrupt: passed on. `out` then holds the last full epoch; the same call goes on from there.
     """
-    training = PolicyTraining(**options)
+    training, deadline = PolicyTraining(**options), time.monotonic() + seconds
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
     if data.header.tree.max_calls < 2:
@@ -96,7 +99,7 @@ def train_policy(
         run.load()
     bar = tqdm(total=training.epochs, initial=run.epoch, desc="stop policy", unit="epoch", disable=not progress)
     with bar:
-        while run.epoch < training.epochs:
+        while run.epoch < training.epochs and (run.epoch == 0 or time.monotonic() < deadline):
             loss = run.train_epoch()
             run.evaluate()
             run.save()

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.target.digest import weights_digest
 from radar.target.ranks import check_whole, ranks_of
 from radar.tools.interrupts import interruptible
 from radar.tools.processes import process_share
 from radar.tools.twins import fingerprint
-from radar.train.draft_target import weights_digest
 from radar.train.full_round import FullRounds
 from radar.train.recording import Recording
 from radar.train.rounds import RoundDataset, RoundsHeader

@@ -1,0 +1,72 @@
+"""What the stages of a fit share: the model, its tokenizer, the prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radar.decoder import AutoregressiveDecoder, RadarDecoder
+from radar.fit.split import Split
+from radar.policy.base import FixedDepth, StopPolicy
+from radar.tools.machine import device_name
+
+__all__ = ["EAGLE_CALLS", "Parts"]
+
+EAGLE_CALLS = 8  # EAGLE-3's
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Loaded once, for all stages.
+
+    Attributes:
+        name: of the model, as the user gave it.
+        max_length: tokens of the caches.
+        split: the prompts, by their uses.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    max_length: int
+    split: Split
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def kind(self) -> str:
+        """Of the device, by which sizes are chosen: "cuda", or "cpu" for all else."""
+        return "cuda" if self.on_gpu else "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def machine(self) -> str:
+        """The hardware's name."""
+        return device_name(self.device)
+
+    def plain(self, *, rows: int = 1) -> AutoregressiveDecoder:
+        """Decodes without drafts, `rows` texts at once."""
+        return AutoregressiveDecoder(
+            self.model, tokenizer=self.tokenizer, max_length=self.max_length, max_batch_size=rows
+        )
+
+    def drafting(self, head: Path, *, policy: StopPolicy | None = None, engine: str | None = None) -> RadarDecoder:
+        """Decodes with the head, drafts in every round."""
+        return RadarDecoder(
+            self.model,
+            tokenizer=self.tokenizer,
+            draft=head,
+            policy=policy or FixedDepth(EAGLE_CALLS),
+            max_length=self.max_length,
+            engine=engine,
+            fallback=False,
+        )

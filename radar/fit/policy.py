@@ -1,0 +1,40 @@
+"""The fifth stage: a threshold is tuned, and RADAR's network trained, on recorded rounds and these costs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from radar.fit.stages import Stage
+from radar.policy.base import Threshold
+from radar.tools.costs import CostTable
+from radar.train.contenders import MASSES
+from radar.train.policy import too_few, train_policy
+from radar.train.replay import tune
+from radar.train.rounds import RoundDataset
+
+__all__ = ["learn", "say_policy"]
+
+
+def learn(stage: Stage, rounds: RoundDataset, costs: CostTable) -> dict[str, Any]:
+    """The threshold's mass, and the network in the stage's folder, or in words why there is none to be used."""
+    mass = tune(Threshold, MASSES, rounds, costs).value
+    if few := too_few(rounds):
+        return {"mass": mass, "why_no_network": few, "epochs": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is in the result
+        result = train_policy(rounds, stage.folder, costs=costs, progress=False, seconds=max(stage.left(), 0.0))
+    collapsed = result["collapsed"]
+    why = f"it collapsed: it {collapsed}, whatever the scores" if collapsed else None
+    return {"mass": mass, "why_no_network": why, "epochs": result["epochs"]}
+
+
+def network_of(result: dict[str, Any], folder: Path) -> Path | None:
+    """The network that may judge, if there is one."""
+    return None if result["why_no_network"] else folder
+
+
+def say_policy(result: dict[str, Any]) -> str:
+    network = result["why_no_network"] or f"a network, {result['epochs']} epochs"
+    return f"Threshold({result['mass']:g}); {network}"

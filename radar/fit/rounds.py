@@ -1,0 +1,109 @@
+"""The third stage: rounds of the head at full depth, of prompts that policies learn from and prompts that judge."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from radar.errors import NotFoundError, UsageError
+from radar.fit.parts import EAGLE_CALLS, Parts
+from radar.fit.stages import Stage
+from radar.tools.prompts import PromptLine, encode_prompt
+from radar.train.full_round import FullRounds
+from radar.train.record import LANES, record
+from radar.train.recording import read_rounds
+from radar.train.rounds import RoundDataset
+
+__all__ = ["record_rounds", "rounds_of", "say_rounds"]
+
+JUDGE_SHARE = 0.25  # of the time
+MOST_TOKENS, FAIR_TOKENS, LEAST_TOKENS = 192, 64, 20  # of a text; a text's last rounds, cut off, do not count
+PROMPTS = 24  # at least, in the time: where that is short, texts are, down to what is fair
+FEWEST = 2  # prompts with rounds, of each part
+WEAK = 1.3  # tokens a round below which a head is of no use
+
+
+def record_rounds(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
+    """Recordings `judge` and `policy` in the stage's folder, of as many prompts as there is time for, of two at least.
+
+    Raises:
+        UsageError: all texts are too short to hold rounds.
+    """
+    decoder = parts.drafting(head, engine="eager")  # recording makes graphs of its own
+    sources = [FullRounds(decoder, 0.0) for _ in range(LANES if parts.on_gpu else 1)]
+    limit = stage.settled("max_new_tokens", lambda: _affordable(parts, sources[0], stage))
+    recorded = {}
+    for name, lines in (("judge", parts.split.judge), ("policy", parts.split.rounds)):
+        ends = stage.left() * (JUDGE_SHARE if name == "judge" else 1.0)
+        recorded[name] = _record(decoder, sources, lines, stage.folder / name, limit, ends)
+    judged = recorded["judge"]["mean_accept_length_by_calls"]
+    figures = {name: {key: one[key] for key in ("prompts", "rounds")} for name, one in recorded.items()}
+    calls = min(EAGLE_CALLS, len(judged))
+    return {**figures, "accepted": judged, "tokens_per_round": round(judged[calls - 1] + 1, 3), "max_new_tokens": limit}
+
+
+def rounds_of(folder: Path, name: str) -> RoundDataset:
+    """What was recorded under this name."""
+    return read_rounds(folder / name)
+
+
+def say_rounds(result: dict[str, Any]) -> str:
+    tokens = result["tokens_per_round"]
+    weak = "; the head is weak: more prompts and minutes may help" if tokens < WEAK else ""
+    return (
+        f"{result['policy']['rounds']:,} rounds to learn from, {result['judge']['rounds']:,} to judge by; "
+        f"{tokens:.2f} tokens a round with {EAGLE_CALLS} calls{weak}"
+    )
+
+
+def _record(
+    decoder: Any, sources: Sequence[FullRounds], lines: Sequence[PromptLine], folder: Path, limit: int, seconds: float
+) -> dict[str, Any]:
+    """Prompts by the handful until the time is over."""
+    ends, ids = time.monotonic() + seconds, [encode_prompt(line, decoder.tokenizer) for line in lines]
+    step = 8 * len(sources) if len(sources) > 1 else 1
+    for count in range(step, len(ids) + step, step):
+        texts = [line.text for line in lines[:count]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of no round so far
+            result = record(
+                decoder,
+                ids[:count],
+                folder,
+                texts=texts,
+                max_new_tokens=limit,
+                sources=sources,
+                progress=False,
+            )
+        if time.monotonic() > ends and _prompts(folder) >= FEWEST:
+            return result
+    if _prompts(folder) < FEWEST:
+        raise UsageError(
+            f"the texts of {len(ids)} prompts, of {limit} tokens at most, hold rounds of fewer than {FEWEST} prompts: "
+            "give prompts that get longer answers"
+        )
+    return result
+
+
+def _prompts(folder: Path) -> int:
+    """That have rounds."""
+    try:
+        return len(read_rounds(folder).prompt.unique())
+    except (UsageError, NotFoundError):
+        return 0
+
+
+def _affordable(parts: Parts, source: FullRounds, stage: Stage) -> int:
+    """Tokens of a text, for so many prompts in the time: by what a text of a few tokens takes."""
+    ids = encode_prompt(parts.split.judge[0], parts.tokenizer)
+    source.text(ids, 2, seed=0)
+    begun, count = time.monotonic(), 24 if parts.on_gpu else 4
+    got = len(source.text(ids, count, seed=0).tokens)
+    rate = (LANES if parts.on_gpu else 1) * got / (time.monotonic() - begun)
+    tokens = rate * stage.left()
+    if tokens < 2 * FEWEST * FAIR_TOKENS:
+        return LEAST_TOKENS  # the time is over
+    return int(min(max(tokens / PROMPTS, FAIR_TOKENS), MOST_TOKENS, parts.max_length // 2))

@@ -1,0 +1,82 @@
+"""The folder that `radar fit` leaves: a head, a policy for it, and the costs that the policy was chosen by."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from radar.errors import FormatError, UsageError
+from radar.files import replacing
+from radar.policy.base import FixedDepth, StopPolicy, Threshold
+from radar.policy.lstm import RadarPolicy
+
+__all__ = ["FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
+
+FITTED_FILE, UNFINISHED = "fit.json", "stages"
+FORMAT, VERSION = "radar-fit", 1
+
+
+class Fitted(NamedTuple):
+    """What a decoder takes from such a folder; `costs` is a file, for `radar train-policy` and `radar evaluate`."""
+
+    draft: Path
+    policy: StopPolicy
+    costs: Path
+
+
+def write_fitted(
+    folder: str | os.PathLike[str], *, draft: str, policy: Mapping[str, Any], costs: str, about: Mapping[str, Any]
+) -> None:
+    """Say what is where: names in the folder, a policy as `policy_of` takes it, and facts of JSON types."""
+    values = {"format": FORMAT, "version": VERSION, "draft": draft, "policy": dict(policy), "costs": costs}
+    with replacing(folder) as place:
+        (place / FITTED_FILE).write_text(
+            json.dumps({**values, "about": dict(about)}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
+    """What the folder holds; None: it is none of `radar fit`.
+
+    Raises:
+        UsageError: the fit has not ended.
+        FormatError: `fit.json` is not what `write_fitted` wrote.
+    """
+    path = Path(folder)
+    file = path / FITTED_FILE
+    if not file.is_file():
+        if (path / UNFINISHED).is_dir():
+            raise UsageError(
+                f"{path} is of a `radar fit` that has not ended: give the same command again, which goes on with it"
+            )
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT or values["version"] != VERSION:
+            raise FormatError(f"{file} is not of the format {FORMAT}, version {VERSION}: fit the model again")
+        return Fitted(path / values["draft"], policy_of(path, values["policy"]), path / values["costs"])
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FormatError | UsageError):
+            raise
+        raise FormatError(f"{file} is damaged ({error}): give the same `radar fit` again") from error
+
+
+def unfolded(draft: Any, policy: Any) -> tuple[Any, Any]:
+    """A decoder's `draft` and `policy`: where the first is such a folder, its head, and its policy if none is given."""
+    fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
+    if fitted is None:
+        return draft, policy
+    return fitted.draft, fitted.policy if policy is None else policy
+
+
+def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:
+    """{"calls": 8}, {"mass": 0.2}, or {"network": its folder in this one} -> the policy."""
+    (kind, value), *more = told.items()
+    if more or kind not in ("calls", "mass", "network"):
+        raise ValueError(f"policy {dict(told)!r}")
+    if kind == "network":
+        return RadarPolicy(folder / value)
+    return FixedDepth(value) if kind == "calls" else Threshold(value)

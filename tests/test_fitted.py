@@ -1,0 +1,52 @@
+"""The folder of `radar fit` as a decoder reads it: each kind of policy, and what is none."""
+
+import pytest
+from fakes import tiny_draft, tiny_target
+
+from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold
+from radar.draft.checkpoint import save_draft
+from radar.errors import FormatError, UsageError
+from radar.policy.fitted import read_fitted, write_fitted
+from radar.policy.lstm import PolicyNetwork, save_policy
+
+
+@pytest.mark.parametrize(
+    ("told", "policy"),
+    [({"calls": 5}, FixedDepth(5)), ({"mass": 0.3}, Threshold(0.3)), ({"network": "p"}, RadarPolicy(PolicyNetwork()))],
+)
+def test_what_was_written_is_read(tmp_path, told, policy):
+    save_policy(PolicyNetwork(), tmp_path / "p")
+    write_fitted(tmp_path, draft="head", policy=told, costs="costs/costs.json", about={"kept": "it"})
+    found = read_fitted(tmp_path)
+    assert repr(found.policy) == repr(policy)
+    assert (found.draft, found.costs) == (tmp_path / "head", tmp_path / "costs" / "costs.json")
+
+
+def test_a_decoder_takes_head_and_policy_from_it(tmp_path):
+    save_draft(tiny_draft(), tmp_path / "head")
+    write_fitted(tmp_path, draft="head", policy={"mass": 0.31}, costs="costs.json", about={})
+    found = RadarDecoder(tiny_target(), draft=tmp_path)
+    assert repr(found.policy) == "Threshold(0.31)"
+    assert found.draft.config == tiny_draft().config
+    assert repr(RadarDecoder(tiny_target(), draft=tmp_path, policy=FixedDepth(2)).policy) == "FixedDepth(2)"
+
+
+def test_other_folders_are_none_and_damage_is_named(tmp_path):
+    assert read_fitted(tmp_path) is None
+    assert read_fitted(tmp_path / "nowhere") is None
+    (tmp_path / "stages").mkdir()
+    with pytest.raises(UsageError, match="has not ended: give the same command again"):
+        RadarDecoder(tiny_target(), draft=tmp_path)
+    file = tmp_path / "fit.json"
+    whole = '{"format": "radar-fit", "version": %d, "draft": "head", "policy": %s, "costs": "costs.json"}'
+    for text in (
+        "{",
+        "[]",
+        '{"format": "radar-fit"}',
+        whole % (1, "{}"),
+        whole % (1, '{"mass": 3}'),
+        whole % (2, "{}"),
+    ):
+        file.write_text(text)
+        with pytest.raises((FormatError, UsageError), match=r"damaged|is not of the format|mass must be"):
+            read_fitted(tmp_path)
