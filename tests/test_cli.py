@@ -21,6 +21,7 @@ def run(capsys, *arguments):
 
 
 ASSETS = Path(radar.__file__).parent / "assets"
+DRAFT = str(ASSETS / "draft")
 SHORT = ["--limit", 1, "--max-new-tokens", 2, "--no-progress", *CPU]
 PROMPTS = ["--prompts", ASSETS / "prompts.jsonl"]
 
@@ -124,8 +125,9 @@ def test_train_a_draft_head_and_use_it(capsys, tmp_path):
         (["generate", "x", "--total-tokens", "1000"], "total_tokens must be"),
         (["generate", "x", "--total-tokens", "0"], "total_tokens must be"),
         (["generate", "x", "--max-calls", "0"], "max_calls must be"),
-        (["generate", "x", "--target", "/nowhere", "--draft", "d"], "no transformers model at '/nowhere'"),
-        (["generate", "x", "--target", str(ASSETS / "draft"), "--draft", "d"], "no transformers model at"),
+        (["generate", "x", "--target", "/nowhere", "--draft", DRAFT], "no transformers model at '/nowhere'"),
+        (["generate", "x", "--target", str(ASSETS / "draft"), "--draft", DRAFT], "no transformers model at"),
+        (["generate", "x", "--target", "/nowhere", "--draft", "d"], "no draft head in d"),
         (["bench", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["bench", "--prompts", "/"], "directory"),
         (["generate", "x", "--device", "cuda:99"], "no device 'cuda:99' here: take one of cpu"),
