@@ -1,14 +1,17 @@
 """What is no stock model of its family is refused, and norms of ours round as stock ones."""
 
 import pytest
+import tiny_families
 import torch
 from fakes import DEVICE, tiny_target
 from test_families import PROMPT, decoder
 from tiny_families import tiny_family
 
+from radar.draft.config import DraftConfig
 from radar.target.load import load_model
 from radar.target.norms import FusedNorms
 from radar.target.running import Owner, running
+from radar.train.draft_target import FrozenTarget
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "gemma4_text", "phi3", "granite"])
@@ -55,3 +58,11 @@ def test_a_config_of_another_model_than_the_weights_is_refused(tmp_path):
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"not of one model: 9 tensors are missing \(model.layers.5"):
         load_model(str(tmp_path), device=torch.device("cpu"), dtype=None)
+
+
+@pytest.mark.parametrize("name", sorted({*tiny_families.OTHERS, "llama3"}))
+def test_a_head_can_be_trained_for_every_family(name):
+    model = tiny_family(name)
+    assert FrozenTarget(model, (1, 2)).taps == (1, 2)
+    head = DraftConfig.of_target(model.config, draft_vocab_size=13)
+    assert head.num_attention_heads % head.num_key_value_heads == 0

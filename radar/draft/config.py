@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +96,20 @@ class DraftConfig:
     def of_target(
         cls, config: Any, *, draft_vocab_size: int, intermediate_size: int | None = None, taps: int = 3
     ) -> DraftConfig:
-        """A head for a target with this transformers config: its sizes, unless they are given."""
+        """A head for a target with this transformers config: its sizes, unless they are given. Where its layers have
+        several, the head has plain ones."""
+
+        def own(name: str) -> Any:
+            with suppress(RuntimeError):  # transformers', of layers that differ
+                return getattr(config, name, None)
+
         heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
         return cls(
             hidden_size=hidden,
             intermediate_size=intermediate_size or int(config.intermediate_size),
             num_attention_heads=heads,
-            num_key_value_heads=int(config.num_key_value_heads),
-            head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+            num_key_value_heads=int(own("num_key_value_heads") or heads),
+            head_dim=int(own("head_dim") or hidden // heads),
             vocab_size=int(config.vocab_size),
             draft_vocab_size=draft_vocab_size,
             target_hidden_size=hidden,

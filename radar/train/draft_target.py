@@ -16,6 +16,7 @@ from radar.draft.eagle3 import Eagle3Draft
 from radar.errors import UsageError
 from radar.generation.stops import end_token_ids
 from radar.target.bound import Taps
+from radar.target.families import decoder_of
 from radar.target.model import resolve_tap_layers
 from radar.target.positions import position_limit
 from radar.train.options import TrainingOptions
@@ -33,7 +34,7 @@ class FrozenTarget:
         self.model = model.eval()
         self.device: torch.device = next(model.parameters()).device
         self.embed: nn.Module = model.get_input_embeddings()
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         self.taps = resolve_tap_layers(len(decoder.layers), tap_layers)
         self._hooks = Taps(decoder, self.taps)
 
