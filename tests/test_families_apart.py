@@ -6,6 +6,7 @@ import torch
 from fakes import DEVICE, tiny_target
 from test_families import PROMPT, decoder
 from tiny_families import tiny_family
+from transformers import AutoConfig
 
 from radar.draft.config import DraftConfig
 from radar.target.load import load_model
@@ -66,3 +67,9 @@ def test_a_head_can_be_trained_for_every_family(name):
     assert FrozenTarget(model, (1, 2)).taps == (1, 2)
     head = DraftConfig.of_target(model.config, draft_vocab_size=13)
     assert head.num_attention_heads % head.num_key_value_heads == 0
+
+
+def test_a_type_that_does_not_decode_is_told_before_its_weights_are_loaded(tmp_path):
+    AutoConfig.for_model("mixtral").save_pretrained(tmp_path)  # and no weights
+    with pytest.raises(ValueError, match=r"unsupported target architecture 'mixtral' \(its modules are like"):
+        load_model(str(tmp_path), device=torch.device("cpu"), dtype=None)

@@ -12,7 +12,7 @@ from radar.target.families import FAMILIES, MISSING, check_shared
 from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
 from radar.target.ranks import ranks_of
 
-__all__ = ["check_target", "default_max_length", "stock_model", "vocabulary_size"]
+__all__ = ["check_known", "check_target", "default_max_length", "stock_model", "vocabulary_size"]
 
 
 def stock_model(model: Any) -> Any:
@@ -52,6 +52,16 @@ def vocabulary_size(model: Any) -> int:
     """Ids that a model knows: its config's, as many as have an embedding (models may share a config)."""
     known = int(model.config.vocab_size)
     return min(known, int(getattr(model.get_input_embeddings(), "num_embeddings", known)))
+
+
+def check_known(config: Any) -> None:
+    """Raise UsageError for a type of model that does not decode here, and say which do."""
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        why = MISSING.get(str(kind))
+        raise UsageError(
+            f"unsupported target architecture {kind!r}{f' ({why})' if why else ''}; supported: {', '.join(FAMILIES)}"
+        )
 
 
 def check_target(model: Any, max_length: int, max_rows: int) -> None:
@@ -100,13 +110,8 @@ def _check_rotary(config: Any, max_length: int, max_rows: int) -> None:
 
 def _check_family(model: Any, max_length: int) -> None:
     config = model.config
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        why = MISSING.get(config.model_type)
-        raise UsageError(
-            f"unsupported target architecture {config.model_type!r}{f' ({why})' if why else ''}; supported: "
-            f"{', '.join(FAMILIES)}"
-        )
+    check_known(config)
+    family = FAMILIES[config.model_type]
     both = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # not "vision", of images alone
     if both or not getattr(config, "is_causal", True):
         raise UsageError(f"this {config.model_type} model attends in both directions and writes no text")

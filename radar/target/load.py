@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from radar.errors import UsageError
+from radar.target.checks import check_known
 from radar.target.parallel import check_split, make_local
 from radar.target.ranks import join_ranks
 
@@ -43,6 +44,9 @@ def load_model(
     try:
         how: dict[str, Any] = {"output_loading_info": True}
         plan: Any = tp_plan
+        is_adapter = Path(path, "adapter_config.json").is_file()
+        if not is_adapter:
+            check_known(AutoConfig.from_pretrained(path))  # before its weights are loaded
         if ranks is not None:
             from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -50,7 +54,7 @@ def load_model(
             how["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **how)
         model, found = loaded
-        if not Path(path, "adapter_config.json").is_file():
+        if not is_adapter:
             _check_whole(path, found)
     except UsageError:
         raise
