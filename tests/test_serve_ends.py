@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -59,6 +60,13 @@ def test_shutdown_lets_texts_end():
         decoder.opened.set()
         assert [text_of(one.result()) for one in asked] == [own, own]
         assert server.end()
+
+
+def test_python_is_set_for_the_engine_while_a_server_runs():
+    before = sys.getswitchinterval()
+    with live({NAME: shared_decoder()}):
+        assert sys.getswitchinterval() < 0.001
+    assert sys.getswitchinterval() == before
 
 
 def test_shutdown_ends_what_does_not_end():

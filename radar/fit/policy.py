@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 from radar.fit.stages import Stage
@@ -28,11 +27,6 @@ def learn(stage: Stage, rounds: RoundDataset, costs: CostTable) -> dict[str, Any
     collapsed = result["collapsed"]
     why = f"it collapsed: it {collapsed}, whatever the scores" if collapsed else None
     return {"mass": mass, "why_no_network": why, "epochs": result["epochs"]}
-
-
-def network_of(result: dict[str, Any], folder: Path) -> Path | None:
-    """The network that may judge, if there is one."""
-    return None if result["why_no_network"] else folder
 
 
 def say_policy(result: dict[str, Any]) -> str:

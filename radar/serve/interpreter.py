@@ -21,8 +21,9 @@ def set_for_engine() -> Callable[[], None]:
     """Set it, once the models are there; what is returned sets it back, when the last one has been called.
 
     The thread lets go of the interpreter with every call of PyTorch, and gets it back from a busy thread no sooner than
-    the switch interval says: in Python's 5 ms a step would take several times as long as on the device. And to look
-    for garbage among all that models and libraries have made takes a third of a second, in which no text goes on.
+    the switch interval says: with Python's 5 ms the device was busy for less than half of the time. And to look for
+    garbage among all that models and libraries have made took up to a third of a second, in which no text goes on
+    (bench/results/batch/h200.json, `serve_gaps`).
     """
     global _users, _before, _froze
     with _lock:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from radar.draft.eagle3 import Eagle3Draft
 from radar.target.bound import Taps
+from radar.target.families import decoder_of
 
 __all__ = ["FeatureUse", "feature_use"]
 
@@ -60,7 +61,7 @@ def feature_use(model: Any, draft: Eagle3Draft, texts: Sequence[Sequence[int]], 
 
 def _features(model: Any, text: Sequence[int], layers: Sequence[int]) -> Tensor:
     """Taps side by side [T, taps * hidden]."""
-    taps = Taps(model.get_decoder(), layers)
+    taps = Taps(decoder_of(model), layers)
     with taps.listening():
         model(torch.tensor([text], device=model.device), use_cache=False)
     found = taps.collect()
