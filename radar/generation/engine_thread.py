@@ -77,7 +77,8 @@ class EngineThread:
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         text = _Text(request, device, stream)
         plain = replace(request, criteria=(), processing=None)  # the thread asks them
-        sequence = Sequence(plain, partial(self._next, text), text.let_go, device, ready=text.queue.ready)
+        queue = text.queue
+        sequence = Sequence(plain, partial(self._next, text), text.let_go, device, ready=queue.ready, hold=queue.hold)
         self._start()
         self._inbox.put(text)
         return sequence

@@ -53,6 +53,7 @@ class Sequence(Iterator[Round]):
         release: told that the sequence has been closed.
         device: of the model.
         ready: comes back when `step` does not wait; None: `step` is where the work is done.
+        hold: told that nobody looks at a round before the text has ended.
 
     Attributes:
         request: the request.
@@ -71,9 +72,10 @@ class Sequence(Iterator[Round]):
         device: torch.device,
         *,
         ready: Callable[[], Awaitable[None]] | None = None,
+        hold: Callable[[], None] | None = None,
     ) -> None:
         self._cancelled = threading.Event()
-        self._step, self._release, self._ready = step, release, ready
+        self._step, self._release, self._ready, self._hold = step, release, ready, hold
         self.token = object()
         self.ids = list(request.input_ids)
         self._end = TextEnd(self.ids, request.limit, request.end_token_ids, request.criteria, device)
@@ -104,6 +106,13 @@ class Sequence(Iterator[Round]):
         if not self.has_ended:
             await self._ready()
         return next(self, None)
+
+    def read(self) -> None:
+        """Decode it to its end."""
+        if self._hold is not None:
+            self._hold()
+        for _ in self:
+            pass
 
     def __enter__(self) -> Sequence:
         return self
