@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fakes import hf_greedy, tiny_draft, tiny_target
+from rows_decoders import Gate, make_rows, tokens_of
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
 from radar.errors import UsageError
@@ -10,58 +11,74 @@ from radar.errors import UsageError
 peft = pytest.importorskip("peft")
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+PROMPTS = [PROMPT, [*PROMPT, 7, 7], PROMPT[:3], [11, 12]]
+TREE = TreeConfig(total_tokens=12, max_calls=3, tree_top_k=4)
+KINDS = [FixedDepth(2), None, "plain"]  # EAGLE-3, RADAR as it stops by itself, plain decoding
 
 
-def with_lora(model, name="one", seed=1):
-    torch.manual_seed(seed)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    return peft.get_peft_model(model, config, adapter_name=name)
+def lora(seed, *modules, **options):
+    torch.manual_seed(seed)  # of the weights, which are made behind this
+    return peft.LoraConfig(
+        r=4, target_modules=list(modules) or ["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM",
+        **options,
+    )  # fmt: skip
 
 
-def decoders(model):
-    options = {"max_length": 128}
-    tree = TreeConfig(total_tokens=20, max_calls=5, tree_top_k=4)
-    draft = tiny_draft()
-    return [
-        RadarDecoder(model, draft=draft, policy=FixedDepth(3), tree=tree, **options),
-        AutoregressiveDecoder(model, **options),
-    ]
+def with_two(stock=None, **options):
+    """A model with adapters "one" and "two", the first in use."""
+    model = peft.get_peft_model(tiny_target() if stock is None else stock, lora(1), adapter_name="one")
+    model.add_adapter("two", lora(2, "v_proj", "down_proj", **options))
+    return model.eval()
 
 
-@pytest.mark.slow
-def test_adapters_switched_disabled_merged_and_removed_are_seen():
-    stock = tiny_target()
-    without = hf_greedy(stock, PROMPT, 30)
-    plain = decoders(stock)
-    assert all(decoder.generate(PROMPT, max_new_tokens=30).token_ids == without for decoder in plain)
-    model = with_lora(stock)
-    torch.manual_seed(2)
-    model.add_adapter("two", peft.LoraConfig(r=4, target_modules=["v_proj"], init_lora_weights=False))
-    ours = [*plain, *decoders(model)]
+def make(model, policy, rows=1):
+    options = {"max_length": 96, "max_batch_size": rows}
+    if policy == "plain":
+        return AutoregressiveDecoder(model, **options)
+    return RadarDecoder(model, draft=tiny_draft(), policy=policy, tree=TREE, fallback=False, **options)
 
-    def check():
-        expected = hf_greedy(stock, PROMPT, 30)
-        for decoder in ours:
-            assert decoder.generate(PROMPT, max_new_tokens=30, reuse_prefix=True).token_ids == expected
-        return expected
 
-    seen = [check()]
+def states(model):
+    """Sets a model's adapters in one way after the other."""
+    yield "one"
     model.set_adapter("two")
-    seen.append(check())
+    yield "two"
     with model.disable_adapter():
-        seen.append(check())
+        yield "none"
+    yield "two"
+    model.add_weighted_adapter(["one", "two"], [0.7, -1.0], "both", combination_type="cat")
+    model.set_adapter("both")
+    yield "both"
     model.set_adapter("one")
-    assert check() == seen[0]
     model.merge_adapter()
-    check()
+    yield "one"
     model.unmerge_adapter()
-    check()
-    assert seen[2] == without
-    assert seen[0] != seen[1] != without
+    model.base_model.set_adapter(["one", "two"])
+    yield "both at once"
+    model.set_adapter("one")
+    model.delete_adapter("two")
+    model.add_adapter("two", lora(5, "v_proj", "down_proj"))
+    model.set_adapter("two")
+    yield "another two"
 
 
-def test_prompt_tuning_is_refused_by_name():
-    config = peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(tiny_target(), config)
-    with pytest.raises(UsageError, match="prompt tuning, whose virtual tokens have no ids"):
-        AutoregressiveDecoder(model, max_length=64)
+def test_each_text_is_of_the_adapters_that_are_set():
+    """One decoder of each kind through all states; the prefix of the text before is at hand each time."""
+    model = with_two()
+    stock, seen = model.get_base_model(), {}
+    ours = [make(model, policy) for policy in KINDS]
+    for name in states(model):
+        expected = hf_greedy(stock, PROMPT, 12)
+        for decoder in ours:
+            assert decoder.generate(PROMPT, max_new_tokens=12, reuse_prefix=True).token_ids == expected, name
+        assert seen.setdefault(name, expected) == expected
+    assert len(set(map(tuple, seen.values()))) == len(seen)
+
+
+@pytest.mark.parametrize("policy", KINDS[1:], ids=["radar", "plain"])
+def test_texts_that_share_rounds_are_of_the_adapters_that_are_set(policy):
+    model = with_two()
+    stock, decoder = model.get_base_model(), make(model, policy, rows=4)
+    for _ in states(model):
+        texts = decoder.generate(PROMPTS, max_new_tokens=8, reuse_prefix=True)
+        assert [text.token_ids for text in texts] == [hf_greedy(stock, prompt, 8) for prompt in PROMPTS]
