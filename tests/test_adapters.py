@@ -259,14 +259,15 @@ def test_texts_that_share_rounds_end_when_adapters_change_and_those_that_wait_ar
     assert tokens_of(beside) == hf_greedy(decoder.model, PROMPTS[1], 40)  # had not begun
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a hook's Python runs when graphs are made")
 def test_a_prompt_in_whose_pass_adapters_changed_is_not_gone_on_from():
-    """Its page is of two adapters, and the first is back."""
+    """Its page is of the second, and the first is back."""
     model = with_two()
     once = iter([model.set_adapter])
-    model.get_base_model().model.layers[4].register_forward_pre_hook(lambda *_: next(once, lambda _: None)("two"))
+    model.get_base_model().model.layers[0].register_forward_pre_hook(lambda *_: next(once, lambda _: None)("two"))
     decoder = make_rows("plain", 2, model)
     with pytest.raises(UsageError, match="adapters were switched"):
-        decoder.generate(LONG, max_new_tokens=4)
+        decoder.generate(LONG, max_new_tokens=4, reuse_prefix=True)
     model.set_adapter("one")
     for behind in range(4):
         prompt = [*LONG[: PAGE + 1], behind]
