@@ -64,7 +64,8 @@ class ActiveAdapters:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = ref(model)
-        parts = model.modules() if "peft_config" in model.__dict__ else ()  # where PEFT puts its configs
+        self._configs = model.__dict__.get("peft_config")  # PEFT's; its older releases leave it when adapters go
+        parts = () if self._configs is None else model.modules()
         found = ((ref(part), adapter_state(part)) for part in parts)
         self._parts = [(part, state) for part, state in found if state is not None]
 
@@ -77,7 +78,7 @@ class ActiveAdapters:
             now = ((here(), state) for here, state in self._parts)
             has_changed = any(part is None or adapter_state(part) != state for part, state in now)
         else:
-            has_changed = "peft_config" in getattr(self._model(), "__dict__", ())
+            has_changed = getattr(self._model(), "peft_config", None) is not self._configs
         if has_changed:
             raise UsageError(
                 "the target's adapters were switched, scaled, merged or taken off while this text was decoded, and "
