@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
@@ -11,8 +12,6 @@ from radar import RadarDecoder
 from radar.draft.checkpoint import save_draft
 from radar.errors import UsageError
 from radar.target.load import load_model, load_tokenizer
-
-peft = pytest.importorskip("peft")
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 

@@ -1,47 +1,18 @@
 """Models with PEFT adapters: what changes weights is decoded with, as it is set at the call; the rest is refused."""
 
+import peft
 import pytest
 import torch
-from fakes import hf_greedy, tiny_draft, tiny_target
-from rows_decoders import Gate, make_rows, tokens_of
+from adapted import KINDS, PROMPT, PROMPTS, lora, make, with_two
+from fakes import hf_greedy, tiny_target
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
+from radar import AutoregressiveDecoder
+from radar.engine import build
 from radar.errors import UsageError
 from radar.target import fused_layer
 from radar.target.bound import BoundModel
 from radar.target.fingerprint import fingerprint
 from radar_kernels import silu_mul
-from radar_kernels.reference_canonical import PAGE
-
-peft = pytest.importorskip("peft")
-
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-LONG = [(7 * i + i // 3) % 17 for i in range(PAGE + 2)]
-PROMPTS = [PROMPT, [*PROMPT, 7, 7], PROMPT[:3], LONG]
-TREE = TreeConfig(total_tokens=12, max_calls=3, tree_top_k=4)
-KINDS = [FixedDepth(2), None, "plain"]  # EAGLE-3, RADAR as it stops by itself, plain decoding
-
-
-def lora(seed, *modules, **options):
-    torch.manual_seed(seed)  # of the weights, which are made behind this
-    return peft.LoraConfig(
-        r=4, target_modules=list(modules) or ["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM",
-        **options,
-    )  # fmt: skip
-
-
-def with_two(stock=None, **options):
-    """A model with adapters "one" and "two", the first in use."""
-    model = peft.get_peft_model(tiny_target() if stock is None else stock, lora(1), adapter_name="one")
-    model.add_adapter("two", lora(2, "v_proj", "down_proj", **options))
-    return model.eval()
-
-
-def make(model, policy, rows=1):
-    options = {"max_length": 96, "max_batch_size": rows}
-    if policy == "plain":
-        return AutoregressiveDecoder(model, **options)
-    return RadarDecoder(model, draft=tiny_draft(), policy=policy, tree=TREE, fallback=False, **options)
 
 
 def states(model):
@@ -74,9 +45,9 @@ def test_each_text_is_of_the_adapters_that_are_set():
     stock, seen = model.get_base_model(), {}
     ours = [make(model, policy) for policy in KINDS]
     for name in states(model):
-        expected = hf_greedy(stock, PROMPT, 12)
+        expected = hf_greedy(stock, PROMPT, 8)
         for decoder in ours:
-            assert decoder.generate(PROMPT, max_new_tokens=12, reuse_prefix=True).token_ids == expected, name
+            assert decoder.generate(PROMPT, max_new_tokens=8, reuse_prefix=True).token_ids == expected, name
         assert seen.setdefault(name, expected) == expected
     assert len(set(map(tuple, seen.values()))) == len(seen)
 
@@ -86,8 +57,8 @@ def test_texts_that_share_rounds_are_of_the_adapters_that_are_set(policy):
     model = with_two()
     stock, decoder = model.get_base_model(), make(model, policy, rows=4)
     for _ in states(model):
-        texts = decoder.generate(PROMPTS, max_new_tokens=8, reuse_prefix=True)
-        assert [text.token_ids for text in texts] == [hf_greedy(stock, prompt, 8) for prompt in PROMPTS]
+        texts = decoder.generate(PROMPTS, max_new_tokens=5, reuse_prefix=True)
+        assert [text.token_ids for text in texts] == [hf_greedy(stock, prompt, 5) for prompt in PROMPTS]
 
 
 def dora(model):
@@ -160,119 +131,13 @@ def test_adapters_of_every_kind(put, as_on_a_gpu):
     expected = hf_greedy(stock, PROMPT, 8)
     assert expected != without
     for policy in KINDS[1:]:
-        decoder = make(model, policy)
         as_on_a_gpu.clear()
+        decoder = make(model, policy)
         assert decoder.generate(PROMPT, max_new_tokens=8).token_ids == expected
         assert bool(as_on_a_gpu) == (put is one_layer)  # all others change every layer
         with model.disable_adapter():
             found = decoder.generate(PROMPT, max_new_tokens=8).token_ids
         assert found == without
-
-
-def switched(model):
-    model.set_adapter("two")
-
-
-def merged(model):
-    model.merge_adapter()
-
-
-def scaled(model):
-    for module in model.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            module.scale_layer(0.5)
-
-
-def taken_off(model):
-    model.merge_and_unload()
-
-
-CHANGES = [switched, merged, scaled, taken_off]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_text_under_way_ends_when_adapters_change(change):
-    model = with_two()
-    decoder = make(model, None)
-    text = decoder.rounds(PROMPT, max_new_tokens=30)
-    next(text), next(text)
-    change(model)
-    with pytest.raises(UsageError, match="adapters were switched, scaled, merged or taken off"):
-        next(text)
-    assert text.has_ended
-    assert decoder.generate(PROMPT, max_new_tokens=8, reuse_prefix=True).token_ids == hf_greedy(
-        decoder.model, PROMPT, 8
-    )
-
-
-def test_what_a_text_of_two_adapters_left_is_not_gone_on_from():
-    """The caches hold a row that the other adapter made, and the first is back."""
-    model = with_two()
-    decoder = make(model, "plain")
-    text, prefix = decoder.rounds(PROMPT[:2], max_new_tokens=30), decoder.engine.admission.prefix
-    next(text)
-    model.set_adapter("two")
-    with pytest.raises(UsageError):
-        next(text)
-    model.set_adapter("one")
-    prompt = [*prefix.ids, 5]
-    assert decoder.generate(prompt, max_new_tokens=8, reuse_prefix=True).token_ids == hf_greedy(
-        decoder.model, prompt, 8
-    )
-
-
-def test_a_text_that_waited_for_its_turn_is_not_gone_on_with_under_another_adapter():
-    model = with_two()
-    decoder = make(model, "plain")
-    first, second = (decoder.rounds(prompt, max_new_tokens=8) for prompt in PROMPTS[:2])
-    next(first)
-    model.set_adapter("two")
-    assert tokens_of(second) == hf_greedy(decoder.model, PROMPTS[1], 8)
-    with pytest.raises(UsageError, match="adapters were switched"):
-        next(first)
-
-
-def test_the_first_adapter_ends_texts_of_the_model_without():
-    model = tiny_target()
-    decoder = make(model, "plain")
-    text = decoder.rounds(PROMPT, max_new_tokens=8)
-    next(text)
-    peft.get_peft_model(model, lora(1))
-    with pytest.raises(UsageError, match="adapters were switched"):
-        next(text)
-
-
-@pytest.mark.parametrize("kind", ["radar", "plain"])
-def test_texts_that_share_rounds_end_when_adapters_change_and_those_that_wait_are_of_the_new_ones(kind):
-    """Two rows: one text is held up in a criterion, one is beside it, and one is asked for behind the change."""
-    model, gate = with_two(), Gate()
-    decoder = make_rows(kind, 2, model)
-    first = decoder.rounds(PROMPTS[0], max_new_tokens=40, stopping_criteria=[gate])
-    assert gate.reached.wait(60)
-    beside = decoder.rounds(PROMPTS[1], max_new_tokens=40)
-    model.set_adapter("two")
-    behind = decoder.rounds(PROMPTS[2], max_new_tokens=8)
-    gate.opened.set()
-    with pytest.raises(UsageError, match="adapters were switched"):
-        tokens_of(first)
-    assert tokens_of(behind) == hf_greedy(decoder.model, PROMPTS[2], 8)
-    assert tokens_of(beside) == hf_greedy(decoder.model, PROMPTS[1], 40)  # had not begun
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a hook's Python runs when graphs are made")
-def test_a_prompt_in_whose_pass_adapters_changed_is_not_gone_on_from():
-    """Its page is of the second, and the first is back."""
-    model = with_two()
-    once = iter([model.set_adapter])
-    model.get_base_model().model.layers[0].register_forward_pre_hook(lambda *_: next(once, lambda _: None)("two"))
-    decoder = make_rows("plain", 2, model)
-    with pytest.raises(UsageError, match="adapters were switched"):
-        decoder.generate(LONG, max_new_tokens=4, reuse_prefix=True)
-    model.set_adapter("one")
-    for behind in range(4):
-        prompt = [*LONG[: PAGE + 1], behind]
-        found = decoder.generate(prompt, max_new_tokens=4, reuse_prefix=True).token_ids
-        assert found == hf_greedy(decoder.model, prompt, 4)
 
 
 REFUSED = [
@@ -303,3 +168,15 @@ def test_one_that_is_put_on_later_is_refused_too():
     model.set_adapter("late")
     with pytest.raises(UsageError, match="'late' is an activated LoRA"):
         decoder.generate(PROMPT, max_new_tokens=4)
+
+
+def test_layers_that_may_ask_the_host_go_without_graphs(monkeypatch):
+    monkeypatch.setattr(build, "choose_engine", lambda name, device: name or "graph")
+    plain, ours = tiny_target(), dora(tiny_target()).get_base_model()
+    others = [new_tokens(tiny_target()), peft.get_peft_model(tiny_target(), peft.VeraConfig(target_modules=["q_proj"]))]
+    assert build._takes_graphs(None, plain)
+    assert build._takes_graphs("graph", ours)
+    for model in [wrapped.get_base_model() for wrapped in others]:
+        assert not build._takes_graphs(None, model)
+        with pytest.raises(UsageError, match=r"cannot hold adapter 'default'.*whose layers may ask the host"):
+            build._takes_graphs("graph", model)

@@ -10,7 +10,7 @@ from torch import nn
 
 from radar.errors import UsageError
 
-__all__ = ["ActiveAdapters", "adapter_state", "check_adapters"]
+__all__ = ["ActiveAdapters", "adapter_state", "check_adapters", "outside_of_graphs"]
 
 _ELSEWHERE = {
     "XLORA": "weighs its adapters by the whole prompt, in a forward of its own",
@@ -18,6 +18,7 @@ _ELSEWHERE = {
     "ADAPTION_PROMPT": "attends to virtual tokens in an attention of its own",
     "SHADOW": "runs a second model beside this one",
 }
+_CAPTURED = {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "LN_TUNING"}  # products and sums on the device, nothing else
 
 
 def check_adapters(configs: Mapping[str, Any]) -> None:
@@ -32,7 +33,7 @@ def check_adapters(configs: Mapping[str, Any]) -> None:
                 f"adapter {name!r} is prompt tuning, whose virtual tokens have no ids for a draft to follow: decode "
                 "without RADAR, or use an adapter that changes weights (LoRA and its kin)"
             )
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        kind = _kind(config)
         why = _ELSEWHERE.get(kind)
         if getattr(config, "alora_invocation_tokens", None):
             kind, why = "an activated LoRA", "begins to count where PEFT finds its tokens in the prompt"
@@ -41,6 +42,20 @@ def check_adapters(configs: Mapping[str, Any]) -> None:
                 f"adapter {name!r} is {kind}, which {why}: decode without RADAR, or use an adapter that changes the "
                 "weights for all tokens alike (LoRA and its kin)"
             )
+
+
+def outside_of_graphs(model: nn.Module) -> str | None:
+    """The first of a stock model's adapters whose layers a CUDA graph may not hold, as a noun; None: there is none."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "trainable_token_indices", None):
+            return f"adapter {name!r}, which has tokens of its own (trainable_token_indices)"
+        if _kind(config) not in _CAPTURED:
+            return f"adapter {name!r} of kind {_kind(config)}"
+    return None
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def adapter_state(part: nn.Module) -> tuple[Any, ...] | None:
