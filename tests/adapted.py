@@ -22,10 +22,10 @@ def lora(seed, *modules, **options):
     )  # fmt: skip
 
 
-def with_two(stock=None, **options):
+def with_two():
     """A model with adapters "one" and "two", the first in use."""
-    model = peft.get_peft_model(tiny_target() if stock is None else stock, lora(1), adapter_name="one")
-    model.add_adapter("two", lora(2, "v_proj", "down_proj", **options))
+    model = peft.get_peft_model(tiny_target(), lora(1), adapter_name="one")
+    model.add_adapter("two", lora(2, "v_proj", "down_proj"))
     return model.eval()
 
 
