@@ -8,7 +8,7 @@ from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
 from radar.cli.decoders import default_prompts
 from radar.tools.prompts import load_prompts
 
-TOKENS = {"smollm2": 24, "gemma3": 12}
+TOKENS = {"smollm2": 16, "gemma3": 8}
 
 
 @pytest.fixture(scope="module", params=RELEASED)

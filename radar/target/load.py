@@ -33,12 +33,12 @@ def load_model(
     adapter names, with the adapter in its layers."""
     if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
         raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
-    base = base_of(path)
-    if tp_plan is not None and base is not None:
+    if tp_plan is not None and Path(path, "adapter_config.json").is_file():
         raise UsageError(
             f"{path!r} holds adapters: merge the adapters first (PEFT's merge_and_unload), and give the folder of the "
             "merged model: a split model takes none"
         )
+    base = base_of(path)
     whole = path if base is None else base
     ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
