@@ -81,8 +81,9 @@ class RadarDecoder(Decoder[RoundEngine]):
             of 64; where they run out, the newest text waits. None: as many as all can have.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
-    Where texts share rounds, one that is asked for behind a change waits until those under way have ended. On a GPU a
-    hook's tensors are part of the graphs, and its Python runs when those are made.
+    Where texts share rounds, one that is asked for behind a change waits until those under way have ended. A text whose
+    adapters change while it is decoded ends with a UsageError. On a GPU a hook's tensors are part of the graphs, and
+    its Python runs when those are made.
 
     Raises:
         UsageError: if the model's family is not supported, or the parts do not fit together.
@@ -151,7 +152,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         """Load everything from folders; without arguments, the pair that ships inside the package.
 
         Args:
-            target: folder or hub name of the model and its tokenizer; None: the embedded pair.
+            target: folder or hub name of the model and its tokenizer, or folder of a PEFT adapter; None: the embedded
+                pair.
             draft: folder of the EAGLE-3 head, or of `radar fit`; needed with a target of your own.
             policy: as in the constructor; None with the embedded pair: its own trained policy.
             device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.

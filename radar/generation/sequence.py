@@ -16,6 +16,7 @@ from radar.generation.detokenize import text_of
 from radar.generation.request import Request
 from radar.generation.stops import TextEnd
 from radar.metrics import DecodeMetrics, Round, TokenLogprob, summarize
+from radar.target.adapters import ActiveAdapters
 
 __all__ = ["GenerationOutput", "Sequence"]
 
@@ -62,6 +63,7 @@ class Sequence(Iterator[Round]):
         rounds: those made so far.
         finish_reason: why the text has ended; None: it has not.
         seconds: spent in rounds.
+        adapters: that its first token was made with; None: it has none yet, or the engine's thread sees to that.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Sequence(Iterator[Round]):
         self.rounds: list[Round] = []
         self.finish_reason: str | None = None
         self.seconds = 0.0
+        self.adapters: ActiveAdapters | None = None
 
     def __reduce__(self) -> NoReturn:
         """A copy that goes would end the original."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint"]
+from radar.target.adapters import adapter_state
 
-_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a PEFT layer
+__all__ = ["Fingerprint", "fingerprint"]
 
 
 class Fingerprint(NamedTuple):
@@ -39,8 +39,7 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
             if tensor is not None:
                 layout += (id(tensor), _place(tensor))
                 values.append(0 if tensor.is_inference() else tensor._version)
-        if "merged_adapters" in state:
-            layout.append(repr([state.get(name) for name in _ADAPTER_STATE]))
+        layout.append(adapter_state(module))
     return Fingerprint(tuple(layout), tuple(values))
 
 

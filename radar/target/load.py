@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from radar.errors import UsageError
+from radar.target.adapter_folder import base_of, with_adapter
 from radar.target.checks import check_known
 from radar.target.parallel import check_split, make_local
 from radar.target.ranks import join_ranks
@@ -28,7 +29,8 @@ def load_model(
     progress: bool = True,
 ) -> Any:
     """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's. With a `tp_plan` it is this
-    rank's part of it, and every rank has to load it."""
+    rank's part of it, and every rank has to load it. Of a folder with a PEFT adapter it is the base model that the
+    adapter names, with the adapter in its layers."""
     if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
         raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
     if tp_plan is not None and Path(path, "adapter_config.json").is_file():
@@ -36,6 +38,8 @@ def load_model(
             f"{path!r} holds adapters: merge the adapters first (PEFT's merge_and_unload), and give the folder of the "
             "merged model: a split model takes none"
         )
+    base = base_of(path)
+    whole = path if base is None else base
     ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
     shown = bars.is_progress_bar_enabled()
@@ -44,23 +48,23 @@ def load_model(
     try:
         how: dict[str, Any] = {"output_loading_info": True}
         plan: Any = tp_plan
-        is_adapter = Path(path, "adapter_config.json").is_file()
-        if not is_adapter:
-            check_known(AutoConfig.from_pretrained(path))  # before its weights are loaded
+        check_known(AutoConfig.from_pretrained(whole))  # before its weights are loaded
         if ranks is not None:
             from transformers.distributed.configuration_utils import DistributedConfig
 
-            check_split(AutoConfig.from_pretrained(path), ranks.size)
+            check_split(AutoConfig.from_pretrained(whole), ranks.size)
             how["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **how)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype or "auto", **how)
         model, found = loaded
-        if not is_adapter:
-            _check_whole(path, found)
+        _check_whole(whole, found)
     except UsageError:
         raise
     except Exception as error:  # no such model, another kind of file, one that is cut off: each library has its own
         raise UsageError(
             f"no transformers model at {path!r} that can be loaded: give a folder or a hub name ({error})"
+            if base is None
+            else f"the base model {base!r} of the adapter in {path!r} cannot be loaded: put the folder or hub name of "
+            f"the model that it was trained on into adapter_config.json, as base_model_name_or_path ({error})"
         ) from error
     finally:
         if shown:
@@ -70,6 +74,8 @@ def load_model(
             f"transformers has put the ranks' parts on {model.device.type} and not on {device.type}: hide what they "
             "are not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
         )
+    if base is not None:
+        model = with_adapter(model, path)
     return make_local(model).to(device).eval()
 
 
@@ -92,7 +98,10 @@ def _check_whole(path: str, found: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer stored beside a model."""
+    """The tokenizer stored beside a model; beside an adapter, or else beside its base model."""
+    base = base_of(path)
+    if base is not None and not Path(path, "tokenizer_config.json").is_file():
+        path = base
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:
