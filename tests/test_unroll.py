@@ -114,7 +114,8 @@ def test_one_graph_plays_all_steps(backend: CompileCounterWithBackend) -> None:
     """One window and one head of keys: sizes of one have strides of their own."""
     given = inputs(replace(CONFIG, num_key_value_heads=1), 7, batch=1)
     play = torch.compile(play_step, dynamic=False, backend=backend, fullgraph=True)
-    compiled, gradients = with_gradients(given[0], unrolled_losses(*given, 7, play))
+    with torch._dynamo.config.patch(error_on_recompile=True):  # and say why
+        compiled, gradients = with_gradients(given[0], unrolled_losses(*given, 7, play))
     assert backend.frame_count == 1
     plain, wanted = with_gradients(given[0], unrolled_losses(*given, 7, play_step))
     torch.testing.assert_close((compiled, gradients), (plain, wanted), rtol=1e-5, atol=1e-6)
