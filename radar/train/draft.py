@@ -188,8 +188,7 @@ class DraftRun(Run):
             if self.play is play_step:
                 raise
             self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
-        self.play = play_step
-        self.optimizer.zero_grad(set_to_none=True)
+        self.play = play_step  # no gradient is left behind: autograd adds to a weight's once all steps have theirs
         return self._backward(ids)
 
     def _update(self, now: Tensor) -> None:
