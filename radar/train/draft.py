@@ -26,20 +26,13 @@ from radar.train.draft_target import FrozenTarget, new_draft
 from radar.train.options import TrainingOptions
 from radar.train.run import ANEW, Run
 from radar.train.tokens import TokenMixture
-from radar.train.unroll import unrolled_losses
+from radar.train.unroll import play_step, unrolled_losses
 
 __all__ = ["DraftRun", "TrainingOptions", "train_draft"]
 
 RECORD_FILE = "training.json"
 HEAD_FILES = ("model.safetensors", "config.json")
-FREE = (
-    "steps",
-    "seconds",
-    "whole_seconds",
-    "compile",
-    "checkpoint_every",
-    "progress",
-)  # a continuation may change them
+FREE = ("steps", "seconds", "whole_seconds", "compile", "checkpoint_every", "progress")  # a continuation's own
 LONG = 1800.0  # seconds that nobody waits for without having been told
 
 
@@ -99,7 +92,7 @@ class DraftRun(Run):
 
     Attributes:
         step: optimizer steps done.
-        spent: seconds of the budget, which begins behind the first step: that may compile for a minute.
+        spent: seconds of the budget, which begins behind the first step: that may compile for long.
         wall: seconds of all steps.
         mean: running mean of (losses, agreement) [2, S] over about the last 50 steps; None before the first.
     """
@@ -124,8 +117,8 @@ class DraftRun(Run):
         self.step, self.spent, self.wall = 0, 0.0, 0.0
         self.saved = -1  # the step of the state on disk
         self.mean: Tensor | None = None
-        self.compiled = self.cuda if options.compile is None else options.compile
-        self.losses = torch.compile(unrolled_losses) if self.compiled else unrolled_losses
+        compiled = self.cuda if options.compile is None else options.compile
+        self.play = torch.compile(play_step, dynamic=False) if compiled else play_step
 
     def restore(self) -> dict[str, Any] | None:
         """Take up what is in the folder: the results of a finished head; None if there is something left to train."""
@@ -180,26 +173,26 @@ class DraftRun(Run):
         ids = self.text.windows(options.batch_size, options.length + options.ttt_length, (options.seed, self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (self.step + 1) / (options.warmup + 1)) * max(0.0, 1 - fraction)
-        losses, agreement = self._loss(ids.to(self.target.device))
-        (losses * self.weights).sum().backward()
-        nn.utils.clip_grad_norm_(self.draft.parameters(), options.max_grad_norm)
-        return torch.stack((losses.detach(), agreement))
+        return self._backward(ids.to(self.target.device))
 
-    def _loss(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.cuda):
-            aux, embeds, teacher, best = self.target.read(ids, self.options.length, self.draft_ids, self.to_draft)
-            dtype = torch.bfloat16 if self.cuda else torch.float32
-            inputs = (self.draft, aux.to(dtype), embeds.to(dtype), teacher, best, self.options.ttt_length)
-            try:
-                return self.losses(*inputs)
-            except Exception as error:
-                if not self.compiled:
-                    raise
-                self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
-                self.losses, self.compiled = unrolled_losses, False
-                return self.losses(*inputs)
+    def _backward(self, ids: Tensor) -> Tensor:
+        try:
+            with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.cuda):
+                aux, embeds, teacher, best = self.target.read(ids, self.options.length, self.draft_ids, self.to_draft)
+                dtype = torch.bfloat16 if self.cuda else torch.float32
+                inputs = (self.draft, aux.to(dtype), embeds.to(dtype), teacher, best, self.options.ttt_length)
+                now = unrolled_losses(*inputs, self.play)
+            (now[0] * self.weights).sum().backward()
+            return now.detach()
+        except Exception as error:  # of the backward graph too, which is compiled when it is needed
+            if self.play is play_step:
+                raise
+            self._say(f"torch.compile failed ({type(error).__name__}), training goes on without it")
+        self.play = play_step  # no gradient is left behind: autograd adds to a weight's once all steps have theirs
+        return self._backward(ids)
 
     def _update(self, now: Tensor) -> None:
+        nn.utils.clip_grad_norm_(self.draft.parameters(), self.options.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.mean = now if self.mean is None else torch.lerp(self.mean, now, 0.02)

@@ -109,15 +109,9 @@ class FullRounds:
         source, tree, draft = decoder.engine.target, decoder.tree, decoder.draft
         self.decoder, self.temperature, self.every_token = decoder, temperature, every_token
         self.sampling = SamplingParams(temperature=temperature)
-        self.target = TargetModel(
-            decoder.model,
-            max_length=decoder.max_length,
-            max_rows=max(FullRound.num_rows(tree), source.max_rows),
-            tap_layers=source.tap_layers,
-        )
-        self.drafter = Eagle3Drafter(
-            draft, source.embed_tokens, tree, max_length=decoder.max_length, max_rows=source.max_rows
-        )
+        most, rows = decoder.max_length, max(FullRound.num_rows(tree), source.max_rows)
+        self.target = TargetModel(decoder.model, max_length=most, max_rows=rows, tap_layers=source.tap_layers)
+        self.drafter = Eagle3Drafter(draft, source.embed_tokens, tree, max_length=most, max_rows=source.max_rows)
         self._stream: torch.cuda.Stream | None = None
         with ambient(self.target.device):
             self.round = FullRound(self.target, self.drafter, tree, temperature=temperature, one_token=every_token)

@@ -58,7 +58,7 @@ class TrainingOptions:
         lr: peak learning rate; linear warm-up over `warmup` steps, then linear decay to nothing.
         ttt_length: draft calls that training plays.
         loss_decay: weight of step s is loss_decay ** s.
-        compile: `torch.compile` the unrolled loss; None means on a GPU. Falls back to eager execution with a note.
+        compile: `torch.compile` a step of the test; None means on a GPU. Falls back to eager execution with a note.
         checkpoint_every: seconds between resumable checkpoints; 0: only Ctrl-C leaves one.
         progress: show a bar on stderr.
     """
