@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "fingerprint", "parts_of"]
 
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a PEFT layer
 
@@ -37,11 +37,18 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
             layout.extend(hooks)  # their keys: no two hooks of a process have one
         for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
             if tensor is not None:
-                layout += (id(tensor), _place(tensor))
-                values.append(0 if tensor.is_inference() else tensor._version)
+                for part in parts_of(tensor):
+                    layout += (id(part), _place(part))
+                    values.append(0 if part.is_inference() else part._version)
         if "merged_adapters" in state:
             layout.append(repr([state.get(name) for name in _ADAPTER_STATE]))
     return Fingerprint(tuple(layout), tuple(values))
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """A tensor, or what a wrapper holds in place of a storage: the numbers and scales of quantised weights."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
+    return [part for name in names for part in parts_of(getattr(tensor, name))] or [tensor]
 
 
 def _place(tensor: Tensor) -> int:
