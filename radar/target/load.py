@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
 from radar.errors import UsageError
@@ -50,6 +50,8 @@ def load_model(
         if not is_adapter:
             config = _known_config(path)  # before its weights are loaded
             kind = kind_of(config)
+        if "gguf_file" in how:
+            how["quantization_config"] = GgufConfig(dequantize=True)  # in its blocks, few rows are rounded unlike many
         if kind is not None:
             check_packages(kind)
             how["device_map"] = {"": device}  # some quantise or unpack there, and cannot be moved
@@ -60,9 +62,7 @@ def load_model(
                 raise UsageError(f"{path!r} is quantised, and no such model is split over several cards: use it on one")
             check_split(config, ranks.size)
             how["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", output_loading_info=True, **how
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True, **how)
         model, found = loaded
         if not is_adapter:
             _check_whole(path, found)
@@ -118,8 +118,8 @@ def _known_config(path: str) -> Any:
 def _check_dtype(path: str, model: Any, dtype: torch.dtype | None) -> None:
     if dtype is not None and model.dtype != dtype:
         raise UsageError(
-            f"{path!r} is quantised, and its library loads it as {model.dtype} whatever is asked for, which was {dtype}: "
-            "leave the dtype out"
+            f"{path!r} is quantised, and its library loads it as {model.dtype} where {dtype} is asked for: leave the "
+            "dtype out"
         )
 
 
@@ -144,8 +144,8 @@ def _check_whole(path: str, found: Mapping[str, Any]) -> None:
 
 
 _QUANTISED = (  # of weights, not of a cache: what transformers would leave out, and take the numbers as they are
-    ".weight_scale", ".weight_scale_inv", ".weight_packed", ".weight_zero_point", ".qweight", ".qzeros", ".SCB", ".absmax",
-    "_weight_qdata", "_proj_blocks", "_proj_scales",
+    ".weight_scale", ".weight_scale_inv", ".weight_packed", ".weight_zero_point", ".qweight", ".qzeros", ".SCB",
+    ".absmax", "_weight_qdata", "_proj_blocks", "_proj_scales",
 )  # fmt: skip
 
 

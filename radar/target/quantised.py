@@ -1,8 +1,7 @@
 """Targets that a library has quantised: which are known, and in which of them a row of a forward hears of the others.
 
-A quantised module stays as its library made it. Where weights alone are rounded, a text is that of `generate`; where
-inputs are rounded too, each row by a scale of its own, rows stay apart; where one scale is of all rows, nodes of a tree
-would change each other's scores, and no text would be the model's own.
+A quantised module stays as its library made it. Where weights alone are rounded, a text is that of `generate`; how
+inputs are rounded is what `radar.target.scales` says.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from radar.errors import UsageError
+from radar.target.layers import is_plain_linear
 from radar.target.scales import is_of, roundings
 
 __all__ = ["KINDS", "Kind", "check_packages", "check_quantised", "describe", "kind_of", "settle"]
@@ -86,7 +87,7 @@ def check_quantised(model: Any) -> None:
     """Raise UsageError for a model whose method is unknown, or where a scale is of all rows of a forward."""
     kind_of(model.config)
     for name, module, rounding in roundings(model):
-        if rounding.scale == "all":
+        if rounding.by == "all":
             raise UsageError(
                 f"the target's {name}, a {type(module).__name__}, {rounding.what}, so that nodes of a tree would "
                 f"change each other's scores: {rounding.advice}"
@@ -96,13 +97,14 @@ def check_quantised(model: Any) -> None:
 def describe(model: Any) -> str | None:
     """How a model that `check_quantised` lets pass is quantised, and what its texts are then; None: it is not."""
     kind = kind_of(model.config)
-    name = "torchao" if kind is None and any(is_of(x, "torchao") for x in model.parameters()) else None
-    if kind is None and name is None:
+    if kind is None and not any(is_of(parameter, "torchao") for parameter in model.parameters()):
         return None
-    title = name if kind is None else kind.title
+    title = "torchao" if kind is None else kind.title
     if next(roundings(model), None) is not None:
-        return f"{title}, inputs row by row: a text may part from generate's where two tokens nearly tie"
-    return f"{title}, weights alone: in float32 a text is generate's, in 16 bits ties may fall otherwise"
+        return f"{title}, inputs too, row by row: a text may part from generate's where two tokens nearly tie"
+    if all(map(is_plain_linear, (part for part in model.modules() if isinstance(part, nn.Linear)))):
+        return f"{title}, unpacked: decoded as any other model"
+    return f"{title}, weights alone: in float32 a text is generate's, in 16 bits a tie may fall the other way"
 
 
 def settle(model: Any) -> None:

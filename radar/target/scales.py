@@ -1,6 +1,6 @@
-"""By what scale a quantised module rounds its inputs: one of each row, or one that all rows of a forward share.
+"""How a quantised module rounds its inputs: each row by itself, or in a way that other rows of a forward decide.
 
-Where it is of all rows, nodes of a tree would change each other's scores, and no text would be the model's own.
+Where others decide, nodes of a tree would change each other's scores, and no text would be the model's own.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ __all__ = ["Rounding", "is_of", "roundings"]
 
 
 class Rounding(NamedTuple):
-    """Of a module's inputs: by a scale of each row, or of all; `advice` is how to have rows apart."""
+    """Of a module's inputs.
 
-    scale: Literal["row", "all"]
-    what: str
-    advice: str
+    Attributes:
+        by: what decides how a row is rounded: the row, or all rows of the forward.
+        what: of those that all rows decide: what the module is.
+        advice: how to have rows apart.
+    """
 
-
-_ADVICE = "quantise weights alone, or inputs row by row"
+    by: Literal["row", "all"]
+    what: str = ""
+    advice: str = ""
 
 
 def _dynamic(module: nn.Module) -> Rounding | None:
     if type(module).__module__.startswith(("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")):
-        return Rounding("all", "is quantised dynamically, by one scale of all its inputs", _ADVICE)
+        return Rounding(
+            "all",
+            "is quantised dynamically, by one scale of all rows",
+            "quantise weights alone, in 8 or 4 bits, or use the model as it was",
+        )
     return None
 
 
@@ -35,11 +42,11 @@ def _bitsandbytes(module: nn.Module) -> Rounding | None:
         return None
     state: Any = module.state
     if not state.threshold:
-        return Rounding("row", "", "")
+        return Rounding("row")
     return Rounding(
         "all",
-        f"is LLM.int8() with a threshold of {state.threshold}, which takes a column out of 8 bits in all rows where one "
-        "row has an outlier in it",
+        f"is LLM.int8() with a threshold of {state.threshold}, which takes a column out of 8 bits in all rows where "
+        "one row has an outlier in it",
         "load it with llm_int8_threshold=0.0 (in BitsAndBytesConfig, or in the quantization_config of config.json: the "
         "weights are the same), or in 4 bits",
     )
@@ -52,7 +59,7 @@ def _torchao(module: nn.Module) -> Rounding | None:
             continue
         how = getattr(weight, "act_quant_kwargs", None)
         if how is None:  # another class of its own says it thus
-            found = Rounding("row", "", "") if getattr(weight, "activation_quantization", None) else found
+            found = Rounding("row") if getattr(weight, "activation_quantization", None) else found
             continue
         granularity = type(getattr(how, "granularity", None)).__name__
         is_given = any(getattr(weight, name, None) is not None for name in ("act_quant_scale", "act_per_tensor_scale"))
@@ -62,7 +69,7 @@ def _torchao(module: nn.Module) -> Rounding | None:
                 f"has {type(weight).__name__} weights whose inputs are quantised by one scale of all rows",
                 "quantise it with granularity=PerRow(), or weights alone",
             )
-        found = Rounding("row", "", "")
+        found = Rounding("row")
     return found
 
 
@@ -75,16 +82,26 @@ def _compressed(module: nn.Module) -> Rounding | None:
             "is quantised by compressed-tensors with a dynamic scale of strategy 'tensor', which is of all rows",
             "use a checkpoint whose activations have strategy 'token', static scales, or none",
         )
-    return Rounding("row", "", "") if any(end is not None for end in ends) else None
+    return Rounding("row") if any(end is not None for end in ends) else None
 
 
 def _fp8(module: nn.Module) -> Rounding | None:
     is_fp8 = type(module).__name__ in ("FP8Linear", "FP8Experts", "FbgemmFp8Linear", "CompressedTensorsFP8Linear")
-    return Rounding("row", "", "") if is_fp8 else None
+    return Rounding("row") if is_fp8 else None
+
+
+def _gguf(module: nn.Module) -> Rounding | None:
+    if not type(module).__module__.startswith("transformers.integrations.gguf"):
+        return None
+    return Rounding(
+        "all",
+        "keeps the blocks of its GGUF file, and rounds its inputs where they are few rows, not where they are many",
+        "load it with quantization_config=GgufConfig(dequantize=True)",
+    )
 
 
 _ROUNDINGS: tuple[Callable[[nn.Module], Rounding | None], ...] = (
-    _dynamic, _bitsandbytes, _torchao, _compressed, _fp8,
+    _dynamic, _bitsandbytes, _torchao, _compressed, _fp8, _gguf,
 )  # fmt: skip
 
 
