@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-__all__ = ["configured", "write_compressed", "write_fp8", "write_gguf"]
+__all__ = ["configured", "write_compressed", "write_fp8", "write_gguf", "write_mxfp4"]
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -67,6 +67,19 @@ def write_fp8(model, folder, block=32):
     _with_scales(model, folder, "_scale_inv", quantised)
     how = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
     return configured(folder, how)
+
+
+def write_mxfp4(model, folder):
+    """gpt-oss with experts of random 4-bit numbers, 32 to a scale."""
+    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    found = load_file(file)
+    for name in [name for name in found if name.endswith("_proj") and "experts" in name]:
+        experts, columns, rows = found.pop(name).shape  # of the transposed weight
+        found[f"{name}_blocks"] = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+        found[f"{name}_scales"] = torch.randint(122, 126, (experts, rows, columns // 32), dtype=torch.uint8)
+    save_file(found, file, metadata={"format": "pt"})
+    return configured(folder, {"quant_method": "mxfp4", "modules_to_not_convert": []})
 
 
 def write_gguf(model, file, kind="F32", architecture="llama"):

@@ -45,6 +45,7 @@ def test_a_file_is_model_and_tokenizer(kind, model, head, tmp_path):
         tap_layers=(0, 1, 2), max_length=64, fallback=False, device=DEVICE,
     )  # fmt: skip
     assert (decoder.model.dtype, decoder.model.device.type) == (torch.float32, DEVICE.type)
+    assert getattr(decoder.model.config, "quantization_config", None) is None  # not left in its blocks
     text = decoder.generate(PROMPT, max_new_tokens=20, eos_token_id=None)
     ours, theirs = decoder.model.model.layers[1].mlp.up_proj.weight, model.model.layers[1].mlp.up_proj.weight
     assert torch.equal(ours, theirs) == (kind == "F32")

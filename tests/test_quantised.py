@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fakes import DEVICE, hf_greedy, tiny_target
-from quantised_files import configured, write_compressed, write_fp8
+from quantised_files import configured, write_compressed, write_fp8, write_mxfp4
+from tiny_families import tiny_family
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers.utils import is_kernels_available
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
 from radar.draft.config import DraftConfig
@@ -20,15 +22,18 @@ from radar.target.digest import weights_digest
 from radar.target.fingerprint import fingerprint
 from radar.target.load import load_model
 from radar.target.quantised import KINDS, check_quantised, describe, kind_of
+from radar.target.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NEW = 20
 
 
+SIZES = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}  # in blocks of 32
+
+
 def stock():
-    """Sizes that divide by 32, in blocks of which weights are quantised."""
-    return tiny_target(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
+    return tiny_target(**SIZES)
 
 
 def decoders(model):
@@ -107,6 +112,18 @@ def test_fp8_is_unpacked_where_there_is_no_gpu(tmp_path):
     model = load(write_fp8(stock(), tmp_path))
     expected = hf_greedy(model, PROMPT, NEW)
     assert expected != hf_greedy(stock(), PROMPT, NEW)
+    assert [one.generate(PROMPT, max_new_tokens=NEW).token_ids for one in decoders(model)] == [expected] * 2
+
+
+def test_mxfp4_is_unpacked_where_its_kernels_are_missing(tmp_path):
+    pytest.importorskip("accelerate")
+    if is_kernels_available():
+        pytest.skip("kernels is there, and would be asked for them")
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    model = load(write_mxfp4(tiny_family("gpt_oss", layer_types=layers, **SIZES), tmp_path))
+    assert model.model.layers[0].mlp.experts.gate_up_proj.dtype == torch.float32
+    expected = hf_greedy(model, PROMPT, NEW)
+    assert len(set(expected)) > 4
     assert [one.generate(PROMPT, max_new_tokens=NEW).token_ids for one in decoders(model)] == [expected] * 2
 
 
@@ -218,6 +235,13 @@ def test_config_and_weights_that_disagree_are_refused(what, tmp_path):
         message = r"not of one model: 21 tensors are of quantised weights, which the config says nothing of"
     with pytest.raises(UsageError, match=message):
         load(folder)
+
+
+def test_no_quantised_target_is_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("radar.target.load.join_ranks", lambda device: Ranks(0, 2))
+    pytest.importorskip("accelerate")
+    with pytest.raises(UsageError, match="is quantised, and no such model is split"):
+        load(write_fp8(stock(), tmp_path), tp_plan="auto")
 
 
 def test_another_type_than_it_was_quantised_for_is_refused(tmp_path):
