@@ -96,12 +96,14 @@ def write_gguf(model, file, kind="F32", architecture="llama"):
     written.add_layer_norm_rms_eps(config.rms_norm_eps)
     written.add_rope_freq_base(config.rope_parameters["rope_theta"])
     written.add_vocab_size(config.vocab_size)
-    letters = [*(chr(code) for code in range(ord("A"), ord("A") + config.vocab_size - 2)), "AB"]
+    letters = [*(chr(code) for code in range(ord("A"), ord("A") + config.vocab_size - 4)), "AB", "CD", "<start>"]
     written.add_tokenizer_model("gpt2")
     written.add_token_list(["<end>", *letters])
-    written.add_token_types([3] + [1] * len(letters))
-    written.add_token_merges(["A B"])
+    written.add_token_types([3, *[1] * (len(letters) - 1), 3])
+    written.add_token_merges(["A B", "C D"])
     written.add_eos_token_id(0)
+    written.add_bos_token_id(len(letters))
+    written.add_add_bos_token(False)
     quant = gguf.GGMLQuantizationType[kind]
     for name, weight in model.state_dict().items():
         values = np.ascontiguousarray(weight.float().cpu().numpy())

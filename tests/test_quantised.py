@@ -121,7 +121,7 @@ def test_mxfp4_is_unpacked_where_its_kernels_are_missing(tmp_path):
         pytest.skip("kernels is there, and would be asked for them")
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     model = load(write_mxfp4(tiny_family("gpt_oss", layer_types=layers, **SIZES), tmp_path))
-    assert model.model.layers[0].mlp.experts.gate_up_proj.dtype == torch.float32
+    assert model.model.layers[0].mlp.experts.gate_up_proj.is_floating_point()
     expected = hf_greedy(model, PROMPT, NEW)
     assert len(set(expected)) > 4
     assert [one.generate(PROMPT, max_new_tokens=NEW).token_ids for one in decoders(model)] == [expected] * 2
@@ -151,6 +151,20 @@ def test_another_scale_of_a_quantised_weight_is_another_model():
     assert plain.generate(PROMPT, max_new_tokens=NEW).token_ids == hf_greedy(model, PROMPT, NEW)
     weight.scale = weight.scale.clone()
     assert fingerprint(model).layout != before[0].layout
+
+
+class OldWeight(torch.Tensor):
+    """As torchao had it before 0.18, with a function that rounds inputs."""
+
+    __module__ = "torchao.quantization.linear_activation_quantized_tensor"
+
+
+def old_torchao(name):
+    linear = nn.Linear(64, 96, bias=False)
+    weight = linear.weight.detach().as_subclass(OldWeight)
+    weight.input_quant_func = SimpleNamespace(__name__=name)
+    linear._parameters["weight"] = weight
+    return linear
 
 
 def with_module(module):
@@ -186,6 +200,8 @@ def per_tensor():
     [
         (per_tensor, r"one scale of all rows.*each other's scores: quantise it with granularity=PerRow\(\)"),
         (lambda: with_module(Linear8bitLt(6.0)), r"layers.1.mlp.up_proj, a Linear8bitLt.*llm_int8_threshold=0.0"),
+        (lambda: with_module(old_torchao("_int8_symm_per_token_quant_noop_decode")), r"inputs by _int8.*noop_decode"),
+        (lambda: with_module(old_torchao("_quantise")), r"inputs by _quantise, not each row by itself.*PerRow\(\)"),
         (lambda: with_module(GgufLinear(64, 96, bias=False)), r"GgufConfig\(dequantize=True\)"),
     ],
 )
@@ -203,7 +219,10 @@ def test_compressed_inputs_of_one_scale_are_refused(tmp_path):
 
 
 def test_rows_by_themselves_are_let_through():
-    check_quantised(with_module(Linear8bitLt(0.0)))
+    for module in (Linear8bitLt(0.0), old_torchao("_int8_asymm_per_token_quant")):
+        model = with_module(module)
+        check_quantised(model)
+    assert describe(model).startswith("torchao, inputs too, row by row")
     quantization = pytest.importorskip("torchao.quantization")
     model = stock()
     quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())

@@ -52,14 +52,21 @@ def _bitsandbytes(module: nn.Module) -> Rounding | None:
     )
 
 
+_ROWS = "quantise it with granularity=PerRow(), or weights alone"
+
+
 def _torchao(module: nn.Module) -> Rounding | None:
     found = None
     for weight in module._parameters.values():
         if weight is None or not is_of(weight, "torchao"):
             continue
+        rounds = getattr(weight, "input_quant_func", None)  # of releases before 0.18
+        name = getattr(rounds, "__name__", "")
+        if rounds is not None and ("per_token" not in name or "noop" in name):
+            return Rounding("all", f"rounds its inputs by {name or rounds}, not each row by itself", _ROWS)
         how = getattr(weight, "act_quant_kwargs", None)
         if how is None:  # another class of its own says it thus
-            found = Rounding("row") if getattr(weight, "activation_quantization", None) else found
+            found = Rounding("row") if rounds or getattr(weight, "activation_quantization", None) else found
             continue
         granularity = type(getattr(how, "granularity", None)).__name__
         is_given = any(getattr(weight, name, None) is not None for name in ("act_quant_scale", "act_per_tensor_scale"))
@@ -67,7 +74,7 @@ def _torchao(module: nn.Module) -> Rounding | None:
             return Rounding(
                 "all",
                 f"has {type(weight).__name__} weights whose inputs are quantised by one scale of all rows",
-                "quantise it with granularity=PerRow(), or weights alone",
+                _ROWS,
             )
         found = Rounding("row")
     return found
