@@ -1,6 +1,5 @@
 """Quantised targets: texts are `generate`'s of the same model, which stays as it is; what mixes rows is refused."""
 
-import importlib.util
 import shutil
 from types import SimpleNamespace
 
@@ -236,9 +235,9 @@ def test_methods_that_are_not_known_or_not_installed_are_refused_before_weights_
     for method in ("fouroversix", None):
         with pytest.raises(UsageError, match=f"quantised by '{method}'.*known: torchao, bitsandbytes"):
             load(configured(tmp_path, {"quant_method": method}))
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None if name == "hqq" else importlib.util.find_spec(name))
-    with pytest.raises(UsageError, match="by HQQ needs hqq: pip install hqq"):
-        load(configured(tmp_path, {"quant_method": "hqq"}))
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"by GPTQ needs accelerate and .*: pip install accelerate optimum gptqmodel"):
+        load(configured(tmp_path, {"quant_method": "gptq", "bits": 4}))
     old = SimpleNamespace(quantization_config={"load_in_8bit": True})
     assert kind_of(old) is KINDS["bitsandbytes"]
 

@@ -43,12 +43,11 @@ KINDS: dict[str, Kind] = {
     "compressed-tensors": _by("compressed-tensors", ("compressed-tensors", "compressed_tensors")),
     "fp8": _by("fp8 in blocks"),
     "fbgemm_fp8": _by("fbgemm's fp8", ("fbgemm-gpu", "fbgemm_gpu")),
-    "gptq": _by("GPTQ", ("gptqmodel", "gptqmodel")),
+    "gptq": _by("GPTQ", ("optimum", "optimum"), ("gptqmodel", "gptqmodel")),
     "awq": _by("AWQ", ("gptqmodel", "gptqmodel")),
     "mxfp4": _by("mxfp4"),
     "gguf": _by("GGUF"),
     "hqq": _by("HQQ", ("hqq", "hqq")),
-    "quanto": _by("quanto", ("optimum-quanto", "optimum.quanto")),
     "eetq": _by("EETQ", ("kernels", "kernels")),
 }
 """By `quant_method`: radar/target/README.md says what each promises."""
@@ -78,9 +77,11 @@ def kind_of(config: Any) -> Kind | None:
 
 def check_packages(kind: Kind) -> None:
     """Raise UsageError for packages that are missing to load such a model."""
-    missing = [name for name, module in kind.packages if find_spec(module.partition(".")[0]) is None]
+    missing = [name for name, module in kind.packages if find_spec(module) is None]
     if missing:
-        raise UsageError(f"a target quantised by {kind.title} needs {' and '.join(missing)}: pip install {missing[0]}")
+        raise UsageError(
+            f"a target quantised by {kind.title} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def check_quantised(model: Any) -> None:
