@@ -1,8 +1,10 @@
 """Quantised targets: texts are `generate`'s of the same model, which stays as it is; what mixes rows is refused."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fakes import DEVICE, hf_greedy, tiny_target
@@ -22,6 +24,8 @@ from radar.target.fingerprint import fingerprint
 from radar.target.load import load_model
 from radar.target.quantised import KINDS, check_quantised, describe, kind_of
 from radar.target.ranks import Ranks
+from radar.train.draft_target import FrozenTarget, new_draft
+from radar.train.options import TrainingOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -170,6 +174,18 @@ def with_module(module):
     model = stock()
     model.model.layers[1].mlp.up_proj = module
     return model
+
+
+def test_a_new_head_begins_with_a_quantised_output_layer():
+    quantization = pytest.importorskip("torchao.quantization")
+    model = stock()
+    quantization.quantize_(model, quantization.Float8WeightOnlyConfig())
+    text = SimpleNamespace(streams=[[1] * 100], frequencies=lambda size: np.ones(size))
+    config = replace(DraftConfig.of_target(model.config, draft_vocab_size=40), num_aux_hidden_states=2)
+    options = TrainingOptions(length=16, steps=1)
+    draft = new_draft(FrozenTarget(model, (0, 1)), config, text, options)
+    whole = model.get_output_embeddings().weight.dequantize()
+    assert torch.equal(draft.lm_head.weight, whole[draft.target_ids()])
 
 
 class Linear8bitLt(nn.Linear):
