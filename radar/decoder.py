@@ -33,6 +33,7 @@ from radar.target.ranks import own_device
 __all__ = ["AutoregressiveDecoder", "RadarDecoder", "default_device"]
 
 StrPath = str | os.PathLike[str]
+MOST_ROWS, MOST_PLAIN_ROWS = 32, 128  # texts that share a round, and a token of the target alone
 
 
 def default_device(name: str | torch.device | None = None) -> torch.device:
@@ -80,8 +81,9 @@ class RadarDecoder(Decoder[RoundEngine]):
             of 64; where they run out, the newest text waits. None: as many as all can have.
 
     The model may change between two texts: weights, adapters, modules, type and device are what they are at the call.
-    Where texts share rounds, one that is asked for behind a change waits until those under way have ended. On a GPU a
-    hook's tensors are part of the graphs, and its Python runs when those are made.
+    Where texts share rounds, one that is asked for behind a change waits until those under way have ended. A text whose
+    adapters change while it is decoded ends with a UsageError. On a GPU a hook's tensors are part of the graphs, and
+    its Python runs when those are made.
 
     Raises:
         UsageError: if the model's family is not supported, or the parts do not fit together.
@@ -124,7 +126,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             fallback,
             check_draft_dtype(draft_dtype),
         )
-        check_rows(max_batch_size, cache_tokens)
+        check_rows(max_batch_size, cache_tokens, MOST_ROWS)
         if profile and max_batch_size > 1:
             raise UsageError("profile=True takes the times of one text's rounds: leave max_batch_size out")
         recipe: Any = self._rounds if max_batch_size == 1 else RowsRecipe(self._rounds, max_batch_size, cache_tokens)
@@ -150,7 +152,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         """Load everything from folders; without arguments, the pair that ships inside the package.
 
         Args:
-            target: folder or hub name of the model and its tokenizer; None: the embedded pair.
+            target: folder or hub name of the model and its tokenizer, or folder of a PEFT adapter; None: the embedded
+                pair.
             draft: folder of the EAGLE-3 head, or of `radar fit`; needed with a target of your own.
             policy: as in the constructor; None with the embedded pair: its own trained policy.
             device: None: a GPU if there is one. Of a split target "cuda" is each process's own GPU.
@@ -215,7 +218,8 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         model: a loaded transformers causal language model of a supported family.
         tokenizer: its tokenizer; None for token ids only.
         max_length: tokens that the cache holds, prompt and output together; None: 2048, or the model's positions.
-        engine, max_batch_size, cache_tokens: as for RadarDecoder.
+        engine, cache_tokens: as for RadarDecoder.
+        max_batch_size: likewise, 1 to 128.
     """
 
     def __init__(
@@ -231,7 +235,7 @@ class AutoregressiveDecoder(Decoder[PlainEngine]):
         model = make_local(stock_model(model))
         max_length = default_max_length(model) if max_length is None else max_length
         recipe: Any = PlainRecipe(max_length, engine)
-        check_rows(max_batch_size, cache_tokens)
+        check_rows(max_batch_size, cache_tokens, MOST_PLAIN_ROWS)
         if max_batch_size > 1:
             recipe = RowsRecipe(recipe, max_batch_size, cache_tokens)
         super().__init__(model, recipe, tokenizer=tokenizer, max_length=max_length, max_batch_size=max_batch_size)

@@ -11,6 +11,8 @@ import pytest
 from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
 
 from radar.errors import UsageError
+from radar.generation.round_queue import Made, RoundQueue
+from radar.metrics import Round
 
 OPTIONS = [
     {"max_new_tokens": 3 + 4 * (k % 4), "temperature": k % 2 * 0.9, "seed": k, "eos_token_id": [k] if k % 3 else []}
@@ -188,12 +190,50 @@ def test_an_idle_thread_holds_nothing():
     assert engine() is None
 
 
-@pytest.mark.parametrize("rows", [0, 33, 2.0, True, "4", None])
+@pytest.mark.parametrize("rows", [0, 129, 2.0, True, "4", None])
 def test_a_number_of_rows_that_is_none_is_refused(rows):
-    with pytest.raises(UsageError, match="max_batch_size is how many texts share a round, an integer from 1 to 32"):
+    with pytest.raises(UsageError, match="max_batch_size is how many texts share a round, an integer from 1 to 128"):
         make_rows("plain", rows)
-    with pytest.raises(UsageError, match="max_batch_size is how many texts"):
+    with pytest.raises(UsageError, match="max_batch_size is how many texts share a round, an integer from 1 to 32"):
         make_rows("radar", rows)
+    with pytest.raises(UsageError, match="from 1 to 32, got 33"):
+        make_rows("radar", 33)
+
+
+def test_a_hundred_rows_of_plain_decoding():
+    prompts = [[number % 16, number // 16, 3] for number in range(110)]
+    found = make_rows("plain", 100).generate(prompts, max_new_tokens=6, eos_token_id=())
+    sampled = [0, 37, 64, 99, 100, 109]
+    assert [found[one].token_ids for one in sampled] == [
+        alone(prompts[one], max_new_tokens=6, eos_token_id=()) for one in sampled
+    ]
+
+
+def test_who_wants_the_whole_text_is_not_woken_for_its_rounds(two):
+    """Neither its reader nor the reader of many, but by its end, and by what ends it: an error, a close."""
+    woken = []
+    text = two.rounds(PROMPTS[0], max_new_tokens=3, eos_token_id=())
+    assert len(next(text).tokens) == 1
+    text.read()
+    assert text.token_ids == alone(PROMPTS[0], max_new_tokens=3, eos_token_id=())
+
+    queue = RoundQueue()
+    queue.put(Made(Round([1])))
+    queue.hold()
+    items = [Round([2]), Round([3], finish_reason="length")]
+    reader = threading.Thread(target=lambda: woken.extend(queue.get().item for _ in range(3)))
+    reader.start()
+    queue.put(Made(items[0]))
+    assert queue._items.empty()
+    queue.put(Made(items[1]))
+    reader.join(60)
+    assert woken[1:] == items
+    for last in (ValueError("it"), None):
+        queue = RoundQueue()
+        queue.hold()
+        for item in (items[0], last):
+            queue.put(Made(item))
+        assert [queue.get().item for _ in range(2)] == [items[0], last]
 
 
 def test_times_by_part_are_taken_of_one_text():

@@ -94,7 +94,7 @@ def test_an_interrupted_call_has_spent_its_time(tmp_path: Path, clock: Clock) ->
     found = stages(tmp_path, clock)
     assert found.left() == pytest.approx(880.0)
     found.run("text", make, str)
-    assert left == pytest.approx([250.0, 190.0, 130.0])
+    assert left == pytest.approx([10.0 * SHARES["text"] - 60 * times for times in range(3)])
 
 
 def test_what_was_made_from_something_else_is_made_anew(tmp_path: Path, clock: Clock) -> None:

@@ -39,8 +39,9 @@ def written(monkeypatch):
 
     def run(folder, seconds, tokens):
         parts = SimpleNamespace(
-            plain=lambda rows: SimpleNamespace(tokens=tokens),
+            plain=lambda rows, held: SimpleNamespace(tokens=tokens),
             kind="cpu",
+            on_gpu=False,
             model=None,
             tokenizer=TOKENIZER,
             split=SimpleNamespace(text=LINES),

@@ -81,7 +81,7 @@ def test_what_profiles_and_records_works_there_too(tmp_path):
     assert profile_round(decoder.engine, prefix=40, calls=3, repeats=3).whole > 0
     eager = RadarDecoder(model, draft=draft, tree=tree, fallback=False, engine="eager", **OPTIONS)
     report = record(eager, [PROMPT, PROMPT[::-1]], tmp_path / "rounds", max_new_tokens=40, progress=False)
-    assert report["prompts_done"] == 2
+    assert report["prompts"] == 2
 
 
 def test_a_model_on_both_devices_says_what_it_says_on_one(tmp_path):

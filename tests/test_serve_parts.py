@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from radar.metrics import Round, TokenLogprob
-from radar.serve import interpreter
 from radar.serve.admission import Admission
 from radar.serve.errors import ApiError, api_error
-from radar.serve.interpreter import set_for_engine
 from radar.serve.jsontext import dumps
 from radar.serve.logprobs import chat_form, completion_form
 from radar.serve.logs import JsonFormatter
@@ -25,6 +23,8 @@ from radar.serve.stops import StopFilter
 from radar.serve.texts import ServedText
 from radar.serve.token_names import TokenNames
 from radar.serve.tool_calls import ToolCallParser
+from radar.tools import interpreter
+from radar.tools.interpreter import set_for_engine
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
 

@@ -18,8 +18,9 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--costs",
         metavar="FILE",
-        help=f"cost table that `radar profile --costs FILE` measured on the device that will decode, or {PAPER}: the "
-        "paper's own, of Llama-3-8B on two RTX 3090. Of tables by rows the one of one row, unless --batch is given",
+        help=f"cost table that `radar profile --costs FILE` measured on the device that will decode; the folder of a "
+        f"`radar fit`, which has one; or {PAPER}: the paper's own, of Llama-3-8B on two RTX 3090. Of tables by rows "
+        "the one of one row, unless --batch is given",
     )
     group.add_argument("--any-device", action="store_true", help="take the table of another device")
     group.add_argument("--call-time", type=float, metavar="T", help="instead of a table: time of one draft call")
@@ -58,7 +59,10 @@ def batch_costs_of(args: argparse.Namespace) -> Any:
         )
 
     from radar.decoder import default_device
+    from radar.policy.fitted import read_fitted
     from radar.tools.batch_costs import BatchCosts
     from radar.tools.machine import device_name
 
-    return BatchCosts.load(Path(args.costs), device=None if args.any_device else device_name(default_device()))
+    fitted = read_fitted(args.costs)
+    path = Path(args.costs) if fitted is None else fitted.costs
+    return BatchCosts.load(path, device=None if args.any_device else device_name(default_device()))

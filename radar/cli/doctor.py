@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "it is read it says whether it reads this target's features at all."
     )
     parser.add_argument("target", metavar="TARGET", help="target model: folder or hub name")
-    parser.add_argument("draft", metavar="DRAFT", help="folder of an EAGLE-3 head for that target")
+    parser.add_argument("draft", metavar="DRAFT", help="folder of an EAGLE-3 head for that target, or of a `radar fit`")
     add_prompt_options(parser, limit=8, max_new_tokens=64)
     add_device_options(parser)
     add_progress_option(parser)
@@ -34,20 +34,22 @@ def run(args: argparse.Namespace) -> int:
     from radar.draft.config import DraftConfig
     from radar.draft.eagle3 import Eagle3Draft
     from radar.policy.base import FixedDepth
+    from radar.policy.fitted import unfolded
     from radar.target.load import load_model, load_tokenizer
     from radar.target.quantised import describe
     from radar.tools.doctor import CHAIN, diagnose, render
     from radar.tools.features import FeatureUse, feature_use
     from radar.tools.readings import plausible_readings, target_rope, with_taps
 
-    head_folder(args.draft)
+    folder, _ = unfolded(args.draft, None)
+    head_folder(folder)
     model = load_model(
         args.target, device=default_device(args.device), dtype=getattr(torch, args.dtype) if args.dtype else None
     )
     tokenizer = load_tokenizer(args.target)
     size = int(model.config.hidden_size)
     head, report = load_draft_with_report(
-        args.draft, target_hidden_size=size, device=model.device, dtype=model.dtype, strict=False
+        folder, target_hidden_size=size, device=model.device, dtype=model.dtype, strict=False
     )
     print(report)
     if quantised := describe(model):

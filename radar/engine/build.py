@@ -21,7 +21,9 @@ from radar.engine.plain_rows import PlainRows
 from radar.engine.prefill import chunk_sizes
 from radar.engine.round_rows import RoundRows
 from radar.engine.rows import RowsEngine
+from radar.errors import UsageError
 from radar.policy.base import StopPolicy
+from radar.target.adapters import outside_of_graphs
 from radar.target.bound import BoundModel
 from radar.target.model import TargetModel
 from radar.target.turn import Turn
@@ -42,12 +44,12 @@ class PlainRecipe:
 
     def build(self, model: Any) -> PlainEngine:
         """An engine for the model as it is now."""
-        graphs = choose_engine(self.engine, model.device) == "graph"
+        graphs = _takes_graphs(self.engine, model)
         return PlainEngine(self._target(model), graphs=graphs)
 
     def build_rows(self, model: Any, batch_size: int, cache_tokens: int | None) -> PlainRows:
         """One of `batch_size` rows."""
-        graphs = choose_engine(self.engine, model.device) == "graph"
+        graphs = _takes_graphs(self.engine, model)
         return PlainRows(self._target(model, batch_size, cache_tokens), graphs=graphs)
 
     def _target(self, model: Any, batch_size: int = 1, cache_tokens: int | None = None) -> TargetModel:
@@ -93,7 +95,7 @@ class RoundRecipe:
 
     def build(self, model: Any) -> RoundEngine:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
-        graphs = choose_engine(self.engine, model.device) == "graph"
+        graphs = _takes_graphs(self.engine, model)
         target, drafter = self._parts(model)
         tree, fallback = self.tree_on(model.device), Fallback() if self.fallback else None
         if graphs:
@@ -102,7 +104,7 @@ class RoundRecipe:
 
     def build_rows(self, model: Any, batch_size: int, cache_tokens: int | None) -> RoundRows:
         """One of `batch_size` rows. Raises UsageError if the head does not fit the model."""
-        graphs = choose_engine(self.engine, model.device) == "graph"
+        graphs = _takes_graphs(self.engine, model)
         target, drafter = self._parts(model, batch_size, cache_tokens)
         return RoundRows(
             target, drafter, self.policy, self.tree_on(model.device), graphs=graphs, fallback=self.fallback
@@ -158,6 +160,19 @@ class RowsRecipe:
         """An engine for the model as it is now. Raises UsageError if the head does not fit it."""
         rows = self.batch_size + 1  # a prompt comes in at one of its own
         return self.one.build_rows(model, rows, self.cache_tokens)
+
+
+def _takes_graphs(engine: str | None, model: Any) -> bool:
+    """Whether an engine of that name, as the decoders take it, makes graphs. Raises UsageError where there are none."""
+    if choose_engine(engine, model.device) == "eager":
+        return False
+    adapter = outside_of_graphs(model)
+    if adapter is not None and engine == "graph":
+        raise UsageError(
+            f'engine="graph" cannot hold {adapter}, whose layers may ask the host in every forward: leave engine= out, '
+            "or merge the adapters (merge_and_unload)"
+        )
+    return adapter is None
 
 
 def _sizes(target: TargetModel) -> TargetSizes:

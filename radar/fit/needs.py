@@ -12,8 +12,7 @@ from radar.errors import UsageError
 from radar.fit.head import batch_of, head_weights, training_bytes
 from radar.fit.parts import Parts
 from radar.fit.stages import SHARES, clock
-from radar.fit.text import ROWS
-from radar.target.families import cache_heads
+from radar.fit.text import cache_bytes, rows_of
 
 __all__ = ["said"]
 
@@ -54,11 +53,7 @@ def said(parts: Parts, folder: Path, seconds: float) -> str:
 
 def _memory(parts: Parts, batch: int) -> int:
     """Bytes beside the model, about: the larger of the caches that write and the training of the head."""
-    c = parts.model.config
-    heads, head_dim = cache_heads(parts.model)
-    token = 2 * int(c.num_hidden_layers) * heads * head_dim * int(parts.model.dtype.itemsize)
-    caches = (ROWS[parts.kind] + 1) * parts.max_length * token
-    return max(caches, training_bytes(parts, batch))
+    return max(cache_bytes(parts, rows_of(parts)), training_bytes(parts, batch))
 
 
 def _free_memory(device: torch.device) -> int:

@@ -53,10 +53,14 @@ class Parts:
         """The hardware's name."""
         return device_name(self.device)
 
-    def plain(self, *, rows: int = 1) -> AutoregressiveDecoder:
-        """Decodes without drafts, `rows` texts at once."""
+    def plain(self, *, rows: int = 1, held: int | None = None) -> AutoregressiveDecoder:
+        """Decodes without drafts, `rows` texts at once, which hold so many tokens together."""
         return AutoregressiveDecoder(
-            self.model, tokenizer=self.tokenizer, max_length=self.max_length, max_batch_size=rows
+            self.model,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            max_batch_size=rows,
+            cache_tokens=held,
         )
 
     def drafting(self, head: Path, *, policy: StopPolicy | None = None, engine: str | None = None) -> RadarDecoder:

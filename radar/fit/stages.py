@@ -19,7 +19,7 @@ __all__ = ["SHARES", "Stage", "Stages", "clock"]
 
 T = TypeVar("T")
 
-SHARES = {"text": 25, "head": 53, "rounds": 9, "costs": 3, "policy": 6, "judge": 3, "report": 1}
+SHARES = {"text": 30, "head": 48, "rounds": 9, "costs": 3, "policy": 6, "judge": 3, "report": 1}
 """Of the time, in the order of the stages. What one leaves, the others share."""
 ABOUT = "about"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from radar.errors import UsageError
 from radar.files import replacing
@@ -16,13 +17,16 @@ from radar.fit.head import window_of
 from radar.fit.parts import Parts
 from radar.fit.stages import Stage
 from radar.target.digest import weights_digest
+from radar.target.families import cache_heads
 from radar.tools.documents import encode_file
 from radar.tools.prompts import PromptLine, encode_prompt
 from radar.tools.writing import write_texts
 
-__all__ = ["ROWS", "TOKENS_FILE", "say_text", "write"]
+__all__ = ["TOKENS_FILE", "cache_bytes", "rows_of", "say_text", "write"]
 
-ROWS = {"cuda": 32, "cpu": 8}  # texts at once
+ROWS = {"cuda": (128, 64, 32, 16, 8), "cpu": (8,)}  # texts at once: the first that memory takes
+FREE = 0.5  # of the memory that is free
+HELD = 1024  # tokens of a text, at the mean of all at once
 TOKENS_FILE = "tokens.npy"
 MOST_TOKENS, LEAST_TOKENS = 512, 32  # of an answer
 TEXTS = 24  # at least, in the time: where that is short, answers are
@@ -39,7 +43,7 @@ def write(parts: Parts, stage: Stage) -> dict[str, Any]:
     Raises:
         UsageError: all texts that the prompts gave are too little to train on.
     """
-    decoder = parts.plain(rows=ROWS[parts.kind])
+    decoder = parts.plain(rows=(rows := rows_of(parts)), held=rows * HELD)
     limit = stage.settled("max_new_tokens", lambda: _affordable(decoder, parts, stage))
     least, number = LEAST_WINDOWS * window_of(parts), 0
     texts: dict[Path, int] = {}
@@ -73,6 +77,22 @@ def write(parts: Parts, stage: Stage) -> dict[str, Any]:
     with replacing(stage.folder) as place:
         np.save(place / TOKENS_FILE, ids)
     return {"texts": sum(texts.values()), "tokens": len(ids), "max_new_tokens": limit, "passes": len(texts)}
+
+
+def rows_of(parts: Parts) -> int:
+    """Texts at once, as the device's memory is now."""
+    sizes = ROWS[parts.kind]
+    if not parts.on_gpu:
+        return sizes[0]
+    free = torch.cuda.mem_get_info(parts.device)[0]
+    return next((one for one in sizes if cache_bytes(parts, one) < FREE * free), sizes[-1])
+
+
+def cache_bytes(parts: Parts, rows: int) -> int:
+    """What the caches of so many texts take."""
+    heads, head_dim = cache_heads(parts.model)
+    token = 2 * int(parts.model.config.num_hidden_layers) * heads * head_dim * int(parts.model.dtype.itemsize)
+    return rows * HELD * token
 
 
 def encode(parts: Parts, texts: Mapping[Path, int]) -> npt.NDArray[np.int32]:

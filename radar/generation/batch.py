@@ -73,19 +73,27 @@ class Batch:
         """Whether the next step may take a text in."""
         return bool(self._waiting and (self.engine is None or self.engine.room > 0))
 
-    def step(self, tell: Tell = lambda sequence, item: None, *, admit: bool = True) -> None:
+    def step(
+        self,
+        tell: Tell = lambda sequence, item: None,
+        *,
+        admit: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prompts, as far as others can wait for them, and one round of all rows.
 
         Args:
             tell: called with a sequence and the round that it took, or the error that has ended it.
             admit: whether texts that wait may be given to the engine.
+            check: called behind what the engine has made; a RadarError of it ends all texts that the engine has, and
+                those that wait do so until the next step.
         """
         if self._texts:
-            self._take(self.engine.entered(), tell)
+            admit = self._take(self.engine.entered(), tell, check) and admit
         self.drop_closed()
         self._take_prompts(tell, admit)
         if self._texts:
-            self._take(self.engine.round(), tell)
+            self._take(self.engine.round(), tell, check)
         self.drop_closed()
         if self._texts:
             self.engine.launch_next()
@@ -136,7 +144,14 @@ class Batch:
         check_vocabulary(row.request.input_ids, self.engine.target.vocab_size)
         yield from self.engine.admit(row.sequence.token, row.request, hurry=hurry)
 
-    def _take(self, made: Mapping[Hashable, Round], tell: Tell) -> None:
+    def _take(self, made: Mapping[Hashable, Round], tell: Tell, check: Callable[[], None]) -> bool:
+        """Returns whether the check has passed."""
+        try:
+            check()
+        except RadarError as error:
+            for row in self._texts.values():
+                _fail(row.sequence, error, tell)
+            return False
         for token, item in made.items():
             row = self._texts[token]
             try:
@@ -146,6 +161,7 @@ class Batch:
             else:
                 row.sequence.seconds = time.perf_counter() - row.begun
                 tell(row.sequence, item)
+        return True
 
 
 def _fail(sequence: Sequence, error: BaseException, tell: Tell) -> None:

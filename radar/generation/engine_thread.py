@@ -15,12 +15,14 @@ import torch
 
 from radar.engine.ambient import ambient
 from radar.engine.base import BatchEngine
+from radar.errors import UsageError
 from radar.generation.batch import Batch
 from radar.generation.kept import Kept
 from radar.generation.request import Request
 from radar.generation.round_queue import Made, RoundQueue
 from radar.generation.sequence import Sequence
 from radar.metrics import Round
+from radar.target.adapters import ActiveAdapters
 from radar.target.bound import BoundModel
 from radar.target.fingerprint import Fingerprint, fingerprint
 
@@ -53,7 +55,8 @@ class EngineThread:
     nobody refers to any more, is out of the batch within a round.
 
     The model is looked at whenever a text joins. Where it has changed, that text waits until those under way have
-    ended: they go on, from the next round on with the weights that the model has then.
+    ended: they go on, from the next round on with the weights that the model has then. Where it is adapters that were
+    switched, those under way end with an error.
 
     An exception of the engine ends all texts, those that wait too, and the next text gets a new engine.
 
@@ -65,6 +68,7 @@ class EngineThread:
         self._kept = kept
         self._batch = Batch()
         self._print: Fingerprint | None = None  # the model's, when the engine was last refreshed
+        self._adapters: ActiveAdapters | None = None  # then
         self._starting = threading.Lock()
         self._inbox: SimpleQueue[_Text | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -77,7 +81,8 @@ class EngineThread:
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         text = _Text(request, device, stream)
         plain = replace(request, criteria=(), processing=None)  # the thread asks them
-        sequence = Sequence(plain, partial(self._next, text), text.let_go, device, ready=text.queue.ready)
+        queue = text.queue
+        sequence = Sequence(plain, partial(self._next, text), text.let_go, device, ready=queue.ready, hold=queue.hold)
         self._start()
         self._inbox.put(text)
         return sequence
@@ -133,7 +138,7 @@ class EngineThread:
                 for stream in {text.stream for text in arrived if text.stream is not None}:
                     torch.cuda.current_stream(device).wait_stream(stream)
                 batch.drop_closed()
-                batch.step(self._tell, admit=batch.may_admit and self._is_current())
+                batch.step(self._tell, admit=batch.may_admit and self._is_current(), check=self._check_adapters)
         except BaseException as error:  # who reads gets it
             traceback.clear_frames(error.__traceback__)  # they hold the engine, and the next one takes as much memory
             kept.made = None
@@ -149,11 +154,22 @@ class EngineThread:
         if batch.holds_texts:
             return not kept.has_changed and self._fingerprint() == self._print
         kept.has_changed = False
+        self._adapters = ActiveAdapters(kept.model)
         if kept.made is not None and not kept.made.refresh():
-            kept.made = batch.engine = None  # its memory is free before the next one takes its own
+            kept.made = None
+        if kept.made is None:
+            batch.engine = None  # its memory is free before the next one takes its own
         batch.engine = kept.engine
         self._print = self._fingerprint()
         return True
+
+    def _check_adapters(self) -> None:
+        assert self._adapters is not None
+        try:
+            self._adapters.check()
+        except UsageError:
+            self._kept.made = None  # its pages may hold rows of both
+            raise
 
     def _fingerprint(self) -> Fingerprint:
         model = self._kept.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -31,11 +32,24 @@ class RoundQueue:
 
     def __init__(self) -> None:
         self._items: SimpleQueue[Made] = SimpleQueue()
+        self._held: deque[Made] | None = None  # until the text ends
         self._bell: Callable[[], object] | None = None
+
+    def hold(self) -> None:
+        """Hand nothing over before the text has ended: its reader wants the whole, and waking it costs the writer."""
+        self._held = deque()
 
     def put(self, made: Made) -> None:
         """Hand it over, and wake who waits."""
-        self._items.put(made)
+        if self._held is not None:
+            self._held.append(made)
+            if isinstance(made.item, Round) and made.item.finish_reason is None:
+                return
+            with suppress(IndexError):  # somebody else may be closing the text
+                while True:
+                    self._items.put(self._held.popleft())
+        else:
+            self._items.put(made)
         bell = self._bell
         if bell is not None:
             with suppress(RuntimeError):  # the loop was closed: nobody reads there any more

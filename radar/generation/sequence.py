@@ -16,6 +16,7 @@ from radar.generation.detokenize import text_of
 from radar.generation.request import Request
 from radar.generation.stops import TextEnd
 from radar.metrics import DecodeMetrics, Round, TokenLogprob, summarize
+from radar.target.adapters import ActiveAdapters
 
 __all__ = ["GenerationOutput", "Sequence"]
 
@@ -53,6 +54,7 @@ class Sequence(Iterator[Round]):
         release: told that the sequence has been closed.
         device: of the model.
         ready: comes back when `step` does not wait; None: `step` is where the work is done.
+        hold: told that nobody looks at a round before the text has ended.
 
     Attributes:
         request: the request.
@@ -61,6 +63,7 @@ class Sequence(Iterator[Round]):
         rounds: those made so far.
         finish_reason: why the text has ended; None: it has not.
         seconds: spent in rounds.
+        adapters: that its first token was made with; None: it has none yet, or the engine's thread sees to that.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Sequence(Iterator[Round]):
         device: torch.device,
         *,
         ready: Callable[[], Awaitable[None]] | None = None,
+        hold: Callable[[], None] | None = None,
     ) -> None:
         self._cancelled = threading.Event()
-        self._step, self._release, self._ready = step, release, ready
+        self._step, self._release, self._ready, self._hold = step, release, ready, hold
         self.token = object()
         self.ids = list(request.input_ids)
         self._end = TextEnd(self.ids, request.limit, request.end_token_ids, request.criteria, device)
@@ -83,6 +87,7 @@ class Sequence(Iterator[Round]):
         self.rounds: list[Round] = []
         self.finish_reason: str | None = None
         self.seconds = 0.0
+        self.adapters: ActiveAdapters | None = None
 
     def __reduce__(self) -> NoReturn:
         """A copy that goes would end the original."""
@@ -104,6 +109,13 @@ class Sequence(Iterator[Round]):
         if not self.has_ended:
             await self._ready()
         return next(self, None)
+
+    def read(self) -> None:
+        """Decode it to its end."""
+        if self._hold is not None:
+            self._hold()
+        for _ in self:
+            pass
 
     def __enter__(self) -> Sequence:
         return self

@@ -40,8 +40,11 @@ def release(streamer: Any) -> None:
 
 def feed(sequence: Sequence, streamer: Any, *, put_prompt: bool = True) -> None:
     """Read a sequence to its end and put its prompt [1, P], then each token [1], into a streamer; None: read it."""
-    if streamer is not None and put_prompt:
+    if streamer is None:
+        sequence.read()
+        return
+    if put_prompt:
         streamer.put(torch.tensor([sequence.request.input_ids]))
     for item in sequence:
-        for token in item.tokens if streamer is not None else ():
+        for token in item.tokens:
             streamer.put(torch.tensor([token]))

@@ -9,10 +9,12 @@ from typing import Protocol
 
 from radar.engine.ambient import ambient
 from radar.engine.base import Engine
+from radar.errors import UsageError
 from radar.generation.kept import Kept
 from radar.generation.request import Request, check_vocabulary
 from radar.generation.sequence import Sequence
 from radar.metrics import Round
+from radar.target.adapters import ActiveAdapters
 
 __all__ = ["RoundMaker", "Turns"]
 
@@ -84,11 +86,21 @@ class Turns:
         if self._kept.made is not None:
             self._kept.made.release()
 
+    def _check(self, sequence: Sequence) -> None:
+        assert sequence.adapters is not None
+        try:
+            sequence.adapters.check()
+        except UsageError:
+            self._held = self._kept.made = None  # its caches may hold rows of both
+            raise
+
     def _make(self, sequence: Sequence) -> Round:
         kept = self._kept
         if self._held is sequence.token:
             item = kept.engine.round()
         else:
+            if sequence.adapters is None:
+                sequence.adapters = ActiveAdapters(kept.model)
             if not kept.engine.refresh():
                 kept.made = None  # its memory is free before the next one takes its own
             self._held = None  # until the prompt is in, the engine holds nobody's text
@@ -99,6 +111,7 @@ class Turns:
                 item.num_prompt_tokens = item.num_reused_tokens = 0
             else:
                 kept.tally.num_generations += 1
+        self._check(sequence)
         sequence.take(item)
         kept.tally.add(item)
         if sequence.finish_reason is None:

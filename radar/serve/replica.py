@@ -13,10 +13,10 @@ from prometheus_client import Metric
 from starlette.types import Message
 
 from radar.serve.app import make_app
-from radar.serve.interpreter import set_for_engine
 from radar.serve.logs import to_stderr
 from radar.serve.models import ServedModel
 from radar.serve.settings import Limits
+from radar.tools.interpreter import set_for_engine
 
 __all__ = ["FOUND", "Replica"]
 

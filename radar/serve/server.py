@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from radar.errors import UsageError
-from radar.serve.interpreter import set_for_engine
 from radar.serve.logs import CONFIG, log
 from radar.serve.settings import Limits
 from radar.serve.threads import DaemonThreads
+from radar.tools.interpreter import set_for_engine
 
 __all__ = ["RadarServer", "bound_socket"]
 

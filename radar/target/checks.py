@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from radar.errors import UsageError
+from radar.target.adapters import check_adapters
 from radar.target.families import FAMILIES, MISSING, check_shared
 from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
 from radar.target.quantised import check_quantised
@@ -22,14 +23,9 @@ def stock_model(model: Any) -> Any:
     Raises:
         UsageError: for anything else, named; also for what changes a text outside of the model's own modules.
     """
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        kinds = {name: config for name, config in model.peft_config.items() if config.is_prompt_learning}
-        if kinds:
-            raise UsageError(
-                f"adapter {next(iter(kinds))!r} is prompt tuning, whose virtual tokens have no ids for a draft to "
-                "follow: decode without RADAR, or use an adapter that changes weights (LoRA and its kin)"
-            )
-        model = model.get_base_model()
+    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
+        check_adapters(model.peft_config)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model  # mixed kinds
     if not isinstance(model, PreTrainedModel):
         inner = getattr(model, "module", None)
         advice = "pass its .module" if isinstance(inner, PreTrainedModel) else "load one with AutoModelForCausalLM"
@@ -77,6 +73,7 @@ def check_target(model: Any, max_length: int, max_rows: int) -> None:
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
         raise UsageError(f"max_length must be an integer of 2 or more (prompt and output together), got {max_length!r}")
     _check_family(model, max_length)
+    check_adapters(getattr(model, "peft_config", {}))
     limit = position_limit(config)
     if limit and max_length > limit:
         raise UsageError(f"max_length {max_length} is more than the {limit} positions that the model was made for")

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint", "parts_of"]
+from radar.target.adapters import adapter_state
 
-_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a PEFT layer
+__all__ = ["Fingerprint", "fingerprint", "parts_of"]
 
 
 class Fingerprint(NamedTuple):
@@ -40,8 +40,7 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
                 for part in parts_of(tensor):
                     layout += (id(part), _place(part))
                     values.append(0 if part.is_inference() else part._version)
-        if "merged_adapters" in state:
-            layout.append(repr([state.get(name) for name in _ADAPTER_STATE]))
+        layout.append(adapter_state(module))
     return Fingerprint(tuple(layout), tuple(values))
 
 

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.utils import logging
 
 from radar.errors import UsageError
+from radar.target.adapter_folder import base_of, with_adapter
 from radar.target.checks import check_known
 from radar.target.parallel import check_split, make_local
-from radar.target.quantised import Kind, check_packages, kind_of, settle
+from radar.target.quantised import check_packages, kind_of, settle
 from radar.target.ranks import join_ranks
 
 __all__ = ["load_model", "load_tokenizer"]
@@ -29,7 +30,8 @@ def load_model(
     progress: bool = True,
 ) -> Any:
     """`AutoModelForCausalLM` in eval mode on one device; dtype None keeps the checkpoint's, of a GGUF file what
-    transformers unpacks it to. With a `tp_plan` it is this rank's part of it, and every rank has to load it."""
+    transformers unpacks it to. With a `tp_plan` it is this rank's part of it, and every rank has to load it. Of a
+    folder with a PEFT adapter it is the base model that the adapter names, with the adapter in its layers."""
     if tp_plan is not None and find_spec("accelerate") is None:  # transformers places the parts by it
         raise UsageError('accelerate is missing, for a model on several devices: pip install "radar-decoding[scale]"')
     if tp_plan is not None and Path(path, "adapter_config.json").is_file():
@@ -37,19 +39,18 @@ def load_model(
             f"{path!r} holds adapters: merge the adapters first (PEFT's merge_and_unload), and give the folder of the "
             "merged model: a split model takes none"
         )
+    base = base_of(path)
+    whole = path if base is None else base
     ranks = None if tp_plan is None else join_ranks(device)
     bars: Any = logging  # its functions have no annotations
     shown = bars.is_progress_bar_enabled()
     if not progress or (ranks is not None and ranks.rank):
         bars.disable_progress_bar()
     try:
-        name, how = _source(path)
+        name, how = _source(whole)
         plan: Any = tp_plan
-        kind: Kind | None = None
-        is_adapter = Path(path, "adapter_config.json").is_file()
-        if not is_adapter:
-            config = _known_config(path)  # before its weights are loaded
-            kind = kind_of(config)
+        config = _known_config(whole)  # before its weights are loaded
+        kind = kind_of(config)
         if "gguf_file" in how:
             how["quantization_config"] = GgufConfig(dequantize=True)  # in its blocks, few rows are rounded unlike many
         if kind is not None:
@@ -59,22 +60,25 @@ def load_model(
             from transformers.distributed.configuration_utils import DistributedConfig
 
             if kind is not None or "gguf_file" in how:
-                raise UsageError(f"{path!r} is quantised, and no such model is split over several cards: use it on one")
+                raise UsageError(
+                    f"{whole!r} is quantised, and no such model is split over several cards: use it on one"
+                )
             check_split(config, ranks.size)
             how["distributed_config"] = DistributedConfig(tp_plan=plan, tp_size=ranks.size)
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True, **how)
         model, found = loaded
-        if not is_adapter:
-            _check_whole(path, found)
+        _check_whole(whole, found)
         if kind is not None:
-            _check_dtype(path, model, dtype)
+            _check_dtype(whole, model, dtype)
             settle(model.eval())
-            return model
     except UsageError:
         raise
     except Exception as error:  # no such model, another kind of file, one that is cut off: each library has its own
         raise UsageError(
             f"no transformers model at {path!r} that can be loaded: give a folder, a hub name or a GGUF file ({error})"
+            if base is None
+            else f"the base model {base!r} of the adapter in {path!r} cannot be loaded: put the folder or hub name of "
+            f"the model that it was trained on into adapter_config.json, as base_model_name_or_path ({error})"
         ) from error
     finally:
         if shown:
@@ -84,7 +88,9 @@ def load_model(
             f"transformers has put the ranks' parts on {model.device.type} and not on {device.type}: hide what they "
             "are not to be on (CUDA_VISIBLE_DEVICES=), or leave device= out"
         )
-    return make_local(model).to(device).eval()
+    if base is not None:
+        model = with_adapter(model, path)
+    return (make_local(model).to(device) if kind is None else model).eval()
 
 
 def _source(path: str) -> tuple[str, dict[str, Any]]:
@@ -150,7 +156,10 @@ _QUANTISED = (  # of weights, not of a cache: what transformers would leave out,
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer stored beside a model, or in its GGUF file."""
+    """The tokenizer stored beside a model, or in its GGUF file; beside an adapter, or else beside its base model."""
+    base = base_of(path)
+    if base is not None and not Path(path, "tokenizer_config.json").is_file():
+        path = base
     name, how = _source(path)
     try:
         return AutoTokenizer.from_pretrained(name, **how)

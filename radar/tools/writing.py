@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from radar.config import check_int
 from radar.errors import FormatError, UsageError
 from radar.files import replacing
+from radar.tools.interpreter import set_for_engine
 from radar.tools.interrupts import interruptible
 from radar.tools.processes import process_share
 from radar.tools.prompts import PromptLine, encode_prompt, read_lines
@@ -76,8 +78,7 @@ def write_texts(
     done = _texts_there(folder, made)
     todo = [number for number in range(index, len(lines), count) if number not in done]
     waiting: dict[int, tuple[str, str]] = {}
-    before, written, tokens = len(done), time.monotonic(), 0
-    deadline = written + seconds
+    before, written, tokens = len(done), 0.0, 0
 
     def text_of(number: int) -> tuple[str, str, int] | None:
         """None: it is too late to begin."""
@@ -118,7 +119,10 @@ def write_texts(
 
     bar = tqdm(total=len(todo), desc="texts", disable=not progress or index > 0)
     pool = ThreadPoolExecutor(decoder.max_batch_size)
-    with interruptible() as interrupts, bar:
+    with interruptible() as interrupts, bar, ExitStack() as last:
+        last.callback(set_for_engine())
+        written = time.monotonic()
+        deadline = written + seconds
         asked = {pool.submit(text_of, number): number for number in todo}
         try:
             for one in as_completed(list(asked)):
