@@ -64,7 +64,7 @@ def test_other_trees_change_no_text(decoder, prompts, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [{"top_p": 0.8}, {"top_k": 20}, {"repetition_penalty": 1.2}], ids=str)
 def test_sampled_text_is_the_plain_decoders(decoder, prompts, chosen):
-    """A few of the 216 combinations that bench/lossless_sampling.py runs."""
+    """A few of the combinations that tests/test_lossless_sampling.py runs."""
     plain = AutoregressiveDecoder(decoder.model, max_length=512)
     for seed, (prompt, temperature) in enumerate(zip(prompts[::7], (0.3, 0.7, 1.5), strict=True)):
         sampling = SamplingParams(temperature=temperature, seed=seed, **chosen)
