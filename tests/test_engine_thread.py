@@ -192,9 +192,9 @@ def test_an_idle_thread_holds_nothing():
 
 @pytest.mark.parametrize("rows", [0, 129, 2.0, True, "4", None])
 def test_a_number_of_rows_that_is_none_is_refused(rows):
-    with pytest.raises(UsageError, match="max_batch_size is how many texts share a round, an integer from 1 to 128"):
+    with pytest.raises(UsageError, match="max_batch_size, texts in a round, must be an integer from 1 to 128"):
         make_rows("plain", rows)
-    with pytest.raises(UsageError, match="max_batch_size is how many texts share a round, an integer from 1 to 32"):
+    with pytest.raises(UsageError, match="max_batch_size, texts in a round, must be an integer from 1 to 32"):
         make_rows("radar", rows)
     with pytest.raises(UsageError, match="from 1 to 32, got 33"):
         make_rows("radar", 33)
@@ -209,9 +209,15 @@ def test_a_hundred_rows_of_plain_decoding():
     ]
 
 
-def test_who_wants_the_whole_text_is_not_woken_for_its_rounds(two):
+def test_who_wants_the_whole_text_is_not_woken_for_its_rounds(two, monkeypatch):
     """Neither its reader nor the reader of many, but by its end, and by what ends it: an error, a close."""
-    woken = []
+    woken, held = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundQueue, "hold", lambda queue: held.append(queue))
+        two.generate(PROMPTS[0], max_new_tokens=3)
+        two.generate(PROMPTS[:3], max_new_tokens=3)
+        list(two.rounds(PROMPTS[0], max_new_tokens=3))
+    assert len(held) == 4
     text = two.rounds(PROMPTS[0], max_new_tokens=3, eos_token_id=())
     assert len(next(text).tokens) == 1
     text.read()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from radar.errors import UsageError
 from radar.fit import text
@@ -19,7 +20,7 @@ TOKENIZER = SimpleNamespace(encode=lambda told: [int(one) for one in told.split(
 def written(monkeypatch):
     """`written(seconds, tokens)` writes with a stage of so many seconds; a text has `tokens` tokens and takes one. The
     calls come back too."""
-    now, calls, done = [0.0], [], {}
+    now, calls, done, made_with = [0.0], [], {}, []
 
     def fake(decoder, lines, out, *, seconds, temperature, seed, **others):
         assert others["max_new_tokens"] == 100
@@ -39,17 +40,34 @@ def written(monkeypatch):
 
     def run(folder, seconds, tokens):
         parts = SimpleNamespace(
-            plain=lambda rows, held: SimpleNamespace(tokens=tokens),
+            plain=lambda rows, held: SimpleNamespace(tokens=tokens, made_with=made_with.append((rows, held))),
             kind="cpu",
             on_gpu=False,
+            max_length=100,
             model=None,
             tokenizer=TOKENIZER,
             split=SimpleNamespace(text=LINES),
         )
         record = {"seconds": 0.0, "share": seconds, "settled": {"max_new_tokens": 100}}
-        return text.write(parts, Stage("text", folder, record, lambda: None)), calls
+        found = text.write(parts, Stage("text", folder, record, lambda: None)), calls
+        assert made_with == [(8, 800)]
+        return found
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("free", "length", "rows"),
+    [(8.1, 2048, 128), (7.9, 2048, 64), (1.0, 2048, 8), (0.1, 2048, 8), (4.1, 512, 128), (3.9, 512, 64)],
+)
+def test_as_many_texts_at_once_as_half_of_the_free_memory_takes(monkeypatch, free, length, rows):
+    """A token of this model takes 32 kB, and a text holds 1,024 of them, or as many as it may have."""
+    monkeypatch.setattr("radar.fit.text.torch.cuda.mem_get_info", lambda device: (int(free * 2**30), 0))
+    monkeypatch.setattr(text, "cache_heads", lambda model: (8, 64))
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=16), dtype=torch.bfloat16)
+    parts = SimpleNamespace(kind="cuda", on_gpu=True, device="cuda", model=model, max_length=length)
+    assert text.rows_of(parts) == rows
+    assert text.cache_bytes(parts, rows) == rows * min(length, 1024) * 32768
 
 
 def test_greedy_for_two_thirds_then_sampled_from_the_other_end(tmp_path, written):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from radar.tools import twins
 from radar.tools.twins import ALIKE, fingerprint, groups, load_prompts_seen, near_twins, save_prompts_seen
 
 QUESTION = "Write a function to find the largest of three numbers."
@@ -54,6 +55,38 @@ def test_the_nearest_twin_is_named() -> None:
     theirs = {7: fingerprint(QUESTION + " Now."), 9: fingerprint(QUESTION), 11: fingerprint("something else at all")}
     assert near_twins({3: fingerprint(QUESTION), 4: fingerprint("a b c d")}, theirs) == {3: 9}
     assert near_twins({3: fingerprint(QUESTION)}, {}) == near_twins({}, theirs) == {}
+
+
+@pytest.mark.parametrize("pairs", [1, 60, 1 << 21])
+def test_prompts_are_looked_at_in_batches_of_what_they_share(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    """However small these are, what is found is what sets of trigrams say; and no batch shares more, but a prompt."""
+    monkeypatch.setattr(twins, "PAIRS", pairs)
+    draw = random.Random(0)
+    prints = {
+        10 * n: fingerprint("you are a helpful assistant and answer " + " ".join(draw.choices("abcde", k=8)))
+        for n in range(40)
+    }
+    mine, theirs = dict(list(prints.items())[:25]), dict(list(prints.items())[10:])
+    index = {
+        one: {other: len(a & b) / len(a | b) for other, print_ in theirs.items() if (b := set(print_.tolist())) and a}
+        for one, of_it in mine.items()
+        if (a := set(of_it.tolist()))
+    }
+    expected = {one: max(found, key=lambda other: found[other]) for one, found in index.items()}
+    alike = {one for one, found in index.items() if max(found.values()) > ALIKE}
+    found = near_twins(mine, theirs)
+    assert set(found) == alike
+    assert len(alike) > 15
+    assert all(index[one][other] == index[one][expected[one]] for one, other in found.items())
+    trigrams = torch.cat(list(theirs.values())).sort().values
+    sizes = []
+    for some, own, lengths in twins._batches(mine, trigrams, 7):
+        shared = torch.searchsorted(trigrams, own, right=True) - torch.searchsorted(trigrams, own)
+        assert len(some) == 1 or int(shared.sum()) <= pairs
+        assert len(own) == lengths.sum()
+        sizes.append(len(some))
+    assert sum(sizes) == len(mine)
+    assert max(sizes) == (1 if pairs < 100 else 7)
 
 
 def test_groups_go_through_what_lies_between() -> None:

@@ -24,7 +24,8 @@ __all__ = ["PlainRows", "Tokens"]
 
 
 def carried_of(rows: int) -> int:
-    """Tokens of a prompt that a pass of so many rows takes along: what is left of those that cost no more."""
+    """Tokens of a prompt that a pass of so many rows takes along: what is left of those that cost no more, and 16 at
+    the least."""
     return max(16, 64 - rows)
 
 

@@ -22,7 +22,7 @@ from radar.tools.documents import encode_file
 from radar.tools.prompts import PromptLine, encode_prompt
 from radar.tools.writing import write_texts
 
-__all__ = ["TOKENS_FILE", "cache_bytes", "rows_of", "say_text", "write"]
+__all__ = ["TOKENS_FILE", "cache_bytes", "held_of", "rows_of", "say_text", "write"]
 
 ROWS = {"cuda": (128, 64, 32, 16, 8), "cpu": (8,)}  # texts at once: the first that memory takes
 FREE = 0.5  # of the memory that is free
@@ -43,7 +43,7 @@ def write(parts: Parts, stage: Stage) -> dict[str, Any]:
     Raises:
         UsageError: all texts that the prompts gave are too little to train on.
     """
-    decoder = parts.plain(rows=(rows := rows_of(parts)), held=rows * HELD)
+    decoder = parts.plain(rows=(rows := rows_of(parts)), held=held_of(parts, rows))
     limit = stage.settled("max_new_tokens", lambda: _affordable(decoder, parts, stage))
     least, number = LEAST_WINDOWS * window_of(parts), 0
     texts: dict[Path, int] = {}
@@ -92,7 +92,12 @@ def cache_bytes(parts: Parts, rows: int) -> int:
     """What the caches of so many texts take."""
     heads, head_dim = cache_heads(parts.model)
     token = 2 * int(parts.model.config.num_hidden_layers) * heads * head_dim * int(parts.model.dtype.itemsize)
-    return rows * HELD * token
+    return held_of(parts, rows) * token
+
+
+def held_of(parts: Parts, rows: int) -> int:
+    """Tokens that so many texts hold together."""
+    return rows * min(HELD, parts.max_length)
 
 
 def encode(parts: Parts, texts: Mapping[Path, int]) -> npt.NDArray[np.int32]:

@@ -291,7 +291,7 @@ class Decoder(Generic[E]):
 def check_rows(rows: Any, cache_tokens: Any, most: int) -> None:
     """Raise UsageError for a `max_batch_size` or `cache_tokens` that cannot be."""
     if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= most:
-        raise UsageError(f"max_batch_size is how many texts share a round, an integer from 1 to {most}, got {rows!r}")
+        raise UsageError(f"max_batch_size, texts in a round, must be an integer from 1 to {most}, got {rows!r:.80}")
     if cache_tokens is not None and (rows == 1 or isinstance(cache_tokens, bool) or not isinstance(cache_tokens, int)):
         raise UsageError(
             f"cache_tokens is how many tokens several rows hold together, an integer, got {cache_tokens!r:.80} for "

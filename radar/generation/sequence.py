@@ -111,7 +111,8 @@ class Sequence(Iterator[Round]):
         return next(self, None)
 
     def read(self) -> None:
-        """Decode it to its end."""
+        """Decode it to its end. Where an engine's thread does so, rounds are here when all are: closed meanwhile, the
+        sequence keeps those that it had before."""
         if self._hold is not None:
             self._hold()
         for _ in self:

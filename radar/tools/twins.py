@@ -69,11 +69,8 @@ def _alike(mine: Fingerprints, theirs: Fingerprints) -> Iterator[tuple[int, dict
     sizes = torch.tensor([len(theirs[name]) for name in names])
     trigrams, order = torch.cat([theirs[name] for name in names]).sort()
     owner = torch.arange(len(names)).repeat_interleave(sizes)[order]
-    at_once = max(1, PAIRS // len(names))
-    for begin in range(0, len(mine), at_once):
-        some = list(mine)[begin : begin + at_once]
-        lengths = torch.tensor([len(mine[prompt]) for prompt in some])
-        own = torch.cat([mine[prompt] for prompt in some])
+    most = max(1, PAIRS // len(names))
+    for some, own, lengths in _batches(mine, trigrams, most):
         first, last = (torch.searchsorted(trigrams, own, right=right) for right in (False, True))
         count = last - first
         places = torch.arange(int(count.sum())) + (first - count.cumsum(0) + count).repeat_interleave(count)
@@ -85,6 +82,27 @@ def _alike(mine: Fingerprints, theirs: Fingerprints) -> Iterator[tuple[int, dict
         for one, other in (index > ALIKE).nonzero().tolist():
             found.setdefault(some[one], {})[names[other]] = float(index[one, other])
         yield from found.items()
+
+
+def _batches(prompts: Fingerprints, trigrams: Tensor, most: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """So many prompts at a time, or fewer that share about PAIRS trigrams with the sorted ones: their names, their
+    trigrams one prompt behind the other, and how many each has."""
+    some: list[int] = []
+    shared = 0
+    for prompt, own in prompts.items():
+        here = int((torch.searchsorted(trigrams, own, right=True) - torch.searchsorted(trigrams, own)).sum())
+        if some and (len(some) == most or shared + here > PAIRS):
+            yield some, *_joined(prompts, some)
+            some, shared = [], 0
+        some.append(prompt)
+        shared += here
+    if some:
+        yield some, *_joined(prompts, some)
+
+
+def _joined(prompts: Fingerprints, some: Sequence[int]) -> tuple[Tensor, Tensor]:
+    found = [prompts[prompt] for prompt in some]
+    return torch.cat(found), torch.tensor([len(one) for one in found])
 
 
 def save_prompts_seen(folder: str | os.PathLike[str], prompts: Fingerprints) -> None:
