@@ -1,0 +1,142 @@
+"""The figures in the README, made again from the files that it names; and report.md, from those that it shows."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench import tables
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def load(name):
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def row(name):
+    """A table's row by its first cell: the other cells."""
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def told(pattern):
+    """The numbers of a sentence, as floats; every group is one."""
+    (found,) = re.findall(pattern, README)
+    return [float(one.replace(",", "")) for one in ([found] if isinstance(found, str) else found)]
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("Llama-3.1-8B", "llama"), ("DeepSeek-R1-Distill-Llama-8B", "deepseek"), ("Vicuna-13B", "vicuna")],
+)
+def test_one_request_at_a_time(name, pair):
+    """All texts of a pair's four tasks together."""
+    record = load("end_to_end/end_to_end_h200.json")
+    cells = [cell for cell in record["cells"].values() if cell["pair"] == pair and cell["temperature"] == 0]
+    assert len(cells) == 4
+
+    def speed(method):
+        runs = [cell["methods"][method] for cell in cells]
+        return f"{sum(run['tokens'] for run in runs) / sum(run['seconds'] for run in runs):.0f}"
+
+    plain, generate, eagle, threshold, radar = row(name)
+    assert [plain, eagle, radar] == [speed(one) for one in ("autoregressive", "eagle3", "radar")]
+    assert threshold.split()[0] == speed("threshold")
+    if pair in record["generate"]:
+        assert generate == f"{record['generate'][pair]['static']['tokens_per_second']:.0f}"
+    else:
+        assert generate.startswith("as the row below")
+
+
+def test_many_texts_at_once():
+    record, rows = load("batch/h200.json"), [int(one) for one in row("rows")]
+    for name, key in (("plain decoding", "plain"), ("RADAR", "radar"), ("a threshold", "threshold")):
+        assert row(name) == [f"{record[f'{key}_b{n}_t0']:,.0f}" for n in rows]
+    for name, found, key in (
+        ("vLLM 0.26, plain", record["vllm"], "plain"),
+        ("its EAGLE-3, 3 drafts (run of fe71bd6)", record["run_fe71bd6"], "vllm_eagle3_3"),
+    ):
+        there = [found.get(f"{key}_b{n}_t0") for n in rows]
+        assert row(name) == ["-" if one is None else f"{one:,.0f}" for one in there]
+    served = record["serve"]
+    assert told(r"under (\d+) clients for eight minutes: ([\d,]+) tokens a second") == [
+        served["clients"],
+        round(served["tokens_per_second"]),
+    ]
+    assert 480 <= served["seconds"] < 490
+
+
+def test_a_released_model():
+    record = load("end_to_end/fit_smollm2_h200.json")
+    speeds = [
+        {line["name"]: line["metrics"]["tokens_per_second"] for line in task["rows"]}
+        for task in record["tasks"].values()
+    ]
+    over = {other: [f"{one['RADAR'] / one[other]:.10f}" for one in speeds] for other in ("autoregressive", "EAGLE-3")}
+    minutes, low, high, least, most, answers = told(
+        r"in (\d+) minutes .* made SmolLM2-135M-Instruct ([\d.]+) to ([\d.]+) times .* by task, ([\d.]+) to ([\d.]+) "
+        r"times EAGLE-3; (\d+) answers, all alike"
+    )
+    assert [low, high] == [round(float(end(over["autoregressive"])), 1) for end in (min, max)]
+    assert [least, most] == [round(float(end(over["EAGLE-3"])), 2) for end in (min, max)]
+    assert minutes == round(record["minutes_taken"])
+    assert answers == sum(task["texts"] for task in record["tasks"].values())
+    assert all(task["identical"] for task in record["tasks"].values())
+
+
+def test_which_policy():
+    overall = {t: load("end_to_end/end_to_end_h200.json")["overall"][t]["radar_over"] for t in "01"}
+
+    def percent(figure, end, digits=1):
+        return round(100 * (figure[end] - 1), digits)
+
+    ends = [percent(overall["0"]["threshold"], end) for end in ("value", "low", "high")]
+    assert told(r"within ([\d.]+) % of the learned policy in this table \((-[\d.]+) to ([\d.]+) %\)") == ends
+    assert told(r"(\d+) % over EAGLE-3, (\d+) % at temperature 1") == [
+        percent(overall[t]["eagle3"], "value", 0) for t in "01"
+    ]
+
+
+def test_parts_of_a_round_and_starts():
+    record = load("round/round_h200.json")
+    decision, call, whole = told(
+        r"A decision costs ([\d.]+) us, a draft call ([\d.]+) ms, a round of eight calls ([\d.]+) ms"
+    )
+    assert decision == round(record["decision_us"], 1)
+    assert whole == round(record["milliseconds"]["fixed8"]["median"], 2)
+    assert call == round(load("round/h200.json")["draft_step_ms"], 3)
+    starts = {run["compiled before"]: run["start_s"] for run in load("round/starts_h200.json")["runs"]}
+    assert told(r"in Triton's cache: (\d+) s and (\d+) s from a loaded model") == [
+        round(starts[False]),
+        round(starts[True]),
+    ]
+
+
+def test_texts_that_were_compared():
+    tasks = load("end_to_end/embedded_tasks_cpu.json")
+    found = [task for task in tasks.values() if isinstance(task, dict) and "identical" in task]
+    assert all(task["identical"] for task in found)
+    assert told(r"; (\d+) prompts of the four tasks gave identical texts") == [
+        sum(int(task["settings"]["prompts"].split()[0]) for task in found)
+    ]
+    for name, number in zip(
+        ("bfloat16", "float16"),
+        told(r"of (\d+) bf16 texts at Llama-3.1-8B's shapes and of (\d+) in fp16"),
+        strict=True,
+    ):
+        record = load(f"checks/exact_{name}_h200.json")
+        assert sum(record["by decoder"].values()) == number == record["of"] * len(record["by decoder"])
+        assert not record["parted"]
+        assert all(record["logits_bitwise"].values())
+
+
+def test_the_report_is_made_of_the_files(tmp_path):
+    """`python -m bench.report`, its tables."""
+    shutil.copytree(RESULTS, tmp_path / "results")
+    assert tables.write_tables(tmp_path / "results") == []
+    assert (tmp_path / "results" / "report.md").read_text() == (RESULTS / "report.md").read_text()
