@@ -17,7 +17,7 @@ from radar.errors import UsageError
 from radar.target.layers import is_plain_linear
 from radar.target.scales import is_of, roundings
 
-__all__ = ["KINDS", "Kind", "check_packages", "check_quantised", "describe", "kind_of", "settle"]
+__all__ = ["KINDS", "Kind", "check_packages", "check_quantised", "describe", "kind_of", "outside_of_graphs", "settle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,12 @@ def describe(model: Any) -> str | None:
     if all(map(is_plain_linear, (part for part in model.modules() if isinstance(part, nn.Linear)))):
         return f"{title}, unpacked: decoded as any other model"
     return f"{title}, weights alone: in float32 a text is generate's, in 16 bits a tie may fall the other way"
+
+
+def outside_of_graphs(model: nn.Module) -> str | None:
+    """The first of a stock model's quantised modules that a CUDA graph may not hold, as a noun; None: there is none."""
+    found = (f"{name}, whose inputs are quantised" for name, _, rounding in roundings(model) if rounding.asks_host)
+    return next(found, None)
 
 
 def settle(model: Any) -> None:
