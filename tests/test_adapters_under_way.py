@@ -1,5 +1,7 @@
 """Adapters that change while texts are decoded: those texts end, the next ones are of the new adapters alone."""
 
+import weakref
+
 import peft
 import pytest
 import torch
@@ -7,6 +9,7 @@ from adapted import LONG, PROMPT, PROMPTS, lora, make, with_two
 from fakes import hf_greedy, tiny_target
 from rows_decoders import Gate, make_rows, tokens_of
 
+from radar.engine.build import RowsRecipe
 from radar.errors import UsageError
 from radar_kernels.reference_canonical import PAGE
 
@@ -29,7 +32,17 @@ def taken_off(model):
     model.merge_and_unload()
 
 
-CHANGES = [switched, merged, scaled, taken_off]
+HELD = []
+
+
+def unloaded(model):
+    """While somebody holds the modules that are taken off."""
+    HELD[:] = model.modules()
+    if hasattr(model.unload(), "peft_config"):
+        pytest.skip("this release of PEFT leaves its configs")
+
+
+CHANGES = [switched, merged, scaled, taken_off, unloaded]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -115,3 +128,66 @@ def test_a_prompt_in_whose_pass_adapters_changed_is_not_gone_on_from():
         prompt = [*LONG[: PAGE + 1], behind]
         found = decoder.generate(prompt, max_new_tokens=4, reuse_prefix=True).token_ids
         assert found == hf_greedy(decoder.model, prompt, 4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a hook's Python runs when graphs are made")
+@pytest.mark.parametrize("by_host", [False, True])
+def test_a_token_in_whose_pass_adapters_changed_is_not_taken(by_host):
+    """The last one, behind which nothing would be looked at; with a processor its pass is made within the round."""
+    model = with_two()
+    passes = iter([lambda _: None] * 3 + [model.set_adapter])
+    model.get_base_model().model.layers[0].register_forward_pre_hook(lambda *_: next(passes)("two"))
+    decoder = make_rows("plain", 2, model)
+    processors = [lambda ids, scores: scores] if by_host else None
+    text = decoder.rounds(PROMPT, max_new_tokens=4, logits_processor=processors)
+    with pytest.raises(UsageError, match="adapters were switched"):
+        tokens_of(text)
+    assert text.token_ids == hf_greedy(with_two(), PROMPT, 3)
+
+
+def test_a_text_that_waits_while_the_others_end_is_of_the_new_adapters():
+    """It may join, by what the model was when the step began; then they are switched."""
+    model, gate = with_two(), Gate()
+    decoder = make_rows("plain", 2, model)
+    engine = decoder.engine
+    entered = engine.entered
+
+    def switching():
+        engine.entered = entered
+        model.set_adapter("two")
+        return entered()
+
+    first = decoder.rounds(PROMPTS[0], max_new_tokens=40, stopping_criteria=[gate])
+    assert gate.reached.wait(60)
+    beside = decoder.rounds(PROMPTS[1], max_new_tokens=8)
+    engine.entered = switching
+    gate.opened.set()
+    with pytest.raises(UsageError, match="adapters were switched"):
+        tokens_of(first)
+    assert tokens_of(beside) == hf_greedy(decoder.model, PROMPTS[1], 8)
+
+
+def test_there_is_one_engine_at_a_time(monkeypatch):
+    """The one before is gone when the next is built: for who asks for it behind an error, and for the next text."""
+    model, gate, build = with_two(), Gate(), RowsRecipe.build
+    decoder = make_rows("plain", 2, model)
+    engines = [weakref.ref(decoder.engine)]
+
+    def building(*given):
+        assert [engine() for engine in engines] == [None] * len(engines)
+        engine = build(*given)
+        engines.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(RowsRecipe, "build", building)
+    text = decoder.rounds(PROMPT, max_new_tokens=40, stopping_criteria=[gate])
+    assert gate.reached.wait(60)
+    model.set_adapter("two")
+    gate.opened.set()
+    with pytest.raises(UsageError, match="adapters were switched"):
+        tokens_of(text)
+    assert decoder.engine is engines[1]()
+    assert decoder.generate(PROMPT, max_new_tokens=4).token_ids == hf_greedy(decoder.model, PROMPT, 4)
+    taken_off(model)  # and modules are others
+    assert decoder.generate(PROMPT, max_new_tokens=4).token_ids == hf_greedy(decoder.model, PROMPT, 4)
+    assert len(engines) == 3

@@ -6,6 +6,7 @@ import signal
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
@@ -123,6 +124,16 @@ def test_closing_ends_the_wait_of_a_reader(two):
 
 
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="needs signals")
+def test_what_is_raised_behind_a_text_that_has_ended_reaches_its_reader(two, monkeypatch):
+    """Its last round, which nobody is told of."""
+    monkeypatch.setattr(two._kept.tally, "add", lambda item: {}[item.finish_reason] if item.finish_reason else None)
+    text = two.rounds(PROMPTS[0], max_new_tokens=3)
+    with ThreadPoolExecutor(1) as pool, closing(text), pytest.raises(KeyError, match="length"):
+        pool.submit(tokens_of, text).result(20)
+    monkeypatch.undo()
+    assert two.generate(PROMPTS[0], max_new_tokens=3).token_ids == alone(PROMPTS[0], max_new_tokens=3)
+
+
 def test_an_interrupt_while_a_reader_waits_leaves_nothing_broken(two):
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")

@@ -23,7 +23,7 @@ from radar.engine.round_rows import RoundRows
 from radar.engine.rows import RowsEngine
 from radar.errors import UsageError
 from radar.policy.base import StopPolicy
-from radar.target.adapters import outside_of_graphs
+from radar.target import adapters, quantised
 from radar.target.bound import BoundModel
 from radar.target.model import TargetModel
 from radar.target.turn import Turn
@@ -166,13 +166,15 @@ def _takes_graphs(engine: str | None, model: Any) -> bool:
     """Whether an engine of that name, as the decoders take it, makes graphs. Raises UsageError where there are none."""
     if choose_engine(engine, model.device) == "eager":
         return False
-    adapter = outside_of_graphs(model)
-    if adapter is not None and engine == "graph":
+    outside, advice = adapters.outside_of_graphs(model), "merge the adapters (merge_and_unload)"
+    if outside is None:
+        outside, advice = quantised.outside_of_graphs(model), "use a model whose weights alone are quantised"
+    if outside is not None and engine == "graph":
         raise UsageError(
-            f'engine="graph" cannot hold {adapter}, whose layers may ask the host in every forward: leave engine= out, '
-            "or merge the adapters (merge_and_unload)"
+            f'engine="graph" cannot hold {outside}, which may ask the host in every forward: leave engine= out, or '
+            f"{advice}"
         )
-    return adapter is None
+    return outside is None
 
 
 def _sizes(target: TargetModel) -> TargetSizes:

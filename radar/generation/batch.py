@@ -158,9 +158,13 @@ class Batch:
                 row.sequence.take(item)
             except BaseException as error:  # a criterion's too
                 _fail(row.sequence, row.request.error or error, tell)
-            else:
-                row.sequence.seconds = time.perf_counter() - row.begun
+                continue
+            row.sequence.seconds = time.perf_counter() - row.begun
+            try:
                 tell(row.sequence, item)
+            except BaseException as error:  # `fail` passes by a text that has ended, with this round say
+                _fail(row.sequence, error, tell)
+                raise
         return True
 
 

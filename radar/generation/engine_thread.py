@@ -139,6 +139,8 @@ class EngineThread:
                     torch.cuda.current_stream(device).wait_stream(stream)
                 batch.drop_closed()
                 batch.step(self._tell, admit=batch.may_admit and self._is_current(), check=self._check_adapters)
+                if kept.made is None and not batch.holds_texts:
+                    batch.engine = None  # who asks the decoder for its engine gets another one
         except BaseException as error:  # who reads gets it
             traceback.clear_frames(error.__traceback__)  # they hold the engine, and the next one takes as much memory
             kept.made = None

@@ -89,12 +89,10 @@ class ActiveAdapters:
 
         It asks every module that can hold adapters; of a model without any, nothing.
         """
-        if self._parts:
-            now = ((here(), state) for here, state in self._parts)
-            has_changed = any(part is None or adapter_state(part) != state for part, state in now)
-        else:
-            has_changed = getattr(self._model(), "peft_config", None) is not self._configs
-        if has_changed:
+        now = ((here(), state) for here, state in self._parts)
+        if getattr(self._model(), "peft_config", None) is not self._configs or any(
+            part is None or adapter_state(part) != state for part, state in now
+        ):
             raise UsageError(
                 "the target's adapters were switched, scaled, merged or taken off while this text was decoded, and "
                 "what its caches hold is of the ones before: end or close texts first, then switch; ask for it again"

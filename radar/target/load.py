@@ -15,7 +15,7 @@ from radar.errors import UsageError
 from radar.target.adapter_folder import base_of, with_adapter
 from radar.target.checks import check_known
 from radar.target.parallel import check_split, make_local
-from radar.target.quantised import check_packages, kind_of, settle
+from radar.target.quantised import KINDS, check_packages, kind_of, settle, unify
 from radar.target.ranks import join_ranks
 
 __all__ = ["load_model", "load_tokenizer"]
@@ -70,6 +70,8 @@ def load_model(
         _check_whole(whole, found)
         if kind is not None:
             _check_dtype(whole, model, dtype)
+            if kind is KINDS["mxfp4"]:
+                unify(model)
             settle(model.eval())
     except UsageError:
         raise

@@ -17,7 +17,9 @@ from radar.errors import UsageError
 from radar.target.layers import is_plain_linear
 from radar.target.scales import is_of, roundings
 
-__all__ = ["KINDS", "Kind", "check_packages", "check_quantised", "describe", "kind_of", "settle"]
+__all__ = [
+    "KINDS", "Kind", "check_packages", "check_quantised", "describe", "kind_of", "outside_of_graphs", "settle", "unify",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,21 @@ def describe(model: Any) -> str | None:
     if all(map(is_plain_linear, (part for part in model.modules() if isinstance(part, nn.Linear)))):
         return f"{title}, unpacked: decoded as any other model"
     return f"{title}, weights alone: in float32 a text is generate's, in 16 bits a tie may fall the other way"
+
+
+def outside_of_graphs(model: nn.Module) -> str | None:
+    """The first of a stock model's quantised modules that a CUDA graph may not hold, as a noun; None: there is none."""
+    found = (f"{name}, whose inputs are quantised" for name, _, rounding in roundings(model) if rounding.asks_host)
+    return next(found, None)
+
+
+def unify(model: Any) -> None:
+    """Give experts that transformers has unpacked the model's dtype: 5.17 makes them bfloat16 beside any other, and
+    its own `generate` then fails on a GPU."""
+    for part in model.modules():
+        weight = getattr(part, "down_proj", None) if hasattr(part, "has_gate") else None
+        if isinstance(weight, nn.Parameter) and weight.is_floating_point():
+            part.to(model.dtype)
 
 
 def settle(model: Any) -> None:

@@ -20,11 +20,13 @@ class Rounding(NamedTuple):
         by: what decides how a row is rounded: the row, or all rows of the forward.
         what: of those that all rows decide: what the module is.
         advice: how to have rows apart.
+        asks_host: the module's forward reads memory of the host, which a CUDA graph may not hold.
     """
 
     by: Literal["row", "all"]
     what: str = ""
     advice: str = ""
+    asks_host: bool = False
 
 
 def _dynamic(module: nn.Module) -> Rounding | None:
@@ -89,7 +91,7 @@ def _compressed(module: nn.Module) -> Rounding | None:
             "is quantised by compressed-tensors with a dynamic scale of strategy 'tensor', which is of all rows",
             "use a checkpoint whose activations have strategy 'token', static scales, or none",
         )
-    return Rounding("row") if any(end is not None for end in ends) else None
+    return Rounding("row", asks_host=True) if any(end is not None for end in ends) else None
 
 
 def _fp8(module: nn.Module) -> Rounding | None:
