@@ -63,6 +63,14 @@ def test_a_command_takes_the_file(model, head, tmp_path, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_a_folder_may_be_called_like_a_file(model, tmp_path):
+    """As transformers has it."""
+    folder = tmp_path / "model.gguf"
+    model.save_pretrained(folder)
+    found = load(folder)
+    assert all(map(torch.equal, found.state_dict().values(), model.to(DEVICE).state_dict().values()))
+
+
 def test_files_that_are_none_or_of_other_architectures_are_refused_by_name(model, tmp_path, monkeypatch):
     for architecture, message in (("foo", "architecture foo is not supported"), ("mamba", "'mamba'.*keeps a state")):
         with pytest.raises(UsageError, match=message):

@@ -30,8 +30,6 @@ from radar.train.options import TrainingOptions
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NEW = 20
-
-
 SIZES = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}  # in blocks of 32
 
 
@@ -106,6 +104,11 @@ def test_texts_are_those_of_generate_and_the_model_stays_as_it_is(case, tmp_path
         assert radar.generate(PROMPT, max_new_tokens=NEW).token_ids == text
     else:  # its rounding makes much of the last bit, in transformers' own passes too
         assert len(radar.generate(PROMPT, max_new_tokens=NEW).token_ids) == NEW
+        linear = model.model.layers[1].mlp.up_proj
+        rows = torch.randn(1, 3, linear.in_features, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        rows[:, 1:] *= 10  # of one scale with the first they would change it
+        with torch.inference_mode():
+            torch.testing.assert_close(linear(rows)[:, :1], linear(rows[:, :1]), rtol=1e-5, atol=1e-6)
     assert (fingerprint(model), weights_digest(model)) == before
 
 
@@ -182,8 +185,7 @@ def test_a_new_head_begins_with_a_quantised_output_layer():
     quantization.quantize_(model, quantization.Float8WeightOnlyConfig())
     text = SimpleNamespace(streams=[[1] * 100], frequencies=lambda size: np.ones(size))
     config = replace(DraftConfig.of_target(model.config, draft_vocab_size=40), num_aux_hidden_states=2)
-    options = TrainingOptions(length=16, steps=1)
-    draft = new_draft(FrozenTarget(model, (0, 1)), config, text, options)
+    draft = new_draft(FrozenTarget(model, (0, 1)), config, text, TrainingOptions(length=16, steps=1))
     whole = model.get_output_embeddings().weight.dequantize()
     assert torch.equal(draft.lm_head.weight, whole[draft.target_ids()])
 
@@ -233,6 +235,13 @@ def test_compressed_inputs_of_one_scale_are_refused(tmp_path):
         AutoregressiveDecoder(model, max_length=64)
 
 
+def test_what_torchao_makes_to_train_is_refused():
+    float8 = pytest.importorskip("torchao.float8")
+    model = float8.convert_to_float8_training(stock(), config=float8.Float8LinearConfig(emulate=True))
+    with pytest.raises(UsageError, match=r"torchao's Float8Linear, made to train.*convert the model"):
+        AutoregressiveDecoder(model, max_length=64)
+
+
 def test_rows_by_themselves_are_let_through():
     for module in (Linear8bitLt(0.0), old_torchao("_int8_asymm_per_token_quant")):
         model = with_module(module)
@@ -258,11 +267,18 @@ def test_methods_that_are_not_known_or_not_installed_are_refused_before_weights_
     assert kind_of(old) is KINDS["bitsandbytes"]
 
 
-@pytest.mark.parametrize("what", ["fp8 without a config", "compressed without a config", "plain weights"])
+@pytest.mark.parametrize("what", ["fp8", "compressed", "eetq", "plain weights"])
 def test_config_and_weights_that_disagree_are_refused(what, tmp_path):
     if what == "plain weights":
         folder, message = torchao("Int8WeightOnlyConfig", tmp_path), "no transformers model.*torchao"
         shutil.copy(tmp_path / "stock" / "model.safetensors", folder)
+    elif "eetq" in what:
+        model = stock()
+        for name, part in list(model.named_modules()):
+            if name.endswith("_proj"):
+                part.register_buffer("weight_scales", torch.ones(part.out_features))
+        model.save_pretrained(tmp_path)
+        folder, message = tmp_path, r"21 tensors are of quantised weights, which the config says nothing of"
     else:
         write = write_fp8 if "fp8" in what else write_compressed
         folder = configured(write(stock(), tmp_path), None)

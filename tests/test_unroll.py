@@ -106,6 +106,7 @@ def test_losses_and_gradients_are_the_definitions(heads: tuple[int, int], ttt_le
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
     assert len(wanted) == len(list(draft.parameters()))
     assert min(one.abs().max() for one in wanted.values()) > 1e-4
+    assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():  # of each the largest number is far above the tolerance
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=2e-6 * wanted[name].abs().max().item())
 

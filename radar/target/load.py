@@ -98,7 +98,7 @@ def load_model(
 def _source(path: str) -> tuple[str, dict[str, Any]]:
     """What transformers calls it: a folder or a hub name, and of a GGUF file its name in there."""
     file = Path(path)
-    if file.suffix != ".gguf":
+    if file.suffix != ".gguf" or file.is_dir():
         return path, {}
     if not file.is_file():
         raise UsageError(f"no GGUF file at {path!r}")
@@ -152,8 +152,8 @@ def _check_whole(path: str, found: Mapping[str, Any]) -> None:
 
 
 _QUANTISED = (  # of weights, not of a cache: what transformers would leave out, and take the numbers as they are
-    ".weight_scale", ".weight_scale_inv", ".weight_packed", ".weight_zero_point", ".qweight", ".qzeros", ".SCB",
-    ".absmax", "_weight_qdata", "_proj_blocks", "_proj_scales",
+    ".weight_scale", ".weight_scales", ".weight_scale_inv", ".weight_packed", ".weight_zero_point", ".qweight",
+    ".qzeros", ".SCB", ".absmax", "_weight_qdata", "_proj_blocks", "_proj_scales",
 )  # fmt: skip
 
 

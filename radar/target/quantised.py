@@ -62,7 +62,7 @@ def kind_of(config: Any) -> Kind | None:
         UsageError: for a method that is not in `KINDS`.
     """
     found = getattr(config, "quantization_config", None)
-    if found is None:
+    if not found:
         return None
     known: dict[str, Any] = found if isinstance(found, dict) else vars(found)
     method = known.get("quant_method")
@@ -107,7 +107,7 @@ def describe(model: Any) -> str | None:
         return f"{title}, inputs too, row by row: a text may part from generate's where two tokens nearly tie"
     if all(map(is_plain_linear, (part for part in model.modules() if isinstance(part, nn.Linear)))):
         return f"{title}, unpacked: decoded as any other model"
-    return f"{title}, weights alone: in float32 a text is generate's, in 16 bits a tie may fall the other way"
+    return f"{title}, weights alone: in float32 a text is generate's, in 16 bits it may part"
 
 
 def outside_of_graphs(model: nn.Module) -> str | None:
@@ -137,6 +137,8 @@ def settle(model: Any) -> None:
     try:
         with torch.inference_mode(False), torch.no_grad():  # what is made now may be trained later
             model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=model.device), use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise UsageError(
             "the quantised target cannot make a forward: its config and weights are not of one model, or it was "

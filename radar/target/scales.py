@@ -59,6 +59,12 @@ _ROWS = "quantise it with granularity=PerRow(), or weights alone"
 
 def _torchao(module: nn.Module) -> Rounding | None:
     found = None
+    if type(module).__module__.startswith(("torchao.float8", "torchao.quantization.qat")):
+        return Rounding(
+            "all",
+            f"is torchao's {type(module).__name__}, made to train, which may round its inputs by one scale of all rows",
+            "convert the model to the quantised one that it was trained for, or use it as it was",
+        )
     for weight in module._parameters.values():
         if weight is None or not is_of(weight, "torchao"):
             continue

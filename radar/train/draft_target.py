@@ -93,6 +93,6 @@ def new_draft(target: FrozenTarget, config: DraftConfig, text: TokenMixture, opt
         draft.set_draft_vocabulary(order[:size].sort().values)
     weight = target.model.get_output_embeddings().weight.detach()
     weight = weight if type(weight) is Tensor else weight.dequantize()  # torchao's
-    if weight.shape[1] == config.hidden_size:
+    if weight.shape[1] == config.hidden_size and weight.itemsize > 1:  # the numbers of 8 bits wait for a scale
         draft.lm_head.weight.data.copy_(weight[draft.target_ids().to(weight.device)])
     return draft.to(target.device)
