@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from fakes import VOCAB, tiny_draft, tiny_target
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, TreeConfig
+from radar.errors import BatchError
 
 ODD = st.sampled_from([True, False, -1, 0, 1, 3, 10**9, 0.5, -0.5, 2.5, math.nan, math.inf, "", "x", [], {}, [None]])
 LIKELY = {
@@ -35,9 +36,14 @@ OURS = RadarDecoder(MODEL, draft=tiny_draft(), policy=FixedDepth(3), max_length=
 
 def outcome(decoder, prompt, options):
     try:
-        return decoder.generate(prompt, **options).token_ids
-    except ValueError as error:
+        found = decoder.generate(prompt, **options)
+    except (ValueError, BatchError) as error:
         return str(error) or "no message"
+    return [one.token_ids for one in found] if isinstance(found, list) else found.token_ids
+
+
+def is_prompt(ids):
+    return isinstance(ids, list) and bool(ids) and all(type(token) is int and 0 <= token < VOCAB for token in ids)
 
 
 @pytest.mark.slow
@@ -56,12 +62,14 @@ def test_any_options_give_the_plain_text_or_a_clear_refusal(options, odd, prompt
 
 
 @settings(max_examples=100, deadline=None)
+@example([[0], [1, 2]])
+@example([[0], None])
 @given(st.recursive(st.none() | ODD | st.integers(-2, VOCAB + 1) | st.text(max_size=3), st.lists, max_leaves=6))
 @pytest.mark.slow
 def test_any_prompt_is_decoded_or_refused(prompt):
     found = outcome(OURS, prompt, {"max_new_tokens": 2})
-    good = isinstance(prompt, list) and prompt and all(type(t) is int and 0 <= t < VOCAB for t in prompt)
-    assert isinstance(found, list) == bool(good), found
+    are_many = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], list)
+    assert isinstance(found, list) == (all(map(is_prompt, prompt)) if are_many else is_prompt(prompt)), found
 
 
 @settings(max_examples=100, deadline=None)
