@@ -213,7 +213,8 @@ def test_what_makes_no_difference_is_not_decided(pair):
 
 
 @pytest.mark.slow
-def test_the_command_on_a_misread_file(capsys, tmp_path):
+def test_the_command_on_a_misread_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("radar.target.quantised.describe", lambda model: f"so is {type(model).__name__}")
     shutil.copytree(ASSETS / "draft", tmp_path / "draft")
     file = tmp_path / "draft" / "config.json"
     config = json.loads(file.read_text()) | {"eagle_aux_hidden_state_layer_ids": [1, 3, 5]}
@@ -222,6 +223,7 @@ def test_the_command_on_a_misread_file(capsys, tmp_path):
     assert main([*arguments, "--limit", "5", "--max-new-tokens", "24", "--no-progress"]) == 0
     out = capsys.readouterr().out
     assert "draft head of the SafeAILab format" in out
+    assert "the target is quantised: so is LlamaForCausalLM\n" in out
     assert '"eagle_aux_hidden_state_layer_ids": [2, 4, 6]' in out
     assert " ".join(out.split("the file's")[1].splitlines()[2].split()).startswith("taps 2 4 6, rope 10000 ")
     with pytest.raises(SystemExit, match="2"):

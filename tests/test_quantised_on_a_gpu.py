@@ -1,14 +1,17 @@
-"""Quantised targets, and what is otherwise on a GPU: layers that no CUDA graph may hold, experts of another type."""
+"""Quantised targets, what a CPU does not show by itself: layers that no graph may hold, types of a library's own."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes import hf_greedy, tiny_target
+from quantised_files import write_fp8
 from tiny_families import tiny_family
+from transformers import AutoModelForCausalLM
 
 from radar.engine import build
 from radar.errors import UsageError
+from radar.target.load import load_model
 from radar.target.quantised import unify
 
 PROMPT, NEW = [3, 1, 4, 1, 5, 9, 2, 6], 8
@@ -23,6 +26,22 @@ def test_unpacked_experts_are_of_the_models_type():
     unify(model)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert hf_greedy(model, PROMPT, NEW) == expected
+
+
+def test_a_type_that_a_library_insists_on_is_not_passed_off_as_the_one_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    folder = write_fp8(tiny_target(vocab_size=64, hidden_size=64, intermediate_size=96), tmp_path)
+    real = AutoModelForCausalLM.from_pretrained
+
+    def insisting(*args, **options):
+        model, found = real(*args, **options)
+        return model.half(), found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", insisting)
+    with pytest.raises(UsageError, match=r"loads it as torch.float16 where torch.float32 is asked for: leave"):
+        load_model(str(folder), device=torch.device("cpu"), dtype=torch.float32, progress=False)
+    found = load_model(str(folder), device=torch.device("cpu"), dtype=None, progress=False)
+    assert found.dtype == torch.float16
 
 
 def test_inputs_that_are_rounded_by_numbers_of_the_host_go_without_graphs(monkeypatch):
