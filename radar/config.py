@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from radar.errors import UsageError
 
-__all__ = ["GREEDY", "SamplingParams", "TreeConfig", "check_int"]
+__all__ = ["GREEDY", "NODE_CHOICES", "SamplingParams", "TreeConfig", "check_int"]
+
+NODE_CHOICES = (16, 32, 60, 100, 128)
+"""Numbers of nodes that a policy may choose among where it also says how many are verified."""
 
 MOST_BIAS = 1e30  # by the largest penalty still a float32
 
@@ -49,6 +52,13 @@ class TreeConfig:
         yield slice(0, k)
         for start in range(k, self.num_candidates, k * k):
             yield slice(start, start + k * k)
+
+    @property
+    def node_choices(self) -> tuple[int, ...]:
+        """What a policy may choose for a tree of this shape: `NODE_CHOICES` and its own number, as far as there are so
+        many candidates."""
+        most = self.num_candidates + 1
+        return tuple(sorted({min(self.total_tokens, most), *(n for n in NODE_CHOICES if n <= most)}))
 
     @property
     def num_draft_columns(self) -> int:

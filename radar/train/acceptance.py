@@ -6,6 +6,7 @@ A tree drafted to `max_calls` holds the trees of all earlier stops: stopping aft
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,12 @@ from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
 from radar.train.rounds import RoundDataset, RoundsHeader
 
-__all__ = ["Candidates", "Text", "accept_lengths", "acceptance_distribution", "path_slots", "verified"]
+__all__ = [
+    *("Candidates", "Text", "accept_lengths", "acceptance_distribution", "path_probabilities", "path_slots"),
+    *("places", "verified"),
+]
+
+NEVER = 2**15 - 1  # the place of a candidate that is not drafted
 
 
 class Candidates(NamedTuple):
@@ -63,11 +69,18 @@ class Text(NamedTuple):
         tree = Candidates(*(part[: len(starts)] for part in self.tree))
         known = [-1 if token in self.ends else token for token in self.tokens]
         continuation = torch.tensor(known + [-1] * calls).unfold(0, calls, 1)[starts]
-        chosen, slots = verified(tree, config), path_slots(tree, config, continuation)
+        order, slots = places(tree, config), path_slots(tree, config, continuation)
+        chosen, by_nodes = order < config.total_tokens - 1, dict[str, Tensor]()
+        if header.nodes:
+            by_nodes["accepted_by_nodes"] = _accepted_by_nodes(order, slots, header.nodes)
+            by_nodes["mass_by_nodes"] = _by_nodes(order, tree.scores.double().exp(), header.nodes)
         if header.temperature > 0:
             of_ends = torch.isin(tree.tokens, torch.tensor(sorted(self.ends), dtype=torch.int64))
             inside = self.probabilities[: len(starts)].masked_fill(of_ends, 0.0)
             distribution = acceptance_distribution(tree, config, chosen, inside).float()
+            if header.nodes:
+                reached = path_probabilities(tree, config, torch.where(order.amin(1) < NEVER, inside.double(), 0.0))
+                by_nodes["expected_by_nodes"] = _by_nodes(order, reached, header.nodes)
         return RoundDataset(
             scores=torch.stack([tree.scores[:, one].topk(config.tree_top_k).values for one in config.levels()], dim=1),
             accept_lengths=accept_lengths(chosen, slots),
@@ -77,13 +90,16 @@ class Text(NamedTuple):
             distribution=distribution,
             path=tree.scores.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -torch.inf),
             prompts={prompt: fingerprint},
+            **by_nodes,
         )
 
 
-def verified(tree: Candidates, config: TreeConfig) -> Tensor:
-    """Which candidates are verified when the round stops after call 1 to max_calls [B, max_calls, C] bool.
+def places(tree: Candidates, config: TreeConfig) -> Tensor:
+    """The place of each candidate among those that call 1 to max_calls have written, the best is 0: [B, max_calls, C]
+    int16; `NEVER` where it has not been drafted by then.
 
-    As in `DraftTree.select`: the best by score, of equals the lower slot, and none that was never drafted.
+    Stopping after a call verifies the first `total_tokens - 1` places, as `DraftTree.select` does: the best by score, of
+    equals the lower slot.
 
     Args:
         tree: rounds drafted to `max_calls`.
@@ -95,8 +111,26 @@ def verified(tree: Candidates, config: TreeConfig) -> Tensor:
     scores, order = tree.scores.sort(dim=1, descending=True, stable=True)
     calls = torch.arange(1, config.max_calls + 1)[:, None]
     there = (depths[order][:, None] <= calls) & (scores > -torch.inf)[:, None]  # [B, max_calls, C], best first
-    best = there & (there.cumsum(2, dtype=torch.int16) < config.total_tokens)
-    return torch.empty_like(best).scatter_(2, order[:, None].expand_as(best), best)
+    place = torch.where(there, there.cumsum(2, dtype=torch.int16) - 1, NEVER)
+    return torch.empty_like(place).scatter_(2, order[:, None].expand_as(place), place)
+
+
+def verified(tree: Candidates, config: TreeConfig) -> Tensor:
+    """Which candidates are verified when the round stops after call 1 to max_calls [B, max_calls, C] bool."""
+    return places(tree, config) < config.total_tokens - 1
+
+
+def _by_nodes(order: Tensor, probabilities: Tensor, nodes: Sequence[int]) -> Tensor:
+    """Sum of what the first `n - 1` of the `places` are worth, for each n: [B, C] -> [B, max_calls, nodes] float32."""
+    worth = probabilities[:, None].expand(order.shape)
+    return torch.stack([torch.where(order < n - 1, worth, 0.0).sum(2) for n in nodes], -1).float()
+
+
+def _accepted_by_nodes(order: Tensor, slots: Tensor, nodes: Sequence[int]) -> Tensor:
+    """`accept_lengths` for each number of nodes [B, max_calls, nodes] uint8, by `places` and `path_slots`."""
+    place = order.gather(2, slots.clamp(min=0)[:, None].expand(-1, order.shape[1], -1))
+    place = torch.where(slots[:, None] >= 0, place, NEVER)
+    return torch.stack([(place < n - 1).sum(2) for n in nodes], -1).to(torch.uint8)
 
 
 def acceptance_distribution(tree: Candidates, config: TreeConfig, chosen: Tensor, probabilities: Tensor) -> Tensor:
@@ -111,14 +145,20 @@ def acceptance_distribution(tree: Candidates, config: TreeConfig, chosen: Tensor
         probabilities: [B, C] the target's probability of each candidate's token after its parent's path, at the
             sampling temperature. Only those of candidates that some stop verifies are read.
     """
-    path = torch.where(chosen.any(1), probabilities.double(), 0.0)
+    path = path_probabilities(tree, config, torch.where(chosen.any(1), probabilities.double(), 0.0))
     at_least = torch.ones(*chosen.shape[:2], chosen.shape[1] + 1, dtype=torch.float64)
     for depth, level in enumerate(config.levels(), start=1):
-        if depth > 1:  # parents stand in lower slots, one level up
-            path[:, level] *= path.gather(1, tree.parents[:, level].clamp(min=0))  # -1: never drafted
         at_least[:, :, depth] = (chosen[:, :, level].double() @ path[:, level, None])[..., 0]
     beyond = torch.nn.functional.pad(at_least[:, :, 1:], (0, 1))
     return (at_least - beyond).clamp(min=0.0)  # rounding can leave -1e-17
+
+
+def path_probabilities(tree: Candidates, config: TreeConfig, probabilities: Tensor) -> Tensor:
+    """The probability of each candidate's whole path [B, C], from that of its own token after its parent's path."""
+    path = probabilities.clone()
+    for level in [*config.levels()][1:]:  # parents stand in lower slots, one level up
+        path[:, level] *= path.gather(1, tree.parents[:, level].clamp(min=0))  # -1: never drafted
+    return path
 
 
 def path_slots(tree: Candidates, config: TreeConfig, continuation: Tensor) -> Tensor:

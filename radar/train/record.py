@@ -96,10 +96,11 @@ def record(
     about |= {"draft_weights": weights_digest(decoder.draft), **(metadata or {})}
     with ExitStack() as stack:
         stack.enter_context(interruptible())
-        folders = [
-            Recording(Path(path), RoundsHeader(replace(tree, total_tokens=nodes), temperature, about, every_token), ids)
-            for nodes, path in given.items()
-        ]
+        folders = []
+        for nodes, path in given.items():
+            shape = replace(tree, total_tokens=nodes)
+            header = RoundsHeader(shape, temperature, about, every_token, shape.node_choices)
+            folders.append(Recording(Path(path), header, ids))
         mine = range(index, len(ids), count)
         todo = [number for number in mine if any(number not in folder.done for folder in folders)]
         first, before = folders[0], (len(folders[0].done), folders[0].rounds)

@@ -17,7 +17,8 @@ from radar.tools.twins import groups
 
 __all__ = ["RoundDataset", "RoundsHeader", "concatenate", "digest"]
 
-PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution", "path")
+BY_NODES = ("accepted_by_nodes", "expected_by_nodes", "mass_by_nodes")
+PARTS = ("scores", "accept_lengths", "prompt", "position", "distribution", "path", *BY_NODES)
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,27 @@ class RoundsHeader:
     """What holds for all rounds of a recording. `metadata`: further facts, JSON types (target, draft, seed, ...).
 
     `every_token`: a round begins at every token of a text, so that replay goes from round to round as decoding does.
+    `nodes`: numbers of verified nodes, the root included, ascending, of which the outcome is known beside the tree's.
     """
 
     tree: TreeConfig
     temperature: float = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     every_token: bool = False
+    nodes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         tree = {name: getattr(self.tree, name) for name in ("tree_top_k", "max_calls", "total_tokens")}
-        return {**self.metadata, **tree, "temperature": self.temperature, "every_token": self.every_token}
+        of_rounds = {"temperature": self.temperature, "every_token": self.every_token, "nodes": list(self.nodes)}
+        return {**self.metadata, **tree, **of_rounds}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RoundsHeader:
         """The inverse of `to_dict`."""
         rest = dict(values)
         tree = TreeConfig(**{name: rest.pop(name) for name in ("tree_top_k", "max_calls", "total_tokens")})
-        return cls(tree, rest.pop("temperature"), every_token=rest.pop("every_token"), metadata=rest)
+        nodes = tuple(rest.pop("nodes", ()))  # recordings of before know of one number of nodes
+        return cls(tree, rest.pop("temperature"), every_token=rest.pop("every_token"), nodes=nodes, metadata=rest)
 
     def unlike(self, other: RoundsHeader, names: Sequence[str] = ()) -> str:
         """How it differs, in words; empty if it does not. With `names`: in these, if both know them."""
@@ -67,6 +72,10 @@ class RoundDataset:
         prompts: `radar.tools.twins.fingerprint` of the prompts, by number; empty if they are not known.
         path: [N, T] float32: the text's own node at every level, its cumulative log-probability, -inf from where the
             text leaves the tree; None in recordings of before.
+        accepted_by_nodes: [N, T, S] uint8: `accept_lengths` had the header's `nodes` been verified instead of the
+            tree's; None in recordings of before, and so the next two.
+        expected_by_nodes: [N, T, S] float32: the expectation of that over the target's sampling; None at temperature 0.
+        mass_by_nodes: [N, T, S] float32: the same by the draft's own probabilities, which a policy may read.
 
     Raises ValueError for parts whose shapes do not fit together or to the header's tree.
     """
@@ -79,12 +88,16 @@ class RoundDataset:
     distribution: Tensor | None = None
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
     path: Tensor | None = None
+    accepted_by_nodes: Tensor | None = None
+    expected_by_nodes: Tensor | None = None
+    mass_by_nodes: Tensor | None = None
 
     def __post_init__(self) -> None:
         rounds, calls, width = len(self.scores), self.header.tree.max_calls, self.header.tree.tree_top_k
         expected: dict[str, tuple[int, ...]] = {"scores": (rounds, calls, width), "accept_lengths": (rounds, calls)}
         expected |= {"prompt": (rounds,), "position": (rounds,), "path": (rounds, calls)}
         expected |= {"distribution": (rounds, calls, calls + 1)}
+        expected |= dict.fromkeys(BY_NODES, (rounds, calls, len(self.header.nodes)))
         for name, part in self.tensors().items():
             if part.shape != expected[name]:
                 want, got = list(expected[name]), list(part.shape)
@@ -120,7 +133,7 @@ class RoundDataset:
         if max_calls > self.scores.shape[1]:
             raise UsageError(f"rounds were recorded with max_calls={self.scores.shape[1]}, cannot replay {max_calls}")
         parts = self.tensors()
-        for name in parts.keys() & {"scores", "accept_lengths", "distribution", "path"}:
+        for name in parts.keys() & {"scores", "accept_lengths", "distribution", "path", *BY_NODES}:
             parts[name] = parts[name][:, :max_calls]
         if self.distribution is not None:
             parts["distribution"] = parts["distribution"][..., : max_calls + 1]
