@@ -148,7 +148,7 @@ def rules(record: Record) -> str:
     return text
 
 
-# what the oracles of `radar.train.evaluate` are, and are not
+# what the oracles of `radar.replay.evaluate` are, and are not
 SHOWN = {
     "attainable oracle": "backward induction on the scores, fitted to training rounds (no bound)",
     "oracle that knows the target's probabilities": "the target's probabilities known (a bound)",

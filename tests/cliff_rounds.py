@@ -3,8 +3,8 @@
 import torch
 
 from radar.config import TreeConfig
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 CALLS, WIDTH = 8, 4
 COSTS = CostTable.constant(call=0.3, decision=0.01, rest=3.0)

@@ -11,9 +11,9 @@ from bench.lab.sets import NODES, SOURCES, TASKS, TREE, files_of
 from bench.lab.tokenizer import save_tokenizer, train_tokenizer
 from bench.shapes import Geometry
 from radar.draft.checkpoint import save_draft
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 from radar.tools.machine import device_name
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 VOCAB, LIVE = 300, 17  # ids of the tokenizer; those that the tiny model ever says
 SHAPES = {

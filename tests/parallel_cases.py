@@ -15,10 +15,10 @@ from radar.cli.main import main
 from radar.engine import build, captured, plain
 from radar.engine.rows import RowsEngine
 from radar.errors import BusyError, UsageError
+from radar.replay.full_round import FullRounds
+from radar.replay.record import record
 from radar.target.split import SummedLinear
 from radar.tools.profile import profile_round, profile_steps
-from radar.train.full_round import FullRounds
-from radar.train.record import record
 
 VOCAB = 18  # two ranks share it
 TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from radar.config import TreeConfig
+from radar.replay.recording import Recording
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.twins import fingerprint
-from radar.train.recording import Recording
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 TREE = TreeConfig(tree_top_k=3, max_calls=4, total_tokens=12)
 HEADER = RoundsHeader(TREE, 0.0, {"target": "t"})

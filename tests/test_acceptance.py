@@ -8,8 +8,8 @@ from trees import accept
 
 from radar import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.train.acceptance import Candidates, Text, accept_lengths, acceptance_distribution, path_slots, verified
-from radar.train.rounds import RoundsHeader
+from radar.replay.acceptance import Candidates, Text, accept_lengths, acceptance_distribution, path_slots, verified
+from radar.replay.rounds import RoundsHeader
 
 
 def truncated(tree, calls):

@@ -14,12 +14,12 @@ from radar import FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.cli.main import main
 from radar.engine.steps import FEW
 from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.replay.record import record
+from radar.replay.recording import read_rounds
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.batch_costs import BatchCosts
 from radar.tools.batch_rounds import LIMITED, accepted, batch_calls, judge_batch, replay_batch
 from radar.tools.costs import CostTable
-from radar.train.record import record
-from radar.train.recording import read_rounds
-from radar.train.rounds import RoundDataset, RoundsHeader
 from radar_kernels import batch_stop
 
 NONE = -torch.inf

@@ -11,8 +11,8 @@ from bench.lab.policies import RADAR, THRESHOLD, choose_policies
 from bench.lab.sets import files_of
 from radar.config import TreeConfig
 from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 NODES, CALLS, CALL, REST = (32, 60, 100), 8, 0.2, 0.5
 DEPTHS = {"chat": [3, 8, 4, 7, 3, 8], "gsm8k": [1, 5, 2, 8], "mbpp": [6, 7, 8]}  # by kind: where each round's path dies

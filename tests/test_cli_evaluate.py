@@ -10,9 +10,9 @@ from rounds_files import store
 
 from radar.cli.main import main
 from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.replay.evaluate import HINDSIGHT
 from radar.tools.twins import fingerprint, save_prompts_seen
 from radar.train.contenders import EAGLE3
-from radar.train.evaluate import HINDSIGHT
 
 Capture = pytest.CaptureFixture[str]
 DATA = make_rounds(240)  # thirty prompts

@@ -17,9 +17,9 @@ from radar.decoder import RadarDecoder
 from radar.errors import UsageError
 from radar.fit.split import split
 from radar.policy.fitted import read_fitted
+from radar.replay.recording import read_rounds
 from radar.tools.prompts import load_prompts
 from radar.tools.twins import fingerprint
-from radar.train.recording import read_rounds
 
 TARGET = Path(__file__).parent.parent / "radar" / "assets" / "target"
 VERBS = ("add", "sort", "find", "count", "merge", "reverse", "split", "join")

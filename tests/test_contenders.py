@@ -7,6 +7,9 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.policy.baselines_heads import AcceptanceHead
+from radar.replay.evaluate import BEST_FIXED, evaluate
+from radar.replay.replay import replay, tune, tune_fixed_depth
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 from radar.train import contenders as rules
 from radar.train.contenders import (
@@ -18,9 +21,6 @@ from radar.train.contenders import (
     train_level_policy,
     tuned_contenders,
 )
-from radar.train.evaluate import BEST_FIXED, evaluate
-from radar.train.replay import replay, tune, tune_fixed_depth
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 DATA, OTHER = make_rounds(), make_rounds(seed=1)
 

@@ -9,9 +9,9 @@ import torch
 from rounds_files import FULL, HEADER, TREE, prompt_rounds, store, write
 
 from radar.config import TreeConfig
+from radar.replay.recording import read_rounds, shard_files
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.twins import fingerprint
-from radar.train.recording import read_rounds, shard_files
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

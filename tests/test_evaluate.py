@@ -9,11 +9,11 @@ from cliff_rounds import CALLS, COSTS, FREE, make_rounds
 from torch import Tensor
 
 from radar.policy.base import FixedDepth, Threshold
+from radar.replay.evaluate import BEST_FIXED, HINDSIGHT, KNOWING, Evaluation, evaluate, oracle_stops, render
+from radar.replay.replay import replay, replay_stops, stops_of, tune, tune_fixed_depth
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.contenders import EAGLE3
-from radar.train.evaluate import BEST_FIXED, HINDSIGHT, KNOWING, Evaluation, evaluate, oracle_stops, render
-from radar.train.replay import replay, replay_stops, stops_of, tune, tune_fixed_depth
-from radar.train.rounds import RoundDataset
 
 DATA, OTHER = make_rounds(), make_rounds(seed=1)
 

@@ -6,7 +6,7 @@ from cliff_rounds import FREE, make_rounds
 from radar import Threshold
 from radar.fit.policy import learn
 from radar.fit.stages import Stage
-from radar.train.replay import replay
+from radar.replay.replay import replay
 
 
 def stage(folder):

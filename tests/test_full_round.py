@@ -6,7 +6,7 @@ from fakes import DEVICE, tiny_draft, tiny_target
 from test_record import PROMPTS, make
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
-from radar.train.full_round import FullRounds
+from radar.replay.full_round import FullRounds
 
 
 @pytest.mark.parametrize("tree", [{"total_tokens": 8, "max_calls": 3}, {"total_tokens": 30, "max_calls": 16}])

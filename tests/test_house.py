@@ -20,7 +20,7 @@ LAYERS = [
     {"radar.engine"},
     {"radar.generation"},
     {"radar.decoder", "radar.custom_generate"},
-    {"radar.tools", "radar.train", "radar.serve"},
+    {"radar.tools", "radar.replay", "radar.train", "radar.serve"},
     {"radar.fit"},
     {"radar.cli", "radar.__main__", "radar"},
 ]
@@ -31,7 +31,7 @@ ONLY_IN = {
         ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), ("radar.serve", "radar.cli.serve")
     ),
     "ray": ("radar.serve",),
-    "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.train"),
+    "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.replay"),
 }
 
 
@@ -149,7 +149,7 @@ def test_files_stay_short(place):
         assert statistics.median(n for n in lines.values() if n > 1) <= 120
 
 
-@pytest.mark.parametrize(("place", "most"), [("radar/train", 2400), ("bench", 4334)])
+@pytest.mark.parametrize(("place", "most"), [("radar/train", 1400), ("radar/replay", 1500), ("bench", 4334)])
 def test_what_only_serves_the_engine_stays_small(place, most):
     assert sum(len(path.read_text().splitlines()) for path in (ROOT / place).rglob("*.py")) <= most
 

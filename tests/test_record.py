@@ -7,10 +7,10 @@ import torch
 from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, SamplingParams, TreeConfig
-from radar.train.acceptance import Candidates, accept_lengths, path_slots, verified
-from radar.train.full_round import FullRounds
-from radar.train.record import record
-from radar.train.recording import read_rounds
+from radar.replay.acceptance import Candidates, accept_lengths, path_slots, verified
+from radar.replay.full_round import FullRounds
+from radar.replay.record import record
+from radar.replay.recording import read_rounds
 
 PROMPTS = [[5, 3, 2, 1], [1, 2, 3], [4] * 9]
 

@@ -10,10 +10,10 @@ import torch
 from test_fallback import Script
 from test_record import PROMPTS, make
 
+from radar.replay.full_round import FullRounds
+from radar.replay.record import record
+from radar.replay.recording import read_rounds, read_shard, shard_files
 from radar.tools.twins import fingerprint
-from radar.train.full_round import FullRounds
-from radar.train.record import record
-from radar.train.recording import read_rounds, read_shard, shard_files
 
 
 def content(folder):
@@ -38,7 +38,7 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch, capfd, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = record(make(), PROMPTS, whole, max_new_tokens=30, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr("radar.train.record.LANES", 1)  # one text after the other, on a GPU too
+        patch.setattr("radar.replay.record.LANES", 1)  # one text after the other, on a GPU too
         at_prompt(patch, 1, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
             record(make(), PROMPTS, parts, max_new_tokens=30, progress=False)

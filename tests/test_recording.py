@@ -10,9 +10,9 @@ import torch
 from rounds_files import FULL, HEADER, IDS, TREE, prompt_rounds, write
 
 from radar.errors import FormatError
-from radar.train import recording as module
-from radar.train.recording import Recording, read_rounds, shard_files
-from radar.train.rounds import RoundDataset, RoundsHeader
+from radar.replay import recording as module
+from radar.replay.recording import Recording, read_rounds, shard_files
+from radar.replay.rounds import RoundDataset, RoundsHeader
 
 
 @pytest.mark.parametrize("header", [HEADER, FULL, RoundsHeader(TREE, 0.0, {"target": "t"}, every_token=True)])

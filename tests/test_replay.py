@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
 from radar.policy.lstm import PolicyNetwork, RadarPolicy
+from radar.replay.replay import replay_stops, stops_of, stops_of_network
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
-from radar.train.replay import replay_stops, stops_of, stops_of_network
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 
 def test_replay_by_hand() -> None:

@@ -8,12 +8,12 @@ from test_record import PROMPTS, make
 
 from radar import FixedDepth, SamplingParams, Threshold, TreeConfig
 from radar.policy.baselines_history import GammaTune
+from radar.replay.evaluate import BEST_FIXED, evaluate
+from radar.replay.record import record
+from radar.replay.recording import read_rounds
+from radar.replay.replay import followed, replay, stops_of, tune_fixed_depth
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
-from radar.train.evaluate import BEST_FIXED, evaluate
-from radar.train.record import record
-from radar.train.recording import read_rounds
-from radar.train.replay import followed, replay, stops_of, tune_fixed_depth
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 CALLS, K, TEXTS, LENGTH = 5, 3, 6, 40
 COSTS = CostTable.constant(call=0.2, rest=1.0, decision=0.01, device="any")

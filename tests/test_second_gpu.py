@@ -73,7 +73,7 @@ def test_a_model_that_moves_to_the_other_device_decodes_there(tmp_path):
 
 
 def test_what_profiles_and_records_works_there_too(tmp_path):
-    from radar.train.record import record
+    from radar.replay.record import record
 
     model, draft = pair("cuda:1")
     tree = TreeConfig(total_tokens=24, max_calls=6)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy
+from radar.replay.recording import read_rounds
+from radar.replay.replay import replay, replay_stops, stops_of_network
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.twins import fingerprint, load_prompts_seen
 from radar.train import policy as training
 from radar.train.policy import too_few, train_policy
-from radar.train.recording import read_rounds
-from radar.train.replay import replay, replay_stops, stops_of_network
-from radar.train.rounds import RoundDataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:train_policy. .*too few:UserWarning")
 

@@ -11,9 +11,9 @@ from bench.lab.policies import PUBLISHED, RADAR, Choice, setting
 from bench.lab.sets import TASKS, TRAIN, TREE, rounds_of
 from radar import RadarPolicy, Threshold
 from radar.policy.base import StopPolicy
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.contenders import tuned_contenders
-from radar.train.rounds import RoundDataset
 
 __all__ = ["CONFIGURATIONS", "Asked", "Pair", "load_pair"]
 

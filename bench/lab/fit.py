@@ -10,9 +10,9 @@ from bench.lab.processes import side_by_side
 from radar import RadarPolicy
 from radar.policy.base import StopPolicy
 from radar.policy.baselines import Capped
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.policy import train_policy
-from radar.train.rounds import RoundDataset
 
 __all__ = ["ALPHAS", "EPOCHS", "PUBLISHED_CALLS", "fit", "published", "published_options", "radar_options"]
 

@@ -28,11 +28,11 @@ from bench.lab.fit import EPOCHS
 from bench.lab.policies import METHODS, Choice, setting
 from bench.lab.sets import TASKS, rounds_of
 from radar import FixedDepth
+from radar.replay.evaluate import evaluate, render
+from radar.replay.replay import replay
 from radar.tools.costs import CostTable
 from radar.tools.machine import describe_machine
 from radar.train.contenders import EAGLE3
-from radar.train.evaluate import evaluate, render
-from radar.train.replay import replay
 
 __all__ = ["judge", "overall", "predict"]
 
@@ -40,7 +40,7 @@ MEANS = ("draft_calls", "mean_acceptance_length")
 
 
 def judge(asked: Asked) -> dict[str, list[dict[str, Any]]]:
-    """By task, all policies over EAGLE-3 and the oracles, as in `radar.train.evaluate.Evaluation`."""
+    """By task, all policies over EAGLE-3 and the oracles, as in `radar.replay.evaluate.Evaluation`."""
     policies = {EAGLE3: FixedDepth(8)} | asked.policies
     found = {}
     for task, rounds in asked.pair.tasks.items():

@@ -17,9 +17,9 @@ from bench.lab.fit import ALPHAS, PUBLISHED_CALLS, fit, published, published_opt
 from bench.lab.sets import NEAREST, NODES, SOURCES, TASKS, TRAIN, TREE, rounds_of
 from radar import FixedDepth, RadarPolicy, Threshold, TreeConfig
 from radar.policy.base import StopPolicy
+from radar.replay.replay import replay, tune_fixed_depth
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
-from radar.train.replay import replay, tune_fixed_depth
-from radar.train.rounds import RoundDataset
 
 EAGLE3, FIXED, THRESHOLD, PUBLISHED, RADAR = METHODS = ("eagle3", "best_fixed", "threshold", "published", "radar")
 THRESHOLDS = [i / 50 for i in range(1, 50)]

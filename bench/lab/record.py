@@ -16,9 +16,9 @@ import torch
 from bench.lab.pairs import load_pair
 from bench.lab.sets import TRAIN, TREE, files_of, fitting
 from radar import FixedDepth, RadarDecoder
+from radar.replay.full_round import FullRounds
+from radar.replay.record import LANES, record
 from radar.tools.prompts import PromptLine
-from radar.train.full_round import FullRounds
-from radar.train.record import LANES, record
 
 __all__ = ["record_share"]
 

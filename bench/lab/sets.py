@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from radar import TreeConfig
+from radar.replay.recording import read_rounds
+from radar.replay.rounds import RoundDataset
 from radar.tools.prompts import PromptLine, encode_prompt, load_prompts, read_lines
 from radar.tools.twins import near_twins_of
-from radar.train.recording import read_rounds
-from radar.train.rounds import RoundDataset
 
 TASKS = ("mt_bench", "gsm8k", "alpaca", "mbpp")
 NEAREST = {"mt_bench": "chat", "gsm8k": "gsm8k", "alpaca": "chat", "mbpp": "mbpp"}  # development prompts of a task

@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     costs = costs_of(args) if args.batch is None else batch_costs_of(args)
 
+    from radar.replay.evaluate import evaluate, render
+    from radar.replay.recording import read_rounds
     from radar.tools.twins import load_prompts_seen
     from radar.train.contenders import EAGLE3, tuned_contenders
-    from radar.train.evaluate import evaluate, render
-    from radar.train.recording import read_rounds
 
     rounds, paths = read_rounds(args.rounds), _policies(args.policy)
     used: dict[str, Any] = {}

@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from radar.cli.decoders import encoded_prompts, make_decoder
+    from radar.replay.record import record
     from radar.tools.prompts import load_prompts
     from radar.tools.table import table
-    from radar.train.record import record
 
     texts = [line.text for line in load_prompts(args.prompts, limit=args.limit)]
     # eager: the recorder makes graphs of its own

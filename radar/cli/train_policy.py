@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     import warnings
 
+    from radar.replay.recording import read_rounds
     from radar.train.policy import too_few, train_policy
-    from radar.train.recording import read_rounds
 
     rounds = read_rounds(args.rounds)
     for doubt in filter(None, (too_few(rounds), _measuring(rounds))):

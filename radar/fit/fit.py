@@ -27,12 +27,12 @@ from radar.fit.split import check_count, digest_of, split
 from radar.fit.stages import Stages
 from radar.fit.text import TOKENS_FILE, say_text, write
 from radar.policy.fitted import FITTED_FILE, read_fitted, write_fitted
+from radar.replay.full_round import FullRound
 from radar.target.checks import check_target, default_max_length, stock_model
 from radar.target.digest import weights_digest
 from radar.target.load import load_model, load_tokenizer
 from radar.tools.processes import process_share
 from radar.tools.prompts import PromptLine, encode_prompt, has_chat_template, load_prompts
-from radar.train.full_round import FullRound
 
 __all__ = ["fit"]
 

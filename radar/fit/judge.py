@@ -11,12 +11,12 @@ from radar.fit.stages import Stage
 from radar.metrics import DecodeMetrics, merge
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
+from radar.replay.evaluate import evaluate, render
+from radar.replay.rounds import RoundDataset
 from radar.tools.compare import Contender
 from radar.tools.costs import CostTable
 from radar.tools.prompts import encode_prompt
 from radar.train.contenders import EAGLE3
-from radar.train.evaluate import evaluate, render
-from radar.train.rounds import RoundDataset
 
 __all__ = ["judge", "say_judge"]
 

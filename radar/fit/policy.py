@@ -7,11 +7,11 @@ from typing import Any
 
 from radar.fit.stages import Stage
 from radar.policy.base import Threshold
+from radar.replay.replay import tune
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.contenders import MASSES
 from radar.train.policy import too_few, train_policy
-from radar.train.replay import tune
-from radar.train.rounds import RoundDataset
 
 __all__ = ["learn", "say_policy"]
 

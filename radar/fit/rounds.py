@@ -11,11 +11,11 @@ from typing import Any
 from radar.errors import NotFoundError, UsageError
 from radar.fit.parts import EAGLE_CALLS, Parts
 from radar.fit.stages import Stage
+from radar.replay.full_round import FullRounds
+from radar.replay.record import LANES, record
+from radar.replay.recording import read_rounds
+from radar.replay.rounds import RoundDataset
 from radar.tools.prompts import PromptLine, encode_prompt
-from radar.train.full_round import FullRounds
-from radar.train.record import LANES, record
-from radar.train.recording import read_rounds
-from radar.train.rounds import RoundDataset
 
 __all__ = ["record_rounds", "rounds_of", "say_rounds"]
 

@@ -2,7 +2,7 @@
 
 The protocol shows a rule the beam's k scores of each level, so rules made for other signals are told in those; every
 docstring says what was simplified. All of them only decide how deep the tree grows: the nodes that are verified
-stay EAGLE-2's best. Thresholds are the publications'; `radar.train.replay` fits them to a device.
+stay EAGLE-2's best. Thresholds are the publications'; `radar.replay.replay` fits them to a device.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from torch import Tensor
 from radar.engine.steps import FEW
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
+from radar.replay.replay import Replay, first_stop, stops_of
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
-from radar.train.replay import Replay, first_stop, stops_of
-from radar.train.rounds import RoundDataset
 
 __all__ = ["LIMITED", "BatchChoice", "accepted", "batch_calls", "judge_batch", "replay_batch"]
 

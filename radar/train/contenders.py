@@ -15,10 +15,10 @@ from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.baselines import DDD, ExpectedGain, OptTree, Talon
 from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
+from radar.replay.replay import Tuned, first_stop, replay_stops, tune, tune_fixed_depth
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.objectives import decision_entropy, exact_loss, ratio_returns
-from radar.train.replay import Tuned, first_stop, replay_stops, tune, tune_fixed_depth
-from radar.train.rounds import RoundDataset
 
 __all__ = [
     *("EAGLE3", "MASSES", "expected_gain", "fit_gain_curves", "isotonic"),

@@ -22,12 +22,12 @@ from tqdm import tqdm
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth
 from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.replay.replay import replay, tune_fixed_depth
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.twins import save_prompts_seen
 from radar.train.objectives import decision_entropy, exact_loss, paper_returns, ratio_returns, reinforce_loss
 from radar.train.options import PolicyTraining
-from radar.train.replay import replay, tune_fixed_depth
-from radar.train.rounds import RoundDataset
 from radar.train.run import Run
 
 __all__ = ["PolicyRun", "too_few", "train_policy"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.draft.tree import DraftTree
-from radar.train.rounds import RoundDataset, RoundsHeader
+from radar.replay.rounds import RoundDataset, RoundsHeader
 
 __all__ = [
     *("Candidates", "Text", "accept_lengths", "acceptance_distribution", "path_probabilities", "path_slots"),
@@ -98,8 +98,8 @@ def places(tree: Candidates, config: TreeConfig) -> Tensor:
     """The place of each candidate among those that call 1 to max_calls have written, the best is 0: [B, max_calls, C]
     int16; `NEVER` where it has not been drafted by then.
 
-    Stopping after a call verifies the first `total_tokens - 1` places, as `DraftTree.select` does: the best by score, of
-    equals the lower slot.
+    Stopping after a call verifies the first `total_tokens - 1` places, as `DraftTree.select` does: the best by score,
+    of equals the lower slot.
 
     Args:
         tree: rounds drafted to `max_calls`.

@@ -20,9 +20,9 @@ from radar.engine.steps import RoundSteps
 from radar.errors import UsageError
 from radar.generation.request import Request
 from radar.policy.base import FixedDepth
+from radar.replay.acceptance import Candidates, Text
 from radar.target.model import TargetModel
 from radar.target.ranks import check_whole
-from radar.train.acceptance import Candidates, Text
 from radar_kernels import select_nodes
 
 __all__ = ["FullRound", "FullRounds"]

@@ -1,6 +1,6 @@
 """Record rounds at full depth, with what every stop would have had accepted, to train and replay policies on.
 
-A text is decoded to its end with every round drafted to `max_calls` (`radar.train.full_round`), and each round's
+A text is decoded to its end with every round drafted to `max_calls` (`radar.replay.full_round`), and each round's
 candidates are then followed along the text that came.
 """
 
@@ -21,14 +21,14 @@ from tqdm import tqdm
 from radar.config import check_int
 from radar.decoder import RadarDecoder
 from radar.errors import UsageError
+from radar.replay.full_round import FullRounds
+from radar.replay.recording import Recording
+from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.target.digest import weights_digest
 from radar.target.ranks import check_whole, ranks_of
 from radar.tools.interrupts import interruptible
 from radar.tools.processes import process_share
 from radar.tools.twins import fingerprint
-from radar.train.full_round import FullRounds
-from radar.train.recording import Recording
-from radar.train.rounds import RoundDataset, RoundsHeader
 
 __all__ = ["record"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals
 from radar.policy.lstm import PolicyNetwork
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
-from radar.train.rounds import RoundDataset
 
 __all__ = [
     *("Replay", "Tuned", "first_stop", "followed", "played", "replay", "replay_stops"),

@@ -11,10 +11,10 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy
 from radar.policy.lstm import PolicyNetwork
+from radar.replay.replay import played, replay_stops, stops_of, tune_fixed_depth
+from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.table import table
-from radar.train.replay import played, replay_stops, stops_of, tune_fixed_depth
-from radar.train.rounds import RoundDataset
 
 __all__ = ["BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "evaluate", "oracle_stops", "render"]
 

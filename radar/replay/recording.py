@@ -24,7 +24,7 @@ from torch import Tensor
 
 from radar.errors import FormatError, NotFoundError, UsageError
 from radar.files import replacing
-from radar.train.rounds import RoundDataset, RoundsHeader, concatenate, digest
+from radar.replay.rounds import RoundDataset, RoundsHeader, concatenate, digest
 
 __all__ = ["Damaged", "Recording", "read_rounds", "read_shard", "shard_files"]
 
