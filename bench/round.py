@@ -22,7 +22,7 @@ from bench.command import command_line
 from bench.models import random_draft, random_target
 from bench.shapes import GEOMETRIES, TINY, Geometry
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 from radar.tools.machine import describe_machine
 from radar.tools.profile import profile_round
 

@@ -8,6 +8,7 @@ from radar_kernels.accept_nodes import Acceptance, accept_nodes
 from radar_kernels.batch_stop import batch_stop
 from radar_kernels.cache_rows import keep_rows, store_rows
 from radar_kernels.canonical_attention import canonical_attention
+from radar_kernels.choose_nodes import NodeChoice, NodeWeights, choose_nodes
 from radar_kernels.draft_rows import Beam, DraftRows, draft_rows
 from radar_kernels.grow_tree import TreeBuffers, grow_tree
 from radar_kernels.lstm_step import LstmStep, PolicyWeights, lstm_step
@@ -23,6 +24,7 @@ from radar_kernels.share_nodes import Share, share_nodes
 from radar_kernels.silu_mul import silu_mul
 from radar_kernels.skinny_linear import Parts, runs_skinny, skinny_linear, skinny_parts
 from radar_kernels.tree_attention import tree_attention
+from radar_kernels.tree_mass import tree_mass
 
 __all__ = [
     "Acceptance",
@@ -30,6 +32,8 @@ __all__ = [
     "DraftRows",
     "HeadNorms",
     "LstmStep",
+    "NodeChoice",
+    "NodeWeights",
     "Parts",
     "PolicyWeights",
     "SamplingState",
@@ -40,6 +44,7 @@ __all__ = [
     "add_rms_norm",
     "batch_stop",
     "canonical_attention",
+    "choose_nodes",
     "draft_rows",
     "greedy_tokens",
     "grow_tree",
@@ -60,4 +65,5 @@ __all__ = [
     "skinny_parts",
     "store_rows",
     "tree_attention",
+    "tree_mass",
 ]

@@ -1,4 +1,5 @@
-"""Set the condition of a CUDA graph's WHILE node from device data: whether the loop makes another draft call."""
+"""Set the condition of a CUDA graph's node from device data: whether a loop makes another draft call, which of several
+graphs follows."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from radar_kernels._launch import Plan, architecture, jit, next_power_of_2, tl
 
-__all__ = ["load_graph_condition", "set_graph_condition"]
+__all__ = ["load_graph_choice", "load_graph_condition", "set_graph_choice", "set_graph_condition"]
 
 LIBRARY = {"radar_graph_condition": str(Path(__file__).with_name("graph_condition.ll"))}
 
@@ -72,3 +73,29 @@ def set_graph_condition(stop: Tensor, calls: Tensor, handle: Tensor, *, max_call
     """
     plan = condition_plan(batch=stop.shape[0], max_calls=max_calls, arch=architecture(stop.device))
     plan.launch(condition_kernel, stop, calls, handle, stop.shape[0])
+
+
+@jit
+def choice_kernel(chosen, handle, PDL: tl.constexpr):
+    """The body of that number follows. `handle` is read before the wait, as above."""
+    address = tl.load(handle)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    _set_condition(address, tl.load(chosen).to(tl.int32))
+
+
+def choice_plan(*, arch: int) -> Plan:
+    options = {"num_warps": 1, "extern_libs": LIBRARY} | ({"launch_pdl": True} if arch >= 90 else {})
+    return Plan(grid=(1,), constants={"PDL": arch >= 90}, options=options)
+
+
+def load_graph_choice(chosen: Tensor, handle: Tensor) -> None:
+    """As `load_graph_condition`, of `set_graph_choice`."""
+    plan = choice_plan(arch=architecture(chosen.device))
+    choice_kernel.warmup(chosen, handle, grid=plan.grid, **plan.constants, **plan.options)._init_handles()
+
+
+def set_graph_choice(chosen: Tensor, handle: Tensor) -> None:
+    """Go on with the body `chosen` [1] int64 of a SWITCH node under capture, whose handle is `handle` [1] int64."""
+    choice_plan(arch=architecture(chosen.device)).launch(choice_kernel, chosen, handle)

@@ -14,10 +14,13 @@ from radar_kernels.reference_canonical import PAGE
 
 __all__ = [
     "LstmStep",
+    "NodeChoice",
+    "NodeWeights",
     "Parts",
     "PolicyWeights",
     "TopkConfidence",
     "batch_stop",
+    "choose_nodes",
     "keep_rows",
     "lstm_step",
     "mass_stop",
@@ -49,6 +52,20 @@ class PolicyWeights(NamedTuple):
     mlp0_bias: Tensor  # [M]
     mlp3_weight: Tensor  # [2, M]
     mlp3_bias: Tensor  # [2]
+
+
+class NodeWeights(NamedTuple):
+    """Linear(H + I + S -> M), ReLU, Linear(M -> S), named after a Sequential's modules."""
+
+    weight0: Tensor  # [M, H + I + S]
+    bias0: Tensor  # [M]
+    weight3: Tensor  # [S, M]
+    bias3: Tensor  # [S]
+
+
+class NodeChoice(NamedTuple):
+    logits: Tensor  # [B, S] float32
+    chosen: Tensor  # [B] int64
 
 
 class LstmStep(NamedTuple):
@@ -156,6 +173,17 @@ def lstm_step(
     if update:
         hidden, cell = state[0].copy_(hidden), state[1].copy_(cell)
     return LstmStep(hidden, cell, logits, stop)
+
+
+def choose_nodes(
+    hidden: Tensor, scores: Tensor, mass: Tensor, weights: NodeWeights, *, floor: float | None = None
+) -> NodeChoice:
+    """One of several numbers of nodes; see `radar_kernels.choose_nodes`."""
+    scores = scores if floor is None else scores.clamp(min=floor)
+    linear = torch.nn.functional.linear
+    features = linear(torch.cat((hidden, scores, mass), -1), weights.weight0, weights.bias0).relu()
+    logits = linear(features, weights.weight3, weights.bias3)
+    return NodeChoice(logits, logits.argmax(-1))
 
 
 def batch_stop(stop: Tensor, alive: Tensor, active: Tensor, *, few: int) -> Tensor:

@@ -207,6 +207,12 @@ def select_nodes(
     )
 
 
+def tree_mass(scores: Tensor, nodes: Tensor) -> Tensor:
+    """Summed probability of the best nodes; see `radar_kernels.tree_mass`."""
+    shares = torch.nn.functional.pad(scores.exp().sort(dim=1, descending=True).values.cumsum(1), (1, 0))
+    return shares[:, (nodes.long() - 1).clamp(max=scores.shape[1])]
+
+
 def accept_nodes(
     draft_tokens: Tensor, parents: Tensor, valid: Tensor, target_tokens: Tensor, calls: Tensor, into: Acceptance,
     seen: Tensor,

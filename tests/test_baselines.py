@@ -16,7 +16,8 @@ from radar.policy.base import FixedDepth, RoundSignals, StopPolicy
 from radar.policy.baselines import DDD, Capped, ExpectedGain, OptTree, Talon
 from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
-from radar.policy.lstm import PolicyNetwork, RadarPolicy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
 
 CPU = torch.device("cpu")
 TREE = TreeConfig(total_tokens=10, tree_top_k=3, max_calls=6)

@@ -13,7 +13,8 @@ from rounds_files import store
 from radar import FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.cli.main import main
 from radar.engine.steps import FEW
-from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.replay.record import record
 from radar.replay.recording import read_rounds
 from radar.replay.rounds import RoundDataset, RoundsHeader

@@ -10,7 +10,8 @@ from bench.lab import fit
 from bench.lab.policies import RADAR, THRESHOLD, choose_policies
 from bench.lab.sets import files_of
 from radar.config import TreeConfig
-from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 

@@ -9,7 +9,8 @@ from cliff_rounds import COSTS, WIDTH, make_rounds
 from rounds_files import store
 
 from radar.cli.main import main
-from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.replay.evaluate import HINDSIGHT
 from radar.tools.twins import fingerprint, save_prompts_seen
 from radar.train.contenders import EAGLE3

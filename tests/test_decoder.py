@@ -8,7 +8,7 @@ from fakes import DEVICE, VOCAB, hf_greedy, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
 from radar.errors import UsageError
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 13, 124])

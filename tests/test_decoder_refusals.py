@@ -10,7 +10,7 @@ from fakes import VOCAB, tiny_draft, tiny_target
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, TreeConfig
 from radar.errors import UsageError
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from cliff_rounds import CALLS, COSTS, FREE, make_rounds
 from torch import Tensor
 
 from radar.policy.base import FixedDepth, Threshold
-from radar.replay.evaluate import BEST_FIXED, HINDSIGHT, KNOWING, Evaluation, evaluate, oracle_stops, render
-from radar.replay.replay import replay, replay_stops, stops_of, tune, tune_fixed_depth
+from radar.replay.ends import Ends
+from radar.replay.evaluate import BEST_FIXED, HINDSIGHT, KNOWING, Evaluation, evaluate, oracle_ends, render
+from radar.replay.replay import ends_of, replay, replay_ends, tune, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.contenders import EAGLE3
@@ -28,17 +29,19 @@ def test_hindsight_oracle_is_the_best_choice_of_stops() -> None:
     costs = CostTable.constant(call=2.0, rest=1.0)
 
     def speed(stops: Tensor) -> float:
-        return replay_stops(stops, few, costs).tokens_per_time
+        return replay_ends(Ends(stops), few, costs).tokens_per_time
 
     best = max(speed(torch.tensor(choice)) for choice in itertools.product((1, 2, 3, 4), repeat=5))
-    assert speed(oracle_stops(few, costs, few.expected_accept())) == pytest.approx(best, rel=1e-12)
+    assert speed(oracle_ends(few, costs, few.expected_accept())) == pytest.approx(best, rel=1e-12)
     ratios = (few.accept_lengths + 1) / costs.times(few.header.tree, few.position)
     assert speed(ratios.argmax(1) + 1) < 0.99 * best, "every round's best ratio is not the best ratio of sums"
 
 
 def test_tuning_takes_the_fastest() -> None:
     fixed = tune_fixed_depth(DATA, COSTS)
-    speeds = {n: replay_stops(torch.full((len(DATA),), n), DATA, FREE).tokens_per_time for n in range(1, CALLS + 1)}
+    speeds = {
+        n: replay_ends(Ends(torch.full((len(DATA),), n)), DATA, FREE).tokens_per_time for n in range(1, CALLS + 1)
+    }
     assert fixed.curve == speeds
     assert fixed.value == max(speeds, key=lambda n: speeds[n])
     mass = tune(Threshold, [0.0, 0.3, 1.0], DATA, COSTS)
@@ -58,10 +61,10 @@ def test_evaluation_by_hand() -> None:
     best, mass, top = (rows[name].tokens_per_second for name in (BEST_FIXED, "mass", HINDSIGHT))
     assert rows["mass"].hindsight_gap_closed == pytest.approx((mass - best) / (top - best))
     assert sum(rows["mass"].stop_histogram) == len(OTHER)
-    assert rows["mass"].draft_calls == pytest.approx(stops_of(Threshold(0.3), OTHER).double().mean().item())
+    assert rows["mass"].draft_calls == pytest.approx(ends_of(Threshold(0.3), OTHER).calls.double().mean().item())
     # EAGLE-3 decides nothing: it is not charged for decisions
     assert rows[EAGLE3].tokens_per_second == pytest.approx(
-        replay_stops(torch.full((800,), 8), OTHER, FREE).tokens_per_time
+        replay_ends(Ends(torch.full((800,), 8)), OTHER, FREE).tokens_per_time
     )
     with pytest.raises(ValueError, match="none of mass"):
         evaluate({"mass": Threshold()}, OTHER, COSTS, reference=EAGLE3)
@@ -79,11 +82,13 @@ def test_oracles_and_fixed_depths_pay_for_no_decision() -> None:
     stops = {
         EAGLE3: torch.full((800,), 8),
         BEST_FIXED: torch.full((800,), int(tune_fixed_depth(OTHER, FREE).value)),
-        HINDSIGHT: oracle_stops(OTHER, FREE, OTHER.accept_lengths),
+        HINDSIGHT: oracle_ends(OTHER, FREE, OTHER.accept_lengths),
     }
     for name, calls in stops.items():
-        assert rows[name].tokens_per_second == pytest.approx(replay_stops(calls, OTHER, FREE).tokens_per_time), name
-    charged = replay_stops(oracle_stops(OTHER, dear, OTHER.accept_lengths), OTHER, FREE).tokens_per_time
+        assert rows[name].tokens_per_second == pytest.approx(replay_ends(Ends(calls), OTHER, FREE).tokens_per_time), (
+            name
+        )
+    charged = replay_ends(oracle_ends(OTHER, dear, OTHER.accept_lengths), OTHER, FREE).tokens_per_time
     assert charged < 0.999 * rows[HINDSIGHT].tokens_per_second, "the oracle would choose alike"
 
 
@@ -126,7 +131,7 @@ def test_expectations_count_where_the_distribution_is_known() -> None:
     )
     rows = by_name(evaluate({"8": FixedDepth(8)}, halved, FREE, reference="8"))
     assert rows[HINDSIGHT].tokens_per_second == pytest.approx(
-        replay_stops(oracle_stops(data, FREE, data.accept_lengths), data, FREE).tokens_per_time
+        replay_ends(oracle_ends(data, FREE, data.accept_lengths), data, FREE).tokens_per_time
     ), "hindsight is about what came"
 
 
@@ -142,7 +147,7 @@ def test_the_oracle_that_knows_the_probabilities_is_a_bound() -> None:
     known = RoundDataset(data.scores, accept, data.prompt, data.position, data.header, table)
     rows = by_name(evaluate({"8": FixedDepth(8), "mass": Threshold(0.3)}, known, FREE, reference="8"))
     stops = torch.where(even[:, 0], CALLS, 1)
-    assert rows[KNOWING].tokens_per_second == pytest.approx(replay_stops(stops, known, FREE).tokens_per_time)
+    assert rows[KNOWING].tokens_per_second == pytest.approx(replay_ends(Ends(stops), known, FREE).tokens_per_time)
     assert rows[KNOWING].stop_histogram == (400, *[0] * (CALLS - 2), 400)
     assert (rows[BEST_FIXED].gap_closed, rows[KNOWING].gap_closed) == (0, 1)
     best, mass, top = (rows[name].tokens_per_second for name in (BEST_FIXED, "mass", KNOWING))

@@ -11,7 +11,8 @@ from radar.cli.main import main
 from radar.draft.checkpoint import save_draft
 from radar.errors import FormatError, UsageError
 from radar.policy.fitted import read_fitted, write_fitted
-from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.tools.costs import CostTable
 
 

@@ -14,7 +14,7 @@ from radar.engine.conditional import why_no_while_nodes
 from radar.engine.graph import GraphEngine
 from radar.policy.baselines import Capped
 from radar.policy.baselines_history import GammaTune
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 from radar.tools.profile import profile_round
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -31,7 +31,7 @@ ONLY_IN = {
         ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), ("radar.serve", "radar.cli.serve")
     ),
     "ray": ("radar.serve",),
-    "safetensors": ("radar.draft.checkpoint", "radar.policy.lstm", "radar.tools.twins", "radar.replay"),
+    "safetensors": ("radar.draft.checkpoint", "radar.policy.network_files", "radar.tools.twins", "radar.replay"),
 }
 
 

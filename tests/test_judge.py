@@ -12,7 +12,8 @@ from bench.lab import configurations, judge
 from bench.lab.policies import PUBLISHED, RADAR, Choice, choose_policies
 from bench.lab.sets import TASKS
 from radar import FixedDepth
-from radar.policy.lstm import PolicyNetwork, save_policy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.tools.costs import CostTable
 
 

@@ -9,7 +9,7 @@ from fakes import tiny_draft, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 
 ROOT = Path(__file__).parent.parent
 STEP_FILES = [

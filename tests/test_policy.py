@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.policy.baselines_heads import LevelNetwork, LevelPolicy
-from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy, save_policy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import load_policy, save_policy
 
 UPSTREAM = Path(__file__).resolve().parents[2] / "shared" / "data" / "upstream_policy"
 CPU = torch.device("cpu")

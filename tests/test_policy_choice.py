@@ -15,7 +15,9 @@ from radar.policy.base import RoundSignals, StopPolicy, attach_signals
 from radar.policy.baselines import DDD, Capped, ExpectedGain, OptTree, Talon
 from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
-from radar.policy.lstm import PolicyNetwork, RadarPolicy, save_policy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.policy.resolve import resolve_policy
 
 CPU = torch.device("cpu")

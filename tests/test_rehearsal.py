@@ -17,7 +17,7 @@ from radar import RadarDecoder, RadarPolicy, TreeConfig
 from radar.engine import graph, rehearsal
 from radar.engine.fallback import Fallback
 from radar.engine.sampler import Sampler
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 from radar.target.cache import StaticKVCache
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

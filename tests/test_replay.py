@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
-from radar.policy.lstm import PolicyNetwork, RadarPolicy
-from radar.replay.replay import replay_stops, stops_of, stops_of_network
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
+from radar.replay.ends import Ends
+from radar.replay.replay import ends_of, replay_ends
 from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 
@@ -17,7 +19,7 @@ def test_replay_by_hand() -> None:
     data = make_rounds(3)
     data.accept_lengths[:] = torch.tensor([[0] * 8, [1, 2, 2, 2, 2, 2, 2, 2], [1, 2, 3, 4, 5, 6, 7, 8]])
     costs = CostTable.constant(call=1.0, decision=0.5, rest=10.0)
-    result = replay_stops(torch.tensor([1, 3, 8]), data, costs)
+    result = replay_ends(Ends(torch.tensor([1, 3, 8])), data, costs)
     assert result.draft_calls == 4
     assert result.mean_acceptance_length == pytest.approx((1 + 3 + 9) / 3)
     assert result.tokens_per_time == pytest.approx(
@@ -28,18 +30,18 @@ def test_replay_by_hand() -> None:
 
 def test_replay_runs_any_policy() -> None:
     data = make_rounds(50)
-    assert stops_of(FixedDepth(3), data).tolist() == [3] * 50
+    assert ends_of(FixedDepth(3), data).calls.tolist() == [3] * 50
     depth = data.accept_lengths[:, -1]
-    assert torch.equal(stops_of(Threshold(0.3), data), (depth + 1).clamp(max=CALLS))
+    assert torch.equal(ends_of(Threshold(0.3), data).calls, (depth + 1).clamp(max=CALLS))
     torch.manual_seed(1)
     network = PolicyNetwork(WIDTH, 16)
     nn.init.normal_(network.mlp[3].weight, std=3.0)
-    stops = stops_of_network(network, data)
+    stops = ends_of(network, data).calls
     assert network.training
     assert stops.unique().numel() > 1
     assert torch.equal(stops, stops_of(RadarPolicy(network.eval()), data))
-    assert torch.equal(stops_of_network(network, data, batch_size=7), stops)
-    assert stops_of_network(network, data.truncate(1)).tolist() == [1] * 50
+    assert torch.equal(ends_of(network, data, batch_size=7).calls, stops)
+    assert ends_of(network, data.truncate(1)).calls.tolist() == [1] * 50
 
 
 class Spy:
@@ -69,7 +71,7 @@ def test_signals_are_those_of_the_round_before() -> None:
     prompt, position = torch.tensor([7, 4, 7, 7, 4]), torch.tensor([10, 20, 11, 12, 22])
     data = RoundDataset(torch.zeros(5, 3, 1), accept, prompt, position, header)
     spy = Spy()
-    stops = stops_of(spy, data)
+    stops = ends_of(spy, data).calls
     # prompt 4: rounds 1 and 4; prompt 7: rounds 0, 2, 3. A first round stops after call 1 (-1 + 2).
     assert stops.tolist() == [1, 1, 3, 2, 3]
     assert [seen[0] for seen in spy.seen] == [[-1, -1], [1, 1], [0, 0]]

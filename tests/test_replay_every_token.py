@@ -8,10 +8,11 @@ from test_record import PROMPTS, make
 
 from radar import FixedDepth, SamplingParams, Threshold, TreeConfig
 from radar.policy.baselines_history import GammaTune
+from radar.replay.ends import Ends
 from radar.replay.evaluate import BEST_FIXED, evaluate
 from radar.replay.record import record
 from radar.replay.recording import read_rounds
-from radar.replay.replay import followed, replay, stops_of, tune_fixed_depth
+from radar.replay.replay import ends_of, followed, replay, tune_fixed_depth
 from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 
@@ -50,9 +51,9 @@ def by_hand(data, stops):
 @pytest.mark.parametrize("policy", [FixedDepth(1), FixedDepth(5), Threshold(0.5)])
 def test_replay_goes_from_round_to_round(policy):
     data = rounds()
-    stops = stops_of(policy, data)
+    stops = ends_of(policy, data).calls
     path = sorted(row for rows in by_hand(data, stops).values() for row in rows)
-    assert followed(stops, data).nonzero().flatten().tolist() == path
+    assert followed(Ends(stops), data).nonzero().flatten().tolist() == path
     assert TEXTS * 5 < len(path) < len(data)
     found, table = replay(policy, data, COSTS), COSTS
     if isinstance(policy, FixedDepth):
@@ -65,7 +66,7 @@ def test_replay_goes_from_round_to_round(policy):
     assert found.mean_acceptance_length == pytest.approx(tokens / len(path))
     plain = replace(data, header=replace(data.header, every_token=False))
     assert replay(policy, plain, COSTS).rounds == len(data)
-    assert bool(followed(stops, plain).all())
+    assert bool(followed(Ends(stops), plain).all())
 
 
 def test_a_round_that_is_missing_is_no_end_of_the_text():
@@ -105,8 +106,8 @@ def test_replay_of_rounds_at_every_token_is_decoding(tmp_path, temperature, poli
     data = read_rounds(file)
     assert data.header.every_token
     assert len(data) > 2 * 40
-    stops = stops_of(policy, data)
-    made = followed(stops, data)
+    stops = ends_of(policy, data).calls
+    made = followed(Ends(stops), data)
     found = []
     for row in made.nonzero().flatten().tolist():
         accepted = int(data.accept_lengths[row, stops[row] - 1])
@@ -147,9 +148,9 @@ def test_replay_of_texts_that_end_gains_their_tokens(tmp_path, temperature):
             assert made[-1].finish_reason == "stop"  # none of these is cut off
             tokens, rounds = tokens + sum(len(r.tokens) for r in made), rounds + len(made)
         assert replay(policy, data, free).rounds == rounds > 8
-        stops = stops_of(policy, data)
+        stops = ends_of(policy, data).calls
         gained = data.accept_lengths.gather(1, stops[:, None] - 1)[:, 0] + 1
-        assert int(gained[followed(stops, data)].sum()) == tokens
+        assert int(gained[followed(Ends(stops), data)].sum()) == tokens
     if temperature > 0:  # with only the end to come nothing is accepted, but another token might have been drawn
         last = data.select(torch.cat((data.prompt.diff() != 0, torch.tensor([True]))))
         assert last.accept_lengths.max() == 0

@@ -13,9 +13,12 @@ from rounds_files import store
 from torch import Tensor
 
 from radar.policy.base import FixedDepth
-from radar.policy.lstm import PolicyNetwork, RadarPolicy, load_policy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import load_policy
+from radar.replay.ends import Ends
 from radar.replay.recording import read_rounds
-from radar.replay.replay import replay, replay_stops, stops_of_network
+from radar.replay.replay import ends_of, replay, replay_ends
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.twins import fingerprint, load_prompts_seen
@@ -55,7 +58,7 @@ def best_fixed(data: RoundDataset) -> float:
 def test_training_finds_the_visible_stop(tmp_path: Path, options: dict[str, Any]) -> None:
     data, other = make_rounds(600), make_rounds(600, seed=1)
     result = train_policy(data, tmp_path, **(FAST | options))
-    oracle = replay_stops((other.accept_lengths[:, -1] + 1).clamp(max=CALLS), other, COSTS).tokens_per_time
+    oracle = replay_ends(Ends((other.accept_lengths[:, -1] + 1).clamp(max=CALLS)), other, COSTS).tokens_per_time
     got = replay(load_policy(result["policy"]), other, COSTS).tokens_per_time
     assert got > best_fixed(other) + 0.8 * (oracle - best_fixed(other))
     assert result["collapsed"] is None
@@ -170,7 +173,7 @@ def test_collapse_is_reported(tmp_path: Path, estimator: str) -> None:
     with pytest.warns(UserWarning, match="the policy never stops, whatever the scores"):
         result = train_policy(data, tmp_path, **(FAST | PAPER), estimator=estimator)
     assert result["collapsed"] == "never stops"
-    assert set(stops_of_network(load_policy(tmp_path), data).tolist()) == {CALLS}
+    assert set(ends_of(load_policy(tmp_path), data).calls.tolist()) == {CALLS}
     assert result["calls_change"] == pytest.approx(0)
 
 

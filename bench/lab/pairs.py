@@ -15,7 +15,7 @@ from radar import AutoregressiveDecoder, RadarDecoder, RadarPolicy, TreeConfig
 from radar.draft.checkpoint import load_draft
 from radar.draft.eagle3 import Eagle3Draft
 from radar.policy.base import StopPolicy
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.network import PolicyNetwork
 from radar.target.load import load_model, load_tokenizer
 from radar.tools.costs import CostTable
 from radar.tools.machine import device_name

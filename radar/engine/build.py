@@ -119,7 +119,7 @@ class RoundRecipe:
         target = TargetModel(
             model,
             max_length=self.max_length,
-            max_rows=max(tree.total_tokens, rows),
+            max_rows=max(rows, *tree.node_choices),
             tap_layers=taps,
             batch_size=batch_size,
             cache_tokens=cache_tokens,

@@ -7,15 +7,22 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from radar.engine.capture import Mailbox, capture, on_stream
-from radar.engine.conditional import WhileLoop
+from radar.engine.conditional import Switch, WhileLoop
+from radar.engine.sized import Sized
 from radar.engine.steps import RoundSteps
 from radar.policy.base import StopPolicy
-from radar_kernels.graph_condition import load_graph_condition, set_graph_condition
+from radar_kernels.graph_condition import (
+    load_graph_choice,
+    load_graph_condition,
+    set_graph_choice,
+    set_graph_condition,
+)
 
 __all__ = ["CapturedPlain", "CapturedRound", "Streams", "capture_plain", "capture_round"]
 
@@ -105,26 +112,40 @@ def capture_round(
 
     on_stream(streams.round, first)
     stop = on_stream(streams.body, following)
-    on_stream(streams.round, steps.finish)
+    sized = steps.sized
+    on_stream(streams.round if sized is None else streams.body, steps.finish_each)
+    if sized is not None:
+        steps.scored = sized.keep()
     generator: torch.Generator | None = getattr(bound, "generator", None)
     if not conditional:
         return _three_graphs(steps, policy, bound, streams, first, following, generator)
     device, calls, limit = steps.target.device, steps.drafter.tree.calls, steps.max_calls
     loop = WhileLoop(device, streams.body)
     load_graph_condition(stop, calls, loop.handle, max_calls=limit)
+    switch = None if sized is None else Switch(device, streams.body)
+    if sized is not None and switch is not None:
+        load_graph_choice(on_stream(streams.round, sized.choice), switch.handle)
 
     def body() -> None:
         set_graph_condition(following(), calls, loop.handle, max_calls=limit)
 
     def whole() -> None:
         loop.open()
+        if switch is not None:
+            switch.open()
         set_graph_condition(first(), calls, loop.handle, max_calls=limit)
         loop.capture(body)
-        steps.finish()
+        if sized is None or switch is None:
+            steps.finish()
+        else:
+            set_graph_choice(sized.choice(), switch.handle)
+            switch.capture([partial(sized.end_into, way) for way in sized.ways])
 
     graph = capture(whole, streams.round, generator=generator)
     loop.arm()
-    return CapturedRound(policy, bound, graph.replay, Mailbox(steps.result), steps, (graph, loop))
+    if switch is not None:
+        switch.arm()
+    return CapturedRound(policy, bound, graph.replay, Mailbox(steps.result), steps, (graph, loop, switch, sized))
 
 
 def _three_graphs(
@@ -139,7 +160,13 @@ def _three_graphs(
     stop = torch.zeros(steps.root.shape[0], dtype=torch.bool, device=steps.target.device)
     begin = capture(lambda: stop.copy_(first()), streams.round, generator=generator)
     step = capture(lambda: stop.copy_(following()), streams.body, generator=generator)
-    finish = capture(steps.finish, streams.round)
+    choice = torch.zeros(1, dtype=torch.int64, device=steps.target.device)
+    sized, choose, finish = steps.sized, None, []
+    if sized is None:
+        finish.append(capture(steps.finish, streams.round))
+    else:
+        choose = capture(partial(_copy_choice, sized, choice), streams.round)
+        finish += [capture(partial(sized.end_into, way), streams.round) for way in sized.ways]
 
     def replay() -> None:
         begin.replay()
@@ -147,9 +174,15 @@ def _three_graphs(
             if bool(stop.all()):  # the host asks: one flag per draft call
                 break
             step.replay()
-        finish.replay()
+        if choose is not None:
+            choose.replay()
+        finish[int(choice)].replay()
 
-    return CapturedRound(policy, bound, replay, Mailbox(steps.result), steps, (begin, step, finish))
+    return CapturedRound(policy, bound, replay, Mailbox(steps.result), steps, (begin, step, choose, finish, sized))
+
+
+def _copy_choice(sized: Sized[RoundSteps], choice: Tensor) -> None:
+    choice.copy_(sized.choice())
 
 
 def capture_plain(steps: RoundSteps, streams: Streams) -> CapturedPlain:

@@ -1,4 +1,4 @@
-"""WHILE nodes of CUDA graphs: a loop whose end is decided on the device, inside a graph that is being captured.
+"""Conditional nodes of CUDA graphs: loops whose end and choices whose way are decided on the device, while it runs.
 
 PyTorch captures the rest; the node itself comes from the CUDA driver through cuda-bindings (an optional dependency).
 """
@@ -6,12 +6,12 @@ PyTorch captures the rest; the node itself comes from the CUDA driver through cu
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["WhileLoop", "why_no_while_nodes"]
+__all__ = ["Switch", "WhileLoop", "why_no_while_nodes"]
 
 _ADVICE = 'install it with `pip install "radar-decoding[graph]"` to have the whole round in one CUDA graph'
 
@@ -51,19 +51,21 @@ def _check(result: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-class WhileLoop:
-    """A loop in the graph that the current stream captures: `open`, set the condition, `capture`, and `arm` at the end.
+class _Conditional:
+    """A node in the graph that the current stream captures: `open`, set the condition, `capture`, and `arm` at the end.
 
-    The body is captured on a stream of its own; its temporaries come from a memory pool that has to live as long as
+    Bodies are captured on a stream of their own; their temporaries come from a memory pool that has to live as long as
     the graph, so keep this object.
 
     Args:
         device: of the graph.
-        stream: on which the body has been warmed up.
+        stream: on which the bodies have been warmed up.
 
     Attributes:
-        handle: [1] int64 on the device, for `set_graph_condition`.
+        handle: [1] int64 on the device, for `radar_kernels.graph_condition`.
     """
+
+    KIND: str
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream) -> None:
         self._driver = _driver()
@@ -72,20 +74,15 @@ class WhileLoop:
         self.handle = torch.zeros(1, dtype=torch.int64, device=device)
 
     def open(self) -> None:
-        """Make the condition, false until a kernel of this launch sets it, on the graph under capture."""
+        """Make the condition, 0 until a kernel of this launch sets it, on the graph under capture."""
         driver = self._driver
         _, _, graph, _ = _check(driver.cuStreamGetCaptureInfo(torch.cuda.current_stream().cuda_stream))[:4]
         self._context = _check(driver.cuCtxGetCurrent())
         default = driver.CU_GRAPH_COND_ASSIGN_DEFAULT
         self._condition = _check(driver.cuGraphConditionalHandleCreate(graph, self._context, 0, default))
 
-    def capture(self, body: Callable[[], None]) -> None:
-        """Add the loop behind what the current stream has captured so far.
-
-        Args:
-            body: enqueues one iteration on the current stream and ends by setting the condition. The driver allows
-                kernels, copies and fills in it, nothing that allocates, waits or calls the host.
-        """
+    def _capture(self, bodies: Sequence[Callable[[], None]]) -> None:
+        """Add the node behind what the current stream has captured so far."""
         driver = self._driver
         outer = torch.cuda.current_stream().cuda_stream
         _, _, graph, found = _check(driver.cuStreamGetCaptureInfo(outer))[:4]
@@ -93,16 +90,20 @@ class WhileLoop:
         node = driver.CUgraphNodeParams()
         node.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
         node.conditional.handle = self._condition
-        node.conditional.type = driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_WHILE
-        node.conditional.size = 1
+        node.conditional.type = getattr(driver.CUgraphConditionalNodeType, f"CU_GRAPH_COND_TYPE_{self.KIND}")
+        node.conditional.size = len(bodies)
         node.conditional.ctx = self._context
         added = _check(driver.cuGraphAddNode(graph, before or None, None, len(before), node))
         replace = driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
         _check(driver.cuStreamUpdateCaptureDependencies(outer, [added], None, 1, int(replace)))
+        for place, body in enumerate(bodies):
+            self._capture_body(node.conditional.phGraph_out[place], body)
+
+    def _capture_body(self, graph: Any, body: Callable[[], None]) -> None:
+        driver, inner = self._driver, self._stream.cuda_stream
         relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        inner = self._stream.cuda_stream
         with torch.cuda.stream(self._stream):
-            _check(driver.cuStreamBeginCaptureToGraph(inner, node.conditional.phGraph_out[0], None, None, 0, relaxed))
+            _check(driver.cuStreamBeginCaptureToGraph(inner, graph, None, None, 0, relaxed))
             try:
                 with torch.cuda.use_mem_pool(self._pool):
                     body()
@@ -113,3 +114,28 @@ class WhileLoop:
         """After the capture: put the condition's handle where the kernels read it."""
         value = int(self._condition)
         self.handle.fill_(value - 2**64 if value >= 2**63 else value)
+
+
+class WhileLoop(_Conditional):
+    """A loop."""
+
+    KIND = "WHILE"
+
+    def capture(self, body: Callable[[], None]) -> None:
+        """Add the loop.
+
+        Args:
+            body: enqueues one iteration on the current stream and ends by setting the condition. The driver allows
+                kernels, copies and fills in it, nothing that allocates, waits or calls the host.
+        """
+        self._capture([body])
+
+
+class Switch(_Conditional):
+    """One of several ways on."""
+
+    KIND = "SWITCH"
+
+    def capture(self, bodies: Sequence[Callable[[], None]]) -> None:
+        """Add the ways, of which the condition's number is taken; what they may do is as for a loop's body."""
+        self._capture(bodies)

@@ -92,16 +92,22 @@ class EagerEngine:
         if fallback is not None and not fallback.drafts:
             return self._plain(fallback)
         watch, steps, prefix = Stopwatch(synchronize=self.profile), self.steps, self.admission.prefix
-        self._set_windows(self.config.total_tokens)
+        self._set_windows(steps.most_nodes)
         steps.begin()
         watch.lap("draft")
-        for _ in range(self.config.max_calls - 1):
+        last = (
+            self.config.max_calls if steps.sized is not None else self.config.max_calls - 1
+        )  # a choice sees the last level too
+        for call in range(1, last + 1):
             stop = bool(steps.stop().all())  # the host asks: one flag per draft call
             watch.lap("policy")
-            if stop:
+            if stop or call == self.config.max_calls:
                 break
             steps.step()
             watch.lap("draft")
+        if processing is None:
+            steps = steps.chosen()
+            watch.lap("policy")
         steps.select()
         logits = scores = None
         if processing is None:
@@ -112,6 +118,7 @@ class EagerEngine:
         steps.accept(target_tokens)
         calls, drafted, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
         tokens = tokens[: accept_length + 1]
+        self.steps.scored = steps.scored
         prefix.add(tokens, pending=len(tokens))
         watch.lap("accept")
         if fallback is not None:

@@ -21,7 +21,7 @@ from radar.engine.steps import RoundSteps
 from radar.metrics import Round, Stopwatch
 from radar.policy.base import StopPolicy
 from radar.target.model import TargetModel
-from radar_kernels.graph_condition import set_graph_condition
+from radar_kernels.graph_condition import set_graph_choice, set_graph_condition
 
 __all__ = ["GraphEngine"]
 
@@ -29,7 +29,8 @@ _KEPT = 4  # policies whose graphs are kept; each holds the memory of a verifica
 
 
 class GraphEngine:
-    """Runs `RoundSteps` as one graph: begin, WHILE (step, decide), select, verify, accept, commit.
+    """Runs `RoundSteps` as one graph: begin, WHILE (step, decide), select, verify, accept, commit; where a policy chooses
+    how many nodes are verified, the last four are the ways of a SWITCH.
 
     The host launches a graph a round and reads one small tensor; nothing is allocated, and nothing asks the host in
     between. Where WHILE nodes cannot be had (an old driver, cuda-bindings missing) three graphs take the one's place
@@ -200,7 +201,9 @@ class GraphEngine:
         if self.why_not_conditional is None:
             handle = torch.zeros(1, dtype=torch.int64, device=self.target.device)
             set_graph_condition(steps.stop(), self.drafter.tree.calls, handle, max_calls=self.config.max_calls)
-        steps.finish()
+            if steps.sized is not None:
+                set_graph_choice(steps.sized.choice(), handle)
+        steps.finish_each()
         if self.fallback is not None:
             steps.plain()
             steps.catch_up()

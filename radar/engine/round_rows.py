@@ -105,7 +105,7 @@ class RoundRows(RowsEngine):
             view.begin()
             view.stop()
             view.step()
-            view.finish()
+            view.finish_each()
             if carried := min(carried_of(len(view.active)), max(self._prefill.sizes)):
                 view.carrying(self._prefill, carried).finish()
             if fallback or view.pairs < view.config.max_accepted:

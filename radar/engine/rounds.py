@@ -168,7 +168,7 @@ class Rounds:
 
     def _set_windows(self, length: int) -> None:
         steps = self.steps
-        steps.target.cache.set_window(length + steps.config.total_tokens)
+        steps.target.cache.set_window(length + steps.most_nodes)
         steps.drafter.cache.set_window(length + steps.drafter.num_scratch_rows)
 
     def _start(self, flying: Flying, catch_up: bool, carries: bool) -> Scored | None:

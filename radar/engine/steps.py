@@ -14,11 +14,14 @@ from radar.engine.prefill import Prefill
 from radar.engine.sampler import Sampler
 from radar.engine.saved_row import RowState
 from radar.engine.scored import Scored
-from radar.policy.base import RoundSignals, StopPolicy, bound_copy
+from radar.engine.sized import Sized
+from radar.errors import UsageError
+from radar.policy.base import RoundSignals, StopPolicy, bound_copy, nodes_of_policy
 from radar.target.model import TargetModel
 from radar_kernels import Acceptance, Share, accept_nodes, batch_stop, share_nodes
 
 __all__ = ["RoundSteps"]
+
 
 FEW = 3  # of so many texts one at least has to go on
 
@@ -27,7 +30,8 @@ class RoundSteps:
     """Draft, decide, verify, accept, commit (RADAR, arXiv 2512.14069). No step asks the host.
 
     A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`, which is `select`,
-    `verify`, `accept` and `commit`. Where drafting does not pay, `plain` is a round.
+    `verify`, `accept` and `commit`, of as many nodes as the tree has or the policy says (`sized`). Where drafting does
+    not pay, `plain` is a round.
 
     Args:
         target, drafter, policy: on one device.
@@ -68,6 +72,7 @@ class RoundSteps:
         self._held = torch.stack(self._lengths)  # when the round began
         self._one = torch.ones(batch, dtype=torch.int64, device=device)
         self._rows = torch.arange(batch, device=device)[:, None]
+        self._sized: Sized[RoundSteps] | None = None
         self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
         path, signals = torch.zeros_like(self.tokens), self.signals
         self._accepted = Acceptance(path, self.tokens, signals.accept_length, self.count, self.root, self.result)
@@ -75,7 +80,33 @@ class RoundSteps:
 
     def bind(self, policy: StopPolicy) -> StopPolicy:
         """A copy that can decide here. Raises UsageError if it cannot."""
+        if (most := max(nodes_of_policy(policy), default=0)) > self.target.max_rows:
+            raise UsageError(
+                f"{policy!r} may verify {most} nodes, and there is room for {self.target.max_rows}: make the decoder "
+                f"with TreeConfig(total_tokens={most}), or take a policy for fewer"
+            )
         return bound_copy(policy, self.signals, self.config)
+
+    @property
+    def most_nodes(self) -> int:
+        """That a round may verify of a row."""
+        return max(self.config.total_tokens, *nodes_of_policy(self.policy), 0)
+
+    @property
+    def sized(self) -> Sized[RoundSteps] | None:
+        """The ways to end a round with each number of nodes that the policy may choose. None, if it leaves them to the
+        tree, or where several rows or ranks share a verification: there it is not asked."""
+        nodes = nodes_of_policy(self.policy)
+        if not nodes or len(self.active) > 1 or self.target.ranks is not None:
+            return None
+        if self._sized is None or self._sized.policy is not self.policy:
+            ways = [self.first(1, n, self.drafter.tree.expanded, max_calls=self.max_calls) for n in nodes]
+            self._sized = Sized(self.policy, self.drafter.tree, nodes, ways)
+        return self._sized
+
+    def chosen(self) -> RoundSteps:
+        """The steps that end this round: of as many nodes as the policy says, for which the host asks, or these."""
+        return self if self.sized is None else self.sized.ways[int(self.sized.choice())]
 
     def first(
         self, count: int, total_tokens: int, expanded: int, *, together: int | None = None, max_calls: int | None = None
@@ -89,6 +120,7 @@ class RoundSteps:
                 no deep levels.
         """
         view = copy.copy(self)
+        view._sized = None
         view._together = together
         if max_calls is not None:
             view.max_calls = min(self.max_calls, max_calls)
@@ -145,8 +177,10 @@ class RoundSteps:
         self.begin(self.config.max_accepted)
         for _ in range(self.max_calls - 1):
             if bool(self.stop().all()):
-                break
+                return
             self.step()
+        if self.sized is not None:
+            self.stop()  # the policy sees the last level too, before it chooses
 
     def stop(self) -> Tensor:
         """Which rows have ended their drafting, with the newest level or before: flags [B]. All have, once the few
@@ -256,6 +290,18 @@ class RoundSteps:
 
     def finish(self) -> Tensor:
         """All that follows the drafting; returns what `commit` does."""
+        chosen = self.chosen()
+        result = chosen.end()
+        self.nodes, self.scored = chosen.nodes, chosen.scored
+        return result
+
+    def finish_each(self) -> None:
+        """Every way in which a round can end, to warm up what will be captured."""
+        for steps in [self] if self.sized is None else self.sized.ways:
+            steps.end()
+
+    def end(self) -> Tensor:
+        """`finish` with these steps' own number of nodes."""
         self.select()
         self.accept(self.verify())
         result = self.commit()

@@ -9,7 +9,8 @@ from radar.engine.eager import EagerEngine
 from radar.engine.graph import GraphEngine
 from radar.fit.parts import Parts
 from radar.fit.stages import Stage
-from radar.policy.lstm import PolicyNetwork, RadarPolicy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
 from radar.tools.costs import CostTable
 from radar.tools.profile import cost_table, profile_round
 

@@ -18,6 +18,7 @@ from radar_kernels import mass_stop
 __all__ = [
     "FixedDepth",
     "MassRule",
+    "NodePolicy",
     "RoundSignals",
     "Settled",
     "SignalPolicy",
@@ -25,6 +26,7 @@ __all__ = [
     "Threshold",
     "attach_signals",
     "bound_copy",
+    "nodes_of_policy",
 ]
 
 
@@ -47,6 +49,25 @@ class StopPolicy(Protocol):
 
     def stop(self, scores: Tensor) -> Tensor:
         """Scores of the new level's beam [B, tree_top_k] (cumulative log-probabilities, sorted) -> stop flags [B]."""
+
+
+class NodePolicy(StopPolicy, Protocol):
+    """Says as well how many nodes are verified. Where several rows share a verification, or ranks a target, it is not
+    asked, and the tree's `total_tokens` counts.
+
+    Attributes:
+        nodes: what it chooses among, ascending, the root included.
+    """
+
+    nodes: tuple[int, ...]
+
+    def choose(self, mass: Tensor) -> Tensor:
+        """Asked when drafting has ended, behind `stop`. `radar_kernels.tree_mass` of `nodes` [B, S] -> index [B]."""
+
+
+def nodes_of_policy(policy: StopPolicy) -> tuple[int, ...]:
+    """The numbers of nodes that it chooses among; none, if it leaves them to the tree."""
+    return tuple(getattr(policy, "nodes", ()))
 
 
 class RoundSignals(NamedTuple):

@@ -7,21 +7,21 @@ stay EAGLE-2's best. Thresholds are the publications'; `radar.replay.replay` fit
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
 from radar.errors import UsageError
-from radar.policy.base import MassRule, RoundSignals, Settled, StopPolicy, attach_signals
+from radar.policy.around import Around
+from radar.policy.base import MassRule, Settled, StopPolicy
 
 __all__ = ["DDD", "Capped", "ExpectedGain", "OptTree", "Talon"]
 
 
-class Capped(Settled):
+class Capped(Around):
     """Another policy with fewer calls: RADAR as published is `Capped(RadarPolicy(network, sample=True), 8)`.
 
     (arXiv 2512.14069: the action is drawn, and EAGLE-3's depth 7 bounds it.)
@@ -30,43 +30,23 @@ class Capped(Settled):
     def __init__(self, policy: StopPolicy, calls: int = 8) -> None:
         if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
             raise UsageError(f"Capped: calls must be a positive integer, got {calls!r}")
-        self.policy, self.calls = policy, calls
-        self._bound = policy
-        self._signals: RoundSignals | None = None
+        super().__init__(policy)
+        self.calls = calls
 
     def __repr__(self) -> str:
         return f"Capped({self.policy!r}, {self.calls})"
 
-    @property
-    def generator(self) -> torch.Generator | None:
-        """What the policy draws from: a captured graph has to know."""
-        generator: torch.Generator | None = getattr(self._bound, "generator", None)
-        return generator
-
-    @property
-    def attach(self) -> Callable[[RoundSignals], None]:
-        """Of a policy that reads signals alone: runners prepare them for those that have this."""
-        if not hasattr(self.policy, "attach"):
-            raise AttributeError(f"{self.policy!r} reads no signals")
-        return self._attach
-
-    def _attach(self, signals: RoundSignals) -> None:
-        self._signals = signals
-
     def bind(self, batch_size: int, tree: TreeConfig, device: torch.device) -> None:
-        self._bound = copy.copy(self.policy)  # a copy of ours, as engines make them, must not share its state
-        if self._signals is not None:
-            attach_signals(self._bound, self._signals)
-        self._bound.bind(batch_size, tree, device)
+        super().bind(batch_size, tree, device)
         self._count = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        self._bound.reset()
+        super().reset()
         self._count.zero_()
 
     def stop(self, scores: Tensor) -> Tensor:
         self._count += 1
-        return self._bound.stop(scores) | (self._count >= self.calls)
+        return super().stop(scores) | (self._count >= self.calls)
 
 
 class ExpectedGain(MassRule):

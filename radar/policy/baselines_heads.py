@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from radar.config import TreeConfig
 from radar.errors import UsageError
 from radar.policy.base import RoundSignals, Settled
-from radar.policy.lstm import SCORE_FLOOR
+from radar.policy.network import SCORE_FLOOR
 
 __all__ = ["AcceptanceHead", "LevelNetwork", "LevelPolicy"]
 

@@ -6,7 +6,8 @@ import os
 
 from radar.errors import UsageError
 from radar.policy.base import StopPolicy, Threshold
-from radar.policy.lstm import PolicyNetwork, RadarPolicy
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
 
 __all__ = ["resolve_policy"]
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from radar.errors import UsageError
-from radar.policy.base import FixedDepth, StopPolicy
-from radar.policy.lstm import PolicyNetwork
-from radar.replay.replay import played, replay_stops, stops_of, tune_fixed_depth
+from radar.policy.base import StopPolicy
+from radar.policy.network import PolicyNetwork
+from radar.replay.ends import Ends
+from radar.replay.replay import costs_for, ends_of, played, replay_ends, tune_fixed
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.table import table
 
-__all__ = ["BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "evaluate", "oracle_stops", "render"]
+__all__ = ["BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "evaluate", "oracle_ends", "render"]
 
-BEST_FIXED, HINDSIGHT = "best fixed depth of these rounds", "hindsight oracle"
+BEST_FIXED, HINDSIGHT = "best fixed of these rounds", "hindsight oracle"
 KNOWING = "oracle that knows the target's probabilities"
 RESAMPLES = 2000
 
@@ -27,8 +28,8 @@ class Evaluation(NamedTuple):
     """One policy on the rounds. Ratios are to the reference; intervals are 95 %, by paired bootstrap over prompts.
 
     Attributes:
-        gap_closed: (speed - best fixed) / (oracle - best fixed), of the best fixed depth of these very rounds and the
-            oracle that knows the target's probabilities, which no policy can beat in expectation. None where they were
+        gap_closed: (speed - best fixed) / (oracle - best fixed), of the best fixed depth (and number of nodes, where
+            several were recorded, as of the oracles) of these very rounds and the oracle that knows the target's probabilities, which no policy can beat in expectation. None where they were
             not recorded (temperature 0), or that oracle is not above the best fixed depth.
         hindsight_gap_closed: the same for the oracle that knows what was accepted.
     """
@@ -38,6 +39,7 @@ class Evaluation(NamedTuple):
     ratio: float
     interval: tuple[float, float]
     draft_calls: float
+    nodes: float
     mean_acceptance_length: float
     stop_histogram: tuple[int, ...]
     gap_closed: float | None
@@ -68,14 +70,16 @@ def evaluate(
     prompts, row = torch.unique(dataset.prompt, return_inverse=True)
     if len(prompts) < 2:
         raise UsageError("evaluate: intervals need rounds of two prompts or more")
-    free, expected, came = costs.without_decisions(), dataset.expected_accept(), dataset.accept_lengths.float()
-    plays = {  # stops, prices, tokens
-        name: (stops_of(policy, dataset), free if isinstance(policy, FixedDepth) else costs, expected)
-        for name, policy in {**policies, BEST_FIXED: tune_fixed_depth(dataset, costs).policy}.items()
+    free, fixed_policy = costs.without_decisions(), tune_fixed(dataset, costs).policy
+    plays = {  # ends, prices, tokens
+        name: (ends_of(policy, dataset), costs_for(policy, costs), None)
+        for name, policy in {**policies, BEST_FIXED: fixed_policy}.items()
     }
-    if dataset.distribution is not None:
-        plays[KNOWING] = (oracle_stops(dataset, free, expected), free, expected)
-    plays[HINDSIGHT] = (oracle_stops(dataset, free, came), free, came)
+    if dataset.header.temperature > 0:
+        known = _by_ends(dataset, dataset.expected_accept, dataset.expected_of_nodes)
+        plays[KNOWING] = (oracle_ends(dataset, free, known), free, known)
+    came = _by_ends(dataset, lambda: dataset.accept_lengths, lambda: dataset.accepted_by_nodes)
+    plays[HINDSIGHT] = (oracle_ends(dataset, free, came), free, came)
 
     draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(RESAMPLES, len(prompts), dtype=torch.float64)
@@ -86,7 +90,7 @@ def evaluate(
         tokens, seconds = (weights @ weights.new_zeros(len(prompts)).index_add(0, row, part) for part in sums)
         return tokens / seconds
 
-    shown = {name: replay_stops(stops, dataset, prices, accept) for name, (stops, prices, accept) in plays.items()}
+    shown = {name: replay_ends(ends, dataset, prices, accept) for name, (ends, prices, accept) in plays.items()}
     fixed, basis = shown[BEST_FIXED].tokens_per_time, resampled(reference)
     results = []
     for name, one in shown.items():
@@ -94,32 +98,61 @@ def evaluate(
         low, high = torch.quantile(resampled(name) / basis, bounds).tolist()
         gaps = [shown[top].tokens_per_time - fixed if top in shown else 0.0 for top in (KNOWING, HINDSIGHT)]
         shares = [(speed - fixed) / gap if gap > 0 else None for gap in gaps]
-        ratio, about = speed / shown[reference].tokens_per_time, (one.draft_calls, one.mean_acceptance_length)
+        ratio, about = (
+            speed / shown[reference].tokens_per_time,
+            (one.draft_calls, one.nodes, one.mean_acceptance_length),
+        )
         results.append(Evaluation(name, speed, ratio, (low, high), *about, one.stop_histogram, *shares))
     return results
 
 
-def oracle_stops(dataset: RoundDataset, costs: CostTable, accept: Tensor) -> Tensor:
-    """Draft calls [N] of a policy that knows the accepted tokens `accept` [N, T] of every stop beforehand.
+def oracle_ends(dataset: RoundDataset, costs: CostTable, accept: Tensor) -> Ends:
+    """How rounds end by a policy that knows the accepted tokens of every end beforehand: [N, T] of those with the tree's
+    nodes, or [N, T, S] of those recorded.
 
     It maximises tokens - rate * time at the rate that it reaches itself, and so the ratio of the sums.
     """
-    times, tokens = costs.times(dataset.header.tree, dataset.position), accept.double() + 1
-    rate, stop = 0.0, torch.zeros(len(dataset), 1, dtype=torch.int64)
+    tree, nodes = dataset.header.tree, accept.shape[2:]
+    times = costs.times_of_nodes(tree, dataset.position, dataset.header.nodes) if nodes else None
+    times = (costs.times(tree, dataset.position) if times is None else times).flatten(1)
+    tokens = accept.flatten(1).double() + 1
+    rate, end = 0.0, torch.zeros(len(dataset), 1, dtype=torch.int64)
     # Dinkelbach's iteration: the rate rises strictly until it is the optimum, over finitely many choices
-    while (reached := (tokens.gather(1, stop).sum() / times.gather(1, stop).sum()).item()) > rate * (1 + 1e-12):
+    while (reached := (tokens.gather(1, end).sum() / times.gather(1, end).sum()).item()) > rate * (1 + 1e-12):
         rate = reached
-        stop = (tokens - rate * times).argmax(1, keepdim=True)
-    return stop[:, 0] + 1
+        end = (tokens - rate * times).argmax(1, keepdim=True)
+    choices = nodes[0] if nodes else 1
+    return Ends(end[:, 0] // choices + 1, end[:, 0] % choices if nodes else None)
+
+
+def _by_ends(dataset: RoundDataset, own: Callable[[], Tensor | None], of_nodes: Callable[[], Tensor | None]) -> Tensor:
+    """Accepted tokens by stop and number of nodes; where none were recorded, by stop."""
+    found = (of_nodes if dataset.header.nodes else own)()
+    assert found is not None
+    return found.float()
 
 
 def render(results: Sequence[Evaluation]) -> str:
     """A table for a terminal."""
-    head = ["policy", "tokens/s", "over reference", "95 % interval", "draft calls [per round]", "tokens [per round]"]
+    head = [
+        "policy",
+        "tokens/s",
+        "over reference",
+        "95 % interval",
+        "draft calls [per round]",
+        "nodes",
+        "tokens [per round]",
+    ]
     rows = []
     for one in results:
         shares = ["" if s is None else f"{s:.0%}" for s in (one.gap_closed, one.hindsight_gap_closed)]
         interval = f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
-        figures = [f"{one.tokens_per_second:.4g}", f"{one.ratio:.3f}", interval, f"{one.draft_calls:.2f}"]
+        figures = [
+            f"{one.tokens_per_second:.4g}",
+            f"{one.ratio:.3f}",
+            interval,
+            f"{one.draft_calls:.2f}",
+            f"{one.nodes:.0f}",
+        ]
         rows.append([one.name, *figures, f"{one.mean_acceptance_length:.2f}", *shares])
     return table([*head, "gap closed", "of hindsight"], rows)

@@ -14,28 +14,32 @@ import torch
 from torch import Tensor
 
 from radar.errors import UsageError
-from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals
-from radar.policy.lstm import PolicyNetwork
+from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals, nodes_of_policy
+from radar.policy.by_mass import NodesByMass
+from radar.policy.network import PolicyNetwork
+from radar.replay.ends import Ends, at_calls
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 
 __all__ = [
-    *("Replay", "Tuned", "first_stop", "followed", "played", "replay", "replay_stops"),
-    *("stops_of", "stops_of_network", "tune", "tune_fixed_depth"),
+    *("Replay", "Tuned", "costs_for", "ends_of", "first_stop", "followed", "played", "replay", "replay_ends"),
+    *("mass_of", "tune", "tune_fixed", "tune_fixed_depth"),
 ]
 
 
 class Replay(NamedTuple):
-    """Means over rounds. `tokens_per_time` is sum of tokens / sum of times, in the unit of the cost table.
+    """Means over rounds, and what `nodes` were verified. `tokens_per_time` is sum of tokens / sum of times, in the unit of the cost table.
 
     Tokens are expectations where the distribution of accepted lengths was recorded.
     """
 
     rounds: int
     draft_calls: float
+    nodes: float
     mean_acceptance_length: float  # bonus included
     tokens_per_time: float
     stop_histogram: tuple[int, ...]  # rounds that stop after call 1 to max_calls
+    node_histogram: Mapping[int, int]  # rounds by their number of verified nodes
 
 
 class Tuned(NamedTuple):
@@ -61,6 +65,27 @@ def tune(
     return Tuned(make(best), best, len(values) > 1 and best in (values[0], values[-1]), curve)
 
 
+def tune_fixed(dataset: RoundDataset, costs: CostTable) -> Tuned:
+    """The best constant number of calls and, where several were recorded, of nodes; the value is that of the calls."""
+    depths = tune_fixed_depth(dataset, costs)
+    if not dataset.header.nodes:
+        return depths
+    calls = torch.arange(1, dataset.header.tree.max_calls + 1)
+    best, free = depths, costs.without_decisions()
+    for at, nodes in enumerate(dataset.header.nodes):
+        if nodes == dataset.header.tree.total_tokens:
+            continue
+        curve = {}
+        for n in calls.tolist():
+            ends = Ends(torch.full_like(dataset.position, n), torch.full_like(dataset.position, at))
+            curve[float(n)] = replay_ends(ends, dataset, free).tokens_per_time
+        value = max(curve, key=lambda n: curve[n])
+        if curve[value] > max(best.curve.values()):
+            policy = NodesByMass(FixedDepth(int(value)), [nodes], [0.0])
+            best = Tuned(policy, value, value == calls[-1], curve)
+    return best
+
+
 def tune_fixed_depth(dataset: RoundDataset, costs: CostTable) -> Tuned:
     """The best constant number of calls."""
     calls = range(1, dataset.header.tree.max_calls + 1)
@@ -71,52 +96,62 @@ def tune_fixed_depth(dataset: RoundDataset, costs: CostTable) -> Tuned:
 def replay(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, costs: CostTable) -> Replay:
     """Replay a network (deterministic decisions) or any policy of the protocol on `dataset`, up to its max_calls.
 
-    A `FixedDepth` decides nothing and pays for no decision.
+    A fixed depth decides nothing and pays for no decision.
     """
-    if isinstance(policy, FixedDepth):
-        costs = costs.without_decisions()
-    return replay_stops(stops_of(policy, dataset), dataset, costs)
+    return replay_ends(ends_of(policy, dataset), dataset, costs_for(policy, costs))
 
 
-def replay_stops(stops: Tensor, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None) -> Replay:
-    """The figures for given numbers of draft calls [N], each from 1 to max_calls. `accept`: see `played`."""
-    made, tokens, seconds = played(stops, dataset, costs, accept)
+def costs_for(policy: PolicyNetwork | StopPolicy, costs: CostTable) -> CostTable:
+    """What rounds cost under this policy."""
+    fixed = isinstance(getattr(policy, "policy", policy), FixedDepth) and len(getattr(policy, "nodes", ())) < 2
+    return costs.without_decisions() if fixed else costs
+
+
+def replay_ends(ends: Ends, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None) -> Replay:
+    """The figures for given ends. `accept`: see `played`."""
+    made, tokens, seconds = played(ends, dataset, costs, accept)
+    stops, nodes = ends.calls[made], ends.nodes_of(dataset)[made]
     return Replay(
         rounds=int(made.sum()),
-        draft_calls=stops[made].double().mean().item(),
+        draft_calls=stops.double().mean().item(),
+        nodes=nodes.double().mean().item(),
         mean_acceptance_length=tokens[made].mean().item(),
         tokens_per_time=(tokens.sum() / seconds.sum()).item(),
-        stop_histogram=tuple(torch.bincount(stops[made] - 1, minlength=dataset.scores.shape[1]).tolist()),
+        stop_histogram=tuple(torch.bincount(stops - 1, minlength=dataset.scores.shape[1]).tolist()),
+        node_histogram={n: count for n in nodes.unique().tolist() if (count := int((nodes == n).sum()))},
     )
 
 
 def played(
-    stops: Tensor, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None
+    ends: Ends, dataset: RoundDataset, costs: CostTable, accept: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rounds these draft calls [N] go through [N] bool, and their tokens and seconds [N] float64, 0 elsewhere.
+    """Which rounds these ends go through [N] bool, and their tokens and seconds [N] float64, 0 elsewhere.
 
     Args:
-        accept: accepted tokens for every stop [N, T]; None: as expected.
+        accept: accepted tokens for every end, [N, T], or [N, T, S] of ends that choose nodes; None: as expected.
     """
-    made, accept = followed(stops, dataset), dataset.expected_accept() if accept is None else accept
-    tokens = _gather(accept, stops).double() + 1
-    return made, tokens * made, costs.round_seconds(stops, dataset.position, dataset.header.tree) * made
+    if accept is None:
+        accept = dataset.expected_accept() if ends.chosen is None else dataset.expected_of_nodes()
+    made, tokens = followed(ends, dataset), ends.pick(accept).double() + 1
+    return made, tokens * made, ends.seconds(dataset, costs) * made
 
 
-def followed(stops: Tensor, dataset: RoundDataset) -> Tensor:
-    """Which rounds [N] bool decoding with these draft calls [N] makes: all, unless one begins at every token.
+def followed(ends: Ends, dataset: RoundDataset) -> Tensor:
+    """Which rounds [N] bool decoding with these ends makes: all, unless one begins at every token.
 
     The first of a prompt, then always the one behind the accepted tokens and the target's own.
     """
     if not dataset.header.every_token:
-        return torch.ones_like(stops, dtype=torch.bool)
-    gained = _gather(dataset.accept_lengths, stops) + 1
+        return torch.ones_like(ends.calls, dtype=torch.bool)
+    gained = _accepted(ends, dataset) + 1
     return _walk(dataset, lambda rows: gained[rows])
 
 
-def _gather(of_stops: Tensor, stops: Tensor) -> Tensor:
-    """Of [N, T] for every stop, that of draft calls [N]."""
-    return of_stops.gather(1, stops[:, None] - 1)[:, 0]
+def _accepted(ends: Ends, dataset: RoundDataset) -> Tensor:
+    """Draft tokens [N] that the text itself has accepted."""
+    if ends.chosen is None:
+        return ends.pick(dataset.accept_lengths)
+    return ends.pick(dataset.of_nodes().accepted_by_nodes).long()
 
 
 def _walk(dataset: RoundDataset, gains: Callable[[Tensor], Tensor]) -> Tensor:
@@ -156,52 +191,84 @@ def first_stop(flags: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def stops_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_size: int = 4096) -> Tensor:
-    """Draft calls [N] when the network stops at P(stop) > 1/2, as `RadarPolicy` does."""
-    if dataset.scores.shape[1] == 1:
-        return torch.ones(len(dataset), dtype=torch.int64)
+def _ends_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_size: int = 4096) -> Ends:
+    """When the network stops at P(stop) > 1/2, and its likeliest number of nodes there, as `RadarPolicy` does."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
-    logits = [network(part.to(device)).cpu() for part in dataset.scores[:, :-1].split(batch_size)]
+    flags, likely = [], []
+    for index in torch.arange(len(dataset)).split(batch_size):
+        scores = dataset.scores[index].to(device)
+        if network.nodes:
+            logits, sizes = network.both(scores, mass_of(network, dataset, index).to(device))
+            likely.append(sizes.argmax(-1).cpu())
+        else:
+            logits = network(scores)
+        flags.append(logits[:, :-1].softmax(-1)[..., 0].cpu() > 0.5)
     network.train(training)
-    return first_stop(torch.cat(logits).softmax(-1)[..., 0] > 0.5)
+    calls = first_stop(torch.cat(flags))
+    return Ends(calls, _of_header(network, dataset, at_calls(torch.cat(likely), calls)) if network.nodes else None)
 
 
 @torch.no_grad()
-def stops_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Tensor:
-    """Draft calls [N] of a network or a policy.
+def ends_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> Ends:
+    """How a network's or a policy's rounds end.
 
     All rounds are one batch, unless the policy reads signals: then all prompts are one. The signal `accept_length` is
     what the policy's own stop would have had accepted in the round before: the recorded one, or, if one begins at every
-    token, the one that the policy made. There, rounds that it does not make stop at 1.
+    token, the one that the policy made. There, rounds that it does not make end after one call.
     """
     if isinstance(policy, PolicyNetwork):
-        return stops_of_network(policy, dataset)
+        return _ends_of_network(policy, dataset)
     if not hasattr(policy, "attach"):
         policy.bind(len(dataset), dataset.header.tree, dataset.scores.device)
-        return _play(policy, dataset.scores)
+        return _play(policy, dataset, torch.arange(len(dataset)))
     prompts, row = torch.unique(dataset.prompt, return_inverse=True)
     signals = RoundSignals(torch.full((len(prompts),), -1), torch.zeros(len(prompts), dtype=torch.int64))
     attach_signals(policy, signals)
     policy.bind(len(prompts), dataset.header.tree, dataset.scores.device)
-    stops = torch.ones(len(dataset), dtype=torch.int64)
-    scores = torch.zeros(len(prompts), *dataset.scores.shape[1:])
+    ends = Ends(torch.ones(len(dataset), dtype=torch.int64), torch.zeros(len(dataset), dtype=torch.int64))
+    last = torch.zeros(len(prompts), dtype=torch.int64)  # a prompt that has ended plays its last round again, unread
+    choosing = bool(nodes_of_policy(policy))
 
     def turn(now: Tensor) -> Tensor:
-        scores[row[now]] = dataset.scores[now]  # a prompt that has ended plays its last round again, unread
+        last[row[now]] = now
         signals.context_length[row[now]] = dataset.position[now]
-        stops[now] = _play(policy, scores)[row[now]]
-        signals.accept_length[row[now]] = accepted = _gather(dataset.accept_lengths[now], stops[now])
+        found = _play(policy, dataset, last).at(row[now])
+        ends.calls[now] = found.calls
+        if found.chosen is not None and ends.chosen is not None:
+            ends.chosen[now] = found.chosen
+        signals.accept_length[row[now]] = accepted = _accepted(found, dataset.select(now))
         return accepted + 1
 
     _walk(dataset, turn)
-    return stops
+    return ends if choosing else ends._replace(chosen=None)
 
 
-def _play(policy: StopPolicy, scores: Tensor) -> Tensor:
-    """One round in every row of scores [B, T, k] -> draft calls [B]."""
+def _play(policy: StopPolicy, dataset: RoundDataset, rounds: Tensor) -> Ends:
+    """One of the rounds [B] in every row of the policy."""
     policy.reset()
-    flags = torch.zeros(len(scores), scores.shape[1] - 1, dtype=torch.bool)
-    for call, level in enumerate(scores[:, :-1].unbind(1)):  # after the last call the engine stops whatever it says
+    scores, nodes = dataset.scores[rounds], nodes_of_policy(policy)
+    mass = mass_of(policy, dataset, rounds) if nodes else scores
+    flags = torch.zeros(scores.shape[:2], dtype=torch.bool)
+    likely = torch.zeros(scores.shape[:2], dtype=torch.int64)
+    for call, level in enumerate(scores.unbind(1)):
         flags[:, call] = policy.stop(level.contiguous())
-    return first_stop(flags)
+        if nodes:
+            likely[:, call] = policy.choose(mass[:, call])  # type: ignore[attr-defined]
+    calls = first_stop(flags[:, :-1])  # after the last call the engine stops whatever it says
+    return Ends(calls, _of_header(policy, dataset, at_calls(likely, calls)) if nodes else None)
+
+
+def mass_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, rounds: Tensor) -> Tensor:
+    """What the policy reads of the tree after every call of some rounds: [R, T, S] of its own numbers of nodes."""
+    mass = dataset.of_nodes(nodes_of_policy(policy)).mass_by_nodes  # type: ignore[arg-type]
+    return mass[rounds][..., _places(policy, dataset)].float()
+
+
+def _of_header(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, chosen: Tensor) -> Tensor:
+    """Of indices into the policy's numbers of nodes those into the recording's."""
+    return torch.tensor(_places(policy, dataset))[chosen]
+
+
+def _places(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> list[int]:
+    return [dataset.header.nodes.index(n) for n in nodes_of_policy(policy)]  # type: ignore[arg-type]

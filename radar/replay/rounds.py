@@ -118,9 +118,36 @@ class RoundDataset:
 
     def expected_accept(self) -> Tensor:
         """Accepted draft tokens for every stop [N, T] float32: their expectation where the distribution is known."""
-        if self.distribution is None:
+        if self.distribution is None and self.expected_by_nodes is None:
             return self.accept_lengths.float()
+        if self.distribution is None:
+            return self.expected_of_nodes()[..., self.header.nodes.index(self.header.tree.total_tokens)]
         return self.distribution @ torch.arange(self.distribution.shape[-1], dtype=torch.float32)
+
+    def expected_of_nodes(self) -> Tensor:
+        """The same for every stop and number of nodes [N, T, S] float32."""
+        known = self.of_nodes()
+        table = known.accepted_by_nodes if known.expected_by_nodes is None else known.expected_by_nodes
+        assert table is not None
+        return table.float()
+
+    def of_nodes(self, nodes: Sequence[int] = ()) -> RoundDataset:
+        """Itself, if these numbers of nodes, or any, were recorded. Raises UsageError otherwise."""
+        if missing := sorted({*nodes} - {*self.header.nodes}) or ([] if self.header.nodes else ["any"]):
+            raise UsageError(
+                f"what verifying {', '.join(map(str, missing))} nodes would have had accepted is not in these rounds, "
+                f"which know of {list(self.header.nodes)}: record them again with `radar record`"
+            )
+        return self
+
+    def with_nodes(self, nodes: int) -> RoundDataset:
+        """The same rounds of trees that verify another number of nodes, one of those recorded."""
+        at = self.of_nodes([nodes]).header.nodes.index(nodes)
+        tree = replace(self.header.tree, total_tokens=nodes)
+        parts = {name: part for name, part in self.tensors().items() if name != "distribution"}
+        assert self.accepted_by_nodes is not None
+        parts["accept_lengths"] = self.accepted_by_nodes[..., at].long()
+        return RoundDataset.of(parts, replace(self.header, tree=tree), self.prompts)
 
     def select(self, index: Tensor) -> RoundDataset:
         """The rounds of an index or mask [N]."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from radar.engine.steps import FEW
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
-from radar.replay.replay import Replay, first_stop, stops_of
+from radar.replay.replay import Replay, ends_of, first_stop
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 
@@ -179,7 +179,7 @@ def judge_batch(
     def play(data: RoundDataset, policy: StopPolicy, bound: int, count: int, in_all: int = ROWS) -> Replay:
         key = id(policy), id(data)
         if key not in stops:
-            stops[key] = stops_of(policy, data)
+            stops[key] = ends_of(policy, data).calls
         prices = free if isinstance(policy, FixedDepth) else costs
         return replay_batch(stops[key].clamp(max=bound), data, prices, rows=rows, nodes=count, in_all=in_all, seed=seed)
 

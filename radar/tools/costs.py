@@ -2,7 +2,8 @@
 
 {"format": "radar-costs", "version": 1, "device": "NVIDIA H200", "pair": "target + draft",
  "draft_call_seconds": [first call, second call, ...], "nodes": [32, 60], "contexts": [0, 1024, 4096],
- "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "rest_seconds": 3e-4}
+ "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "choice_seconds": 9e-6,
+ "rest_seconds": 3e-4}
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -44,6 +46,7 @@ class CostTable:
         rest_seconds: selection, acceptance, commit: all that depends on nothing.
         device: the hardware's name.
         pair: the target and the draft head.
+        choice_seconds: a policy's word on how many nodes are verified, where it has one.
     """
 
     draft_call_seconds: tuple[float, ...]
@@ -54,6 +57,7 @@ class CostTable:
     rest_seconds: float
     device: str
     pair: str
+    choice_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         def check(fits: bool, message: str) -> None:
@@ -67,7 +71,8 @@ class CostTable:
             check(len(axis) > 0 and rises, f"{name} must be ascending whole numbers, got {axis!r}")
         shape, want = [len(row) for row in self.verify_seconds], [len(self.contexts)] * len(self.nodes)
         check(shape == want, f"verify_seconds must be {len(self.nodes)} rows of {len(self.contexts)}, got {shape}")
-        times = [*self.draft_call_seconds, *chain(*self.verify_seconds), self.decision_seconds, self.rest_seconds]
+        times = [*self.draft_call_seconds, *chain(*self.verify_seconds)]
+        times += [self.decision_seconds, self.choice_seconds, self.rest_seconds]
         check(all(0 <= time < math.inf for time in times), f"seconds must be finite times of 0 or more, got {times}")
         for name in ("device", "pair"):
             check(bool(getattr(self, name)), f"{name} must be a name, got {getattr(self, name)!r}")
@@ -106,7 +111,7 @@ class CostTable:
 
     def without_decisions(self) -> CostTable:
         """The same for a decoder that decides nothing: a fixed depth."""
-        return replace(self, decision_seconds=0.0)
+        return replace(self, decision_seconds=0.0, choice_seconds=0.0)
 
     def round_seconds(self, calls: Tensor, context: Tensor, tree: TreeConfig) -> Tensor:
         """Seconds of rounds with `calls` draft calls (>= 1) at `context` tokens; the two broadcast. float64.
@@ -121,6 +126,11 @@ class CostTable:
         drafted = torch.tensor(self.draft_call_seconds, dtype=torch.float64).cumsum(0)[calls - 1]
         decided = self.decision_seconds * calls.clamp(max=tree.max_calls - 1).double()
         return drafted + decided + self._verify(context.double(), tree.total_tokens) + self.rest_seconds
+
+    def times_of_nodes(self, tree: TreeConfig, context: Tensor, nodes: Sequence[int]) -> Tensor:
+        """For every stop and number of nodes, the choice among them included: contexts [N] -> [N, max_calls, S]."""
+        trees = [replace(tree, total_tokens=n) for n in nodes]
+        return torch.stack([self.times(one, context) for one in trees], -1) + self.choice_seconds
 
     def times(self, tree: TreeConfig, context: Tensor) -> Tensor:
         """Seconds for every stop: contexts [N] -> [N, max_calls] float64."""
@@ -146,6 +156,7 @@ class CostTable:
         if (version := values.get("version")) != FORMAT_VERSION:
             raise UsageError(f"{source}: version {version!r} is unknown, this code reads {FORMAT_VERSION}")
         fields = {name: value for name, value in values.items() if name not in ("format", "version")}
+        fields.setdefault("choice_seconds", 0.0)  # tables of before know none
         hints = get_type_hints(cls)
         if wrong := sorted(hints.keys() ^ fields.keys()):
             raise UsageError(f"{source}: missing or unknown: {', '.join(wrong)}")

@@ -15,7 +15,8 @@ from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.baselines import DDD, ExpectedGain, OptTree, Talon
 from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
-from radar.replay.replay import Tuned, first_stop, replay_stops, tune, tune_fixed_depth
+from radar.replay.ends import Ends
+from radar.replay.replay import Tuned, first_stop, replay_ends, tune, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.objectives import decision_entropy, exact_loss, ratio_returns
@@ -159,7 +160,7 @@ def _logits(network: LevelNetwork, scores: Tensor, context: Tensor) -> Tensor:
 def _speed(network: LevelNetwork, data: RoundDataset, costs: CostTable) -> float:
     """Tokens per time of `LevelPolicy`, for all rounds at once."""
     stops = first_stop(_logits(network, data.scores, data.position) > 0)
-    return replay_stops(stops, data, costs).tokens_per_time
+    return replay_ends(Ends(stops), data, costs).tokens_per_time
 
 
 def _fresh(width: int, hidden: int, *, context: bool, seed: int) -> LevelNetwork:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["decision_entropy", "exact_loss", "paper_returns", "ratio_returns", "reinforce_loss", "stop_probabilities"]
+__all__ = [
+    *("choice_entropy", "decision_entropy", "exact_loss", "joint_loss", "paper_returns", "ratio_returns"),
+    *("reinforce_loss", "stop_probabilities"),
+]
 
 
 def paper_returns(accept_lengths: Tensor, times: Tensor, *, alpha: float, beta: float, gamma: float) -> Tensor:
@@ -87,3 +90,23 @@ def exact_loss(logits: Tensor, returns: Tensor) -> Tensor:
     weight = stop_probabilities(logits).detach()[:, :, None] * returns  # [N, T, T - 1]
     at_stop = weight.diagonal(dim1=1, dim2=2)  # [N, T - 1]: decision k of stop k is the stop itself
     return -(log_stop * at_stop + log_go * (weight.sum(1) - at_stop)).mean()
+
+
+def joint_loss(logits: Tensor, node_logits: Tensor, value: Tensor) -> Tensor:
+    """Minus the expected value of a round over all its ends, per decision as in `exact_loss`; its gradient is exact.
+
+    Args:
+        logits: [N, T - 1, 2], action 0 = stop.
+        node_logits: [N, T, S] of the numbers of nodes, had drafting ended after call 1 to T.
+        value: [N, T, S] of each end, tokens - rate * time for instance; whatever does not depend on the end cancels.
+    """
+    value = value - value.mean((1, 2), keepdim=True)  # small numbers round less
+    at_stop = (node_logits.softmax(-1) * value).sum(-1)
+    return -(stop_probabilities(logits) * at_stop).sum(1).mean() / logits.shape[1]
+
+
+def choice_entropy(logits: Tensor, node_logits: Tensor) -> Tensor:
+    """Mean entropy of the choice of nodes in nats, weighted by where drafting ends; shapes as for `joint_loss`."""
+    log_probs = node_logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return (stop_probabilities(logits).detach() * entropy).sum(1).mean()

@@ -98,6 +98,9 @@ class PolicyTraining:
         entropy: weight of a bonus for undecided actions (mean entropy in nats), falling to 0 over the epochs. The paper
             has none; without it cheap calls can drive a fresh policy into "never stop".
         max_calls: None is what the rounds were recorded with.
+        nodes: numbers of nodes that the policy chooses among where it stops, of those recorded; one: it verifies so
+            many and chooses none. None: of the objective "ratio" all that were recorded and that no larger number
+            undercuts by the costs; else the tree's.
         held_out: share of the prompts that choose the checkpoint and give the result.
     """
 
@@ -115,6 +118,7 @@ class PolicyTraining:
     hidden_size: int = _within(1, MOST, 128)
     clip_norm: float = _within(TINY, 1e9, 1.0)
     max_calls: int | None = _within(2, MOST)
+    nodes: tuple[int, ...] | None = None
     held_out: float = _within(1e-6, 1 - 1e-6, 0.2)
     seed: int = 0
 
@@ -128,3 +132,12 @@ class PolicyTraining:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # what it means from here on, in checkpoints too
         _check("train_policy", self)
+        if self.nodes is not None:
+            object.__setattr__(self, "nodes", tuple(self.nodes))
+            if list(self.nodes) != sorted(set(self.nodes)) or not self.nodes:
+                raise UsageError(f"train_policy: nodes must be ascending numbers, got {self.nodes!r}")
+            if len(self.nodes) > 1 and (self.objective, self.estimator) != ("ratio", "exact"):
+                raise UsageError(
+                    'train_policy: a choice of nodes is learned with objective="ratio" and estimator="exact" alone: '
+                    "give one number of nodes, or leave nodes out"
+                )

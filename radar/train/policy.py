@@ -12,21 +12,31 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from radar.errors import UsageError
 from radar.policy.base import FixedDepth
-from radar.policy.lstm import PolicyNetwork, save_policy
-from radar.replay.replay import replay, tune_fixed_depth
+from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
+from radar.replay.replay import mass_of, replay, tune_fixed, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.twins import save_prompts_seen
-from radar.train.objectives import decision_entropy, exact_loss, paper_returns, ratio_returns, reinforce_loss
+from radar.train.objectives import (
+    choice_entropy,
+    decision_entropy,
+    exact_loss,
+    joint_loss,
+    paper_returns,
+    ratio_returns,
+    reinforce_loss,
+)
 from radar.train.options import PolicyTraining
 from radar.train.run import Run
 
@@ -36,6 +46,7 @@ BASELINE_CALLS = 8  # EAGLE-3
 COLLAPSED_SHARE = 0.95
 FEWEST_ROUNDS, FEWEST_PROMPTS = 1000, 20  # a network of 90,000 weights learns nothing it can keep from fewer
 MIN_LEARNING_RATE = 1e-6
+ONE_CALL = torch.ones(1, dtype=torch.int64)
 
 
 def too_few(data: RoundDataset) -> str | None:
@@ -88,6 +99,10 @@ def train_policy(
     training, deadline = PolicyTraining(**options), time.monotonic() + seconds
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
+    nodes = _choices(training, costs, data)
+    if len(nodes) == 1:
+        data = data if nodes[0] == data.header.tree.total_tokens else data.with_nodes(nodes[0])
+    training = replace(training, nodes=nodes)
     if data.header.tree.max_calls < 2:
         raise UsageError(
             "train_policy: rounds with max_calls=1 leave nothing to decide: record with more max_calls (--max-calls)"
@@ -116,6 +131,21 @@ def train_policy(
     return result
 
 
+def _choices(training: PolicyTraining, costs: CostTable, data: RoundDataset) -> tuple[int, ...]:
+    """The numbers of nodes that the policy chooses among; one: it has no choice."""
+    own = data.header.tree.total_tokens
+    if training.nodes is not None:
+        return (data if training.nodes == (own,) else data.of_nodes(training.nodes)) and training.nodes
+    if not data.header.nodes or (training.objective, training.estimator) != ("ratio", "exact"):
+        return (own,)
+    known = [n for n in data.header.nodes if costs.nodes[0] <= n <= costs.nodes[-1]]
+    prices = {
+        n: costs.round_seconds(ONE_CALL, ONE_CALL, replace(data.header.tree, total_tokens=n)).item() for n in known
+    }
+    kept = tuple(n for n in known if all(prices[n] < prices[more] for more in known if more > n))
+    return kept or (own,)
+
+
 class PolicyRun(Run):
     """What one training changes. Its randomness depends on (seed, epoch) alone, so a resumed run is the same run.
 
@@ -127,21 +157,30 @@ class PolicyRun(Run):
     def __init__(self, training: PolicyTraining, costs: CostTable, data: RoundDataset, out: Path) -> None:
         self.train, self.held_out = train, _ = data.split_by_prompt(training.held_out, training.seed)
         self.training, self.costs, self.prompts, tree = training, costs, data.prompts, train.header.tree
+        assert training.nodes is not None
+        self.nodes = training.nodes if len(training.nodes) > 1 else ()
         settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": data.fingerprint()}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._random = [self.device] if self.device.type == "cuda" else []  # whose state is put back, beside the CPU's
         with torch.random.fork_rng(self._random):
             torch.manual_seed(training.seed)
-            network = PolicyNetwork(tree.tree_top_k, training.hidden_size, dropout=training.dropout).to(self.device)
+            sizes: dict[str, Any] = {"dropout": training.dropout, "nodes": self.nodes}
+            network = PolicyNetwork(tree.tree_top_k, training.hidden_size, **sizes).to(self.device)
         adam: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         super().__init__(out, settings, network, torch.optim.Adam(network.parameters(), **adam))
         self.network: PolicyNetwork = network
-        self.scores = train.scores[:, :-1].to(self.device)
+        self.scores = train.scores.to(self.device)
         self.epoch = 0
         self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
         self.history: list[float] = []
-        self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
         self.rate = max(tune_fixed_depth(train, costs).curve.values())
+        if self.nodes:
+            places = [train.header.nodes.index(n) for n in self.nodes]
+            self.mass = mass_of(network, train, torch.arange(len(train))).to(self.device)
+            self.accept = train.expected_of_nodes()[..., places]
+            self.times = costs.times_of_nodes(tree, train.position, self.nodes)
+        else:
+            self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
         if training.objective == "paper":
             usual = 10 * (costs.mean_call_seconds + costs.decision_seconds)
             beta = usual if training.beta is None else training.beta
@@ -154,9 +193,10 @@ class PolicyRun(Run):
         low = min(MIN_LEARNING_RATE, start)  # cosine annealing, stepped per epoch as the paper does
         for group in self.optimizer.param_groups:
             group["lr"] = low + (start - low) * (1 + math.cos(math.pi * self.epoch / options.epochs)) / 2
-        if options.objective == "ratio":
+        if self.nodes:
+            self.returns = (self.accept - self.rate * self.times).float().to(self.device)
+        elif options.objective == "ratio":
             self.returns = ratio_returns(self.accept, self.times, rate=self.rate).to(self.device)
-        loss_of = reinforce_loss if options.estimator == "reinforce" else exact_loss
         bonus = options.entropy * (1 - self.epoch / options.epochs)
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         self.network.train()
@@ -164,8 +204,7 @@ class PolicyRun(Run):
             torch.manual_seed(options.seed * 1_000_003 + self.epoch + 1)
             order = torch.randperm(len(self.train)).to(self.device)
             for index in order.split(options.batch_size):
-                logits = self.network(self.scores[index])
-                loss = loss_of(logits, self.returns[index]) - bonus * decision_entropy(logits)
+                loss = self._loss(index, bonus)
                 self.optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
@@ -176,6 +215,17 @@ class PolicyRun(Run):
             raise UsageError(f"train_policy: the loss of epoch {self.epoch + 1} is not finite: lower learning_rate")
         self.epoch += 1
         return total / len(self.train)
+
+    def _loss(self, index: Tensor, bonus: float) -> Tensor:
+        """Of some rounds, with the bonus for undecided actions."""
+        if self.nodes:
+            logits, sizes = self.network.both(self.scores[index], self.mass[index])
+            logits = logits[:, :-1]  # behind the last call nothing is decided but the nodes
+            undecided = decision_entropy(logits) + choice_entropy(logits, sizes)
+            return joint_loss(logits, sizes, self.returns[index]) - bonus * undecided
+        logits = self.network(self.scores[index, :-1])
+        loss_of = reinforce_loss if self.training.estimator == "reinforce" else exact_loss
+        return loss_of(logits, self.returns[index]) - bonus * decision_entropy(logits)
 
     def evaluate(self) -> None:
         """Replay; keep and write the policy if it is the fastest so far."""
@@ -203,7 +253,7 @@ class PolicyRun(Run):
 
 
 def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
-    best, fixed = run.best, tune_fixed_depth(run.held_out, run.costs)
+    best, fixed = run.best, tune_fixed(run.held_out, run.costs)
     eagle = FixedDepth(min(BASELINE_CALLS, run.train.header.tree.max_calls))
     base = replay(eagle, run.held_out, run.costs)._asdict()
     changes = {"draft_calls": "calls_change", "mean_acceptance_length": "acceptance_change"}

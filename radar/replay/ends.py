@@ -1,0 +1,55 @@
+"""How rounds end: after which draft call, and with how many verified nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from radar.replay.rounds import RoundDataset
+from radar.tools.costs import CostTable
+
+__all__ = ["Ends", "at_calls"]
+
+
+class Ends(NamedTuple):
+    """Of N rounds.
+
+    Attributes:
+        calls: [N] int64, draft calls, from 1 on.
+        chosen: [N] int64, which of the recording's `nodes` are verified; None: as many as the tree has.
+    """
+
+    calls: Tensor
+    chosen: Tensor | None = None
+
+    def at(self, rounds: Tensor) -> Ends:
+        """Of some of them."""
+        return Ends(self.calls[rounds], None if self.chosen is None else self.chosen[rounds])
+
+    def pick(self, table: Tensor) -> Tensor:
+        """Their entries [N] of [N, T], or, where nodes are chosen, of [N, T, S]."""
+        found = at_calls(table, self.calls)
+        return found if self.chosen is None else found.gather(1, self.chosen[:, None])[:, 0]
+
+    def nodes_of(self, dataset: RoundDataset) -> Tensor:
+        """How many are verified [N] int64."""
+        if self.chosen is None:
+            return torch.full_like(self.calls, dataset.header.tree.total_tokens)
+        return torch.tensor(dataset.header.nodes)[self.chosen]
+
+    def seconds(self, dataset: RoundDataset, costs: CostTable) -> Tensor:
+        """What they take [N] float64."""
+        tree, context = dataset.header.tree, dataset.position
+        if self.chosen is None:
+            return costs.round_seconds(self.calls, context, tree)
+        shapes = [replace(tree, total_tokens=n) for n in dataset.header.nodes]
+        nodes = torch.stack([costs.round_seconds(self.calls, context, shape) for shape in shapes], -1)
+        return nodes.gather(1, self.chosen[:, None])[:, 0] + costs.choice_seconds
+
+
+def at_calls(table: Tensor, calls: Tensor) -> Tensor:
+    """Of [N, T, ...] for every stop, what belongs to draft calls [N]."""
+    return table[torch.arange(len(calls)), calls - 1]
