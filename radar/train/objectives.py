@@ -92,17 +92,19 @@ def exact_loss(logits: Tensor, returns: Tensor) -> Tensor:
     return -(log_stop * at_stop + log_go * (weight.sum(1) - at_stop)).mean()
 
 
-def joint_loss(logits: Tensor, node_logits: Tensor, value: Tensor) -> Tensor:
+def joint_loss(logits: Tensor, node_logits: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """Minus the expected value of a round over all its ends, per decision as in `exact_loss`; its gradient is exact.
 
     Args:
         logits: [N, T - 1, 2], action 0 = stop.
         node_logits: [N, T, S] of the numbers of nodes, had drafting ended after call 1 to T.
         value: [N, T, S] of each end, tokens - rate * time for instance; whatever does not depend on the end cancels.
+        weight: [N] of each round.
     """
     value = value - value.mean((1, 2), keepdim=True)  # small numbers round less
     at_stop = (node_logits.softmax(-1) * value).sum(-1)
-    return -(stop_probabilities(logits) * at_stop).sum(1).mean() / logits.shape[1]
+    expected = (stop_probabilities(logits) * at_stop).sum(1)
+    return -(expected * weight).sum() / weight.sum() / logits.shape[1]
 
 
 def choice_entropy(logits: Tensor, node_logits: Tensor) -> Tensor:

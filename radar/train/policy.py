@@ -24,7 +24,7 @@ from radar.errors import UsageError
 from radar.policy.base import FixedDepth
 from radar.policy.network import PolicyNetwork
 from radar.policy.network_files import save_policy
-from radar.replay.replay import mass_of, replay, tune_fixed, tune_fixed_depth
+from radar.replay.replay import ends_of, followed, mass_of, replay, replay_ends, tune_fixed, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.twins import save_prompts_seen
@@ -46,6 +46,7 @@ BASELINE_CALLS = 8  # EAGLE-3
 COLLAPSED_SHARE = 0.95
 FEWEST_ROUNDS, FEWEST_PROMPTS = 1000, 20  # a network of 90,000 weights learns nothing it can keep from fewer
 MIN_LEARNING_RATE = 1e-6
+ASIDE = 0.25  # weight of a round that decoding with the policy does not make: of another kind, but there are many
 ONE_CALL = torch.ones(1, dtype=torch.int64)
 
 
@@ -152,7 +153,7 @@ class PolicyRun(Run):
     Network, scores and returns are on a GPU if there is one; replay is the CPU's.
     """
 
-    KEPT = ("epoch", "best", "history", "rate")
+    KEPT = ("epoch", "best", "history", "rate", "weight")
 
     def __init__(self, training: PolicyTraining, costs: CostTable, data: RoundDataset, out: Path) -> None:
         self.train, self.held_out = train, _ = data.split_by_prompt(training.held_out, training.seed)
@@ -176,6 +177,7 @@ class PolicyRun(Run):
         self.rate = max(tune_fixed_depth(train, costs).curve.values())
         if self.nodes:
             places = [train.header.nodes.index(n) for n in self.nodes]
+            self.weight = torch.ones(len(train), device=self.device)
             self.mass = mass_of(network, train, torch.arange(len(train))).to(self.device)
             self.accept = train.expected_of_nodes()[..., places]
             self.times = costs.times_of_nodes(tree, train.position, self.nodes)
@@ -222,7 +224,7 @@ class PolicyRun(Run):
             logits, sizes = self.network.both(self.scores[index], self.mass[index])
             logits = logits[:, :-1]  # behind the last call nothing is decided but the nodes
             undecided = decision_entropy(logits) + choice_entropy(logits, sizes)
-            return joint_loss(logits, sizes, self.returns[index]) - bonus * undecided
+            return joint_loss(logits, sizes, self.returns[index], self.weight[index]) - bonus * undecided
         logits = self.network(self.scores[index, :-1])
         loss_of = reinforce_loss if self.training.estimator == "reinforce" else exact_loss
         return loss_of(logits, self.returns[index]) - bonus * decision_entropy(logits)
@@ -231,13 +233,20 @@ class PolicyRun(Run):
         """Replay; keep and write the policy if it is the fastest so far."""
         now = replay(self.network, self.held_out, self.costs)
         self.history.append(now.tokens_per_time)
-        if self.training.objective == "ratio":  # never below the best fixed depth, which the policy can always express
-            self.rate = max(self.rate, replay(self.network, self.train, self.costs).tokens_per_time)
+        if self.training.objective == "ratio":
+            self._follow()
         if now.tokens_per_time > self.best["tokens_per_time"]:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
             self.best = {"epoch": self.epoch, "network": weights, **now._asdict()}
             save_policy(self.network, self.folder, metadata=self._metadata())
             save_prompts_seen(self.folder, self.prompts)
+
+    def _follow(self) -> None:
+        """Where the policy goes in the training rounds, and how fast that is."""
+        ends = ends_of(self.network, self.train)
+        # never below the best fixed depth, which the policy can always express
+        self.rate = max(self.rate, replay_ends(ends, self.train, self.costs).tokens_per_time)
+        self.weight = torch.where(followed(ends, self.train), 1.0, ASIDE).to(self.device)
 
     def _metadata(self) -> dict[str, Any]:
         header = self.train.header
