@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.lab.widen import widen
-from bench.runs import AUTOREGRESSIVE, key_of, read_runs, run_of
+from bench.runs import AUTOREGRESSIVE, digest, key_of, read_runs, run_of
 from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, VICUNA_13B, Geometry
 from bench.tables import TASKS
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
@@ -100,7 +100,7 @@ def alone(methods: Methods, names: Sequence[str], run: Mapping[str, Any], prompt
         decoder = methods.decoder(method, f"{temperature:g}", 1)
         sampling = SamplingParams(temperature=temperature, seed=run["prompt"])  # one text, whatever the method
         output = decoder.generate(prompt, max_new_tokens=tokens, sampling=sampling)
-        yield {**run, "method": method, "rows": 1, "nodes": output.metrics.num_draft_tokens} | run_of(output)
+        yield {**run, "method": method, "rows": 1, "drafted": output.metrics.num_draft_tokens} | run_of(output)
 
 
 def together(methods: Methods, names: Sequence[str], prompts: list[list[int]], rows: int, tokens: int) -> Any:
@@ -110,7 +110,7 @@ def together(methods: Methods, names: Sequence[str], prompts: list[list[int]], r
         decoder.generate(prompts[:rows], max_new_tokens=8)
         begun = time.perf_counter()
         made = decoder.generate(prompts, max_new_tokens=tokens)
-        seconds, texts = time.perf_counter() - begun, [run_of(output)["text"] for output in made]
+        seconds, texts = time.perf_counter() - begun, [digest(output.token_ids) for output in made]
         count = sum(len(output.token_ids) for output in made)
         yield {"method": method, "rows": rows, "tokens": count, "seconds": seconds, "texts": texts}
 

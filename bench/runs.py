@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 
 from radar.generation.base import GenerationOutput
 
-__all__ = ["AUTOREGRESSIVE", "RADAR", "Cell", "Run", "cells_of", "equal_texts", "key_of", "read_runs", "run_of"]
+__all__ = [
+    "AUTOREGRESSIVE",
+    "RADAR",
+    "Cell",
+    "Run",
+    "cells_of",
+    "digest",
+    "equal_texts",
+    "key_of",
+    "read_runs",
+    "run_of",
+]
 
 AUTOREGRESSIVE, RADAR = "autoregressive", "radar"
 KEY = ("pair", "task", "temperature", "method", "prompt")
@@ -43,8 +54,13 @@ def run_of(output: GenerationOutput) -> dict[str, Any]:
         "prompt_tokens": m.num_prompt_tokens, "prefill_seconds": m.seconds_by_part["prefill"],
         "tokens": m.num_tokens, "seconds": m.seconds, "rounds": m.num_spec_steps, "calls": m.num_draft_calls,
         "accepted": m.num_accepted_draft_tokens, "stops": m.stop_histogram,
-        "text": hashlib.sha256(json.dumps(output.token_ids).encode()).hexdigest()[:12],
+        "text": digest(output.token_ids),
     }  # fmt: skip
+
+
+def digest(ids: Sequence[int]) -> str:
+    """What tells texts apart."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:12]
 
 
 def read_runs(file: Path) -> list[dict[str, Any]]:
