@@ -175,9 +175,9 @@ class PolicyRun(Run):
         self.best: dict[str, Any] = {"epoch": 0, "tokens_per_time": -math.inf}
         self.history: list[float] = []
         self.rate = max(tune_fixed_depth(train, costs).curve.values())
+        self.weight = torch.ones(len(train), device=self.device)
         if self.nodes:
             places = [train.header.nodes.index(n) for n in self.nodes]
-            self.weight = torch.ones(len(train), device=self.device)
             self.mass = mass_of(network, train, torch.arange(len(train))).to(self.device)
             self.accept = train.expected_of_nodes()[..., places]
             self.times = costs.times_of_nodes(tree, train.position, self.nodes)
