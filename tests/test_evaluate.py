@@ -32,7 +32,7 @@ def test_hindsight_oracle_is_the_best_choice_of_stops() -> None:
         return replay_ends(Ends(stops), few, costs).tokens_per_time
 
     best = max(speed(torch.tensor(choice)) for choice in itertools.product((1, 2, 3, 4), repeat=5))
-    assert speed(oracle_ends(few, costs, few.expected_accept())) == pytest.approx(best, rel=1e-12)
+    assert speed(oracle_ends(few, costs, few.expected_accept()).calls) == pytest.approx(best, rel=1e-12)
     ratios = (few.accept_lengths + 1) / costs.times(few.header.tree, few.position)
     assert speed(ratios.argmax(1) + 1) < 0.99 * best, "every round's best ratio is not the best ratio of sums"
 
@@ -79,15 +79,14 @@ def test_oracles_and_fixed_depths_pay_for_no_decision() -> None:
     """At thirty times a call's price, whoever is charged for them, or chooses as if, is slower."""
     dear = CostTable.constant(call=0.3, decision=9.0, rest=3.0)
     rows = by_name(evaluate({EAGLE3: FixedDepth(8)}, OTHER, dear, reference=EAGLE3))
-    stops = {
+    calls = {
         EAGLE3: torch.full((800,), 8),
         BEST_FIXED: torch.full((800,), int(tune_fixed_depth(OTHER, FREE).value)),
-        HINDSIGHT: oracle_ends(OTHER, FREE, OTHER.accept_lengths),
+        HINDSIGHT: oracle_ends(OTHER, FREE, OTHER.accept_lengths).calls,
     }
-    for name, calls in stops.items():
-        assert rows[name].tokens_per_second == pytest.approx(replay_ends(Ends(calls), OTHER, FREE).tokens_per_time), (
-            name
-        )
+    for name, stops in calls.items():
+        speed = replay_ends(Ends(stops), OTHER, FREE).tokens_per_time
+        assert rows[name].tokens_per_second == pytest.approx(speed), name
     charged = replay_ends(oracle_ends(OTHER, dear, OTHER.accept_lengths), OTHER, FREE).tokens_per_time
     assert charged < 0.999 * rows[HINDSIGHT].tokens_per_second, "the oracle would choose alike"
 

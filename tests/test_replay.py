@@ -9,6 +9,7 @@ from radar.config import TreeConfig
 from radar.policy.base import FixedDepth, RoundSignals, Threshold
 from radar.policy.lstm import RadarPolicy
 from radar.policy.network import PolicyNetwork
+from radar.replay import replay as rounds_by_replay
 from radar.replay.ends import Ends
 from radar.replay.replay import ends_of, replay_ends
 from radar.replay.rounds import RoundDataset, RoundsHeader
@@ -28,7 +29,7 @@ def test_replay_by_hand() -> None:
     assert result.stop_histogram == (1, 0, 1, 0, 0, 0, 0, 1)
 
 
-def test_replay_runs_any_policy() -> None:
+def test_replay_runs_any_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_rounds(50)
     assert ends_of(FixedDepth(3), data).calls.tolist() == [3] * 50
     depth = data.accept_lengths[:, -1]
@@ -39,8 +40,9 @@ def test_replay_runs_any_policy() -> None:
     stops = ends_of(network, data).calls
     assert network.training
     assert stops.unique().numel() > 1
-    assert torch.equal(stops, stops_of(RadarPolicy(network.eval()), data))
-    assert torch.equal(ends_of(network, data, batch_size=7).calls, stops)
+    assert torch.equal(stops, ends_of(RadarPolicy(network.eval()), data).calls)
+    monkeypatch.setattr(rounds_by_replay, "BATCH", 7)
+    assert torch.equal(ends_of(network, data).calls, stops)
     assert ends_of(network, data.truncate(1)).calls.tolist() == [1] * 50
 
 

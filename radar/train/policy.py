@@ -136,7 +136,9 @@ def _choices(training: PolicyTraining, costs: CostTable, data: RoundDataset) -> 
     """The numbers of nodes that the policy chooses among; one: it has no choice."""
     own = data.header.tree.total_tokens
     if training.nodes is not None:
-        return (data if training.nodes == (own,) else data.of_nodes(training.nodes)) and training.nodes
+        if training.nodes != (own,):
+            data.of_nodes(training.nodes)
+        return training.nodes
     if not data.header.nodes or (training.objective, training.estimator) != ("ratio", "exact"):
         return (own,)
     known = [n for n in data.header.nodes if costs.nodes[0] <= n <= costs.nodes[-1]]
