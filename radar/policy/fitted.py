@@ -13,9 +13,10 @@ from radar.files import replacing
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.lstm import RadarPolicy
 
-__all__ = ["FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
+__all__ = ["AUTO", "FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
 
 FITTED_FILE, UNFINISHED = "fit.json", "stages"
+AUTO = "auto"
 FORMAT, VERSION = "radar-fit", 1
 
 
@@ -65,11 +66,12 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
 
 
 def unfolded(draft: Any, policy: Any) -> tuple[Any, Any]:
-    """A decoder's `draft` and `policy`: where the first is such a folder, its head, and its policy if none is given."""
+    """A decoder's `draft` and `policy`: where the first is such a folder, its head, and its policy if none is given, or
+    "auto": a rule or a network, whichever was faster on prompts that nothing had seen."""
     fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
     if fitted is None:
         return draft, policy
-    return fitted.draft, fitted.policy if policy is None else policy
+    return fitted.draft, fitted.policy if policy in (None, AUTO) else policy
 
 
 def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:

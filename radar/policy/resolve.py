@@ -6,6 +6,7 @@ import os
 
 from radar.errors import UsageError
 from radar.policy.base import StopPolicy, Threshold
+from radar.policy.fitted import AUTO
 from radar.policy.lstm import RadarPolicy
 from radar.policy.network import PolicyNetwork
 
@@ -13,13 +14,14 @@ __all__ = ["resolve_policy"]
 
 
 def resolve_policy(value: object) -> StopPolicy:
-    """The policy that `value` means: itself, a trained one's folder or file, or None for the default, `Threshold()`.
+    """The policy that `value` means: itself, a trained one's folder or file, or None or "auto" for `Threshold()`: nothing
+    trained is more than a few percent faster, and a `radar fit` has taken whatever is (see `unfolded`).
 
     Raises:
         UsageError: it is something else; the message says what may have been meant.
         NotFoundError, FormatError: a path where no policy is.
     """
-    if value is None:
+    if value is None or value == AUTO:
         return Threshold()
     if isinstance(value, str | os.PathLike):
         return RadarPolicy(value)
