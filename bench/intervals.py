@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "geometric_mean", "over"]
+__all__ = ["Interval", "bounded", "geometric_mean", "over", "ratios"]
 
 RESAMPLES = 2000
 BOUNDS = (0.025, 0.975)
@@ -43,6 +43,17 @@ def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: i
         cells: runs of one pair and task each, both methods among them.
         seed: of the resampling.
     """
+    value, draws = ratios(cells, method, reference, seed=seed)
+    return bounded(value, draws)
+
+
+def bounded(value: float, draws: Tensor) -> Interval:
+    """A figure with the interval of its resamples; those that are not numbers are left out."""
+    return Interval(value, *torch.nanquantile(draws, torch.tensor(BOUNDS, dtype=torch.float64)).tolist())
+
+
+def ratios(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: int = 0) -> tuple[float, Tensor]:
+    """The value of `over`, and that of every resample [RESAMPLES] float64: of the same prompts for the same seed."""
     weights = _draws(cells, seed)
     logarithms, draws = 0.0, torch.zeros(RESAMPLES, dtype=torch.float64)
     for runs in cells:
@@ -54,8 +65,7 @@ def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: i
             resampled.append((weight @ tokens) / (weight @ seconds))
         logarithms += math.log(speeds[0] / speeds[1])
         draws += (resampled[0] / resampled[1]).log()
-    bounds = torch.nanquantile(draws / len(cells), torch.tensor(BOUNDS, dtype=torch.float64))
-    return Interval(math.exp(logarithms / len(cells)), *bounds.exp().tolist())
+    return math.exp(logarithms / len(cells)), (draws / len(cells)).exp()
 
 
 def _draws(cells: Sequence[Sequence[Run]], seed: int) -> dict[str, tuple[dict[Any, int], Tensor]]:
