@@ -1,8 +1,8 @@
 """Single generations of a comparison: how they are kept, and which of them count.
 
 A run is pair, task, temperature, method, prompt (its number in the task), tokens, seconds, rounds, calls, drafted; one
-that was decoded and not replayed has accepted, stops, text (a digest), prompt_tokens and prefill_seconds as well. A cell
-is one pair, task and temperature.
+that was decoded and not replayed has accepted, stops, text (a digest), prompt_tokens and prefill_seconds as well. A
+cell is one pair, task and temperature.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from radar.generation.base import GenerationOutput
 
-__all__ = ["AUTOREGRESSIVE", "RADAR", "Kept", "Run", "cells_of", "digest", "key_of", "kept", "read_runs", "run_of"]
+__all__ = ["AUTOREGRESSIVE", "RADAR", "Kept", "Run", "cells_of", "digest", "kept", "key_of", "read_runs", "run_of"]
 
 AUTOREGRESSIVE, RADAR = "autoregressive", "radar"
 KEY = ("pair", "task", "temperature", "method", "prompt")

@@ -14,6 +14,7 @@ from bench.tables import (
     ALPHA,
     BOUNDS,
     METHODS,
+    PAIRS,
     RESULTS,
     TASKS,
     costs_by_rows,
@@ -29,9 +30,9 @@ __all__ = ["judged", "readme_table", "report", "speed"]
 
 HOW = """The pairs are a small released model with a head that `radar fit` made for it, widened to the exact shapes of
 large models: the cost is the large model's, the behaviour the small one's. *Decoding* ran on the card. *Replay* goes
-through recorded rounds of every measuring prompt and prices them at the card's costs, so that it judges every method on
-every prompt; `replay_error` in summary.json is how far it is from decoding. Ratios are geometric means over cells (a task
-at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt once for all shapes.
+through recorded rounds of every measuring prompt and prices them at the card's costs, so that it judges every method
+on every prompt; `replay_error` in summary.json is how far it is from decoding. Ratios are geometric means over cells
+(a task at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt once for all shapes.
 """
 GENERATE, VLLM = ("generate", "static"), ("vllm",)  # peers of README's table, by words of their names
 
@@ -121,7 +122,7 @@ def by_task(found: Found) -> str:
                 ratios[cell[0]["pair"], cell[0]["task"], column] = interval(one[0])
     rows = [
         [of_shape(pair), TASKS.get(task, task), *(ratios.get((pair, task, column), "") for column in range(len(kinds)))]
-        for pair, task in sorted({key[:2] for key in ratios})
+        for pair, task in {(run["pair"], run["task"]): None for run in [*found.replayed, *found.decoded.alone]}
     ]
     head = [f"{kind}, T = {t:g}" for kind in ("replay", "decoding") for t in TEMPERATURES]
     return "RADAR over EAGLE-3.\n\n" + table(["shapes of", "task", *head], rows) if rows else ""
@@ -130,7 +131,8 @@ def by_task(found: Found) -> str:
 def speed(found: Found, pair: str, temperature: float, method: str, rows: int = 1) -> float | None:
     """Tokens per second of all that a method decoded: prompts that all methods of the pair have, or all together."""
     if rows > 1:
-        own = [one for one in found.decoded.together if (one["pair"], one["method"], one["rows"]) == (pair, method, rows)]
+        wanted = (pair, method, rows)
+        own = [one for one in found.decoded.together if (one["pair"], one["method"], one["rows"]) == wanted]
     else:
         there = [run for run in found.decoded.alone if (run["pair"], run["temperature"]) == (pair, temperature)]
         cells = cells_of(there, temperature, *{run["method"] for run in there})
@@ -146,7 +148,7 @@ def speeds(found: Found) -> str:
     rows = [
         [of_shape(pair), f"{temperature:g}", str(count)]
         + ["" if (one := speed(found, pair, temperature, name, count)) is None else f"{one:.0f}" for name in names]
-        for pair, temperature, count in sorted(kinds, key=lambda kind: (kind[2], kind[0], kind[1]))
+        for pair, temperature, count in sorted(kinds, key=lambda kind: (kind[2], list(PAIRS).index(kind[0]), kind[1]))
     ]
     text = "All prompts that all methods decoded, the prompt's pass included.\n\n"
     text += table(["shapes of", "temperature", "rows", *map(shown, names)], rows)
@@ -206,9 +208,8 @@ def readme_table(results: Path = RESULTS) -> str:
     for pair in dict.fromkeys(run["pair"] for run in found.decoded.alone):
         own = [run for run in found.decoded.alone if run["pair"] == pair]
         ratios = [compared(own, temperature, RADAR, EAGLE3) for temperature in TEMPERATURES]
-        rows.append(
-            [of_shape(pair), cell(pair, AUTOREGRESSIVE), peer(pair, GENERATE), peer(pair, VLLM)]
-            + [cell(pair, EAGLE3), cell(pair, RADAR), *("-" if one is None else interval(one[0]) for one in ratios)]
-        )
+        speeds = [cell(pair, AUTOREGRESSIVE), peer(pair, GENERATE), peer(pair, VLLM)]
+        speeds += [cell(pair, EAGLE3), cell(pair, RADAR)]
+        rows.append([of_shape(pair), *speeds, *("-" if one is None else interval(one[0]) for one in ratios)])
     head = ["shapes of", "plain decoding", "`generate`, static cache", "vLLM at its best", "EAGLE-3, 8 calls, 60 nodes"]
     return table([*head, "RADAR", "RADAR over EAGLE-3", "at temperature 1"], rows) if rows else ""
