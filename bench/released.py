@@ -42,6 +42,7 @@ SHAPES: dict[str, Geometry] = {
 _SMALL = {"layers": 30, "hidden_size": 704, "intermediate_size": 1600, "heads": 16, "kv_heads": 4}
 SHAPES["small"] = replace(TINY, name="small", vocabulary=VOCABULARY, draft_vocabulary=32000, **_SMALL)  # for a CPU
 KEPT = 4  # policies whose graphs a decoder keeps
+BATCHED = ("eagle3", "radar")  # of several rows, where nodes are shared and not chosen
 
 
 def policy_of(told: Mapping[str, Any], folder: Path) -> StopPolicy:
@@ -164,7 +165,7 @@ def main(argv: list[str]) -> int:
                 write(one)
         for rows in args.rows:
             prompts = [ids for found in tasks.values() for ids in found]
-            for one in together(methods, [AUTOREGRESSIVE, *chosen["0"]], prompts, rows, args.new_tokens):
+            for one in together(methods, [AUTOREGRESSIVE, *BATCHED], prompts, rows, args.new_tokens):
                 write({"temperature": 0.0} | one)
     return 0
 

@@ -95,13 +95,11 @@ class EagerEngine:
         self._set_windows(steps.most_nodes)
         steps.begin()
         watch.lap("draft")
-        last = (
-            self.config.max_calls if steps.sized is not None else self.config.max_calls - 1
-        )  # a choice sees the last level too
-        for call in range(1, last + 1):
+        most = self.config.max_calls
+        for call in range(1, most + (steps.sized is not None)):  # a choice of nodes sees the last level too
             stop = bool(steps.stop().all())  # the host asks: one flag per draft call
             watch.lap("policy")
-            if stop or call == self.config.max_calls:
+            if stop or call == most:
                 break
             steps.step()
             watch.lap("draft")
@@ -118,7 +116,7 @@ class EagerEngine:
         steps.accept(target_tokens)
         calls, drafted, accept_length, *tokens = steps.commit()[0].tolist()  # the round's one read of the result
         tokens = tokens[: accept_length + 1]
-        self.steps.scored = steps.scored
+        self.steps.nodes, self.steps.scored = steps.nodes, steps.scored
         prefix.add(tokens, pending=len(tokens))
         watch.lap("accept")
         if fallback is not None:

@@ -29,8 +29,8 @@ _KEPT = 4  # policies whose graphs are kept; each holds the memory of a verifica
 
 
 class GraphEngine:
-    """Runs `RoundSteps` as one graph: begin, WHILE (step, decide), select, verify, accept, commit; where a policy chooses
-    how many nodes are verified, the last four are the ways of a SWITCH.
+    """Runs `RoundSteps` as one graph: begin, WHILE (step, decide), select, verify, accept, commit; where a policy
+    chooses how many nodes are verified, the last four are the ways of a SWITCH.
 
     The host launches a graph a round and reads one small tensor; nothing is allocated, and nothing asks the host in
     between. Where WHILE nodes cannot be had (an old driver, cuda-bindings missing) three graphs take the one's place

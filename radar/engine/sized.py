@@ -64,6 +64,7 @@ class Sized(Generic[W]):
     def end_into(self, way: W) -> None:
         """End the round by this way."""
         way.end()
-        assert way.scored is not None and self._kept is not None
+        assert way.scored is not None
+        assert self._kept is not None
         torch.index_select(way.scored.logits, 0, way.scored.places.flatten(), out=self._kept.logits)
         way.scored = None  # of a pool that the next way uses

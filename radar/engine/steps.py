@@ -11,14 +11,13 @@ from torch import Tensor
 from radar.config import TreeConfig
 from radar.draft.base import Drafter
 from radar.engine.prefill import Prefill
-from radar.engine.sampler import Sampler
-from radar.engine.saved_row import RowState
+from radar.engine.row_steps import RowSteps
 from radar.engine.scored import Scored
 from radar.engine.sized import Sized
 from radar.errors import UsageError
-from radar.policy.base import RoundSignals, StopPolicy, bound_copy, nodes_of_policy
+from radar.policy.base import StopPolicy, bound_copy, nodes_of_policy
 from radar.target.model import TargetModel
-from radar_kernels import Acceptance, Share, accept_nodes, batch_stop, share_nodes
+from radar_kernels import Share, accept_nodes, batch_stop, share_nodes
 
 __all__ = ["RoundSteps"]
 
@@ -26,7 +25,7 @@ __all__ = ["RoundSteps"]
 FEW = 3  # of so many texts one at least has to go on
 
 
-class RoundSteps:
+class RoundSteps(RowSteps):
     """Draft, decide, verify, accept, commit (RADAR, arXiv 2512.14069). No step asks the host.
 
     A round is `begin`, then `step` until `stop` says so or `max_calls` are made, then `finish`, which is `select`,
@@ -41,41 +40,17 @@ class RoundSteps:
         policy: a bound copy; assign another one between two texts.
         nodes: the tree that `select` made.
         share: which of them all rows verify together; None: each row its own tree.
-        scored: what the last pass chose by; None: there was none.
         max_calls: of a round, whatever the policy says.
         pairs: that a round's first draft call takes; a row may have more of them waiting, for which see `catch_up`.
-        result: [B, 3 + A], see `commit`.
-        active: [B] bool, the rows that hold a text; the others do nothing that counts.
-        alive: [B] bool, the rows that still draft in this round.
     """
 
     def __init__(self, target: TargetModel, drafter: Drafter, policy: StopPolicy, config: TreeConfig) -> None:
-        batch, device = target.cache.length.shape[0], target.device
-        self.target = target
-        self.drafter = drafter
-        self.config = config
+        super().__init__(target, drafter, config)
         self.max_calls, self.pairs = config.max_calls, config.max_accepted
         self._together: int | None = None
         self._carried: tuple[Prefill, int] | None = None
         self.share: Share | None = None
-        self.scored: Scored | None = None
-        self.sampler = Sampler(batch, target.vocab_size, device)
-        # what the last verification leaves for the next draft: its new tokens, their features, how many
-        self.tokens = torch.zeros((batch, config.max_accepted), dtype=torch.int64, device=device)
-        self.taps = torch.zeros((batch, config.max_accepted, drafter.feature_size), dtype=target.dtype, device=device)
-        self.count = torch.ones(batch, dtype=torch.int64, device=device)
-        self.root = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.result = torch.zeros((batch, 3 + config.max_accepted), dtype=torch.int64, device=device)
-        self.active = torch.ones(batch, dtype=torch.bool, device=device)
-        self.alive = self.active.clone()
-        self._lengths = (target.cache.length, drafter.cache.length)
-        self._held = torch.stack(self._lengths)  # when the round began
-        self._one = torch.ones(batch, dtype=torch.int64, device=device)
-        self._rows = torch.arange(batch, device=device)[:, None]
         self._sized: Sized[RoundSteps] | None = None
-        self.signals = RoundSignals(torch.full_like(self.root, -1), torch.zeros_like(self.root))
-        path, signals = torch.zeros_like(self.tokens), self.signals
-        self._accepted = Acceptance(path, self.tokens, signals.accept_length, self.count, self.root, self.result)
         self.policy = self.bind(policy)
 
     def bind(self, policy: StopPolicy) -> StopPolicy:
@@ -100,13 +75,19 @@ class RoundSteps:
         if not nodes or len(self.active) > 1 or self.target.ranks is not None:
             return None
         if self._sized is None or self._sized.policy is not self.policy:
-            ways = [self.first(1, n, self.drafter.tree.expanded, max_calls=self.max_calls) for n in nodes]
-            self._sized = Sized(self.policy, self.drafter.tree, nodes, ways)
+            self._sized = Sized(self.policy, self.drafter.tree, nodes, [self._verifying(n) for n in nodes])
         return self._sized
 
     def chosen(self) -> RoundSteps:
         """The steps that end this round: of as many nodes as the policy says, for which the host asks, or these."""
         return self if self.sized is None else self.sized.ways[int(self.sized.choice())]
+
+    def _verifying(self, nodes: int) -> RoundSteps:
+        """The same steps, and the same target, sampler and cache, for trees of so many nodes."""
+        way = copy.copy(self)
+        way._sized, way.config = None, replace(self.config, total_tokens=nodes)
+        way.drafter = self.drafter.first(1, nodes, self.drafter.tree.expanded)  # whose tree alone is read
+        return way
 
     def first(
         self, count: int, total_tokens: int, expanded: int, *, together: int | None = None, max_calls: int | None = None
@@ -119,23 +100,14 @@ class RoundSteps:
             max_calls: of a round; None: half of the nodes, where they are fewer than the config's: a tree of few has
                 no deep levels.
         """
-        view = copy.copy(self)
-        view._sized = None
-        view._together = together
+        view = self._of_first(count, total_tokens, expanded)
+        view._sized, view._together = None, together
         if max_calls is not None:
             view.max_calls = min(self.max_calls, max_calls)
             view.pairs = view.max_calls + 1
         elif total_tokens < self.config.total_tokens:
             view.max_calls = min(self.max_calls, max(2, total_tokens // 2))
         view.config = replace(self.config, total_tokens=total_tokens)
-        view.target, view.drafter = self.target.first(count), self.drafter.first(count, total_tokens, expanded)
-        view.sampler = self.sampler.first(count)
-        for name in ("tokens", "taps", "count", "root", "result", "active", "alive", "_one", "_rows"):
-            setattr(view, name, getattr(self, name)[:count])
-        view._lengths = (view.target.cache.length, view.drafter.cache.length)
-        view._held = torch.stack(view._lengths)
-        view.signals = RoundSignals(*(tensor[:count] for tensor in self.signals))
-        view._accepted = Acceptance(*(tensor[:count] for tensor in self._accepted))
         return view
 
     def carrying(self, prefill: Prefill, rows: int) -> RoundSteps:
@@ -143,22 +115,6 @@ class RoundSteps:
         view = copy.copy(self)
         view._carried = prefill, rows
         return view
-
-    @property
-    def state(self) -> RowState:
-        """Of the texts in a batch's rows."""
-        tensors = (self.tokens, self.taps, self.count, self.root, self.active, self.signals.accept_length)
-        return RowState(tensors, self.sampler, (self.target.cache, self.drafter.cache))
-
-    def load(self, token: Tensor, taps: Tensor, row: int | None = None) -> None:
-        """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]; of one row alone
-        with B = 1."""
-        rows = slice(None) if row is None else slice(row, row + 1)
-        self.count[rows] = 1
-        self.root[rows] = token[:, 0]
-        self.tokens[rows, :1] = token
-        self.taps[rows, :1] = taps
-        self.signals.accept_length[rows] = -1
 
     def begin(self, pairs: int | None = None) -> None:
         """Draft call 1, which takes `pairs` [B, pairs] that wait, as many as `count` says of each row; None: those of
@@ -259,35 +215,6 @@ class RoundSteps:
         del self._logits
         return self.result
 
-    def plain(self) -> Tensor:
-        """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.
-
-        As many pairs as a tree can accept nodes can wait; before one more, `catch_up`.
-
-        Returns:
-            The token [B, 1], which is `root` too.
-        """
-        self._hold()
-        logits, taps = self.target.verify(*self.target.chain(self.root[:, None]))
-        self.target.advance(1)
-        token = self.sampler.sample(logits, self.target.cache.length[:, None])
-        self.sampler.commit(token, self._one)
-        place = self.count[:, None]
-        self.tokens.scatter_(1, place, token)
-        self.taps.scatter_(1, place[..., None].expand_as(taps), taps)
-        self.count += 1
-        self.root.copy_(token[:, 0])
-        self.settle()
-        self.scored = Scored(logits[:, 0], self._rows, token)
-        return token
-
-    def catch_up(self) -> None:
-        """Add the waiting pairs to the draft's cache. A `plain` step has to follow before the next `begin`."""
-        self._hold()
-        self.drafter.extend(self.tokens, self.taps, self.count)
-        self.count.zero_()
-        self.settle()
-
     def finish(self) -> Tensor:
         """All that follows the drafting; returns what `commit` does."""
         chosen = self.chosen()
@@ -307,15 +234,3 @@ class RoundSteps:
         result = self.commit()
         self.settle()
         return result
-
-    def _hold(self) -> None:
-        """Remember how long the rows are, for `settle`."""
-        if len(self.active) > 1:
-            torch.stack(self._lengths, out=self._held)
-
-    def settle(self) -> None:
-        """Rows without a text, and one with a prompt that is half taken in, stay as they were."""
-        if len(self.active) > 1:
-            for length, held in zip(self._lengths, self._held, strict=True):
-                length.copy_(torch.where(self.active, length, held))
-            self.count.copy_(torch.where(self.active, self.count, self._one))

@@ -65,7 +65,7 @@ class NodePolicy(StopPolicy, Protocol):
         """Asked when drafting has ended, behind `stop`. `radar_kernels.tree_mass` of `nodes` [B, S] -> index [B]."""
 
 
-def nodes_of_policy(policy: StopPolicy) -> tuple[int, ...]:
+def nodes_of_policy(policy: object) -> tuple[int, ...]:
     """The numbers of nodes that it chooses among; none, if it leaves them to the tree."""
     return tuple(getattr(policy, "nodes", ()))
 

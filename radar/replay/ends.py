@@ -11,7 +11,7 @@ from torch import Tensor
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 
-__all__ = ["Ends", "at_calls"]
+__all__ = ["Ends", "at_calls", "priced"]
 
 
 class Ends(NamedTuple):
@@ -48,6 +48,11 @@ class Ends(NamedTuple):
         shapes = [replace(tree, total_tokens=n) for n in dataset.header.nodes]
         nodes = torch.stack([costs.round_seconds(self.calls, context, shape) for shape in shapes], -1)
         return nodes.gather(1, self.chosen[:, None])[:, 0] + costs.choice_seconds
+
+
+def priced(dataset: RoundDataset, costs: CostTable) -> list[int]:
+    """Which of the recording's `nodes` the cost table measured: their places."""
+    return [at for at, n in enumerate(dataset.header.nodes) if costs.nodes[0] <= n <= costs.nodes[-1]]
 
 
 def at_calls(table: Tensor, calls: Tensor) -> Tensor:

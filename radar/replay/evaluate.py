@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from radar.errors import UsageError
 from radar.policy.base import StopPolicy
 from radar.policy.network import PolicyNetwork
-from radar.replay.ends import Ends
+from radar.replay.ends import Ends, priced
 from radar.replay.replay import costs_for, ends_of, played, replay_ends, tune_fixed
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
@@ -28,9 +28,11 @@ class Evaluation(NamedTuple):
     """One policy on the rounds. Ratios are to the reference; intervals are 95 %, by paired bootstrap over prompts.
 
     Attributes:
-        gap_closed: (speed - best fixed) / (oracle - best fixed), of the best fixed depth (and number of nodes, where
-            several were recorded, as of the oracles) of these very rounds and the oracle that knows the target's probabilities, which no policy can beat in expectation. None where they were
-            not recorded (temperature 0), or that oracle is not above the best fixed depth.
+        nodes: verified in a round, the root included.
+        gap_closed: (speed - best fixed) / (oracle - best fixed), of the best fixed depth of these very rounds and the
+            oracle that knows the target's probabilities, which no policy can beat in expectation. Both choose a number
+            of nodes too, where several were recorded. None where the probabilities were not (temperature 0), or that
+            oracle is not above the best fixed depth.
         hindsight_gap_closed: the same for the oracle that knows what was accepted.
     """
 
@@ -71,14 +73,15 @@ def evaluate(
     if len(prompts) < 2:
         raise UsageError("evaluate: intervals need rounds of two prompts or more")
     free, fixed_policy = costs.without_decisions(), tune_fixed(dataset, costs).policy
-    plays = {  # ends, prices, tokens
+    plays: dict[str, tuple[Ends, CostTable, Tensor | None]] = {  # ends, prices, tokens
         name: (ends_of(policy, dataset), costs_for(policy, costs), None)
         for name, policy in {**policies, BEST_FIXED: fixed_policy}.items()
     }
-    if dataset.header.temperature > 0:
-        known = _by_ends(dataset, dataset.expected_accept, dataset.expected_of_nodes)
+    if dataset.distribution is not None or dataset.expected_by_nodes is not None:
+        known = (dataset.expected_of_nodes if priced(dataset, costs) else dataset.expected_accept)()
         plays[KNOWING] = (oracle_ends(dataset, free, known), free, known)
-    came = _by_ends(dataset, lambda: dataset.accept_lengths, lambda: dataset.accepted_by_nodes)
+    came = dataset.accepted_by_nodes if priced(dataset, costs) else dataset.accept_lengths
+    assert came is not None
     plays[HINDSIGHT] = (oracle_ends(dataset, free, came), free, came)
 
     draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
@@ -98,61 +101,43 @@ def evaluate(
         low, high = torch.quantile(resampled(name) / basis, bounds).tolist()
         gaps = [shown[top].tokens_per_time - fixed if top in shown else 0.0 for top in (KNOWING, HINDSIGHT)]
         shares = [(speed - fixed) / gap if gap > 0 else None for gap in gaps]
-        ratio, about = (
-            speed / shown[reference].tokens_per_time,
-            (one.draft_calls, one.nodes, one.mean_acceptance_length),
-        )
+        ratio = speed / shown[reference].tokens_per_time
+        about = one.draft_calls, one.nodes, one.mean_acceptance_length
         results.append(Evaluation(name, speed, ratio, (low, high), *about, one.stop_histogram, *shares))
     return results
 
 
 def oracle_ends(dataset: RoundDataset, costs: CostTable, accept: Tensor) -> Ends:
-    """How rounds end by a policy that knows the accepted tokens of every end beforehand: [N, T] of those with the tree's
-    nodes, or [N, T, S] of those recorded.
+    """How rounds end by a policy that knows the accepted tokens of every end beforehand: [N, T] of those with as many
+    nodes as the tree has, or [N, T, S] of those recorded, of which those count that the costs know.
 
     It maximises tokens - rate * time at the rate that it reaches itself, and so the ratio of the sums.
     """
-    tree, nodes = dataset.header.tree, accept.shape[2:]
-    times = costs.times_of_nodes(tree, dataset.position, dataset.header.nodes) if nodes else None
-    times = (costs.times(tree, dataset.position) if times is None else times).flatten(1)
-    tokens = accept.flatten(1).double() + 1
+    tree, places = dataset.header.tree, torch.tensor(priced(dataset, costs))
+    if chooses := accept.dim() == 3:
+        nodes = [dataset.header.nodes[at] for at in places.tolist()]
+        times, accept = costs.times_of_nodes(tree, dataset.position, nodes).flatten(1), accept[..., places].flatten(1)
+    else:
+        times = costs.times(tree, dataset.position)
+    tokens = accept.double() + 1
     rate, end = 0.0, torch.zeros(len(dataset), 1, dtype=torch.int64)
     # Dinkelbach's iteration: the rate rises strictly until it is the optimum, over finitely many choices
     while (reached := (tokens.gather(1, end).sum() / times.gather(1, end).sum()).item()) > rate * (1 + 1e-12):
         rate = reached
         end = (tokens - rate * times).argmax(1, keepdim=True)
-    choices = nodes[0] if nodes else 1
-    return Ends(end[:, 0] // choices + 1, end[:, 0] % choices if nodes else None)
-
-
-def _by_ends(dataset: RoundDataset, own: Callable[[], Tensor | None], of_nodes: Callable[[], Tensor | None]) -> Tensor:
-    """Accepted tokens by stop and number of nodes; where none were recorded, by stop."""
-    found = (of_nodes if dataset.header.nodes else own)()
-    assert found is not None
-    return found.float()
+    if not chooses:
+        return Ends(end[:, 0] + 1)
+    return Ends(end[:, 0] // len(places) + 1, places[end[:, 0] % len(places)])
 
 
 def render(results: Sequence[Evaluation]) -> str:
     """A table for a terminal."""
-    head = [
-        "policy",
-        "tokens/s",
-        "over reference",
-        "95 % interval",
-        "draft calls [per round]",
-        "nodes",
-        "tokens [per round]",
-    ]
+    head = ["policy", "tokens/s", "over reference", "95 % interval", "draft calls [per round]", "nodes [per round]"]
     rows = []
     for one in results:
         shares = ["" if s is None else f"{s:.0%}" for s in (one.gap_closed, one.hindsight_gap_closed)]
         interval = f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
-        figures = [
-            f"{one.tokens_per_second:.4g}",
-            f"{one.ratio:.3f}",
-            interval,
-            f"{one.draft_calls:.2f}",
-            f"{one.nodes:.0f}",
-        ]
-        rows.append([one.name, *figures, f"{one.mean_acceptance_length:.2f}", *shares])
-    return table([*head, "gap closed", "of hindsight"], rows)
+        figures = [f"{one.tokens_per_second:.4g}", f"{one.ratio:.3f}", interval]
+        figures += [f"{one.draft_calls:.2f}", f"{one.nodes:.1f}", f"{one.mean_acceptance_length:.2f}"]
+        rows.append([one.name, *figures, *shares])
+    return table([*head, "tokens [per round]", "gap closed", "of hindsight"], rows)

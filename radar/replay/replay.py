@@ -17,7 +17,7 @@ from radar.errors import UsageError
 from radar.policy.base import FixedDepth, RoundSignals, StopPolicy, attach_signals, nodes_of_policy
 from radar.policy.by_mass import NodesByMass
 from radar.policy.network import PolicyNetwork
-from radar.replay.ends import Ends, at_calls
+from radar.replay.ends import Ends, at_calls, priced
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 
@@ -26,9 +26,12 @@ __all__ = [
     *("mass_of", "tune", "tune_fixed", "tune_fixed_depth"),
 ]
 
+BATCH = 4096  # rounds that a network reads at once
+
 
 class Replay(NamedTuple):
-    """Means over rounds, and what `nodes` were verified. `tokens_per_time` is sum of tokens / sum of times, in the unit of the cost table.
+    """Means over rounds; `nodes` are those verified, the root included. `tokens_per_time` is sum of tokens / sum of
+    times, in the unit of the cost table.
 
     Tokens are expectations where the distribution of accepted lengths was recorded.
     """
@@ -66,23 +69,14 @@ def tune(
 
 
 def tune_fixed(dataset: RoundDataset, costs: CostTable) -> Tuned:
-    """The best constant number of calls and, where several were recorded, of nodes; the value is that of the calls."""
-    depths = tune_fixed_depth(dataset, costs)
-    if not dataset.header.nodes:
-        return depths
-    calls = torch.arange(1, dataset.header.tree.max_calls + 1)
-    best, free = depths, costs.without_decisions()
-    for at, nodes in enumerate(dataset.header.nodes):
-        if nodes == dataset.header.tree.total_tokens:
-            continue
-        curve = {}
-        for n in calls.tolist():
-            ends = Ends(torch.full_like(dataset.position, n), torch.full_like(dataset.position, at))
-            curve[float(n)] = replay_ends(ends, dataset, free).tokens_per_time
-        value = max(curve, key=lambda n: curve[n])
-        if curve[value] > max(best.curve.values()):
-            policy = NodesByMass(FixedDepth(int(value)), [nodes], [0.0])
-            best = Tuned(policy, value, value == calls[-1], curve)
+    """The best constant number of calls and, where several were recorded and have prices, of nodes; the value and the
+    curve are those of the calls."""
+    tree, best = dataset.header.tree, tune_fixed_depth(dataset, costs)
+    calls = range(1, tree.max_calls + 1)
+    for nodes in [dataset.header.nodes[at] for at in priced(dataset, costs)]:
+        if nodes != tree.total_tokens:
+            found = tune(lambda n, nodes=nodes: NodesByMass(FixedDepth(int(n)), [nodes], [0.0]), calls, dataset, costs)  # type: ignore[misc]
+            best = max(best, found._replace(at_edge=found.value == calls[-1]), key=lambda one: max(one.curve.values()))
     return best
 
 
@@ -151,7 +145,9 @@ def _accepted(ends: Ends, dataset: RoundDataset) -> Tensor:
     """Draft tokens [N] that the text itself has accepted."""
     if ends.chosen is None:
         return ends.pick(dataset.accept_lengths)
-    return ends.pick(dataset.of_nodes().accepted_by_nodes).long()
+    accepted = dataset.of_nodes().accepted_by_nodes
+    assert accepted is not None
+    return ends.pick(accepted).long()
 
 
 def _walk(dataset: RoundDataset, gains: Callable[[Tensor], Tensor]) -> Tensor:
@@ -191,12 +187,12 @@ def first_stop(flags: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _ends_of_network(network: PolicyNetwork, dataset: RoundDataset, *, batch_size: int = 4096) -> Ends:
+def _ends_of_network(network: PolicyNetwork, dataset: RoundDataset) -> Ends:
     """When the network stops at P(stop) > 1/2, and its likeliest number of nodes there, as `RadarPolicy` does."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
     flags, likely = [], []
-    for index in torch.arange(len(dataset)).split(batch_size):
+    for index in torch.arange(len(dataset)).split(BATCH):
         scores = dataset.scores[index].to(device)
         if network.nodes:
             logits, sizes = network.both(scores, mass_of(network, dataset, index).to(device))
@@ -261,7 +257,8 @@ def _play(policy: StopPolicy, dataset: RoundDataset, rounds: Tensor) -> Ends:
 
 def mass_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, rounds: Tensor) -> Tensor:
     """What the policy reads of the tree after every call of some rounds: [R, T, S] of its own numbers of nodes."""
-    mass = dataset.of_nodes(nodes_of_policy(policy)).mass_by_nodes  # type: ignore[arg-type]
+    mass = dataset.of_nodes(nodes_of_policy(policy)).mass_by_nodes
+    assert mass is not None
     return mass[rounds][..., _places(policy, dataset)].float()
 
 
@@ -271,4 +268,4 @@ def _of_header(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, chosen
 
 
 def _places(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset) -> list[int]:
-    return [dataset.header.nodes.index(n) for n in nodes_of_policy(policy)]  # type: ignore[arg-type]
+    return [dataset.header.nodes.index(n) for n in nodes_of_policy(policy)]

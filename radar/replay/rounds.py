@@ -133,9 +133,10 @@ class RoundDataset:
 
     def of_nodes(self, nodes: Sequence[int] = ()) -> RoundDataset:
         """Itself, if these numbers of nodes, or any, were recorded. Raises UsageError otherwise."""
-        if missing := sorted({*nodes} - {*self.header.nodes}) or ([] if self.header.nodes else ["any"]):
+        missing = ", ".join(map(str, sorted({*nodes} - {*self.header.nodes})))
+        if missing or not self.header.nodes:
             raise UsageError(
-                f"what verifying {', '.join(map(str, missing))} nodes would have had accepted is not in these rounds, "
+                f"what verifying {missing or 'other numbers of'} nodes would have had accepted is not in these rounds, "
                 f"which know of {list(self.header.nodes)}: record them again with `radar record`"
             )
         return self

@@ -120,9 +120,11 @@ def replay_batch(
     return Replay(
         rounds=len(made),
         draft_calls=made.double().mean().item(),
+        nodes=float(nodes),
         mean_acceptance_length=gained.mean().item(),
         tokens_per_time=(gained.sum() / torch.cat(seconds).sum()).item(),
         stop_histogram=tuple(torch.bincount(made - 1, minlength=dataset.scores.shape[1]).tolist()),
+        node_histogram={nodes: len(made)},
     )
 
 
