@@ -70,19 +70,20 @@ def kept(file: Path) -> Kept:
     ValueError: replay, which repeats itself exactly, said two things of one prompt.
     """
     alone: dict[tuple[Any, ...], Run] = {}
-    together, about = [], []
+    together: dict[tuple[Any, ...], Run] = {}
+    about = []
     if file.is_file():
         with lzma.open(file, "rt", encoding="utf8") as lines:
             for run in map(json.loads, lines):
                 if "about" in run:
                     about.append(run)
                 elif "prompt" not in run:
-                    together.append(run)
+                    together[run["pair"], run["method"], run["rows"]] = run
                 elif "text" not in run and alone.get(key_of(run), run) != run:
                     raise ValueError(f"{file.name} says two things of {key_of(run)}: was another recording appended?")
                 else:
                     alone[key_of(run)] = run
-    return Kept(list(alone.values()), together, about)
+    return Kept(list(alone.values()), list(together.values()), about)
 
 
 def cells_of(runs: Iterable[Run], temperature: float, *methods: str) -> list[list[Run]]:
