@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "bounded", "geometric_mean", "over", "ratios"]
+__all__ = ["Interval", "bounded", "over", "ratios"]
 
 RESAMPLES = 2000
 BOUNDS = (0.025, 0.975)
@@ -27,10 +27,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: int = 0) -> Interval:

@@ -71,10 +71,11 @@ def measured(found: Found) -> str:
     if not rows:
         return ""
     text = f"{HOW}\n{table(['kind', 'shapes of', 'temperature', 'prompts of a task', 'methods'], rows)}"
+    lines = []
     for about in found.decoded.about:
         machine, command = about["about"], command_line("bench.released", about["argv"])
-        text += f"\n`{command}`: {machine['hardware']}, torch {machine['torch']}, commit {machine['commit'][:7]}.\n"
-    return text
+        lines.append(f"`{command}`: {machine['hardware']}, torch {machine['torch']}, commit {machine['commit'][:7]}.\n")
+    return text + "".join(f"\n{line}" for line in dict.fromkeys(lines))  # a stopped command goes on as it was
 
 
 def judged(runs: Iterable[Run], temperature: float, names: Iterable[str]) -> list[tuple[str, Any, Cells]]:

@@ -62,7 +62,7 @@ def write_results(folder):
     """Small result files of every kind, as the comparison leaves them."""
     files = {
         "end_to_end/released_runs.jsonl.xz": [
-            {"pair": "llama", "about": MACHINE, "argv": ["--model", "/somewhere/smol"]},
+            *2 * [{"pair": "llama", "about": MACHINE, "argv": ["--model", "/somewhere/smol"]}],
             *decoded(),
             *decoded("qwen", (AUTOREGRESSIVE, "eagle3", "threshold", "radar"), prompts=2),
             *({"pair": "llama", "temperature": 0.0, "method": method, "rows": 8, "tokens": 4000, "seconds": seconds,

@@ -21,7 +21,7 @@ def section(text, title):
 
 def test_the_report_by_hand(results):
     text = sections.report(results)
-    assert "`python -m bench.released --model smol`: a card, torch 2, commit abcdef1." in text
+    assert text.count("`python -m bench.released --model smol`: a card, torch 2, commit abcdef1.") == 1
     methods = section(text, "Methods").split("Temperature 1")[0].splitlines()
     names = [line.split(" | ")[0].strip("| ") for line in methods if line.startswith("| ")][2:]
     assert names == [
