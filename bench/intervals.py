@@ -81,9 +81,9 @@ def _draws(cells: Sequence[Sequence[Run]], seed: int) -> dict[str, tuple[dict[An
 
 def _sums(runs: Sequence[Run], method: str, columns: Mapping[Any, int]) -> tuple[Tensor, Tensor]:
     """(tokens [P], seconds [P]) of a method by prompt."""
-    tokens, seconds = torch.zeros(2, len(columns), dtype=torch.float64)
+    tokens, seconds = [0.0] * len(columns), [0.0] * len(columns)
     for run in runs:
         if run["method"] == method:
             tokens[columns[run["prompt"]]] += run["tokens"]
             seconds[columns[run["prompt"]]] += run["seconds"]
-    return tokens, seconds
+    return torch.tensor(tokens, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
