@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "geometric_mean", "over"]
+__all__ = ["Interval", "bounded", "over", "ratios"]
 
 RESAMPLES = 2000
 BOUNDS = (0.025, 0.975)
@@ -29,10 +29,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: int = 0) -> Interval:
     """Speed of a method over another's: the geometric mean over cells of ratios of sums.
 
@@ -43,6 +39,17 @@ def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: i
         cells: runs of one pair and task each, both methods among them.
         seed: of the resampling.
     """
+    value, draws = ratios(cells, method, reference, seed=seed)
+    return bounded(value, draws)
+
+
+def bounded(value: float, draws: Tensor) -> Interval:
+    """A figure with the interval of its resamples; those that are not numbers are left out."""
+    return Interval(value, *torch.nanquantile(draws, torch.tensor(BOUNDS, dtype=torch.float64)).tolist())
+
+
+def ratios(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: int = 0) -> tuple[float, Tensor]:
+    """The value of `over`, and that of every resample [RESAMPLES] float64: of the same prompts for the same seed."""
     weights = _draws(cells, seed)
     logarithms, draws = 0.0, torch.zeros(RESAMPLES, dtype=torch.float64)
     for runs in cells:
@@ -54,8 +61,7 @@ def over(cells: Sequence[Sequence[Run]], method: str, reference: str, *, seed: i
             resampled.append((weight @ tokens) / (weight @ seconds))
         logarithms += math.log(speeds[0] / speeds[1])
         draws += (resampled[0] / resampled[1]).log()
-    bounds = torch.nanquantile(draws / len(cells), torch.tensor(BOUNDS, dtype=torch.float64))
-    return Interval(math.exp(logarithms / len(cells)), *bounds.exp().tolist())
+    return math.exp(logarithms / len(cells)), (draws / len(cells)).exp()
 
 
 def _draws(cells: Sequence[Sequence[Run]], seed: int) -> dict[str, tuple[dict[Any, int], Tensor]]:
@@ -75,9 +81,9 @@ def _draws(cells: Sequence[Sequence[Run]], seed: int) -> dict[str, tuple[dict[An
 
 def _sums(runs: Sequence[Run], method: str, columns: Mapping[Any, int]) -> tuple[Tensor, Tensor]:
     """(tokens [P], seconds [P]) of a method by prompt."""
-    tokens, seconds = torch.zeros(2, len(columns), dtype=torch.float64)
+    tokens, seconds = [0.0] * len(columns), [0.0] * len(columns)
     for run in runs:
         if run["method"] == method:
             tokens[columns[run["prompt"]]] += run["tokens"]
             seconds[columns[run["prompt"]]] += run["seconds"]
-    return tokens, seconds
+    return torch.tensor(tokens, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)

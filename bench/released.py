@@ -1,9 +1,10 @@
 """A released model and the head that `radar fit` made for it, at the shape of a large model: every method decodes every
 prompt in turn, and again with several rows.
 
-`python -m bench.released --model MODEL --draft HEAD --shape llama --prompts DIR --methods METHODS.json --out RUNS`, on a
-GPU. METHODS.json is what `bench.replayed` chose: by shape and temperature, the policies by name. The same command
-goes on where it was stopped; `--seconds` stops it. With `--save DIR` the wide pair and the prompts are left for peers.
+`python -m bench.released --model MODEL --draft HEAD --shape llama --prompts DIR --methods METHODS.json --out RUNS`, on
+a GPU. METHODS.json holds what was tuned and trained on other prompts: by shape and temperature, the policies by name.
+The same command goes on where it was stopped; `--seconds` stops it. With `--save DIR` the wide pair and the prompts are
+left for peers.
 """
 
 from __future__ import annotations
@@ -140,10 +141,8 @@ def main(argv: list[str]) -> int:
         flat = [[task, ids] for task, found in tasks.items() for ids in found]
         (args.save / "prompts.json").write_text(json.dumps(flat), encoding="utf8")
     chosen = json.loads(args.methods.read_text(encoding="utf8"))[args.shape]
-    methods, done = (
-        Methods(pair, tokenizer, chosen, args.methods.parent),
-        {key_of(run) for run in read_runs(args.out) if "prompt" in run},
-    )
+    methods, warm = Methods(pair, tokenizer, chosen, args.methods.parent), set()
+    done = {key_of(run) for run in read_runs(args.out) if "prompt" in run}
     with args.out.open("a", encoding="utf8") as sink:
 
         def write(run: dict[str, Any]) -> None:
@@ -158,7 +157,8 @@ def main(argv: list[str]) -> int:
                 continue
             if time.monotonic() > ends:
                 return 3
-            if not index and task == next(iter(TASKS)):  # first calls compile and capture
+            if temperature not in warm:  # first calls compile and capture, in every process
+                warm.add(temperature)
                 for _ in alone(methods, names, run, tasks[task][index], args.new_tokens):
                     pass
             for one in alone(methods, names, run, tasks[task][index], args.new_tokens):

@@ -1,7 +1,7 @@
-"""The measuring prompts' recorded rounds under every method: what each prompt would take, at the costs of a large model.
+"""The measuring prompts' recorded rounds under every method: what each would take, at the costs of a large model.
 
-`python -m bench.replayed --rounds ROUNDS --train ROUNDS --costs COSTS --methods METHODS.json --pair llama --out RUNS`, with
-recordings of `radar record --every-token`, of one temperature, and a cost table of `radar profile`. Rules of the
+`python -m bench.replayed --rounds ROUNDS --train ROUNDS --costs COSTS --methods METHODS.json --pair llama --out RUNS`,
+with recordings of `radar record --every-token`, of one temperature, and a cost table of `radar profile`. Rules of the
 literature are fitted and tuned on `--train`, beside what METHODS.json holds for `bench.released` to decode; the best
 fixed setting of each task in hindsight and the oracles see the measuring rounds themselves. RUNS are lines as
 `bench.runs` tells, without texts.

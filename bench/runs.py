@@ -1,14 +1,15 @@
 """Single generations of a comparison: how they are kept, and which of them count.
 
-A run is pair, task, temperature, method, prompt (its number in the task), tokens, seconds, rounds, calls, accepted,
-stops, text (a digest), prompt_tokens, prefill_seconds, and of the tree nodes and max_calls. A cell is one pair, task
-and temperature.
+A run is pair, task, temperature, method, prompt (its number in the task), tokens, seconds, rounds, calls, drafted; one
+that was decoded and not replayed has accepted, stops, text (a digest), prompt_tokens and prefill_seconds as well. A
+cell is one pair, task and temperature.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,30 +17,19 @@ from typing import Any, NamedTuple
 
 from radar.generation.base import GenerationOutput
 
-__all__ = [
-    "AUTOREGRESSIVE",
-    "RADAR",
-    "Cell",
-    "Run",
-    "cells_of",
-    "digest",
-    "equal_texts",
-    "key_of",
-    "read_runs",
-    "run_of",
-]
+__all__ = ["AUTOREGRESSIVE", "RADAR", "Kept", "Run", "cells_of", "digest", "kept", "key_of", "read_runs", "run_of"]
 
 AUTOREGRESSIVE, RADAR = "autoregressive", "radar"
 KEY = ("pair", "task", "temperature", "method", "prompt")
 Run = Mapping[str, Any]
 
 
-class Cell(NamedTuple):
-    """One pair, task and temperature."""
+class Kept(NamedTuple):
+    """What a file of runs holds: runs of one text, of several at once, and what is said of the machine."""
 
-    pair: str
-    task: str
-    temperature: float
+    alone: list[Run]
+    together: list[Run]
+    about: list[Run]
 
 
 def key_of(run: Run) -> tuple[Any, ...]:
@@ -74,27 +64,36 @@ def read_runs(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def cells_of(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
-    """Runs by cell, of prompts that every method of the pair has finished: a stopped comparison is no bias."""
-    cells: dict[Cell, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    methods: dict[str, set[str]] = defaultdict(lambda: {RADAR})  # it comes last: without it nothing is whole
-    for run in runs:
-        cells[Cell(run["pair"], run["task"], run["temperature"])][run["prompt"]].append(run)
-        methods[run["pair"]].add(run["method"])
-    whole = {
-        cell: [run for found in prompts.values() if len(found) == len(methods[cell.pair]) for run in found]
-        for cell, prompts in cells.items()
-    }
-    return {cell: kept for cell, kept in whole.items() if kept}
+def kept(file: Path) -> Kept:
+    """A result file, .jsonl.xz; empty if there is none. A prompt that was decoded again counts as the last time.
 
-
-def equal_texts(runs: Sequence[Run], method: str, reference: str) -> list[Run]:
-    """The two methods' runs of prompts for which both wrote the same text.
-
-    In 16 bits a tie of two tokens may fall either way, and then a ratio compares two texts. But leaving those out
-    selects on the outcome: it shows how far the ratio depends on them and is no figure of its own.
+    ValueError: replay, which repeats itself exactly, said two things of one prompt.
     """
-    names = (method, reference)
-    texts = {name: {run["prompt"]: run["text"] for run in runs if run["method"] == name} for name in names}
-    same = {prompt for prompt, text in texts[method].items() if texts[reference].get(prompt) == text}
-    return [run for run in runs if run["method"] in names and run["prompt"] in same]
+    alone: dict[tuple[Any, ...], Run] = {}
+    together: dict[tuple[Any, ...], Run] = {}
+    about = []
+    if file.is_file():
+        with lzma.open(file, "rt", encoding="utf8") as lines:
+            for run in map(json.loads, lines):
+                if "about" in run:
+                    about.append(run)
+                elif "prompt" not in run:
+                    together[run["pair"], run["method"], run["rows"]] = run
+                elif "text" not in run and alone.get(key_of(run), run) != run:
+                    raise ValueError(f"{file.name} says two things of {key_of(run)}: was another recording appended?")
+                else:
+                    alone[key_of(run)] = run
+    return Kept(list(alone.values()), list(together.values()), about)
+
+
+def cells_of(runs: Iterable[Run], temperature: float, *methods: str) -> list[list[Run]]:
+    """The methods' runs of the prompts that all of them have finished, by pair and task: a stopped one is no bias."""
+    cells: dict[tuple[str, str], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run["temperature"] == temperature and run["method"] in methods:
+            cells[run["pair"], run["task"]][run["prompt"]].append(run)
+    whole = [
+        [run for found in prompts.values() if len(found) == len(methods) for run in found]
+        for _, prompts in sorted(cells.items())
+    ]
+    return [cell for cell in whole if cell]

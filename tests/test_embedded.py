@@ -12,6 +12,7 @@ from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, 
 from radar.metrics import merge
 from radar.tools.compare import Contender, compare, render
 from radar.tools.prompts import PromptLine, encode_prompt, load_prompts
+from radar.tools.twins import fingerprint, load_prompts_seen, near_twins, save_prompts_seen
 
 ASSETS = Path(radar.__file__).parent / "assets"
 LENGTH = 32
@@ -119,6 +120,26 @@ def test_comparison_table(decoder):
     assert rows[1].metrics.draft_calls_per_round == 8
     assert all(row.slowest <= row.metrics.tokens_per_second * 1.001 <= row.fastest * 1.01 for row in rows)
     assert "8   100.0%" in render(rows)
+
+
+def measuring_prompts_seen(policy):
+    """Prompts of the package that a policy was trained on, or on a near-twin of; None if it does not say."""
+    seen = load_prompts_seen(policy)
+    measuring = {n: fingerprint(line.text) for n, line in enumerate(load_prompts(ASSETS / "prompts.jsonl"))}
+    return None if seen is None else near_twins(measuring, seen)
+
+
+def test_prompts_that_measure_are_found_among_what_was_trained_on(tmp_path):
+    texts = [line.text for line in load_prompts(ASSETS / "prompts.jsonl")]
+    save_prompts_seen(tmp_path, {7: fingerprint("Something else."), 9: fingerprint(f"{texts[4]} Please."),
+                                 11: fingerprint(texts[2])})  # fmt: skip
+    assert measuring_prompts_seen(tmp_path) == {4: 9, 2: 11}
+
+
+def test_the_policy_was_trained_on_no_prompt_that_measures():
+    if (found := measuring_prompts_seen(ASSETS / "policy")) is None:
+        pytest.skip("the policy that ships is from before policies said what they were trained on")
+    assert found == {}
 
 
 def test_assets_are_small_and_described():

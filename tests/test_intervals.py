@@ -7,7 +7,7 @@ import pytest
 import torch
 from measured_runs import run
 
-from bench.intervals import geometric_mean, over
+from bench.intervals import bounded, over, ratios
 
 
 def test_speeds_are_ratios_of_sums():
@@ -43,7 +43,16 @@ def test_cells_count_by_their_geometric_mean():
     fast = [run(name, p, 10, t) for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 4.0))]
     slow = [run(name, p, 10, t, task="mbpp") for p in range(3) for name, t in (("radar", 1.0), ("eagle3", 1.0))]
     assert over([fast, slow], "radar", "eagle3").value == pytest.approx(2.0)
-    assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
+
+
+def test_resamples_of_two_ratios_draw_the_same_prompts():
+    """So that a figure of both has an interval: here one is twice the other in every resample."""
+    (cell,) = cells("a")
+    half = [one | {"method": "half", "seconds": one["seconds"] * 2} for one in cell if one["method"] == "radar"]
+    (full, draws), (less, others) = (ratios([cell + half], name, "eagle3") for name in ("radar", "half"))
+    assert full == pytest.approx(2 * less)
+    assert torch.allclose(draws, 2 * others)
+    assert bounded(full / less, draws / others) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def cells(pairs, task="gsm8k", slow=(1.0, 4.0, 2.0, 8.0)):

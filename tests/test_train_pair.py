@@ -7,8 +7,8 @@ import pytest
 
 from bench.lab import data as corpus
 from bench.lab import train_pair
-from bench.lab.sets import TASKS
 from bench.lab.tokenizer import chat, encode, plain, save_tokenizer, train_tokenizer
+from bench.tables import TASKS
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from bench.lab.python_text import PACKAGES, python_files
-from bench.lab.sets import measuring
 from bench.lab.tokenizer import chat, encode, plain, save_tokenizer, train_tokenizer
+from bench.tables import TASKS
+from radar.tools.prompts import load_prompts
 from radar.tools.twins import near_twins_of
 
 Pair = tuple[str, str, str]  # source, question, answer
@@ -52,7 +53,8 @@ def read_pairs(folder: Path, prompts: Path, tool_use: int) -> list[Pair]:
             pairs.append((name, question + ("\n" + row["input"] if row.get("input") else ""), row["response"]))
     cleaned = [(source, _clean(question), _clean(answer)) for source, question, answer in pairs]
     cleaned = [pair for pair in cleaned if pair[1] and pair[2]]
-    twins = near_twins_of([question for _, question, _ in cleaned], measuring(prompts))
+    measuring = [line.text for task in TASKS for line in load_prompts(prompts / f"q_{task}.jsonl")]
+    twins = near_twins_of([question for _, question, _ in cleaned], measuring)
     print(f"{len(twins)} of {len(cleaned)} questions are near-twins of prompts that measure: left out", flush=True)
     return [pair for number, pair in enumerate(cleaned) if number not in twins]
 

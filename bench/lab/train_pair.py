@@ -4,7 +4,8 @@
 embedded --target-seconds 115 --text-seconds 35 --head-seconds 175` made the pair that ships. Writes OUT/target,
 OUT/draft and OUT/pair.json. What an earlier call finished is kept: the same command goes on where the last one stopped.
 `--data` is what `bench.lab.data` made (for pairs of size "lab" with `--vocab 16384 --python-tokens 99000000`, where
-there is that much Python).
+there is that much Python). `bench.released` and `bench.replayed` judge such a pair like a released one: `--model
+OUT/target --draft OUT/draft`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bench.lab.recipes import RECIPES, SIZES, Recipe, Size
-from bench.lab.sets import fitting
 from bench.lab.target import log, train_target
 from bench.lab.text import write_text
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.draft.config import DraftConfig
 from radar.metrics import merge
 from radar.tools.machine import describe_machine
-from radar.tools.prompts import load_prompts
+from radar.tools.prompts import encode_prompt, load_prompts
 from radar.train.draft import TrainingOptions, train_draft
 from radar.train.tokens import TokenMixture
 
@@ -65,8 +65,8 @@ def accepted(pair: Path, prompts: Path, *, limit: int, new_tokens: int) -> dict[
         pair / "target", pair / "draft", FixedDepth(8), tree=TreeConfig(), max_length=1024,
         fallback=False,
     )  # fmt: skip
-    lines = load_prompts(prompts, limit=limit)
-    texts = fitting(lines, decoder.tokenizer, new_tokens=new_tokens, max_length=decoder.max_length)
+    texts = [encode_prompt(line, decoder.tokenizer) for line in load_prompts(prompts, limit=limit)]
+    texts = [text for text in texts if len(text) + new_tokens <= decoder.max_length]
     metrics = merge([decoder.generate(text, max_new_tokens=new_tokens).metrics for text in texts])
     names = ("num_spec_steps", "mean_acceptance_length", "acceptance_histogram")
     return {"prompts": len(texts), **{name: getattr(metrics, name) for name in names}}

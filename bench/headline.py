@@ -1,0 +1,214 @@
+"""The figures of the comparison in one flat object: `python -m bench.headline` writes summary.json of the result files.
+
+Ratios are geometric means over cells (a task at a large model's shapes), by replay of all measuring prompts; those that
+end in `_decoded` are of prompts that were decoded on the card. KEY_low and KEY_high bound 95 %, prompts drawn anew, a
+prompt once for all shapes; KEY_n_cells and KEY_n_prompts say of how many. What was not measured is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.intervals import Interval, bounded, over, ratios
+from bench.runs import AUTOREGRESSIVE, RADAR, Kept, Run, cells_of, kept
+from bench.tables import ALPHA, BOUNDS, RESULTS, load
+
+__all__ = ["EAGLE3", "Found", "compared", "counted", "peer_runs", "read", "summarise"]
+
+DECODED, REPLAYED = "end_to_end/released_runs.jsonl.xz", "replay/released_runs.jsonl.xz"
+PEERS, SUMMARY = "end_to_end/peers_h200.json", "end_to_end/summary.json"
+EAGLE3, HINDSIGHT, KNOWING, FIXED = "eagle3", "hindsight", "knowing", "best_fixed_hindsight"
+REFERENCES = (EAGLE3, FIXED, "best_fixed", "threshold", "threshold_nodes", "published", AUTOREGRESSIVE)
+TEMPERATURES = (0.0, 1.0)
+PEERS_PAIR = "llama"  # whose checkpoint the peers were given
+Cells = Sequence[Sequence[Run]]
+
+
+class Found(NamedTuple):
+    """What was measured; `peers` are runs of other libraries, as their file has them."""
+
+    decoded: Kept
+    replayed: list[Run]
+    peers: list[Run]
+
+
+def read(results: Path = RESULTS) -> Found:
+    """The result files; what is not there is empty."""
+    peers = load(PEERS, results)["runs"] if (results / PEERS).is_file() else []
+    return Found(kept(results / DECODED), kept(results / REPLAYED).alone, peers)
+
+
+def compared(runs: Iterable[Run], temperature: float, method: str, reference: str) -> tuple[Interval, Cells] | None:
+    """Speed of a method over another's on the prompts that both have, and the cells; None if there are none."""
+    cells = cells_of(runs, temperature, method, reference)
+    return (over(cells, method, reference), cells) if cells else None
+
+
+def counted(runs: Iterable[Run], top: str, bottom: str) -> list[Run]:
+    """The runs with two other counts where a speed has tokens and seconds."""
+    return [{**run, "tokens": run[top], "seconds": run[bottom]} for run in runs]
+
+
+def summarise(found: Found) -> dict[str, Any]:
+    """All figures that these runs allow."""
+    out: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        at = f"t{temperature:g}"
+        for suffix, runs in (("", found.replayed), ("_decoded", found.decoded.alone)):
+            for reference in REFERENCES:
+                out |= _told(f"radar_over_{reference}_{at}{suffix}", compared(runs, temperature, RADAR, reference))
+        out |= _changes(found.replayed, temperature)
+        out |= _gaps(found.replayed, temperature)
+        out |= _fastest(found.replayed, temperature)
+        out |= _over_plain(found.decoded.alone, temperature)
+    return out | _over_peers(found) | _replay_errors(found) | _texts(found.decoded.alone)
+
+
+def _told(key: str, result: tuple[Interval, Cells] | None) -> dict[str, Any]:
+    if result is None:
+        return {}
+    (value, low, high), cells = result
+    prompts = {(run["task"], run["prompt"]) for cell in cells for run in cell}
+    out = {key: value, f"{key}_low": low, f"{key}_high": high}
+    return out | {f"{key}_n_cells": len(cells), f"{key}_n_prompts": len(prompts)}
+
+
+def _changes(runs: Sequence[Run], temperature: float) -> dict[str, Any]:
+    """Draft calls and tokens of a round against EAGLE-3's, less 1. At temperature 0 without it in the name."""
+    out, suffix = {}, "" if temperature == 0 else f"_t{temperature:g}"
+    for key, count in (("draft_calls_change", "calls"), ("acceptance_change", "tokens")):
+        if result := compared(counted(runs, count, "rounds"), temperature, RADAR, EAGLE3):
+            out |= _told(key + suffix, (Interval(*(one - 1 for one in result[0])), result[1]))
+    return out
+
+
+def _gaps(runs: Sequence[Run], temperature: float) -> dict[str, Any]:
+    """The part of the way from the best fixed setting in hindsight to an oracle that RADAR goes."""
+    out = {}
+    for key, oracle in (
+        ("oracle_gap_closed", KNOWING),  # whose probabilities are recorded above temperature 0 alone
+        (f"oracle_gap_closed_hindsight_t{temperature:g}", HINDSIGHT),
+    ):
+        if cells := cells_of(runs, temperature, RADAR, FIXED, oracle):
+            (ours, mine), (most, bound) = (ratios(cells, name, FIXED) for name in (RADAR, oracle))
+            out |= _told(key, (bounded((ours - 1) / (most - 1), (mine - 1) / (bound - 1)), cells))
+    return out
+
+
+def _fastest(runs: Sequence[Run], temperature: float) -> dict[str, Any]:
+    """Of the methods that every cell has, oracles aside."""
+    methods = {run["method"] for run in runs if run["temperature"] == temperature} - set(BOUNDS)
+    speeds = {
+        name: result for name in methods - {EAGLE3} if (result := compared(runs, temperature, name, EAGLE3)) is not None
+    }
+    most = max((len(cells) for _, cells in speeds.values()), default=0)
+    judged = {name: one.value for name, (one, cells) in speeds.items() if len(cells) == most and ALPHA not in name}
+    return {f"fastest_t{temperature:g}": max(judged, key=lambda name: judged[name])} if judged else {}
+
+
+def _over_plain(runs: Sequence[Run], temperature: float) -> dict[str, Any]:
+    """The slowest and the fastest cell. At temperature 0 without it in the name."""
+    out, suffix = {}, "" if temperature == 0 else f"_t{temperature:g}"
+    cells = cells_of(runs, temperature, RADAR, AUTOREGRESSIVE)
+    judged = [(over([cell], RADAR, AUTOREGRESSIVE), [cell]) for cell in cells]
+    for end, of in (("min", min), ("max", max)):
+        out |= _told(f"radar_over_ar_{end}{suffix}", of(judged, key=lambda one: one[0].value, default=None))
+    return out
+
+
+def peer_runs(found: Found) -> Iterator[Run]:
+    """Texts of the peers, one at a time, as runs. Greedy texts are one length, so plain decoding tells it where they
+    do not: in their share of what the peer counted."""
+    plain = {
+        (run["task"], run["prompt"]): run["tokens"]
+        for run in found.decoded.alone
+        if (run["pair"], run["temperature"], run["method"]) == (PEERS_PAIR, 0.0, AUTOREGRESSIVE)
+    }
+    for peer in found.peers:
+        if peer["rows_at_once"] != 1:
+            continue
+        numbers: Counter[str] = Counter()
+        runs = []
+        for row in peer["rows"]:
+            key = row["task"], numbers[row["task"]]
+            numbers[row["task"]] += 1
+            if (tokens := row.get("tokens", plain.get(key))) is not None:
+                runs.append({"task": key[0], "prompt": key[1], "tokens": tokens, "seconds": row["seconds"]})
+        share = peer["tokens"] / max(1, sum(run["tokens"] for run in runs)) if len(runs) == len(peer["rows"]) else 1.0
+        about = {"pair": PEERS_PAIR, "temperature": 0.0, "method": name_of(peer)}
+        yield from (about | run | {"tokens": run["tokens"] * share} for run in runs)
+
+
+def name_of(peer: Run) -> str:
+    """What tells a peer's settings apart."""
+    return f"{peer['peer']}, {peer['k']} drafts" if peer.get("k") else str(peer["peer"])
+
+
+def _over_peers(found: Found) -> dict[str, Any]:
+    """RADAR on the same checkpoint and prompts: of several rows all texts together, which has no interval."""
+    ours = [run for run in found.decoded.alone if run["pair"] == PEERS_PAIR] + list(peer_runs(found))
+    out: dict[str, Any] = {}
+
+    def fastest(rows: int, *words: str) -> Mapping[str, Any] | None:
+        own = [one for one in found.peers if one["rows_at_once"] == rows and all(word in one["peer"] for word in words)]
+        return max(own, key=lambda one: float(one["tokens_per_second"]), default=None)
+
+    for key, words in (("vllm_best_b1", ("vllm",)), ("generate_static", ("generate", "static"))):
+        if peer := fastest(1, *words):
+            out |= _told(f"radar_over_{key}", compared(ours, 0.0, RADAR, name_of(peer)))
+    for run in found.decoded.together:
+        if (run["pair"], run["method"]) == (PEERS_PAIR, RADAR) and (peer := fastest(run["rows"], "vllm")):
+            out[f"radar_over_vllm_best_b{run['rows']}"] = run["tokens"] / run["seconds"] / peer["tokens_per_second"]
+    return out
+
+
+def _replay_errors(found: Found) -> dict[str, Any]:
+    """Replay's ratio of RADAR to EAGLE-3 over decoding's, less 1, on the prompts that were decoded greedily.
+
+    Replay prices rounds alone, so decoding's leaves out the prompt's pass and its token.
+    """
+    rounds = [
+        {**run, "tokens": run["tokens"] - 1, "seconds": run["seconds"] - run["prefill_seconds"]}
+        for run in found.decoded.alone
+    ]
+    errors = {}
+    for pair in sorted({run["pair"] for run in rounds}):
+        was = compared([run for run in rounds if run["pair"] == pair], 0.0, RADAR, EAGLE3)
+        there = {(run["task"], run["prompt"]) for cell in (was[1] if was else ()) for run in cell}
+        again = [run for run in found.replayed if run["pair"] == pair and (run["task"], run["prompt"]) in there]
+        if was and (said := compared(again, 0.0, RADAR, EAGLE3)):
+            errors[f"replay_error_{pair}"] = said[0].value / was[0].value - 1
+    return errors | ({"replay_error": max(map(abs, errors.values()))} if errors else {})
+
+
+def _texts(runs: Sequence[Run]) -> dict[str, Any]:
+    """How many prompts were decoded, and of how many all methods wrote one text."""
+    texts: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for run in runs:
+        texts[run["pair"], run["task"], run["temperature"], run["prompt"]].add(run["text"])
+    alike = sum(len(found) == 1 for found in texts.values())
+    return {"texts_compared": len(texts), "texts_identical": alike} if texts else {}
+
+
+def rendered(found: Found) -> str:
+    """What summary.json holds."""
+    figures = {name: round(one, 6) if isinstance(one, float) else one for name, one in summarise(found).items()}
+    return json.dumps(figures, indent=1) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    (args.results / SUMMARY).write_text(rendered(read(args.results)), encoding="utf8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
