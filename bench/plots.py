@@ -63,11 +63,13 @@ def over_eagle3(runs: Sequence[Run], pyplot: Any) -> Any:
         _points(axes[1, column], ratios, [colour_of(pair) for _, pair in cells])
         axes[0, column].set_title(f"Every method, temperature {temperature:g}", fontsize=10)
         axes[1, column].set_title(f"RADAR by task and shapes, temperature {temperature:g}", fontsize=10)
-        axes[1, column].set_xlabel("times the speed of EAGLE-3 (8 calls, 60 nodes); bars: 95 %")
-    axes[0, 0].set_yticks(range(len(order)), [shown(name) for name in order], fontsize=8)
+    counts = {name: len(of) for found in rows.values() for name, _, of in found}
+    few = {name: f", {n} of {len(cells)} cells" for name, n in counts.items() if n < len(cells)}
+    axes[0, 0].set_yticks(range(len(order)), [shown(name) + few.get(name, "") for name in order], fontsize=8)
     axes[1, 0].set_yticks(range(len(cells)), [f"{TASKS[task]}, {of_shape(pair)}" for task, pair in cells], fontsize=8)
     for axis in axes[:, 0]:
         axis.invert_yaxis()
+    figure.supxlabel("times the speed of EAGLE-3 (8 calls, 60 nodes), by replay; bars: 95 %", fontsize=10)
     return figure
 
 

@@ -102,6 +102,7 @@ def test_plots_show_the_runs(results):
     names = [label.get_text() for label in above.get_yticklabels()]
     values = [line.get_xdata()[0] for line in above.lines if line.get_marker() == "o"]
     assert dict(zip(names, values, strict=False))["RADAR"] == pytest.approx(1.25)
+    assert "RADAR, sixteen beams, 4 of 8 cells" in names
     verify, others, stops, nodes = figures["card.png"].axes
     assert list(verify.lines[0].get_ydata()) == [4.0, 5.0]
     assert sorted(verify.lines[1].get_ydata()) == [4.0, 5.0, 5.5]  # the repeat too
