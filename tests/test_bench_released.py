@@ -1,4 +1,4 @@
-"""`bench.released` on a tiny pair: every method decodes every prompt, it goes on where it was, and nothing cold counts."""
+"""`bench.released` on a tiny pair: every method decodes every prompt, it goes on where it was, nothing cold counts."""
 
 import json
 from collections import Counter

@@ -14,8 +14,9 @@ __all__ = ["resolve_policy"]
 
 
 def resolve_policy(value: object) -> StopPolicy:
-    """The policy that `value` means: itself, a trained one's folder or file, or None or "auto" for `Threshold()`: nothing
-    trained is more than a few percent faster, and a `radar fit` has taken whatever is (see `unfolded`).
+    """The policy that `value` means: itself, a trained one's folder or file, or None or "auto" for `Threshold()`.
+
+    Nothing trained is more than a few percent faster than that, and a `radar fit` has taken whatever is (`unfolded`).
 
     Raises:
         UsageError: it is something else; the message says what may have been meant.
