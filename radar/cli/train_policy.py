@@ -16,7 +16,7 @@ __all__ = ["add_arguments", "run"]
 
 OPTIONS = (
     *("objective", "estimator", "alpha", "beta", "gamma", "entropy", "learning_rate", "weight_decay", "dropout"),
-    *("epochs", "batch_size", "max_calls", "held_out", "seed"),
+    *("epochs", "batch_size", "max_calls", "nodes", "held_out", "seed"),
 )
 
 
@@ -59,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--weight-decay", type=float, default=1e-4, metavar="X", help="default 1e-4")
     parser.add_argument("--dropout", type=float, default=0.1, metavar="P", help="default 0.1")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of verified nodes that the policy chooses among, of those recorded; one: it verifies so many and "
+        "chooses none (default: all that were recorded and that no larger one undercuts by the costs)",
+    )
     parser.add_argument("--max-calls", type=int, metavar="N", help="allow fewer calls than were recorded")
     parser.add_argument(
         "--held-out", type=float, default=0.2, metavar="SHARE", help="prompts that choose the checkpoint (default 0.2)"
@@ -129,6 +137,7 @@ def _report(result: Any, device: str) -> str:
         for name, shown in names.items()
     ]
     most = sum(result["stop_histogram"])
+    nodes = [[n, count, f"{count / most:.1%}"] for n, count in result["node_histogram"].items()]
     stops = [[call, count, f"{count / most:.1%}"] for call, count in enumerate(result["stop_histogram"], 1)]
     return "\n".join(
         (
@@ -138,5 +147,6 @@ def _report(result: Any, device: str) -> str:
             table(["", "policy", "EAGLE-3, 8 calls", "change"], rows),
             f"\ntokens/s: {fixed}\n",
             table(["stops after call", "rounds", "share"], stops),
+            *(["", table(["nodes verified", "rounds", "share"], nodes)] if len(nodes) > 1 else []),
         )
     )

@@ -22,16 +22,22 @@ REPEATS = {"cuda": 20, "cpu": 3}
 
 
 def measure(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
-    """A cost table in the stage's folder; a decision is a network's, of the size that is trained."""
+    """A cost table in the stage's folder; decisions are a network's, of the size that is trained, and verifications of
+    every number of nodes that it may choose."""
     decoder = parts.drafting(head)
-    decoder.policy = RadarPolicy(PolicyNetwork(decoder.tree.tree_top_k))
+    tree, repeats = decoder.tree, REPEATS[parts.kind]
+    nodes = [n for n in tree.node_choices if parts.on_gpu or n <= tree.total_tokens]  # on a CPU every node is paid for
+    decoder.policy = RadarPolicy(PolicyNetwork(tree.tree_top_k, nodes=nodes))
     engine = decoder.engine
     assert isinstance(engine, GraphEngine | EagerEngine)  # of one text
-    most = decoder.max_length - decoder.tree.max_accepted
-    profiles = [
-        profile_round(engine, prefix=min(one, most), calls=decoder.tree.max_calls, repeats=REPEATS[parts.kind])
-        for one in CONTEXTS
-    ]
+    prefixes = [min(one, decoder.max_length - tree.max_accepted) for one in CONTEXTS]
+    profiles = [profile_round(engine, prefix=one, calls=tree.max_calls, repeats=repeats) for one in prefixes]
+    for count in nodes:
+        if count != tree.total_tokens:
+            profiles += [
+                profile_round(engine, prefix=one, calls=1, repeats=max(2, repeats // 3), nodes=count)
+                for one in prefixes
+            ]
     cost_table(profiles, device=parts.machine, pair=f"{parts.name} + the head of this fit").save(
         stage.folder / COSTS_FILE
     )

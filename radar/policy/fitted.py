@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from radar.errors import FormatError, UsageError
 from radar.files import replacing
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
+from radar.policy.by_mass import NodesByMass
 from radar.policy.lstm import RadarPolicy
 
 __all__ = ["AUTO", "FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
@@ -75,10 +76,15 @@ def unfolded(draft: Any, policy: Any) -> tuple[Any, Any]:
 
 
 def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:
-    """{"calls": 8}, {"mass": 0.2}, or {"network": its folder in this one} -> the policy."""
-    (kind, value), *more = told.items()
-    if more or kind not in ("calls", "mass", "network"):
-        raise ValueError(f"policy {dict(told)!r}")
-    if kind == "network":
-        return RadarPolicy(folder / value)
-    return FixedDepth(value) if kind == "calls" else Threshold(value)
+    """The policy told as {"calls": 8}, {"mass": 0.2}, {"mass": 0.2, "nodes": [16, 60], "prices": [0, 0.3]}, or
+    {"network": its folder in this one}."""
+    match dict(told):
+        case {"calls": calls, **rest} if not rest:
+            return FixedDepth(calls)
+        case {"mass": mass, **rest} if not rest:
+            return Threshold(mass)
+        case {"mass": mass, "nodes": nodes, "prices": prices, **rest} if not rest:
+            return NodesByMass(Threshold(mass), nodes, prices)
+        case {"network": name, **rest} if not rest:
+            return RadarPolicy(folder / name)
+    raise ValueError(f"policy {dict(told)!r}")

@@ -45,9 +45,12 @@ class Ends(NamedTuple):
         tree, context = dataset.header.tree, dataset.position
         if self.chosen is None:
             return costs.round_seconds(self.calls, context, tree)
-        shapes = [replace(tree, total_tokens=n) for n in dataset.header.nodes]
-        nodes = torch.stack([costs.round_seconds(self.calls, context, shape) for shape in shapes], -1)
-        return nodes.gather(1, self.chosen[:, None])[:, 0] + costs.choice_seconds
+        found = torch.zeros(len(self.calls), dtype=torch.float64)
+        for at in self.chosen.unique().tolist():  # others may not have been measured
+            here = self.chosen == at
+            shape = replace(tree, total_tokens=dataset.header.nodes[at])
+            found[here] = costs.round_seconds(self.calls[here], context[here], shape)
+        return found + costs.choice_seconds
 
 
 def priced(dataset: RoundDataset, costs: CostTable) -> list[int]:

@@ -127,6 +127,14 @@ class CostTable:
         decided = self.decision_seconds * calls.clamp(max=tree.max_calls - 1).double()
         return drafted + decided + self._verify(context.double(), tree.total_tokens) + self.rest_seconds
 
+    def worth_choosing(self, nodes: Sequence[int], tree: TreeConfig) -> tuple[int, ...]:
+        """Those of ascending numbers of nodes that were measured and that no larger one undercuts, behind the shortest
+        context: half-empty tiles can cost more than full ones."""
+        known = [n for n in nodes if self.nodes[0] <= n <= self.nodes[-1]]
+        one = torch.ones(1, dtype=torch.int64)
+        prices = {n: self.round_seconds(one, one, replace(tree, total_tokens=n)).item() for n in known}
+        return tuple(n for n in known if all(prices[n] < prices[more] for more in known if more > n))
+
     def times_of_nodes(self, tree: TreeConfig, context: Tensor, nodes: Sequence[int]) -> Tensor:
         """For every stop and number of nodes, the choice among them included: contexts [N] -> [N, max_calls, S]."""
         trees = [replace(tree, total_tokens=n) for n in nodes]

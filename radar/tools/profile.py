@@ -41,6 +41,7 @@ class RoundProfile:
         commit: cache rows, features, and the next round's input.
         whole: all of it, as many decisions as calls.
         plain: a step of plain decoding; 0 where it was not asked for.
+        choice: the policy's word on how many nodes are verified; 0 where it has none.
     """
 
     prefix: int
@@ -53,6 +54,7 @@ class RoundProfile:
     commit: float
     whole: float
     plain: float = 0.0
+    choice: float = 0.0
 
     @property
     def draft_step(self) -> float:
@@ -65,6 +67,7 @@ class RoundProfile:
             "first draft call": self.draft_calls[0],
             f"{len(self.draft_calls) - 1} more draft calls": sum(self.draft_calls[1:]),
             f"{len(self.draft_calls)} decisions": len(self.draft_calls) * self.decision,
+            **({"choice of nodes": self.choice} if self.choice else {}),
             "select": self.select,
             "verify": self.verify,
             "accept": self.accept,
@@ -75,7 +78,9 @@ class RoundProfile:
         return asdict(self) | {"draft_step": self.draft_step}
 
 
-def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int, repeats: int = 20) -> RoundProfile:
+def profile_round(
+    engine: GraphEngine | EagerEngine, *, prefix: int, calls: int, repeats: int = 20, nodes: int | None = None
+) -> RoundProfile:
     """Time the parts of a round of `calls` draft calls behind `prefix` committed tokens.
 
     What the caches hold does not matter. Spoils a running generation.
@@ -85,6 +90,7 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         prefix: 1 to max_length.
         calls: 1 to max_calls.
         repeats: measurements; medians count.
+        nodes: that are verified; None: the engine's.
 
     Raises:
         ValueError: prefix, calls or repeats out of range; a model that ranks hold together.
@@ -95,8 +101,11 @@ def profile_round(engine: GraphEngine | EagerEngine, *, prefix: int, calls: int,
         if isinstance(engine, GraphEngine):
             engine.prepare()
             streams = engine.streams
-        nodes = engine.config.total_tokens
-        profile = profile_steps(engine.steps, nodes=nodes, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
+        steps, tree = engine.steps, engine.config
+        if nodes is not None:
+            steps = steps.first(1, nodes, tree.tree_top_k, max_calls=tree.max_calls)
+        nodes = nodes or tree.total_tokens
+        profile = profile_steps(steps, nodes=nodes, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
         engine.target.cache.reset()
         engine.drafter.reset()
     return profile
@@ -120,6 +129,7 @@ def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> C
         contexts=contexts,
         verify_seconds=tuple(tuple(verify[count, context] for context in contexts) for count in nodes),
         decision_seconds=seconds(deep.decision),
+        choice_seconds=seconds(deep.choice),
         rest_seconds=seconds(deep.select + deep.accept + deep.commit),
         device=device,
         pair=pair,
@@ -185,16 +195,19 @@ def profile_steps(
             return _wall_gaps(restore, parts, repeats, target.device)
         return _graph_gaps(streams, restore, parts, repeats, getattr(steps.policy, "generator", None))
 
-    gaps = time([steps.begin, *[steps.step] * (calls - 1), decide, steps.select, verify, accept, commit])
+    choose = [] if steps.sized is None else [steps.sized.choice]
+    gaps = time([steps.begin, *[steps.step] * (calls - 1), decide, *choose, steps.select, verify, accept, commit])
+    select, verified, accepted, committed = gaps[-4:]
     return RoundProfile(
         prefix=prefix,
         nodes=nodes,
         draft_calls=tuple(gaps[:calls]),
         decision=gaps[calls] / calls,
-        select=gaps[calls + 1],
-        verify=gaps[calls + 2],
-        accept=gaps[calls + 3],
-        commit=gaps[calls + 4],
+        choice=gaps[calls + 1] if choose else 0.0,
+        select=select,
+        verify=verified,
+        accept=accepted,
+        commit=committed,
         whole=sum(gaps),
         plain=time([steps.plain])[0] if plain else 0.0,
     )

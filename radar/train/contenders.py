@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.baselines import DDD, ExpectedGain, OptTree, Talon
 from radar.policy.baselines_heads import AcceptanceHead, LevelNetwork, LevelPolicy
 from radar.policy.baselines_history import GammaTune
+from radar.policy.by_mass import NodesByMass
 from radar.replay.ends import Ends
 from radar.replay.replay import Tuned, first_stop, replay_ends, tune, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
@@ -22,14 +24,15 @@ from radar.tools.costs import CostTable
 from radar.train.objectives import decision_entropy, exact_loss, ratio_returns
 
 __all__ = [
-    *("EAGLE3", "MASSES", "expected_gain", "fit_gain_curves", "isotonic"),
-    *("train_acceptance_head", "train_level_policy", "tuned_contenders"),
+    *("EAGLE3", "MASSES", "NODES_BY_MASS", "expected_gain", "fit_gain_curves", "isotonic"),
+    *("train_acceptance_head", "train_level_policy", "tune_nodes_by_mass", "tuned_contenders"),
 ]
 
-EAGLE3 = "EAGLE-3 (8 calls)"
+EAGLE3, NODES_BY_MASS = "EAGLE-3 (8 calls)", "threshold and nodes"
 ACCEPTANCE_HIDDEN, LEVEL_HIDDEN = 64, 1024  # 1024: LTD's
 REJECTED_WEIGHT = 6.0  # SpecDec++'s
 MASSES = tuple(i / 50 for i in range(1, 50))  # that a threshold is tried with
+FACTORS, NEAR = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0), 0.13  # on prices of nodes; how far the bound moves from the last
 BATCH, LEARNING_RATE, ENTROPY = 256, 1e-3, 0.1
 
 
@@ -51,6 +54,8 @@ def tuned_contenders(
         found[name] = tune(make, values, develop, costs)
 
     add("beam-mass threshold", Threshold, MASSES)
+    if develop.header.nodes:
+        found[NODES_BY_MASS] = tune_nodes_by_mass(develop, costs)
     curves = fit_gain_curves(train)
     add("expected extra token", lambda price: expected_gain(curves, price), [i / 100 for i in range(2, 62, 2)])
     add("DDD", DDD, [-i / 10 for i in range(41)])
@@ -62,6 +67,34 @@ def tuned_contenders(
     add("SpecDec++ head", lambda bound: AcceptanceHead(head, bound), bounds)
     found["LTD's MLP"] = Tuned(train_level_policy(train, develop, costs, epochs=epochs))
     return found
+
+
+def tune_nodes_by_mass(dataset: RoundDataset, costs: CostTable) -> Tuned:
+    """The threshold that also verifies as many nodes as the tree's mass says, and its bound; the threshold alone, where
+    there is nothing to choose.
+
+    A number of nodes costs what its verification takes beyond the fewest's, in tokens at the threshold's speed; the
+    draft's probabilities are not the target's, so a factor on that is tuned too, in turn with the bound.
+    """
+    alone, tree = tune(Threshold, MASSES, dataset, costs), dataset.header.tree
+    nodes = costs.worth_choosing(dataset.header.nodes, tree)
+    if len(nodes) < 2:
+        return alone
+    context, one = dataset.position.median()[None], torch.ones(1, dtype=torch.int64)
+    seconds = [costs.round_seconds(one, context, replace(tree, total_tokens=n)).item() for n in nodes]
+    rate = max(alone.curve.values())
+
+    def policy(mass: float, factor: float) -> NodesByMass:
+        return NodesByMass(Threshold(mass), nodes, [factor * rate * (taken - seconds[0]) for taken in seconds])
+
+    mass, factor = alone.value or 0.0, 1.0
+    for _ in range(2):
+        best = tune(lambda value, mass=mass: policy(mass, value), FACTORS, dataset, costs)  # type: ignore[misc]
+        factor = best.value or 1.0
+        near = [value for value in MASSES if abs(value - mass) < NEAR]
+        best = tune(lambda value, factor=factor: policy(value, factor), near, dataset, costs)  # type: ignore[misc]
+        mass = best.value or mass
+    return best
 
 
 def fit_gain_curves(dataset: RoundDataset) -> list[tuple[Tensor, Tensor]]:

@@ -47,7 +47,6 @@ COLLAPSED_SHARE = 0.95
 FEWEST_ROUNDS, FEWEST_PROMPTS = 1000, 20  # a network of 90,000 weights learns nothing it can keep from fewer
 MIN_LEARNING_RATE = 1e-6
 ASIDE = 0.25  # weight of a round that decoding with the policy does not make: of another kind, but there are many
-ONE_CALL = torch.ones(1, dtype=torch.int64)
 
 
 def too_few(data: RoundDataset) -> str | None:
@@ -85,10 +84,10 @@ def train_policy(
     It runs on a GPU where there is one, whose random numbers are others than a CPU's.
 
     Returns, of the held-out prompts, which chose the epoch, so that the figures lean to the bright side: draft_calls,
-    mean_acceptance_length, tokens_per_time and stop_histogram, their relative changes (0.05 = 5 % more) against
-    `baseline`, EAGLE-3's `FixedDepth(8)`, and against the best fixed depth of these very rounds; `collapsed`, how the
-    policy ignores its scores ("never stops", ...), and `too_few`, why the rounds teach nothing, in words or None;
-    `history`, tokens per time after each epoch. JSON types.
+    mean_acceptance_length, tokens_per_time, stop_histogram and node_histogram, their relative changes (0.05 = 5 % more)
+    against `baseline`, EAGLE-3's `FixedDepth(8)`, and against the best fixed setting of these very rounds; `collapsed`,
+    how the policy ignores its scores ("never stops", ...), and `too_few`, why the rounds teach nothing, in words or
+    None; `history`, tokens per time after each epoch. JSON types.
 
     Warns of too few rounds, and if the policy collapsed: if it ends nearly every held-out round after the same call.
 
@@ -141,12 +140,7 @@ def _choices(training: PolicyTraining, costs: CostTable, data: RoundDataset) -> 
         return training.nodes
     if not data.header.nodes or (training.objective, training.estimator) != ("ratio", "exact"):
         return (own,)
-    known = [n for n in data.header.nodes if costs.nodes[0] <= n <= costs.nodes[-1]]
-    prices = {
-        n: costs.round_seconds(ONE_CALL, ONE_CALL, replace(data.header.tree, total_tokens=n)).item() for n in known
-    }
-    kept = tuple(n for n in known if all(prices[n] < prices[more] for more in known if more > n))
-    return kept or (own,)
+    return costs.worth_choosing(data.header.nodes, data.header.tree) or (own,)
 
 
 class PolicyRun(Run):
@@ -275,6 +269,7 @@ def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
         **{change: best[name] / base[name] - 1 for name, change in changes.items()},
         "best_fixed_change": best["tokens_per_time"] / max(fixed.curve.values()) - 1,
         "stop_histogram": list(best["stop_histogram"]),
+        "node_histogram": dict(best["node_histogram"]),
         "baseline": base,
         "collapsed": _collapsed(best["stop_histogram"]),
         "too_few": few,
