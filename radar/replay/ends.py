@@ -41,13 +41,15 @@ class Ends(NamedTuple):
         return torch.tensor(dataset.header.nodes)[self.chosen]
 
     def seconds(self, dataset: RoundDataset, costs: CostTable) -> Tensor:
-        """What they take [N] float64."""
+        """What they take [N] float64. Raises ValueError for numbers of nodes that the cost table did not measure."""
         tree, context = dataset.header.tree, dataset.position
         if self.chosen is None:
             return costs.round_seconds(self.calls, context, tree)
-        shapes = [replace(tree, total_tokens=n) for n in dataset.header.nodes]
-        nodes = torch.stack([costs.round_seconds(self.calls, context, shape) for shape in shapes], -1)
-        return nodes.gather(1, self.chosen[:, None])[:, 0] + costs.choice_seconds
+        found = torch.zeros(len(self.calls), dtype=torch.float64)
+        for at in self.chosen.unique().tolist():  # others may have no price
+            here, shape = self.chosen == at, replace(tree, total_tokens=dataset.header.nodes[at])
+            found[here] = costs.round_seconds(self.calls[here], context[here], shape) + costs.choice_seconds
+        return found
 
 
 def priced(dataset: RoundDataset, costs: CostTable) -> list[int]:
