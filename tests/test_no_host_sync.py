@@ -9,6 +9,7 @@ from fakes import tiny_draft, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
+from radar.policy.by_mass import NodesByMass
 from radar.policy.network import PolicyNetwork
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +22,14 @@ STEP_FILES = [
     "radar/draft/drafter.py",
     "radar/draft/eagle3.py",
     "radar/engine/steps.py",
+    "radar/engine/row_steps.py",
+    "radar/engine/sized.py",
+    "radar/policy/around.py",
     "radar/policy/base.py",
     "radar/policy/baselines.py",
     "radar/policy/baselines_heads.py",
     "radar/policy/baselines_history.py",
+    "radar/policy/by_mass.py",
     "radar/policy/lstm.py",
     "radar_kernels/_pages.py",
     "radar_kernels/cache_rows.py",
@@ -45,6 +50,8 @@ STEP_FILES = [
     "radar_kernels/draft_rows.py",
     "radar_kernels/mass_stop.py",
     "radar_kernels/lstm_step.py",
+    "radar_kernels/tree_mass.py",
+    "radar_kernels/choose_nodes.py",
 ]
 READS = {"item", "tolist", "nonzero", "masked_select", "cpu", "numpy", "unique"}
 # places that run once, at construction or outside of a round
@@ -54,7 +61,7 @@ ALLOWED = {"set_draft_vocabulary", "snapshot"}
 class NoHostReads(TorchDispatchMode):
     """Raises where an operation hands a value, or a shape that depends on one, to the host."""
 
-    BANNED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+    BANNED = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -67,8 +74,9 @@ class NoHostReads(TorchDispatchMode):
 def test_the_mode_catches_every_kind():
     x = torch.arange(4)
     for read in (lambda: x[2].item(), lambda: bool(x[1]), lambda: x.nonzero(), lambda: x[x > 1], lambda: int(x[0])):
-        with pytest.raises(AssertionError, match="on the host"), NoHostReads():
-            read()
+        for mode in (False, True):  # where decoders run, other operations come
+            with pytest.raises(AssertionError, match="on the host"), torch.inference_mode(mode), NoHostReads():
+                read()
 
 
 def policies():
@@ -90,6 +98,34 @@ def test_a_round_reads_nothing_on_the_host(policy):
                 engine.steps.stop()
                 engine.steps.step()
             engine.steps.finish()
+
+
+NODES = (4, 12, 30)
+CHOOSERS = [NodesByMass(Threshold(0.2), NODES, [0.0, 0.1, 0.2]), RadarPolicy(PolicyNetwork(nodes=NODES))]
+
+
+@pytest.mark.parametrize("policy", CHOOSERS, ids=["rule", "network"])
+def test_a_choice_of_nodes_and_its_ways_read_nothing_on_the_host(policy):
+    """A graph holds them all; who has none asks the host for the choice's number."""
+    decoder = RadarDecoder(
+        tiny_target(), draft=tiny_draft(), policy=policy, tree=TreeConfig(total_tokens=20, max_calls=6), max_length=128
+    )
+    steps = decoder.engine.steps
+    with torch.inference_mode():
+        next(decoder.rounds([1, 2, 3]))
+        with NoHostReads():
+            steps.begin()
+            for _ in range(4):
+                steps.stop()
+                steps.step()
+            steps.stop()
+            assert steps.sized.choice().shape == (1,)
+            steps.finish_each()
+            steps.sized.keep()
+            for way in steps.sized.ways:
+                steps.sized.end_into(way)
+        with NoHostReads(), pytest.raises(AssertionError, match="on the host"):
+            steps.finish()
 
 
 def test_one_read_of_the_result_per_round():

@@ -41,16 +41,15 @@ class Ends(NamedTuple):
         return torch.tensor(dataset.header.nodes)[self.chosen]
 
     def seconds(self, dataset: RoundDataset, costs: CostTable) -> Tensor:
-        """What they take [N] float64."""
+        """What they take [N] float64. Raises ValueError for numbers of nodes that the cost table did not measure."""
         tree, context = dataset.header.tree, dataset.position
         if self.chosen is None:
             return costs.round_seconds(self.calls, context, tree)
         found = torch.zeros(len(self.calls), dtype=torch.float64)
-        for at in self.chosen.unique().tolist():  # others may not have been measured
-            here = self.chosen == at
-            shape = replace(tree, total_tokens=dataset.header.nodes[at])
-            found[here] = costs.round_seconds(self.calls[here], context[here], shape)
-        return found + costs.choice_seconds
+        for at in self.chosen.unique().tolist():  # others may have no price
+            here, shape = self.chosen == at, replace(tree, total_tokens=dataset.header.nodes[at])
+            found[here] = costs.round_seconds(self.calls[here], context[here], shape) + costs.choice_seconds
+        return found
 
 
 def priced(dataset: RoundDataset, costs: CostTable) -> list[int]:

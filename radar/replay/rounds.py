@@ -189,12 +189,19 @@ class RoundDataset:
 
 
 def concatenate(parts: Sequence[RoundDataset]) -> RoundDataset:
-    """Rounds of one kind, one after the other; prompt ids are taken as they are."""
+    """Rounds of one kind, one after the other, with the numbers of nodes that all know of; prompt ids are taken as they
+    are."""
+    nodes = tuple(n for n in parts[0].header.nodes if all(n in part.header.nodes for part in parts))
     tensors = [part.tensors() for part in parts]
+    for part, one in zip(parts, tensors, strict=True):
+        places = torch.tensor([part.header.nodes.index(n) for n in nodes], dtype=torch.int64)
+        for name in one.keys() & set(BY_NODES):
+            one[name] = one[name][..., places]
     prompts = {number: trigrams for part in parts for number, trigrams in part.prompts.items()}
-    names = [name for name in PARTS if all(name in one for one in tensors)]  # some have no path
+    known = [name for name in PARTS if nodes or name not in BY_NODES]
+    names = [name for name in known if all(name in one for one in tensors)]  # some have no path
     joined = {name: torch.cat([one[name] for one in tensors]) for name in names}
-    return RoundDataset.of(joined, parts[0].header, prompts)
+    return RoundDataset.of(joined, replace(parts[0].header, nodes=nodes), prompts)
 
 
 def digest(tensors: Mapping[str, Tensor], *, about: str = "") -> str:
