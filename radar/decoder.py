@@ -22,7 +22,7 @@ from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
-from radar.policy.fitted import unfolded
+from radar.policy.fitted import AUTO, unfolded
 from radar.policy.resolve import resolve_policy
 from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
@@ -110,7 +110,7 @@ class RadarDecoder(Decoder[RoundEngine]):
     ) -> None:
         model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
-        draft, policy = unfolded(draft, policy)
+        draft, policy, self._auto = unfolded(draft, policy)
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -169,21 +169,25 @@ class RadarDecoder(Decoder[RoundEngine]):
             )
         split = tp_plan if launched_ranks() > 1 else None
         place = default_device(own_device(device) if split else device)
-        embedded = target is None
+        embedded, auto = target is None, None
         if target is None:
             if draft is not None:
                 raise UsageError("a draft head belongs to its target: pass target= as well")
             assets = Path(str(files("radar"))) / "assets"
             target, draft = assets / "target", assets / "draft"
-            policy = assets / "policy" if policy is None else policy
+            auto = resolve_policy(assets / "policy")
+            policy = auto if policy in (None, AUTO) else policy
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
         if not isinstance(draft, Eagle3Draft):
-            draft, policy = unfolded(draft, policy)  # first: a large target takes minutes
+            draft, policy, fitted = unfolded(draft, policy)  # first: a large target takes minutes
+            auto = fitted or auto
             head_folder(draft)
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
-        return cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
+        decoder = cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
+        decoder._auto = auto
+        return decoder
 
     @property
     def draft(self) -> Eagle3Draft:
@@ -199,7 +203,7 @@ class RadarDecoder(Decoder[RoundEngine]):
     def policy(self, value: StopPolicy | StrPath | None) -> None:
         if self._follower is not None:
             raise self._follower.refusal()
-        policy = resolve_policy(value)
+        policy = resolve_policy(self._auto if value in (None, AUTO) and self._auto is not None else value)
         kept = self._kept
         with kept.taking_turn(), ambient(device := self.model.device):
             kept.order.follow(device)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from radar.tools.features import FeatureUse, feature_use
     from radar.tools.readings import plausible_readings, target_rope, with_taps
 
-    folder, _ = unfolded(args.draft, None)
+    folder, _, _ = unfolded(args.draft, None)
     head_folder(folder)
     model = load_model(
         args.target, device=default_device(args.device), dtype=getattr(torch, args.dtype) if args.dtype else None

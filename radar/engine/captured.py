@@ -113,9 +113,10 @@ def capture_round(
     on_stream(streams.round, first)
     stop = on_stream(streams.body, following)
     sized = steps.sized
-    on_stream(streams.round if sized is None else streams.body, steps.finish_each)
+    on_stream(streams.body if sized is not None and conditional else streams.round, steps.finish_each)
     if sized is not None:
         steps.scored = sized.keep()
+        choice = on_stream(streams.round, sized.choice)
     generator: torch.Generator | None = getattr(bound, "generator", None)
     if not conditional:
         return _three_graphs(steps, policy, bound, streams, first, following, generator)
@@ -124,7 +125,7 @@ def capture_round(
     load_graph_condition(stop, calls, loop.handle, max_calls=limit)
     switch = None if sized is None else Switch(device, streams.body)
     if sized is not None and switch is not None:
-        load_graph_choice(on_stream(streams.round, sized.choice), switch.handle)
+        load_graph_choice(choice, switch.handle)
 
     def body() -> None:
         set_graph_condition(following(), calls, loop.handle, max_calls=limit)
@@ -176,7 +177,7 @@ def _three_graphs(
             step.replay()
         if choose is not None:
             choose.replay()
-        finish[int(choice)].replay()
+        finish[0 if choose is None else int(choice)].replay()
 
     return CapturedRound(policy, bound, replay, Mailbox(steps.result), steps, (begin, step, choose, finish, sized))
 

@@ -59,6 +59,8 @@ class Sized(Generic[W]):
         assert scored is not None
         logits, places = scored.logits, torch.arange(scored.places.numel(), device=scored.places.device)
         self._kept = Scored(logits.new_empty(len(places), logits.shape[1]), places[None], self.ways[0].tokens)
+        for way in self.ways:
+            way.scored = None  # of nobody's text
         return self._kept
 
     def end_into(self, way: W) -> None:

@@ -55,24 +55,30 @@ class RoundSteps(RowSteps):
 
     def bind(self, policy: StopPolicy) -> StopPolicy:
         """A copy that can decide here. Raises UsageError if it cannot."""
-        if (most := max(nodes_of_policy(policy), default=0)) > self.target.max_rows:
+        nodes = nodes_of_policy(policy)
+        if self._asks and max(nodes, default=0) > self.target.max_rows:
             raise UsageError(
-                f"{policy!r} may verify {most} nodes, and there is room for {self.target.max_rows}: make the decoder "
-                f"with TreeConfig(total_tokens={most}), or take a policy for fewer"
+                f"{policy!r} may verify {max(nodes)} nodes, and there is room for {self.target.max_rows}: make the "
+                f"decoder with TreeConfig(total_tokens={min(max(nodes), 256)}), or take a policy for fewer"
             )
         return bound_copy(policy, self.signals, self.config)
 
     @property
+    def _asks(self) -> bool:
+        """Whether a policy may say how many nodes are verified: rows of a batch have pages for the tree's."""
+        return self.target.cache.block_table is None and self.target.ranks is None
+
+    @property
     def most_nodes(self) -> int:
         """That a round may verify of a row."""
-        return max(self.config.total_tokens, *nodes_of_policy(self.policy), 0)
+        return max(self.config.total_tokens, *(nodes_of_policy(self.policy) if self._asks else ()), 0)
 
     @property
     def sized(self) -> Sized[RoundSteps] | None:
         """The ways to end a round with each number of nodes that the policy may choose. None, if it leaves them to the
-        tree, or where several rows or ranks share a verification: there it is not asked."""
+        tree, or where it is not asked: in a batch, however few its texts are, and where ranks share a target."""
         nodes = nodes_of_policy(self.policy)
-        if not nodes or len(self.active) > 1 or self.target.ranks is not None:
+        if not nodes or not self._asks:
             return None
         if self._sized is None or self._sized.policy is not self.policy:
             self._sized = Sized(self.policy, self.drafter.tree, nodes, [self._verifying(n) for n in nodes])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from radar.config import TreeConfig
-from radar.policy.base import RoundSignals, Settled, StopPolicy, attach_signals
+from radar.policy.base import RoundSignals, Settled, StopPolicy, attach_signals, nodes_of_policy
 
 __all__ = ["Around"]
 
@@ -31,6 +31,16 @@ class Around(Settled):
         """What the policy draws from: a captured graph has to know."""
         generator: torch.Generator | None = getattr(self._bound, "generator", None)
         return generator
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """See `NodePolicy`; none, if the policy leaves them to the tree."""
+        return nodes_of_policy(self.policy)
+
+    def choose(self, mass: Tensor) -> Tensor:
+        """See `NodePolicy`."""
+        chosen: Tensor = self._bound.choose(mass)  # type: ignore[attr-defined]
+        return chosen
 
     @property
     def attach(self) -> Callable[[RoundSignals], None]:

@@ -52,8 +52,8 @@ class StopPolicy(Protocol):
 
 
 class NodePolicy(StopPolicy, Protocol):
-    """Says as well how many nodes are verified. Where several rows share a verification, or ranks a target, it is not
-    asked, and the tree's `total_tokens` counts.
+    """Says as well how many nodes are verified. Decoders of several texts (`max_batch_size`) and of several cards do not
+    ask, and the tree's `total_tokens` counts there.
 
     Attributes:
         nodes: what it chooses among, ascending, the root included.

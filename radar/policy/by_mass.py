@@ -27,9 +27,13 @@ class NodesByMass(Around):
             first is enough. `radar.train.contenders` makes them of a cost table.
     """
 
+    nodes: tuple[int, ...] = ()  # type: ignore[assignment]  # its own, not the policy's
+
     def __init__(self, policy: StopPolicy, nodes: Sequence[int], prices: Sequence[float]) -> None:
         if len(nodes) != len(prices) or not nodes or any(a >= b for a, b in pairwise(nodes)):
             raise UsageError(f"NodesByMass: needs ascending nodes and a price of each, got {nodes!r} and {prices!r}")
+        if not all(isinstance(n, int) and 2 <= n <= 256 for n in nodes):
+            raise UsageError(f"NodesByMass: nodes must be integers from 2 to 256, got {nodes!r}")
         if not all(math.isfinite(price) for price in prices):
             raise UsageError(f"NodesByMass: prices must be finite numbers of tokens, got {prices!r}")
         super().__init__(policy)

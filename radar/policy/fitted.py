@@ -66,13 +66,13 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
         raise FormatError(f"{file} is damaged ({error}): give the same `radar fit` again") from error
 
 
-def unfolded(draft: Any, policy: Any) -> tuple[Any, Any]:
-    """A decoder's `draft` and `policy`: where the first is such a folder, its head, and its policy if none is given, or
-    "auto": a rule or a network, whichever was faster on prompts that nothing had seen."""
+def unfolded(draft: Any, policy: Any) -> tuple[Any, Any, StopPolicy | None]:
+    """A decoder's `draft` and `policy`, and what "auto" means there: where the first is such a folder, its head, and its
+    policy, a rule or a network, whichever was faster on prompts that nothing had seen. None: nothing was fitted."""
     fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
     if fitted is None:
-        return draft, policy
-    return fitted.draft, fitted.policy if policy in (None, AUTO) else policy
+        return draft, policy, None
+    return fitted.draft, fitted.policy if policy in (None, AUTO) else policy, fitted.policy
 
 
 def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:

@@ -40,8 +40,8 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
     file = path
     if path.is_dir():
         file = path / WEIGHTS_FILE
-        if (path / CONFIG_FILE).exists():
-            config = _read_config(path / CONFIG_FILE)
+    if file.name == WEIGHTS_FILE and (beside := file.with_name(CONFIG_FILE)).exists():
+        config = _read_config(beside)
     if not file.exists():
         raise NotFoundError(f"no stop policy at {file}{_found_instead(path)}")
     if file.suffix == ".json":
@@ -66,6 +66,8 @@ def load_policy(path: str | os.PathLike[str]) -> PolicyNetwork:
     problems += [
         f"{CONFIG_FILE} says {k}={config[k]!r}, the tensors {v}" for k, v in found.items() if config.get(k, v) != v
     ]
+    if not nodes and any(name in state for name in NODE_NAMES):
+        problems.append(f"it chooses among numbers of nodes, which {CONFIG_FILE} beside it would name: give its folder")
     if problems:
         raise FormatError(f"{file} is not a usable stop policy:\n  " + "\n  ".join(problems))
     network = PolicyNetwork(input_size, hidden_size, mlp_size=mlp_size, nodes=nodes)

@@ -66,6 +66,8 @@ class Recording(AbstractContextManager["Recording"]):
                 damaged.append(file)
                 warnings.warn(f"{error}: its prompts are recorded again", stacklevel=3)
                 continue
+            # what is gone on with may know of other numbers of nodes, or of none
+            header = self.header = replace(header, nodes=rounds.header.nodes)
             if other := rounds.header.unlike(header):
                 raise UsageError(f"{path} holds another recording ({other}): write to a new folder, or as there")
             if changed := [n for n, one in prompts.items() if self._digests.get(n, one) != one]:

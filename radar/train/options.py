@@ -98,9 +98,9 @@ class PolicyTraining:
         entropy: weight of a bonus for undecided actions (mean entropy in nats), falling to 0 over the epochs. The paper
             has none; without it cheap calls can drive a fresh policy into "never stop".
         max_calls: None is what the rounds were recorded with.
-        nodes: numbers of nodes that the policy chooses among where it stops, of those recorded; one: it verifies so
-            many and chooses none. None: of the objective "ratio" all that were recorded and that no larger number
-            undercuts by the costs; else the tree's.
+        nodes: numbers of nodes that the policy chooses among where it stops, of those recorded; one: it always verifies
+            so many. None: with the objective "ratio" and the exact estimator all that were recorded and that no larger
+            number undercuts by the costs, else the tree's.
         held_out: share of the prompts that choose the checkpoint and give the result.
     """
 

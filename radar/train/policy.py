@@ -99,10 +99,7 @@ def train_policy(
     training, deadline = PolicyTraining(**options), time.monotonic() + seconds
     if training.max_calls is not None:
         data = data.truncate(training.max_calls)
-    nodes = _choices(training, costs, data)
-    if len(nodes) == 1:
-        data = data if nodes[0] == data.header.tree.total_tokens else data.with_nodes(nodes[0])
-    training = replace(training, nodes=nodes)
+    training = replace(training, nodes=_choices(training, costs, data))
     if data.header.tree.max_calls < 2:
         raise UsageError(
             "train_policy: rounds with max_calls=1 leave nothing to decide: record with more max_calls (--max-calls)"
@@ -132,15 +129,14 @@ def train_policy(
 
 
 def _choices(training: PolicyTraining, costs: CostTable, data: RoundDataset) -> tuple[int, ...]:
-    """The numbers of nodes that the policy chooses among; one: it has no choice."""
-    own = data.header.tree.total_tokens
+    """The numbers of nodes that the policy chooses among; the tree's own alone: it leaves them to the tree."""
+    own, exact = data.header.tree.total_tokens, (training.objective, training.estimator) == ("ratio", "exact")
     if training.nodes is not None:
         if training.nodes != (own,):
             data.of_nodes(training.nodes)
         return training.nodes
-    if not data.header.nodes or (training.objective, training.estimator) != ("ratio", "exact"):
-        return (own,)
-    return costs.worth_choosing(data.header.nodes, data.header.tree) or (own,)
+    found = costs.worth_choosing(data.header.nodes, data.header.tree) if exact else ()
+    return found if len(found) > 1 else (own,)
 
 
 class PolicyRun(Run):
@@ -155,7 +151,8 @@ class PolicyRun(Run):
         self.train, self.held_out = train, _ = data.split_by_prompt(training.held_out, training.seed)
         self.training, self.costs, self.prompts, tree = training, costs, data.prompts, train.header.tree
         assert training.nodes is not None
-        self.nodes = training.nodes if len(training.nodes) > 1 else ()
+        self.nodes = () if training.nodes == (tree.total_tokens,) else training.nodes
+        self.joint = bool(self.nodes) and (training.objective, training.estimator) == ("ratio", "exact")
         settings = {**asdict(training), "costs": costs.to_dict(), "tree": asdict(tree), "data": data.fingerprint()}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._random = [self.device] if self.device.type == "cuda" else []  # whose state is put back, beside the CPU's
@@ -177,6 +174,8 @@ class PolicyRun(Run):
             self.mass = mass_of(network, train, torch.arange(len(train))).to(self.device)
             self.accept = train.expected_of_nodes()[..., places]
             self.times = costs.times_of_nodes(tree, train.position, self.nodes)
+            if not self.joint:
+                self.accept, self.times = self.accept[..., 0], self.times[..., 0]
         else:
             self.accept, self.times = train.expected_accept(), costs.times(tree, train.position)
         if training.objective == "paper":
@@ -185,13 +184,18 @@ class PolicyRun(Run):
             returns = paper_returns(self.accept, self.times, alpha=training.alpha, beta=beta, gamma=training.gamma)
             self.returns = returns.to(self.device)
 
+    def load(self) -> None:
+        """See `Run`."""
+        super().load()
+        self.weight = self.weight.to(self.device)
+
     def train_epoch(self) -> float:
         """One pass over the rounds; returns the mean loss."""
         options, start = self.training, self.training.learning_rate
         low = min(MIN_LEARNING_RATE, start)  # cosine annealing, stepped per epoch as the paper does
         for group in self.optimizer.param_groups:
             group["lr"] = low + (start - low) * (1 + math.cos(math.pi * self.epoch / options.epochs)) / 2
-        if self.nodes:
+        if self.joint:
             self.returns = (self.accept - self.rate * self.times).float().to(self.device)
         elif options.objective == "ratio":
             self.returns = ratio_returns(self.accept, self.times, rate=self.rate).to(self.device)
@@ -216,7 +220,7 @@ class PolicyRun(Run):
 
     def _loss(self, index: Tensor, bonus: float) -> Tensor:
         """Of some rounds, with the bonus for undecided actions."""
-        if self.nodes:
+        if self.joint:
             logits, sizes = self.network.both(self.scores[index], self.mass[index])
             logits = logits[:, :-1]  # behind the last call nothing is decided but the nodes
             undecided = decision_entropy(logits) + choice_entropy(logits, sizes)
@@ -240,7 +244,7 @@ class PolicyRun(Run):
     def _follow(self) -> None:
         """Where the policy goes in the training rounds, and how fast that is."""
         ends = ends_of(self.network, self.train)
-        # never below the best fixed depth, which the policy can always express
+        # never below the best fixed depth
         self.rate = max(self.rate, replay_ends(ends, self.train, self.costs).tokens_per_time)
         self.weight = torch.where(followed(ends, self.train), 1.0, ASIDE).to(self.device)
 
