@@ -52,8 +52,8 @@ class StopPolicy(Protocol):
 
 
 class NodePolicy(StopPolicy, Protocol):
-    """Says as well how many nodes are verified. Decoders of several texts (`max_batch_size`) and of several cards do not
-    ask, and the tree's `total_tokens` counts there.
+    """Says as well how many nodes are verified. Decoders of several texts (`max_batch_size`) and of several cards do
+    not ask, and the tree's `total_tokens` counts there.
 
     Attributes:
         nodes: what it chooses among, ascending, the root included.

@@ -27,7 +27,7 @@ class NodesByMass(Around):
             first is enough. `radar.train.contenders` makes them of a cost table.
     """
 
-    nodes: tuple[int, ...] = ()  # type: ignore[assignment]  # its own, not the policy's
+    nodes: tuple[int, ...] = ()  # its own, not the policy's
 
     def __init__(self, policy: StopPolicy, nodes: Sequence[int], prices: Sequence[float]) -> None:
         if len(nodes) != len(prices) or not nodes or any(a >= b for a, b in pairwise(nodes)):

@@ -26,7 +26,7 @@ class RoundsHeader:
     """What holds for all rounds of a recording. `metadata`: further facts, JSON types (target, draft, seed, ...).
 
     `every_token`: a round begins at every token of a text, so that replay goes from round to round as decoding does.
-    `nodes`: numbers of verified nodes, the root included, ascending, of which the outcome is known, the tree's own among them.
+    `nodes`: numbers of verified nodes of which the outcome is known, ascending, the root included; the tree's is one.
     """
 
     tree: TreeConfig
