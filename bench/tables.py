@@ -24,11 +24,14 @@ METHODS = {
     "ltd": "LTD's MLP",
     "threshold": "threshold",
     "threshold_16": "threshold, sixteen beams",
+    "threshold_nodes_16": "threshold, nodes by mass, sixteen beams",
     "threshold_nodes": "threshold, nodes by mass",
     "published": "RADAR as published",
     "radar_60": "RADAR, 60 nodes",
     "radar": "RADAR",
     "radar_16": "RADAR, sixteen beams",
+    "radar_of_llama": "RADAR, trained for Llama-3.1-8B",
+    "radar_of_other_temperature": "RADAR, trained at the other temperature",
 }
 BOUNDS = {  # they have seen what judges them
     "best_fixed_hindsight": "best fixed setting of each task, in hindsight",
