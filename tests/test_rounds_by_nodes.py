@@ -44,7 +44,7 @@ def test_they_are_what_trees_of_that_size_have_accepted(recorded):
     assert (base.expected_by_nodes is None) == (base.header.temperature == 0)
     gained = base.expected_of_nodes().mean(0)
     assert bool((gained.diff(dim=1) >= 0).all())
-    assert float((gained[-1, -1] - gained[-1, 0])) > 0.02, "more nodes do not matter here"
+    assert float(gained[-1, -1] - gained[-1, 0]) > 0.02, "more nodes do not matter here"
 
 
 @pytest.mark.parametrize("nodes", NODES[1:])
