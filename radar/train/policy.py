@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,7 @@ def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
         "stop_histogram": list(best["stop_histogram"]),
         "node_histogram": dict(best["node_histogram"]),
         "baseline": base,
-        "collapsed": _collapsed(best["stop_histogram"]),
+        "collapsed": _collapsed(best["stop_histogram"], best["node_histogram"]),
         "too_few": few,
         "epochs": run.epoch,
         "best_epoch": best["epoch"],
@@ -285,10 +285,11 @@ def _result(run: PolicyRun, few: str | None) -> dict[str, Any]:
     }
 
 
-def _collapsed(histogram: Sequence[int]) -> str | None:
-    """What a policy does that ends (almost) every round after the same call; None if it uses its choice."""
+def _collapsed(histogram: Sequence[int], nodes: Mapping[int, int]) -> str | None:
+    """What a policy does that ends (almost) every round after the same call, with the same number of nodes; None if it
+    uses its choice."""
     most = max(histogram)
-    if most < COLLAPSED_SHARE * sum(histogram):
+    if min(most, max(nodes.values())) < COLLAPSED_SHARE * sum(histogram):
         return None
     call = list(histogram).index(most) + 1
     return "never stops" if call == len(histogram) else f"always stops after call {call}"
