@@ -78,7 +78,6 @@ def test_a_rule_and_a_network_find_what_no_fixed_number_does(tmp_path):
         assert found.tokens_per_time > bar
         assert set(found.node_histogram) == set(NODES)
     flat = CostTable.constant(call=0.05, rest=1.0)
-    assert max(alone.curve.values()) < 1.05 * fixed
     assert isinstance(tune_nodes_by_mass(DATA, flat).policy, Threshold)  # there is nothing to choose
 
 

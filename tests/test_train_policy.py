@@ -193,12 +193,13 @@ def test_the_other_collapse_is_reported(tmp_path: Path) -> None:
 
 
 def test_collapse_of_a_histogram() -> None:
-    assert training._collapsed([100, 0, 0]) == "always stops after call 1"
-    assert training._collapsed([0, 1000, 5]) == "always stops after call 2"
-    assert training._collapsed([0, 0, 7]) == "never stops"
-    assert training._collapsed([0, 0, 96, 4]) == "always stops after call 3"
-    assert training._collapsed([0, 0, 94, 6]) is None
-    assert training._collapsed([50, 3, 47]) is None
+    assert training._collapsed([100, 0, 0], {60: sum([100, 0, 0])}) == "always stops after call 1"
+    assert training._collapsed([0, 1000, 5], {60: sum([0, 1000, 5])}) == "always stops after call 2"
+    assert training._collapsed([0, 0, 7], {60: sum([0, 0, 7])}) == "never stops"
+    assert training._collapsed([0, 0, 96, 4], {60: sum([0, 0, 96, 4])}) == "always stops after call 3"
+    assert training._collapsed([0, 0, 94, 6], {60: sum([0, 0, 94, 6])}) is None
+    assert training._collapsed([50, 3, 47], {60: sum([50, 3, 47])}) is None
+    assert training._collapsed([0, 0, 100], {16: 50, 60: 50}) is None, "it chooses nodes"
 
 
 def test_from_a_recording_to_a_policy_with_its_history(tmp_path: Path) -> None:
