@@ -23,6 +23,7 @@ __all__ = ["EAGLE3", "Found", "compared", "counted", "peer_runs", "read", "summa
 
 DECODED, REPLAYED = "end_to_end/released_runs.jsonl.xz", "replay/released_runs.jsonl.xz"
 PEERS, SUMMARY = "end_to_end/peers_h200.json", "end_to_end/summary.json"
+SAME_NODES = "radar_60"
 EAGLE3, HINDSIGHT, KNOWING, FIXED = "eagle3", "hindsight", "knowing", "best_fixed_hindsight"
 REFERENCES = (EAGLE3, FIXED, "best_fixed", "threshold", "threshold_nodes", "published", AUTOREGRESSIVE)
 TEMPERATURES = (0.0, 1.0)
@@ -80,11 +81,13 @@ def _told(key: str, result: tuple[Interval, Cells] | None) -> dict[str, Any]:
 
 
 def _changes(runs: Sequence[Run], temperature: float) -> dict[str, Any]:
-    """Draft calls and tokens of a round against EAGLE-3's, less 1. At temperature 0 without it in the name."""
+    """Draft calls and tokens of a round against EAGLE-3's, less 1, also where RADAR verifies as many nodes. At
+    temperature 0 without it in the name."""
     out, suffix = {}, "" if temperature == 0 else f"_t{temperature:g}"
     for key, count in (("draft_calls_change", "calls"), ("acceptance_change", "tokens")):
-        if result := compared(counted(runs, count, "rounds"), temperature, RADAR, EAGLE3):
-            out |= _told(key + suffix, (Interval(*(one - 1 for one in result[0])), result[1]))
+        for method, nodes in ((RADAR, ""), (SAME_NODES, "_60_nodes")):
+            if result := compared(counted(runs, count, "rounds"), temperature, method, EAGLE3):
+                out |= _told(key + nodes + suffix, (Interval(*(one - 1 for one in result[0])), result[1]))
     return out
 
 

@@ -43,6 +43,17 @@ def test_many_texts_at_once():
     assert 480 <= served["seconds"] < 490
 
 
+def test_what_a_network_adds():
+    found, told_of = (
+        load("end_to_end/summary.json"),
+        r"adds ([\d.]+) % to a tuned one at temperature 0, ([\d.]+) % at 1",
+    )
+    added = [round(100 * (found[f"radar_over_threshold_t{t}"] - 1), 1) for t in (0, 1)]
+    assert told(told_of) == added
+    assert told(r"which is where the ([\d.]+) % are") == added[1:]
+    assert found["radar_over_threshold_nodes_t1"] < 1.005  # a rule that chooses nodes is as fast
+
+
 def test_a_released_model():
     record = load("end_to_end/fit_smollm2_h200.json")
     speeds = [
