@@ -140,7 +140,8 @@ def main(argv: list[str]) -> int:
         save_draft(pair.draft, args.save / "draft")
         flat = [[task, ids] for task, found in tasks.items() for ids in found]
         (args.save / "prompts.json").write_text(json.dumps(flat), encoding="utf8")
-    chosen = json.loads(args.methods.read_text(encoding="utf8"))[args.shape]
+    told = json.loads(args.methods.read_text(encoding="utf8"))
+    chosen = told.get("methods", told)[args.shape]
     methods, warm = Methods(pair, tokenizer, chosen, args.methods.parent), set()
     done = {key_of(run) for run in read_runs(args.out) if "prompt" in run}
     with args.out.open("a", encoding="utf8") as sink:

@@ -76,7 +76,7 @@ def oracles(data: RoundDataset, costs: CostTable) -> Iterator[dict[str, Any]]:
 
 
 def tuned_rules(train: RoundDataset, costs: CostTable, *, epochs: int) -> dict[str, StopPolicy]:
-    """The rules of the literature, fitted and tuned on training rounds; one half's prompts choose."""
+    """The rules of the literature, fitted on 70 % of the training rounds' prompts and tuned on the rest."""
     fitted, chosen = train.split_by_prompt(0.3)
     found = tuned_contenders(fitted, chosen, costs, epochs=epochs)
     return {short: found[name].policy for name, short in SOURCES.items()}
@@ -91,7 +91,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     data, costs = read_rounds(args.rounds), CostTable.load(args.costs, device=None)
     temperature = data.header.temperature
-    told: Mapping[str, Any] = json.loads(args.methods.read_text(encoding="utf8"))[args.pair][f"{temperature:g}"]
+    methods = json.loads(args.methods.read_text(encoding="utf8"))
+    told: Mapping[str, Any] = methods.get("methods", methods)[args.pair][f"{temperature:g}"]
     beams = data.header.tree.tree_top_k
     policies = {
         name: policy_of(one, args.methods.parent) for name, one in told.items() if one.get("beams", 10) == beams

@@ -31,8 +31,11 @@ __all__ = ["judged", "readme_table", "report", "speed"]
 HOW = """The pairs are a small released model with a head that `radar fit` made for it, widened to the exact shapes of
 large models: the cost is the large model's, the behaviour the small one's. *Decoding* ran on the card. *Replay* goes
 through recorded rounds of every measuring prompt and prices them at the card's costs, so that it judges every method
-on every prompt; `replay_error` in summary.json is how far it is from decoding. Ratios are geometric means over cells
-(a task at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt once for all shapes.
+on every prompt (96 tokens at most; decoding wrote 64); `replay_error` in summary.json is how far it is from decoding.
+Ratios are geometric means over cells (a task at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt
+once for all shapes: they cover prompts, not what another training, tuning or measurement of costs would have given.
+Networks are one training each, on nine tenths of the training prompts; rules are tuned on half of them, and those that
+are fitted (SpecDec++'s head, LTD's MLP, expected extra token) on 70 % of that half. `released_choices.json` says more.
 """
 GENERATE, VLLM = ("generate", "static"), ("vllm",)  # peers of README's table, by words of their names
 
@@ -165,9 +168,11 @@ def peers(found: Found) -> str:
         ratio = interval(alone[0]) if alone else "" if ours is None else f"{ours / one['tokens_per_second']:.3f}"
         length = one.get("tokens_per_round")
         figures = [f"{one['tokens_per_second']:.0f}", "" if length is None else f"{length:.2f}", ratio]
-        rows.append([name_of(one), str(one["rows_at_once"]), *figures, f"{one['start_seconds']:.0f}"])
+        same = f"{one['texts_equal']} of {len(one['rows'])}" if "texts_equal" in one else ""
+        rows.append([name_of(one), str(one["rows_at_once"]), *figures, same, f"{one['start_seconds']:.0f}"])
     text = f"On the {of_shape('llama')} pair, greedy; several rows are one measurement of all texts together.\n\n"
-    return text + table(["", "rows", "tokens/s", "tokens a round", "RADAR over it", "start, s"], rows) if rows else ""
+    head = ["", "rows", "tokens/s", "tokens a round", "RADAR over it", "texts that are ours", "start, s"]
+    return text + table(head, rows) if rows else ""
 
 
 def alphas(runs: Sequence[Run]) -> str:
@@ -210,7 +215,7 @@ def readme_table(results: Path = RESULTS) -> str:
         own = [run for run in found.decoded.alone if run["pair"] == pair]
         ratios = [compared(own, temperature, RADAR, EAGLE3) for temperature in TEMPERATURES]
         speeds = [cell(pair, AUTOREGRESSIVE), peer(pair, GENERATE), peer(pair, VLLM)]
-        speeds += [cell(pair, EAGLE3), cell(pair, RADAR)]
+        speeds += [cell(pair, EAGLE3), cell(pair, "threshold"), cell(pair, RADAR)]
         rows.append([of_shape(pair), *speeds, *("-" if one is None else interval(one[0]) for one in ratios)])
     head = ["shapes of", "plain decoding", "`generate`, static cache", "vLLM at its best", "EAGLE-3, 8 calls, 60 nodes"]
-    return table([*head, "RADAR", "RADAR over EAGLE-3", "at temperature 1"], rows) if rows else ""
+    return table([*head, "threshold", "RADAR", "RADAR over EAGLE-3", "at temperature 1"], rows) if rows else ""

@@ -14,6 +14,7 @@ _HOMES = {
     "DraftConfig": "draft.config",
     "FixedDepth": "policy.base",
     "GenerationOutput": "generation.sequence",
+    "NodesByMass": "policy.by_mass",
     "RadarDecoder": "decoder",
     "RadarGenerate": "custom_generate",
     "RadarGenerateOutput": "generation.hf",

@@ -3,6 +3,7 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.errors import FormatError, UsageError
 from radar.fit import judge as judging
+from radar.fit import policy as learning
 from radar.policy.baselines import Capped
 from radar.policy.by_mass import NodesByMass
 from radar.policy.fitted import policy_of, write_fitted
@@ -172,3 +174,14 @@ def test_auto_is_what_a_fit_has_kept_also_later(tmp_path):
     fitted.policy = None
     assert fitted.policy.mass == 0.31
     assert RadarDecoder(decoder.model, draft=decoder.draft, policy="auto").policy.mass == Threshold().mass
+
+
+def test_a_fit_of_before_goes_on(tmp_path):
+    """Its policies' stage knew no rule that chooses nodes, and left a state of other settings."""
+    train_policy(DATA, tmp_path, costs=COSTS, epochs=2, progress=False, nodes=(32,), seconds=0.0)
+    stage = SimpleNamespace(folder=tmp_path, left=lambda: 0.0)
+    found = learning.learn(stage, DATA, COSTS)
+    assert found["epochs"] == 1
+    assert load_policy(tmp_path).nodes == NODES
+    assert found["nodes_by_mass"]["nodes"] == list(NODES)
+    assert learning.say_policy(found).startswith(f"Threshold({found['mass']:g}), one rule that chooses nodes; ")

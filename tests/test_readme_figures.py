@@ -4,6 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from bench.headline import compared, read
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,14 +48,16 @@ def test_many_texts_at_once():
 
 
 def test_what_a_network_adds():
-    found, told_of = (
-        load("end_to_end/summary.json"),
-        r"adds ([\d.]+) % to a tuned one at temperature 0, ([\d.]+) % at 1",
-    )
-    added = [round(100 * (found[f"radar_over_threshold_t{t}"] - 1), 1) for t in (0, 1)]
-    assert told(told_of) == added
-    assert told(r"which is where the ([\d.]+) % are") == added[1:]
-    assert found["radar_over_threshold_nodes_t1"] < 1.005  # a rule that chooses nodes is as fast
+    runs = read(RESULTS).replayed
+    added = []
+    for pair in ("llama", "vicuna"):
+        for temperature in (0.0, 1.0):
+            found = compared([run for run in runs if run["pair"] == pair], temperature, "radar", "threshold")
+            added.append(round(100 * (found[0].value - 1), 1))
+    number = r"(-?[\d.]+)"
+    assert told(
+        rf"adds {number} and {number} % to a tuned one at Llama-3.1-8B's costs .*, {number} and {number} % at Vicuna"
+    ) == pytest.approx(added)
 
 
 def test_a_released_model():
@@ -62,7 +68,7 @@ def test_a_released_model():
     ]
     over = {other: [one["RADAR"] / one[other] for one in speeds] for other in ("autoregressive", "EAGLE-3")}
     minutes, low, high, least, most, answers = told(
-        r"in (\d+) minutes .* made this model ([\d.]+) to ([\d.]+) times .* by task, ([\d.]+) to ([\d.]+) "
+        r"[Ii]n (\d+) minutes .* made this model ([\d.]+) to ([\d.]+) times .* by task, ([\d.]+) to ([\d.]+) "
         r"times EAGLE-3; one run, (\d+) answers, all alike"
     )
     assert [low, high] == [round(end(over["autoregressive"]), 1) for end in (min, max)]

@@ -36,7 +36,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True, f
     group.add_argument("--draft", metavar="PATH", help="folder of an EAGLE-3 head for that target")
     if policy:
         group.add_argument(
-            "--policy", metavar="PATH|N", help="folder or file of a stop policy, or a number of draft calls for EAGLE-3"
+            "--policy",
+            metavar="PATH|N",
+            help='folder or file of a stop policy, a number of draft calls for EAGLE-3, or "auto" (as without it)',
         )
     add_device_options(group)
     group.add_argument(

@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="numbers of verified nodes that the policy chooses among, of those recorded; one: it verifies so many and "
-        "chooses none (default: all that were recorded and that no larger one undercuts by the costs)",
+        help="numbers of verified nodes that the policy chooses among, of those recorded; one: it always verifies so "
+        "many (default: all that were recorded and that no larger one undercuts by the costs; with the paper's "
+        "objective or sampled actions the trees')",
     )
     parser.add_argument("--max-calls", type=int, metavar="N", help="allow fewer calls than were recorded")
     parser.add_argument(

@@ -46,7 +46,7 @@ def judge(
     """
     kept: dict[str, Any] = {EAGLE3: {"calls": EAGLE_CALLS}, THRESHOLD: {"mass": learned["mass"]}}
     policies: dict[str, StopPolicy] = {EAGLE3: FixedDepth(EAGLE_CALLS), THRESHOLD: Threshold(learned["mass"])}
-    if (rule := learned["nodes_by_mass"]) is not None:
+    if (rule := learned.get("nodes_by_mass")) is not None:  # a fit of before has none
         kept[NODES_BY_MASS], policies[NODES_BY_MASS] = rule, policy_of(folder, rule)
     if learned["why_no_network"] is None:
         kept[NETWORK] = {"network": "policy"}
@@ -56,8 +56,10 @@ def judge(
     decoded, prompts, same = _decode(
         parts, stage, folder, {name: policies[name] for name in dict.fromkeys((EAGLE3, best.name))}, max_new_tokens
     )
+    ahead = max((one for one in results if one.name in kept), key=lambda one: one.tokens_per_second)
     return {
         "kept": best.name,
+        "fastest": ahead.name,
         "policy": kept[best.name],
         "speeds": {one.name: one.tokens_per_second for one in results if one.name in kept},
         "ratio": best.ratio,

@@ -90,10 +90,10 @@ def markdown(
             _block(table(["", "tokens/s", "speed-up", "tokens [per round]", "draft calls [per round]"], rows)),
             "## Replayed on held-out rounds",
             f"{rounds['judge']['rounds']} rounds of {rounds['judge']['prompts']} prompts, with this machine's costs. "
-            f"The fastest is kept: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
+            f"{_why_kept(judged)}: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
             "by prompt). It was chosen on these rounds, so the figure leans to the bright side.",
             _block(judged["replay"]),
-            f"The threshold was tuned{'' if network else ', and the network trained,'} on {rounds['policy']['rounds']} "
+            f"The rules were tuned{'' if network else ', and the network trained,'} on {rounds['policy']['rounds']} "
             f"rounds of {rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
             "",
             "## The head",
@@ -109,6 +109,12 @@ def markdown(
             "",
         ]
     )
+
+
+def _why_kept(judged: Mapping[str, Any]) -> str:
+    if judged.get("fastest", judged["kept"]) == judged["kept"]:
+        return "The fastest is kept"
+    return f"{judged['kept']} is kept, which {judged['fastest']} is ahead of by no more than chance"
 
 
 def _block(text: str) -> str:

@@ -68,7 +68,7 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
 
 def unfolded(draft: Any, policy: Any) -> tuple[Any, Any, StopPolicy | None]:
     """A decoder's `draft` and `policy`, and what "auto" means there: where the first is such a folder, its head, and
-    its policy, a rule or a network, whichever was faster on prompts that nothing had seen. None: nothing was fitted."""
+    the policy that it has kept, a rule or a network. None: nothing was fitted."""
     fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
     if fitted is None:
         return draft, policy, None

@@ -14,9 +14,8 @@ __all__ = ["resolve_policy"]
 
 
 def resolve_policy(value: object) -> StopPolicy:
-    """The policy that `value` means: itself, a trained one's folder or file, or None or "auto" for `Threshold()`.
-
-    Nothing trained is more than a few percent faster than that, and a `radar fit` has taken whatever is (`unfolded`).
+    """The policy that `value` means: itself, a trained one's folder or file, or None or "auto" for `Threshold()`, where
+    no `radar fit` has chosen (`unfolded`).
 
     Raises:
         UsageError: it is something else; the message says what may have been meant.

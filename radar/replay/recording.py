@@ -66,8 +66,8 @@ class Recording(AbstractContextManager["Recording"]):
                 damaged.append(file)
                 warnings.warn(f"{error}: its prompts are recorded again", stacklevel=3)
                 continue
-            # what is gone on with may know of other numbers of nodes, or of none
-            header = self.header = replace(header, nodes=rounds.header.nodes)
+            if not self.done:  # what is gone on with may know of other numbers of nodes, or of none
+                header = self.header = replace(header, nodes=rounds.header.nodes)
             if other := rounds.header.unlike(header):
                 raise UsageError(f"{path} holds another recording ({other}): write to a new folder, or as there")
             if changed := [n for n, one in prompts.items() if self._digests.get(n, one) != one]:
@@ -192,10 +192,13 @@ def read_shard(file: Path) -> tuple[dict[int, str], RoundDataset]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
     except safetensors.SafetensorError as error:
         raise Damaged(f"{file} is cut off or damaged ({error})") from error
-    if (version := about.get(FORMAT)) != VERSION:
+    version = about.get(FORMAT)
+    if "sha256" in about and (not str(version).isdigit() or about["sha256"] != _sha256(about, tensors)):
+        raise Damaged(f"{file} is damaged (it does not hold what was written)")
+    if version != VERSION:
         found = "it is no file of recorded rounds" if version is None else f"version {version} is unknown"
         raise FormatError(f"{file}: {found}, this code reads version {VERSION}: record the rounds to a new folder")
-    if about.get("sha256") != _sha256(about, tensors):
+    if "sha256" not in about:
         raise Damaged(f"{file} is damaged (it does not hold what was written)")
     prompts = {int(number): digest for number, digest in json.loads(about["prompts"]).items()}
     trigrams = tensors.pop("trigrams").tensor_split(tensors.pop("trigram_ends")[:-1])

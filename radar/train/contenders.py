@@ -55,7 +55,7 @@ def tuned_contenders(
 
     add("beam-mass threshold", Threshold, MASSES)
     if develop.header.nodes:
-        found[NODES_BY_MASS] = tune_nodes_by_mass(develop, costs)
+        found[NODES_BY_MASS] = tune_nodes_by_mass(develop, costs, found["beam-mass threshold"])
     curves = fit_gain_curves(train)
     add("expected extra token", lambda price: expected_gain(curves, price), [i / 100 for i in range(2, 62, 2)])
     add("DDD", DDD, [-i / 10 for i in range(41)])
@@ -69,14 +69,14 @@ def tuned_contenders(
     return found
 
 
-def tune_nodes_by_mass(dataset: RoundDataset, costs: CostTable) -> Tuned:
-    """The threshold that also verifies as many nodes as the tree's mass says, and its bound; the threshold alone, where
-    there is nothing to choose.
+def tune_nodes_by_mass(dataset: RoundDataset, costs: CostTable, alone: Tuned | None = None) -> Tuned:
+    """The threshold that also verifies as many nodes as the tree's mass says, and its bound; the threshold `alone`,
+    tuned on these rounds, where there is nothing to choose, or where that is faster.
 
     A number of nodes costs what its verification takes beyond the fewest's, in tokens at the threshold's speed; the
     draft's probabilities are not the target's, so a factor on that is tuned too, in turn with the bound.
     """
-    alone, tree = tune(Threshold, MASSES, dataset, costs), dataset.header.tree
+    alone, tree = alone or tune(Threshold, MASSES, dataset, costs), dataset.header.tree
     nodes = costs.worth_choosing(dataset.header.nodes, tree)
     if len(nodes) < 2:
         return alone
@@ -94,7 +94,7 @@ def tune_nodes_by_mass(dataset: RoundDataset, costs: CostTable) -> Tuned:
         near = [value for value in MASSES if abs(value - mass) < NEAR]
         best = tune(lambda value, factor=factor: policy(value, factor), near, dataset, costs)  # type: ignore[misc]
         mass = best.value or mass
-    return best
+    return max(best, alone, key=lambda one: max(one.curve.values()))._replace(at_edge=False)
 
 
 def fit_gain_curves(dataset: RoundDataset) -> list[tuple[Tensor, Tensor]]:

@@ -13,9 +13,13 @@ from torch import nn
 from radar.errors import UsageError
 from radar.files import replacing
 
-__all__ = ["ANEW", "Run"]
+__all__ = ["ANEW", "OtherRun", "Run"]
 
 ANEW = "another folder, or resume=False (--restart) to begin anew"
+
+
+class OtherRun(UsageError):
+    """A state in the folder that cannot be gone on with: it is damaged, or of other settings."""
 
 
 class Run:
@@ -55,8 +59,8 @@ class Run:
             found = json.loads(file.read_text()) if json_file else torch.load(file, "cpu", weights_only=True)
             saved, contents = dict(found["settings"]), {name: found[name] for name in names}
         except Exception as error:  # torch raises a dozen kinds for foreign and torn files
-            raise UsageError(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
+            raise OtherRun(f"{file} cannot be read, it is no state of this training: use {ANEW}") from error
         keys = [key for key in sorted(saved | self.settings) if saved.get(key) != self.settings.get(key)]
         if different := [f"{key} {saved.get(key)!r} there, {self.settings.get(key)!r} here" for key in keys]:
-            raise UsageError(f"{file} belongs to a run with other settings ({', '.join(different)}): use those, {ANEW}")
+            raise OtherRun(f"{file} belongs to a run with other settings ({', '.join(different)}): use those, {ANEW}")
         return contents
