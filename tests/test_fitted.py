@@ -10,6 +10,7 @@ from radar.cli.costs import costs_of
 from radar.cli.main import main
 from radar.draft.checkpoint import save_draft
 from radar.errors import FormatError, UsageError
+from radar.policy.by_mass import NodesByMass
 from radar.policy.fitted import read_fitted, write_fitted
 from radar.policy.network import PolicyNetwork
 from radar.policy.network_files import save_policy
@@ -18,7 +19,12 @@ from radar.tools.costs import CostTable
 
 @pytest.mark.parametrize(
     ("told", "policy"),
-    [({"calls": 5}, FixedDepth(5)), ({"mass": 0.3}, Threshold(0.3)), ({"network": "p"}, RadarPolicy(PolicyNetwork()))],
+    [
+        ({"calls": 5}, FixedDepth(5)),
+        ({"mass": 0.3}, Threshold(0.3)),
+        ({"mass": 0.3, "nodes": [4, 16], "prices": [0.0, 0.5]}, NodesByMass(Threshold(0.3), [4, 16], [0.0, 0.5])),
+        ({"network": "p"}, RadarPolicy(PolicyNetwork())),
+    ],
 )
 def test_what_was_written_is_read(tmp_path, told, policy):
     save_policy(PolicyNetwork(), tmp_path / "p")
@@ -65,8 +71,12 @@ def test_other_folders_are_none_and_damage_is_named(tmp_path):
         '{"format": "radar-fit"}',
         whole % (1, "{}"),
         whole % (1, '{"mass": 3}'),
+        whole % (1, '{"mass": 0.3, "nodes": [4, 16]}'),
+        whole % (1, '{"mass": 0.3, "nodes": [16, 4], "prices": [0.0, 0.5]}'),
+        whole % (1, '{"mass": 0.3, "nodes": [4, 16], "prices": "few"}'),
         whole % (2, "{}"),
     ):
         file.write_text(text)
-        with pytest.raises((FormatError, UsageError), match=r"damaged|is not of the format|mass must be"):
+        named = r"damaged|is not of the format|mass must be|needs ascending nodes"
+        with pytest.raises((FormatError, UsageError), match=named):
             read_fitted(tmp_path)

@@ -2,15 +2,18 @@
 
 import json
 import time
+from functools import partial
 
 import pytest
 import torch
 from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
 
-from radar import FixedDepth, RadarDecoder, TreeConfig
+from radar import FixedDepth, RadarDecoder, RadarPolicy, TreeConfig
 from radar.cli.main import main
+from radar.errors import UsageError
+from radar.policy.network import PolicyNetwork
 from radar.tools import profile as profile_module
-from radar.tools.profile import RoundProfile, profile_round
+from radar.tools.profile import RoundProfile, cost_table, profile_round
 
 PROMPT = [3, 1, 4, 1, 5]
 COMMAND = ["profile", "--calls", "1", "--repeats", "1", "--total-tokens", "8", "--device", "cpu"]
@@ -50,6 +53,50 @@ def test_every_part_gets_its_own_time_and_the_round_takes_all_of_it(monkeypatch)
     assert next(rounds).num_draft_calls == 3
     assert profile.whole == pytest.approx(1000 * (now[0] - before))
     assert sum(profile.parts().values()) == pytest.approx(profile.whole)
+
+
+def chooses():
+    return decoder(engine="eager", fallback=False), RadarPolicy(PolicyNetwork(nodes=(4, 20, 40)))
+
+
+def test_a_choice_of_nodes_is_a_part_of_its_own(monkeypatch):
+    ours, policy = chooses()
+    assert profile_round(ours.engine, prefix=50, calls=2, repeats=1).choice == 0
+    assert "choice of nodes" not in profile_round(ours.engine, prefix=50, calls=2, repeats=1).parts()
+    ours.policy = policy
+    assert profile_round(ours.engine, prefix=50, calls=2, repeats=1).choice > 0, "an assigned policy is not in use yet"
+    now, choice, verify = [0.0], ours.engine.steps.sized.choice, ours.engine.steps.verify
+
+    def slow(part, milliseconds):
+        now[0] += milliseconds / 1000
+        return part()
+
+    ours.engine.steps.sized.choice = partial(slow, choice, 4)
+    ours.engine.steps.verify = partial(slow, verify, 40)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    profile = profile_round(ours.engine, prefix=50, calls=2, repeats=2)
+    assert (profile.choice, profile.parts()["choice of nodes"]) == pytest.approx((4, 4))
+    assert (profile.verify, profile.whole) == pytest.approx((40, 44))
+    assert sum(profile.parts().values()) == pytest.approx(profile.whole)
+    assert cost_table([profile], device="d", pair="p").choice_seconds == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize("nodes", [2, 9, 60])
+def test_another_number_of_nodes_can_be_timed(nodes, monkeypatch):
+    ours, seen = decoder(engine="eager"), []
+    verify = ours.engine.target.verify
+
+    def noted(ids, *rest):
+        seen.append(ids.shape[1])
+        return verify(ids, *rest)
+
+    monkeypatch.setattr(ours.engine.target, "verify", noted)
+    assert profile_round(ours.engine, prefix=50, calls=1, repeats=1, nodes=nodes).nodes == nodes
+    assert set(seen) == {nodes}
+    assert ours.generate(PROMPT, max_new_tokens=40).token_ids == hf_greedy(tiny_target(), PROMPT, 40)
+    room = ours.engine.target.max_rows
+    with pytest.raises(UsageError, match=f"nodes must be an integer from 2 to {room}, got {room + 1}"):
+        profile_round(ours.engine, prefix=50, calls=1, nodes=room + 1)
 
 
 def test_parts_take_time():

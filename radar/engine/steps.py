@@ -81,14 +81,14 @@ class RoundSteps(RowSteps):
         if not nodes or not self._asks:
             return None
         if self._sized is None or self._sized.policy is not self.policy:
-            self._sized = Sized(self.policy, self.drafter.tree, nodes, [self._verifying(n) for n in nodes])
+            self._sized = Sized(self.policy, self.drafter.tree, nodes, [self.verifying(n) for n in nodes])
         return self._sized
 
     def chosen(self) -> RoundSteps:
         """The steps that end this round: of as many nodes as the policy says, for which the host asks, or these."""
         return self if self.sized is None else self.sized.ways[int(self.sized.choice())]
 
-    def _verifying(self, nodes: int) -> RoundSteps:
+    def verifying(self, nodes: int) -> RoundSteps:
         """The same steps, and the same target, sampler and cache, for trees of so many nodes."""
         way = copy.copy(self)
         way._sized, way.config = None, replace(self.config, total_tokens=nodes)

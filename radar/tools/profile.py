@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radar.config import check_int
 from radar.engine.ambient import ambient
 from radar.engine.capture import capture, on_stream
 from radar.engine.captured import Streams
@@ -90,21 +91,23 @@ def profile_round(
         prefix: 1 to max_length.
         calls: 1 to max_calls.
         repeats: measurements; medians count.
-        nodes: that are verified; None: the engine's.
+        nodes: that are verified, for which there is room; None: the tree's.
 
     Raises:
-        ValueError: prefix, calls or repeats out of range; a model that ranks hold together.
+        ValueError: prefix, calls, repeats or nodes out of range; a model that ranks hold together.
     """
     check_whole(engine.target.ranks, "profile_round")
+    if nodes is not None:
+        check_int("profile_round", "nodes", nodes, 2, engine.target.max_rows)
     with ambient(engine.target.device):
         streams = None
         if isinstance(engine, GraphEngine):
             engine.prepare()
             streams = engine.streams
-        steps, tree = engine.steps, engine.config
-        if nodes is not None:
-            steps = steps.first(1, nodes, tree.tree_top_k, max_calls=tree.max_calls)
-        nodes = nodes or tree.total_tokens
+        else:
+            engine.steps.policy = engine.bound  # which the next text would bring
+        steps = engine.steps if nodes is None else engine.steps.verifying(nodes)
+        nodes = steps.config.total_tokens
         profile = profile_steps(steps, nodes=nodes, prefix=prefix, calls=calls, repeats=repeats, streams=streams)
         engine.target.cache.reset()
         engine.drafter.reset()
