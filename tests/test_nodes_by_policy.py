@@ -18,7 +18,7 @@ from radar.policy.network import PolicyNetwork
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NODES = (2, 9, 40)  # of a tree of 20 in 8 calls: fewer, fewer and more
-LONG = 300  # tokens; a cache on a CPU is read in windows of 128 rows
+LONG = 170  # tokens; a cache on a CPU is read in windows of 128 rows
 SAMPLED = SamplingParams(temperature=0.9, seed=4, top_k=7, repetition_penalty=1.2)
 ENGINES = ["eager", "host loop", "conditional"]
 
