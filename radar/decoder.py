@@ -59,7 +59,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`; or the folder that `radar fit` made
             for it, which holds a policy too.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
-            which is EAGLE-3. None or "auto": what `radar fit` found to be the fastest, a rule or a network, or
+            which is EAGLE-3. None or "auto": what `radar fit` has kept for this pair, a rule or a network, or
             `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
             CPU, where every node is paid for.
