@@ -39,11 +39,13 @@ SHAPES: dict[str, Geometry] = {
     "llama": LLAMA_8B,
     "vicuna": replace(VICUNA_13B, vocabulary=VOCABULARY),
     "qwen": QWEN3_8B,
+    "laboratory": LLAMA_8B,  # a pair that `bench.lab` trained, such as the one that ships
 }
 _SMALL = {"layers": 30, "hidden_size": 704, "intermediate_size": 1600, "heads": 16, "kv_heads": 4}
 SHAPES["small"] = replace(TINY, name="small", vocabulary=VOCABULARY, draft_vocabulary=32000, **_SMALL)  # for a CPU
 KEPT = 4  # policies whose graphs a decoder keeps
-BATCHED = ("eagle3", "radar")  # of several rows, where nodes are shared and not chosen
+BATCHED = ("eagle3", "threshold", "radar")  # of several rows, where nodes are shared and not chosen
+TURNS = 3  # of several rows, which take seconds
 
 
 def policy_of(told: Mapping[str, Any], folder: Path) -> StopPolicy:
@@ -166,8 +168,9 @@ def main(argv: list[str]) -> int:
                 write(one)
         for rows in args.rows:
             prompts = [ids for found in tasks.values() for ids in found]
-            for one in together(methods, [AUTOREGRESSIVE, *BATCHED], prompts, rows, args.new_tokens):
-                write({"temperature": 0.0} | one)
+            for turn in range(TURNS):
+                for one in together(methods, [AUTOREGRESSIVE, *BATCHED], prompts, rows, args.new_tokens):
+                    write({"temperature": 0.0, "turn": turn} | one)
     return 0
 
 
