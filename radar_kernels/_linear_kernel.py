@@ -46,17 +46,18 @@ def linear_kernel(
     for early in gl.static_range(STAGES):
         load_tile(x, [row, (begin + early) * BK], ready.index(early), x_ring.index(early), pred=early < count)
 
-    running = hopper.warpgroup_mma_init(gl.zeros([BN, ROWS], gl.float32, SUM))
+    running = gl.zeros([BN, ROWS], gl.float32, SUM)
+    if not NARROW:
+        running = hopper.warpgroup_mma_init(running)
     for step in range(0, count):
         slot = step % STAGES
         hopper.mbarrier.wait(ready.index(slot), (step // STAGES) & 1)
         x_tile = x_ring.index(slot).permute((1, 0))
-        if NARROW:  # by way of registers; the step in front is in its products meanwhile
+        if NARROW:  # by way of registers, which have to stay as they are until the products are done
             w_tile = w_ring.index(slot).load(NEIGHBOURS).to(x.dtype).reshape([BN, 4, 8, 2, 2])
             w_tile = w_tile.permute((0, 2, 3, 1, 4)).reshape([BN, BK])
             w_tile = gl.convert_layout(w_tile, gl.DotOperandLayout(0, SUM, 2))
-            acc = hopper.warpgroup_mma_wait(0, deps=(running,))
-            running = hopper.warpgroup_mma(w_tile, x_tile, acc, is_async=True)
+            running = hopper.warpgroup_mma(w_tile, x_tile, running, is_async=False)
         else:
             running = hopper.warpgroup_mma(w_ring.index(slot), x_tile, running, is_async=True)
             acc = hopper.warpgroup_mma_wait(1, deps=(running,))
@@ -68,7 +69,7 @@ def linear_kernel(
         hopper.mbarrier.expect(ready.index(free), BYTES, pred=more)
         load_tile(weight, [first, (begin + ahead) * BK], ready.index(free), w_ring.index(free), pred=more)
         load_tile(x, [row, (begin + ahead) * BK], ready.index(free), x_ring.index(free), pred=more)
-    y = hopper.warpgroup_mma_wait(0, deps=(running,))
+    y = running if NARROW else hopper.warpgroup_mma_wait(0, deps=(running,))
 
     STORED: gl.constexpr = gl.BlockedLayout([8, 1], [BN // 8, 32 * 8 // BN], [1, WARPS], [0, 1])
     OUTPUTS: gl.constexpr = gl.SliceLayout(1, STORED)

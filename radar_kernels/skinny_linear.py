@@ -41,8 +41,8 @@ class Blocks(NamedTuple):
 
 def choose_blocks(*, n: int, k: int, narrow: bool) -> Blocks:
     """For `linear_kernel`, by what an H200 was fastest with."""
-    if n >= 24576:  # two programs a multiprocessor; weights in registers leave room for sums of 64 rows
-        return Blocks(128, LINE, 4, 110_000, rows=64) if narrow else Blocks(128, 64, 4, 110_000)
+    if n >= 24576:
+        return Blocks(128, LINE if narrow else 64, 4, 110_000)  # two programs a multiprocessor
     if narrow:  # many, since they are kept busy by what is done to a weight in registers
         return Blocks(64, LINE, 4, 110_000, parts=max(1, 12288 // n))
     return Blocks(64, 128, 4, 220_000)  # one, with all of its shared memory in flight

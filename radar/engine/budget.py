@@ -9,7 +9,7 @@ NODES = {1: 64, 32: 128}
 than they bring, but for many rows."""
 CARRIED = {2: 64, 32: 128}
 """Tokens of a prompt that a round of so many rows takes along: as many as it verifies nodes."""
-CALLS = 24
+CALLS = 40
 """Draft calls of a round, of all rows together: the more texts share a verification, the less is a deep tree worth."""
 
 

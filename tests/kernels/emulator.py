@@ -1,8 +1,9 @@
 """Runs a Gluon kernel on the CPU, program after program: Triton's interpreter does not know Gluon.
 
 What happens on its own on a card happens here as late as it may. A tile that is being fetched is NaN until somebody has
-waited for its barrier; a product reads its operands when somebody waits for it. So a slot that is filled again too
-early, a barrier that counts wrongly and an input that is read before the kernel in front has ended are seen.
+waited for its barrier; a product reads its operands when somebody waits for it, and registers that nothing names any
+more are another's by then. So a slot that is filled again too early, registers that a product still reads, a barrier
+that counts wrongly and an input that is read before the kernel in front has ended are seen.
 """
 
 import itertools
@@ -136,8 +137,10 @@ class Machine:
 
     def multiply(self, a, b, y, *, is_async):
         y = register(y.clone())
+        if is_async and not isinstance(a, Tile):
+            a = poison(a.clone())
         self.products.append([y, a, b])
-        return y
+        return y if is_async else self.finish(0, (y,))
 
     def finish(self, outstanding, deps):
         while len(self.products) > outstanding:

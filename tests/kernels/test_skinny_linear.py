@@ -126,6 +126,19 @@ def test_weights_of_8_bits(shape, blocks, eight, device, launched):
     assert launched or torch.cuda.is_available()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the registers of a real kernel")
+@pytest.mark.parametrize("n", [32000, 21504, 6144])
+@pytest.mark.parametrize("rows", [10, 40, 64, 80, 128, 200])
+def test_weights_of_8_bits_at_the_size_of_a_head(n, rows, device):
+    """Sums of many steps, whose products the card makes while the next weights are read."""
+    weight8, scale = quantize_rows(torch.randn(n, 4096, device=device, dtype=torch.bfloat16), torch.int8)
+    exactly = unpack_rows(weight8.float(), 4096).double() * scale[:, None].double()
+    for _ in range(3):
+        x = torch.randn(rows, 4096, device=device, dtype=torch.bfloat16)
+        assert_close(skinny_linear(x, weight8, scale=scale), F.linear(x.double(), exactly), torch.bfloat16)
+
+
 def cancelling(rows, n, k, depth, *, dtype, device):
     """x and weight whose sum depends on the order of their blocks of `depth` columns, but not on that in a block.
 
