@@ -49,7 +49,8 @@ def test_from_a_model_to_a_faster_one(
     tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fit"
-    monkeypatch.setattr("radar.engine.build.default_tree", lambda device: TreeConfig(total_tokens=12, max_calls=8))
+    for place in ("radar.engine.build", "radar.fit.parts"):
+        monkeypatch.setattr(f"{place}.default_tree", lambda device: TreeConfig(total_tokens=12, max_calls=8))
     monkeypatch.setattr("radar.train.policy.FEWEST_ROUNDS", 4)  # so few would make no policy
     monkeypatch.setattr("radar.train.policy.FEWEST_PROMPTS", 2)
     with monkeypatch.context() as patch:

@@ -27,6 +27,7 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
     from radar import FixedDepth, RadarDecoder
     from radar.decoder import default_device
     from radar.draft.fit import default_tree
+    from radar.policy.fitted import EAGLE_BEAMS, read_fitted
     from radar.target.launched import launched_ranks
     from radar.target.ranks import own_device
 
@@ -37,7 +38,8 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
         device = f"cuda:{rank}"  # several processes under `accelerate launch`: one GPU each
     device = default_device(device)
     sizes = {name: getattr(args, name) for name in ("total_tokens", "max_calls") if getattr(args, name) is not None}
-    tree = replace(default_tree(device), **sizes)
+    fitted = None if args.draft is None else read_fitted(args.draft)
+    tree = replace(default_tree(device), tree_top_k=EAGLE_BEAMS if fitted is None else fitted.beams, **sizes)
     policy: Any = getattr(args, "policy", None)
     if not hasattr(args, "policy"):
         policy = FixedDepth(tree.max_calls)
