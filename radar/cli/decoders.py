@@ -11,7 +11,10 @@ from typing import Any
 
 from radar.errors import UsageError
 
-__all__ = ["default_prompts", "drafting_decoder", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
+__all__ = [
+    *("default_prompts", "drafting_decoder", "eagle_decoder", "encoded_prompts", "make_decoder", "plain_decoder"),
+    "prompt_lines",
+]
 
 
 def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
@@ -66,6 +69,24 @@ def plain_decoder(decoder: Any, args: argparse.Namespace) -> Any:
         tokenizer=decoder.tokenizer,
         max_length=decoder.max_length,
         engine=args.engine,
+    )
+
+
+def eagle_decoder(decoder: Any, args: argparse.Namespace, **options: Any) -> Any:
+    """EAGLE-3 on the weights of a `RadarDecoder`, in trees of its own beams: `radar fit` may have kept others."""
+    from radar import FixedDepth, RadarDecoder
+    from radar.policy.fitted import EAGLE_BEAMS
+
+    return RadarDecoder(
+        decoder.model,
+        draft=decoder.draft,
+        tokenizer=decoder.tokenizer,
+        policy=FixedDepth(min(8, decoder.tree.max_calls)),
+        tree=replace(decoder.tree, tree_top_k=EAGLE_BEAMS),
+        max_length=decoder.max_length,
+        engine=args.engine,
+        fallback=False,
+        **options,
     )
 
 
