@@ -8,10 +8,10 @@ from typing import Any
 
 from radar.fit.stages import Stage
 from radar.fit.widths import Width, alike
-from radar.policy.base import StopPolicy, Threshold
+from radar.policy.base import Threshold
 from radar.policy.by_mass import NodesByMass
 from radar.policy.fitted import EAGLE_BEAMS
-from radar.replay.replay import replay, tune
+from radar.replay.replay import tune
 from radar.train.contenders import MASSES, tune_nodes_by_mass
 from radar.train.policy import too_few, train_policy
 from radar.train.run import OtherRun
@@ -20,11 +20,10 @@ __all__ = ["learn", "network_beams", "rules_of", "say_policy"]
 
 
 def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
-    """The rules of each width (see `rules_of`), and a network in the stage's folder for the width whose rules are the
-    fastest (see `network_beams`), or in words why there is none to be used."""
-    tuned = [_rules(one) for one in widths]
-    same = alike(widths)
-    speeds = [replay(rule, one.rounds, one.costs).tokens_per_time for (_, rule), one in zip(tuned, same, strict=True)]
+    """The rules of each width (see `rules_of`), tuned on the prompts that all have, and a network in the stage's folder
+    for the width whose rules are the fastest there (see `network_beams`), or in words why there is none to be used."""
+    tuned = [_rules(one) for one in alike(widths)]
+    speeds = [speed for _, speed in tuned]
     best = widths[speeds.index(max(speeds))]
     found: dict[str, Any] = {"rules": [told for told, _ in tuned], "beams": best.beams}
     found |= {"why_no_network": None, "epochs": 0}
@@ -42,16 +41,17 @@ def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
     return found | {"why_no_network": why, "epochs": result["epochs"]}
 
 
-def _rules(width: Width) -> tuple[dict[str, Any], StopPolicy]:
-    """The threshold's mass, and the same with a choice of nodes, as `policy_of` takes it, if there is one to make; and
-    the faster rule of these."""
+def _rules(width: Width) -> tuple[dict[str, Any], float]:
+    """The threshold's mass, and the same with a choice of nodes, as `policy_of` takes it, if that is faster; and the
+    tokens per second of the faster one."""
     alone = tune(Threshold, MASSES, width.rounds, width.costs)
-    rule = tune_nodes_by_mass(width.rounds, width.costs, alone).policy
+    best = tune_nodes_by_mass(width.rounds, width.costs, alone)
+    rule = best.policy
     told: dict[str, Any] = {"beams": width.beams, "mass": alone.value, "nodes_by_mass": None}
     if isinstance(rule, NodesByMass):
         assert isinstance(rule.policy, Threshold)
         told["nodes_by_mass"] = {"mass": rule.policy.mass, "nodes": list(rule.nodes), "prices": list(rule.prices)}
-    return told, rule
+    return told, max(best.curve.values())
 
 
 def rules_of(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
