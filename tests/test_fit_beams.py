@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cliff_rounds import make_rounds, of_beams
 from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.fit import costs, fit, judge, rounds
 from radar.fit.stages import Stage
+from radar.fit.widths import alike
 from radar.replay.evaluate import Outcome
+from radar.replay.replay import replay
 from radar.tools.profile import RoundProfile
 from radar.tools.prompts import PromptLine
 
@@ -47,6 +50,50 @@ CHANCE = [1.6, 0.7] * (PROMPTS // 2)  # 1.15 at the mean
 def test_16_beams_and_a_network_are_kept_where_they_are_ahead_by_more_than_chance(entries, kept):
     made = [entry(name, beams, tokens, network="network" in name) for name, (beams, tokens) in entries.items()]
     assert judge._kept(made).name == kept
+
+
+class Fake:
+    """A decoder that notes what it decodes with."""
+
+    def __init__(self, noted, beams):
+        self.noted, self.beams, self.policy = noted, beams, None
+
+    def generate(self, prompt, *, max_new_tokens, do_sample):
+        self.noted.append((self.beams, repr(self.policy)))
+        return SimpleNamespace(token_ids=[1], metrics=self.beams)
+
+
+@pytest.mark.parametrize(("call", "kept"), [(0.2, 16), (0.4, 10)])
+def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call, kept, monkeypatch, tmp_path):
+    """By the prompts that both have."""
+    noted, rounds = [], make_rounds(200)
+    widths = [of_beams(10, rounds, call=0.3), of_beams(16, rounds.select(rounds.prompt < 15), call=call)]
+    rules = [{"beams": beams, "mass": mass, "nodes_by_mass": None} for beams, mass in ((10, 0.3), (16, 0.31))]
+    learned = {"rules": rules, "beams": 16, "why_no_network": "none", "epochs": 0}
+    parts = SimpleNamespace(
+        tokenizer=None,
+        split=SimpleNamespace(judge=lines("judge")),
+        plain=lambda: Fake(noted, 1),
+        drafting=lambda head, *, beams: Fake(noted, beams),
+    )
+    figures = {"num_tokens": 9, "mean_acceptance_length": 2.0, "draft_calls_per_round": 3.0}
+    monkeypatch.setattr(judge, "encode_prompt", lambda line, tokenizer: [1])
+    monkeypatch.setattr(judge, "merge", lambda many: SimpleNamespace(tokens_per_second=many[0], **figures))
+    stage = SimpleNamespace(left=lambda: 0.0)
+    result = judge.judge(parts, stage, tmp_path, learned, widths, max_new_tokens=20)
+    name = "tuned threshold" + (", 16 beams" if kept == 16 else "")
+    assert (result["kept"], result["fastest"], result["beams"], result["speed_up"]) == (name, name, kept, kept)
+    assert result["policy"] == {"mass": 0.31 if kept == 16 else 0.3}
+    speeds = result["speeds"]
+    assert list(speeds) == ["EAGLE-3 (8 calls)", "tuned threshold", "tuned threshold, 16 beams"]
+    same = [replay(FixedDepth(8), one.rounds, one.costs).tokens_per_time for one in alike(widths)]
+    assert speeds["EAGLE-3 (8 calls)"] == pytest.approx(same[0])
+    assert result["ratio"] == pytest.approx(speeds[name] / speeds["EAGLE-3 (8 calls)"])
+    assert result["judged_by"] == "120 rounds in trees of 10 beams and 120 rounds in trees of 16 beams, of 15 prompts"
+    for shown in (*speeds, "best fixed of these rounds", "best fixed of these rounds, 16 beams"):
+        assert f"\n{shown} " in result["replay"]
+    policy = f"Threshold({result['policy']['mass']})"
+    assert noted == [(1, "None"), (10, "FixedDepth(8)"), (kept, policy)] * 3  # once to warm up, then two prompts
 
 
 class Clock:
@@ -130,8 +177,9 @@ def test_draft_calls_are_timed_with_each_width_and_verifications_once(monkeypatc
     assert "10.000 ms with 10 beams, 16.000 ms with 16 beams, a verification 20256.000 ms" in costs.say_costs(result)
 
 
-def test_a_fit_of_before_goes_on_with_its_one_width(monkeypatch, tmp_path):
-    """Its stages' results name no beams."""
+@pytest.mark.parametrize("beams", [[10], [10, 16]])
+def test_a_fit_of_before_goes_on_with_its_one_width(beams, monkeypatch, tmp_path):
+    """Its stages' results name no beams; those of today do."""
     before = {
         "text": {"tokens": 9}, "head": {"steps": 3},
         "rounds": {"judge": {"prompts": 2, "rounds": 5}, "policy": {"prompts": 3, "rounds": 7}, "accepted": [0.5],
@@ -140,6 +188,9 @@ def test_a_fit_of_before_goes_on_with_its_one_width(monkeypatch, tmp_path):
         "policy": {"mass": 0.3, "nodes_by_mass": None, "why_no_network": None, "epochs": 4},
         "judge": {"kept": "tuned threshold", "policy": {"mass": 0.3}, "speed_up": 1.2},
     }  # fmt: skip
+    if today := len(beams) > 1:
+        before["rounds"] |= {"beams": beams, "judge-16": {"rounds": 1}, "policy-16": {"rounds": 2}}
+        before["judge"]["beams"] = 16
     asked, said = [], {}
 
     class Stages:
@@ -158,8 +209,9 @@ def test_a_fit_of_before_goes_on_with_its_one_width(monkeypatch, tmp_path):
     monkeypatch.setattr(fit, "write_report", lambda parts, folder, fitted, *_: {"report": "r", "fitted": fitted})
     found = fit._run(SimpleNamespace(name="m", machine="c"), tmp_path, Stages())
     fitted = found["report"]["fitted"]
-    assert asked == [("policy", [10])]
-    assert (fitted.beams, fitted.costs) == (10, Path(tmp_path, "costs", "costs.json"))
-    assert said["rounds"].startswith("7 rounds to learn from, 5 to judge by; 1.50 tokens")
+    assert asked == [("policy", beams)]
+    assert fitted.beams == beams[-1]
+    assert fitted.costs == Path(tmp_path, "costs", "costs-16.json" if today else "costs.json")
+    assert said["rounds"].startswith(f"{9 if today else 7} rounds to learn from, {6 if today else 5} to judge by; 1.50")
     assert said["costs"] == "a draft call takes 2.000 ms with 10 beams, a verification 5.000 ms"
     assert said["policy"] == "Threshold(0.3) with 10 beams; a network, 4 epochs"

@@ -1,11 +1,9 @@
 """What of the policies may judge: a threshold of each width, a network of one if there was enough to learn from and it
 learnt it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from cliff_rounds import FREE, WIDTH, make_rounds
+from cliff_rounds import FREE, WIDTH, make_rounds, of_beams
 
 from radar import Threshold
 from radar.fit.policy import learn, network_beams, rules_of
@@ -41,14 +39,6 @@ def test_a_network_that_collapsed_does_not_judge(tmp_path, monkeypatch, collapse
     monkeypatch.setattr("radar.fit.policy.train_policy", trained)
     found = learn(stage(tmp_path / "p"), [Width(make_rounds(200), FREE)])
     assert (found["why_no_network"], found["epochs"]) == (why, 7)
-
-
-def of_beams(beams, rounds, *, call):
-    """Rounds with so many scores a level, whose draft calls take so long."""
-    scores = torch.nn.functional.pad(rounds.scores, (0, beams - WIDTH), value=-torch.inf)
-    header = replace(rounds.header, tree=replace(rounds.header.tree, tree_top_k=beams))
-    costs = replace(FREE, draft_call_seconds=(call,) * len(FREE.draft_call_seconds))
-    return Width(replace(rounds, scores=scores, header=header), costs)
 
 
 @pytest.mark.parametrize(("call", "best"), [(0.2, 16), (0.4, 10)])
