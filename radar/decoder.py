@@ -22,7 +22,7 @@ from radar.engine.plain import PlainEngine
 from radar.errors import NotFoundError, UsageError
 from radar.generation.base import Decoder, check_rows
 from radar.policy.base import RoundSignals, StopPolicy, bound_copy
-from radar.policy.fitted import AUTO, unfolded
+from radar.policy.fitted import AUTO, EAGLE_BEAMS, unfolded
 from radar.policy.resolve import resolve_policy
 from radar.target.checks import default_max_length, stock_model
 from radar.target.launched import launched_ranks
@@ -62,7 +62,9 @@ class RadarDecoder(Decoder[RoundEngine]):
             which is EAGLE-3. None or "auto": what `radar fit` has kept for this pair, a rule or a network, or
             `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
-            CPU, where every node is paid for.
+            CPU, where every node is paid for, and as many beams as `radar fit` has kept for this pair, or EAGLE-3's 10.
+            One of your own counts as it is, its beams too. What was kept for other beams goes with it where it is a
+            rule, though tuned for those; a network is a UsageError there: give those beams, or another policy.
         max_length: tokens that the cache holds, prompt and output together; all memory is taken at construction.
             None: 2048, or as many as the model has positions for.
         tap_layers: `hidden_states` indices that feed the head; None: those its config names, else EAGLE-3's
@@ -110,7 +112,8 @@ class RadarDecoder(Decoder[RoundEngine]):
     ) -> None:
         model = make_local(stock_model(model))
         owned = not isinstance(draft, Eagle3Draft)
-        draft, policy, self._auto = unfolded(draft, policy)
+        draft, policy, fitted = unfolded(draft, policy)
+        self._auto = None if fitted is None else fitted.policy
         if not isinstance(draft, Eagle3Draft):
             size = int(model.config.hidden_size)
             draft = load_draft(draft, target_hidden_size=size, device=model.device, dtype=model.dtype)
@@ -126,6 +129,7 @@ class RadarDecoder(Decoder[RoundEngine]):
             profile,
             fallback,
             check_draft_dtype(draft_dtype),
+            EAGLE_BEAMS if fitted is None else fitted.beams,
         )
         check_rows(max_batch_size, cache_tokens, MOST_ROWS)
         if profile and max_batch_size > 1:
@@ -169,24 +173,23 @@ class RadarDecoder(Decoder[RoundEngine]):
             )
         split = tp_plan if launched_ranks() > 1 else None
         place = default_device(own_device(device) if split else device)
-        embedded, auto = target is None, None
+        embedded = target is None
         if target is None:
             if draft is not None:
                 raise UsageError("a draft head belongs to its target: pass target= as well")
             assets = Path(str(files("radar"))) / "assets"
             target, draft = assets / "target", assets / "draft"
-            auto = resolve_policy(assets / "policy")
-            policy = auto if policy in (None, AUTO) else policy
+            own = resolve_policy(assets / "policy")
+            policy = own if policy in (None, AUTO) else policy
             dtype = dtype or (torch.float32 if place.type == "cpu" else None)
         elif draft is None:
             raise UsageError("pass draft=, the folder of an EAGLE-3 head that was trained for this target")
         if not isinstance(draft, Eagle3Draft):
-            draft, policy, fitted = unfolded(draft, policy)  # first: a large target takes minutes
-            auto = fitted or auto
-            head_folder(draft)
+            head_folder(unfolded(draft, policy)[0])  # first: a large target takes minutes
         model = load_model(str(target), device=place, dtype=dtype, tp_plan=split, progress=not embedded)
         decoder = cls(model, tokenizer=load_tokenizer(str(target)), draft=draft, policy=policy, **options)
-        decoder._auto = auto
+        if embedded:
+            decoder._auto = own
         return decoder
 
     @property

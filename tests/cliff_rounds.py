@@ -1,8 +1,11 @@
 """Rounds whose path dies after a random level; the scores fall off a cliff there unless something hides it."""
 
+from dataclasses import replace
+
 import torch
 
 from radar.config import TreeConfig
+from radar.fit.widths import Width
 from radar.replay.rounds import RoundDataset, RoundsHeader
 from radar.tools.costs import CostTable
 
@@ -30,3 +33,11 @@ def blind_rounds(accept: torch.Tensor) -> RoundDataset:
     header = RoundsHeader(TreeConfig(tree_top_k=WIDTH, max_calls=accept.shape[1]))
     scores = torch.full((*accept.shape, WIDTH), -1.0)
     return RoundDataset(scores, accept, torch.arange(len(accept)), torch.zeros(len(accept)).long(), header)
+
+
+def of_beams(beams: int, rounds: RoundDataset, *, call: float) -> Width:
+    """Rounds with so many scores a level, whose draft calls take so long."""
+    scores = torch.nn.functional.pad(rounds.scores, (0, beams - WIDTH), value=-torch.inf)
+    header = replace(rounds.header, tree=replace(rounds.header.tree, tree_top_k=beams))
+    costs = replace(FREE, draft_call_seconds=(call,) * len(FREE.draft_call_seconds))
+    return Width(replace(rounds, scores=scores, header=header), costs)

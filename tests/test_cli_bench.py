@@ -1,13 +1,17 @@
 """`radar bench` and `radar verify`: what they print, and that a wrong text is found out."""
 
 import json
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from fakes import tiny_draft, tiny_target
 
-from radar import RadarDecoder
+from radar import RadarDecoder, TreeConfig
 from radar.cli.main import main
 from radar.generation.base import Decoder
+from radar.policy.fitted import write_fitted
+from radar.tools.compare import Contender
 from radar.tools.differences import find_differences
 from radar.tools.stock import StockModel
 from radar.tools.texts import Text
@@ -75,6 +79,27 @@ def test_bench_names_what_it_compares(capsys):
     arguments = ["bench", "--limit", "1", "--max-new-tokens", "1", "--max-calls", "4", "--policy", "2", *SHORT[2:]]
     assert main(arguments) == 0
     assert "EAGLE-3 as FixedDepth(4), stop policy FixedDepth(2)" in capsys.readouterr().out
+
+
+def test_eagle_is_compared_in_trees_of_its_own_beams(tmp_path, capsys, monkeypatch):
+    """Whatever `radar fit` has kept."""
+    assets, trees = Path(str(files("radar"))) / "assets", {}
+    (tmp_path / "head").symlink_to(assets / "draft")
+    write_fitted(tmp_path, draft="head", policy={"calls": 2}, costs="costs.json", about={}, beams=16)
+    run = Contender.run
+
+    def noted(self, *args):
+        output = run(self, *args)
+        trees[self.name] = getattr(self.decoder, "tree", None), repr(getattr(self.decoder, "policy", None))
+        return output
+
+    monkeypatch.setattr(Contender, "run", noted)
+    pair = ["--target", str(assets / "target"), "--draft", str(tmp_path), "--dtype", "float32"]
+    assert main(["bench", "--limit", "1", "--max-new-tokens", "4", "--max-calls", "4", *pair, *SHORT[2:]]) == 0
+    assert "EAGLE-3 as FixedDepth(4) in trees of 10 beams, ours of 16, stop policy" in capsys.readouterr().out
+    shape = {"total_tokens": 32, "max_calls": 4}
+    assert trees["EAGLE-3"] == (TreeConfig(**shape), "FixedDepth(4)")
+    assert trees["FixedDepth(2)"] == (TreeConfig(tree_top_k=16, **shape), "FixedDepth(2)")
 
 
 def test_verify_compares_with_generate(prompts, capsys):

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from radar.policy.base import FixedDepth, Threshold
 from radar.replay.ends import Ends
-from radar.replay.evaluate import BEST_FIXED, HINDSIGHT, KNOWING, Evaluation, evaluate, oracle_ends, render
+from radar.replay.evaluate import (
+    BEST_FIXED,
+    HINDSIGHT,
+    KNOWING,
+    Evaluation,
+    evaluate,
+    oracle_ends,
+    outcome_of,
+    render,
+    speed_ratio,
+)
 from radar.replay.replay import ends_of, replay, replay_ends, tune, tune_fixed_depth
 from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
@@ -73,6 +83,24 @@ def test_evaluation_by_hand() -> None:
     text = render(list(rows.values()))
     assert len(text.splitlines()) == len(rows) + 2
     assert f"  {rows['mass'].ratio:.3f}  " in text
+
+
+def test_rounds_of_two_recordings_are_paired_by_their_prompts() -> None:
+    """Half of the rounds of each text, as of a tree in which they are longer, at other costs: the texts differ a lot in
+    their speed, and not in how much faster the one is than the other."""
+    accept = (DATA.prompt % 10)[:, None].expand(-1, CALLS).contiguous()
+    slow = replace(DATA, accept_lengths=accept)
+    fast = replace(slow, accept_lengths=2 * accept + 1).select(torch.arange(len(DATA)) % 2 == 0)
+    first, second = outcome_of(FixedDepth(2), slow, COSTS), outcome_of(FixedDepth(4), fast, COSTS)
+    seconds = COSTS.rest_seconds + torch.tensor([2, 4]) * COSTS.draft_call_seconds[0]
+    expected = 2 * float(seconds[0] / seconds[1])
+    ratio, interval = speed_ratio(second, first)
+    assert ratio == pytest.approx(second.speed / first.speed)
+    assert (ratio, *interval) == pytest.approx((expected,) * 3)
+    row = by_name(evaluate({"it": FixedDepth(4)}, fast, COSTS, reference=first))["it"]
+    assert (row.ratio, row.interval) == (ratio, interval)
+    with pytest.raises(ValueError, match="of other prompts, so that nothing pairs their rounds"):
+        speed_ratio(second, outcome_of(FixedDepth(2), slow.select(slow.prompt > 0), COSTS))
 
 
 def test_oracles_and_fixed_depths_pay_for_no_decision() -> None:

@@ -1,12 +1,16 @@
 """The folder of `radar fit` as a decoder reads it: each kind of policy, and what is none."""
 
 import argparse
+import json
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
-from fakes import tiny_draft, tiny_target
+from fakes import hf_greedy, tiny_draft, tiny_target
 
-from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold
+from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.cli.costs import costs_of
+from radar.cli.decoders import make_decoder
 from radar.cli.main import main
 from radar.draft.checkpoint import save_draft
 from radar.errors import FormatError, UsageError
@@ -31,7 +35,7 @@ def test_what_was_written_is_read(tmp_path, told, policy):
     write_fitted(tmp_path, draft="head", policy=told, costs="costs/costs.json", about={"kept": "it"})
     found = read_fitted(tmp_path)
     assert repr(found.policy) == repr(policy)
-    assert (found.draft, found.costs) == (tmp_path / "head", tmp_path / "costs" / "costs.json")
+    assert (found.draft, found.costs, found.beams) == (tmp_path / "head", tmp_path / "costs" / "costs.json", 10)
 
 
 def test_a_decoder_takes_head_and_policy_from_it(tmp_path):
@@ -41,6 +45,76 @@ def test_a_decoder_takes_head_and_policy_from_it(tmp_path):
     assert repr(found.policy) == "Threshold(0.31)"
     assert found.draft.config == tiny_draft().config
     assert repr(RadarDecoder(tiny_target(), draft=tmp_path, policy=FixedDepth(2)).policy) == "FixedDepth(2)"
+
+
+def wide_fit(folder, policy, beams=16):
+    """For `tiny_target(vocab_size=24)`."""
+    save_draft(tiny_draft(vocab_size=24), folder / "head")
+    save_policy(PolicyNetwork(beams).eval(), folder / "network")
+    write_fitted(folder, draft="head", policy=policy, costs="costs.json", about={}, beams=beams)
+    return tiny_target(vocab_size=24)
+
+
+@pytest.mark.parametrize("policy", [{"mass": 0.31}, {"network": "network"}])
+def test_a_decoder_takes_its_beams_and_writes_the_models_text(tmp_path, policy):
+    model, prompts = wide_fit(tmp_path, policy), ([3, 1, 4], [2, 7, 18, 2])
+    decoder = RadarDecoder(model, draft=tmp_path, max_length=100, fallback=False)
+    assert (decoder.tree.tree_top_k, decoder.tree.max_calls) == (16, 16)
+    expected = [hf_greedy(model, prompt, 40) for prompt in prompts]
+    assert [decoder.generate(prompt, max_new_tokens=40).token_ids for prompt in prompts] == expected
+    several = RadarDecoder(model, draft=tmp_path, max_length=100, max_batch_size=2, fallback=False)
+    assert several.tree.tree_top_k == 16
+    assert [one.token_ids for one in several.generate([*prompts], max_new_tokens=40)] == expected
+
+
+def test_a_tree_of_ones_own_wins_and_a_network_of_other_beams_is_refused(tmp_path):
+    own, model = TreeConfig(total_tokens=20, max_calls=4), wide_fit(tmp_path / "rule", {"mass": 0.31})
+    decoder = RadarDecoder(model, draft=tmp_path / "rule", tree=own)
+    assert (decoder.tree, repr(decoder.policy)) == (own, "Threshold(0.31)")
+    for beams, other in ((16, 10), (10, 16)):
+        wide_fit(folder := tmp_path / str(beams), {"network": "network"}, beams)
+        tree = TreeConfig(total_tokens=20, max_calls=4, tree_top_k=other)
+        refusal = (
+            rf"reads {beams} scores a level, but the tree has tree_top_k={other}: use TreeConfig\(tree_top_k={beams}"
+        )
+        with pytest.raises(UsageError, match=refusal):
+            RadarDecoder(model, draft=folder, tree=tree)
+        decoder = RadarDecoder(model, draft=folder, tree=tree, policy=FixedDepth(2))
+        with pytest.raises(UsageError, match=refusal):
+            decoder.policy = "auto"
+        assert decoder.tree == tree
+    assert RadarDecoder(model, draft=tmp_path / "16", policy=FixedDepth(2)).tree.tree_top_k == 16
+
+
+def test_commands_take_its_beams_with_sizes_of_their_own(tmp_path):
+    assets = Path(str(files("radar"))) / "assets"
+    (tmp_path / "head").symlink_to(assets / "draft")
+    write_fitted(tmp_path, draft="head", policy={"mass": 0.31}, costs="costs.json", about={}, beams=16)
+    args = argparse.Namespace(
+        target=str(assets / "target"), draft=str(tmp_path), policy=None, device="cpu", dtype="float32", engine=None,
+        total_tokens=20, max_calls=4, max_length=100,
+    )  # fmt: skip
+    decoder = make_decoder(args)
+    assert decoder.tree == TreeConfig(total_tokens=20, tree_top_k=16, max_calls=4)
+    assert repr(decoder.policy) == "Threshold(0.31)"
+    decoder = RadarDecoder.from_pretrained(args.target, tmp_path, FixedDepth(2), device="cpu", max_length=100)
+    assert decoder.tree == TreeConfig(total_tokens=32, tree_top_k=16)
+    decoder.policy = "auto"
+    assert repr(decoder.policy) == "Threshold(0.31)"
+    args.draft = str(assets / "draft")
+    assert make_decoder(args).tree.tree_top_k == 10
+
+
+def test_a_fit_of_before_has_the_beams_of_eagle(tmp_path):
+    wide_fit(tmp_path, {"mass": 0.31})
+    values = json.loads((tmp_path / "fit.json").read_text())
+    assert values.pop("beams") == 16
+    (tmp_path / "fit.json").write_text(json.dumps(values))
+    assert read_fitted(tmp_path).beams == 10
+    for wrong in (0, 17, "16", None, True):
+        (tmp_path / "fit.json").write_text(json.dumps(values | {"beams": wrong}))
+        with pytest.raises(UsageError, match="tree_top_k must be an integer from 1 to 16"):
+            read_fitted(tmp_path)
 
 
 def test_commands_take_its_costs_and_its_head(tmp_path, monkeypatch):

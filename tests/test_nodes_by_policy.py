@@ -2,45 +2,37 @@
 
 import functools
 
+import choosing
 import pytest
 import torch
+from choosing import PROMPT, SAMPLED, rounds_of
 from decoders import make
 from fake_graphs import fake_conditions, fake_graphs, with_fake_graphs
 from fakes import VOCAB, tiny_draft, tiny_target
 from rows_decoders import PROMPTS, TREE
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.engine import build
 from radar.engine.fallback import Fallback
 from radar.errors import UsageError
 from radar.policy.by_mass import NodesByMass
 from radar.policy.network import PolicyNetwork
 
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NODES = (2, 9, 40)  # of a tree of 20 in 8 calls: fewer, fewer and more
 LONG = 170  # tokens; a cache on a CPU is read in windows of 128 rows
-SAMPLED = SamplingParams(temperature=0.9, seed=4, top_k=7, repetition_penalty=1.2)
 ENGINES = ["eager", "host loop", "conditional"]
 
 
-class Turns(FixedDepth):
+class Turns(choosing.Turns):
     """Another number in every round, and a note of what it was shown."""
 
     def __init__(self, calls=4, nodes=NODES):
-        super().__init__(calls)
-        self.nodes, self.seen = nodes, []
-
-    def bind(self, batch_size, tree, device):
-        super().bind(batch_size, tree, device)
-        self._turn = torch.zeros(batch_size, dtype=torch.int64, device=device)
-
-    def reset(self):
-        super().reset()
-        self._turn += 1
+        super().__init__(calls, nodes)
+        self.seen = []
 
     def choose(self, mass):
         self.seen.append(mass.tolist())
-        return self._turn % len(self.nodes)
+        return super().choose(mass)
 
 
 @functools.cache
@@ -54,13 +46,6 @@ def ours(engine, monkeypatch, policy, fallback=None, **options):
     if engine == "eager":
         return decoder
     return with_fake_graphs(monkeypatch, decoder, fallback, conditional=engine == "conditional")
-
-
-def rounds_of(decoder, prompt=PROMPT, **options):
-    """Of a text: its tokens, and its rounds as (calls, draft tokens that were verified)."""
-    made = list(decoder.rounds(prompt, **options))
-    drafted = [(one.num_draft_calls, one.num_draft_tokens) for one in made if not (one.is_prefill or one.is_fallback)]
-    return [token for one in made for token in one.tokens], drafted
 
 
 @pytest.mark.parametrize("engine", ENGINES)

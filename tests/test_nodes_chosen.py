@@ -10,8 +10,8 @@ import torch
 
 from radar import FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.errors import FormatError, UsageError
-from radar.fit import judge as judging
 from radar.fit import policy as learning
+from radar.fit.widths import Width
 from radar.policy.baselines import Capped
 from radar.policy.by_mass import NodesByMass
 from radar.policy.fitted import policy_of, write_fitted
@@ -110,18 +110,6 @@ def test_a_run_goes_on_with_its_weights(tmp_path):
     assert again["history"] == whole["history"]
 
 
-@pytest.mark.parametrize(("ahead", "kept"), [((1.001, 1.02), "RADAR"), ((0.999, 1.02), "tuned threshold")])
-def test_a_rule_is_kept_where_the_network_is_ahead_by_chance(ahead, kept, monkeypatch):
-    class Row:
-        def __init__(self, name, speed, interval=(1.0, 1.0)):
-            self.name, self.tokens_per_second, self.interval = name, speed, interval
-
-    monkeypatch.setattr(judging, "evaluate", lambda *_, reference: [Row(reference, 1.0), Row("RADAR", 1.01, ahead)])
-    rows = [Row("EAGLE-3 (8 calls)", 0.9), Row("tuned threshold", 1.0), Row("RADAR", 1.01)]
-    assert judging._fastest(rows, {row.name: None for row in rows}, None, None).name == kept
-    assert judging._fastest(rows[:2], {}, None, None).name == "tuned threshold"
-
-
 def test_files_of_networks_that_choose(tmp_path):
     torch.manual_seed(0)
     network = PolicyNetwork(K, 16, nodes=NODES).eval()
@@ -180,8 +168,10 @@ def test_a_fit_of_before_goes_on(tmp_path):
     """Its policies' stage knew no rule that chooses nodes, and left a state of other settings."""
     train_policy(DATA, tmp_path, costs=COSTS, epochs=2, progress=False, nodes=(32,), seconds=0.0)
     stage = SimpleNamespace(folder=tmp_path, left=lambda: 0.0)
-    found = learning.learn(stage, DATA, COSTS)
+    found = learning.learn(stage, [Width(DATA, COSTS)])
     assert found["epochs"] == 1
     assert load_policy(tmp_path).nodes == NODES
-    assert found["nodes_by_mass"]["nodes"] == list(NODES)
-    assert learning.say_policy(found).startswith(f"Threshold({found['mass']:g}), one rule that chooses nodes; ")
+    rule = found["rules"][0]
+    assert rule["nodes_by_mass"]["nodes"] == list(NODES)
+    said = f"Threshold({rule['mass']:g}) and one rule that chooses nodes with {K} beams; "
+    assert learning.say_policy(found).startswith(said)

@@ -4,10 +4,11 @@ import gc
 
 import pytest
 import torch
+from choosing import NODES, PROMPT, SAMPLED, Turns, rounds_of
 from fakes import FAMILIES, hf_greedy, tiny_draft, tiny_target
 from rows_decoders import PROMPTS
 
-from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
+from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, Threshold, TreeConfig
 from radar.engine.graph import GraphEngine
 from radar.policy.by_mass import NodesByMass
 from radar.policy.network import PolicyNetwork
@@ -15,29 +16,7 @@ from radar.tools.profile import profile_round
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"), pytest.mark.gpu]
 
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 TREE = TreeConfig(total_tokens=24, max_calls=6)
-NODES = (2, 9, 24, 60)
-SAMPLED = SamplingParams(temperature=0.9, seed=4, top_k=7, repetition_penalty=1.2)
-
-
-class Turns(FixedDepth):
-    """Another number in every round; nothing of it is on the host."""
-
-    def __init__(self, calls=4, nodes=NODES):
-        super().__init__(calls)
-        self.nodes = nodes
-
-    def bind(self, batch_size, tree, device):
-        super().bind(batch_size, tree, device)
-        self._turn = torch.zeros(batch_size, dtype=torch.int64, device=device)
-
-    def reset(self):
-        super().reset()
-        self._turn += 1
-
-    def choose(self, mass):
-        return self._turn % len(self.nodes)
 
 
 def network(**options):
@@ -62,13 +41,6 @@ def decoder(model=None, *, policy, engine="graph", **options):
         with torch.inference_mode():
             ours._kept.made = GraphEngine(ours.engine.target, ours.engine.drafter, policy, TREE, conditional=False)
     return ours
-
-
-def rounds_of(ours, **options):
-    """Of a text: its tokens, and its rounds as (calls, draft tokens that were verified)."""
-    made = list(ours.rounds(PROMPT, **options))
-    drafted = [(one.num_draft_calls, one.num_draft_tokens) for one in made if not (one.is_prefill or one.is_fallback)]
-    return [token for one in made for token in one.tokens], drafted
 
 
 @pytest.mark.parametrize("engine", ["graph", "host loop"])

@@ -11,7 +11,9 @@ from fakes import DEVICE, hf_greedy, tiny_draft, tiny_target
 from radar import FixedDepth, RadarDecoder, RadarPolicy, TreeConfig
 from radar.cli.main import main
 from radar.errors import UsageError
+from radar.policy.base import nodes_of_policy
 from radar.policy.network import PolicyNetwork
+from radar.policy.network_files import save_policy
 from radar.tools import profile as profile_module
 from radar.tools.profile import RoundProfile, cost_table, profile_round
 
@@ -154,11 +156,15 @@ def test_a_trace_holds_rounds_whatever_the_text_does(arguments, begun_again, tmp
 
 
 def test_the_cost_table_holds_what_was_measured(tmp_path, monkeypatch):
+    """A choice of nodes is a network's, where one could be made and the policy in hand, a threshold, makes none."""
+    chose = []
+
     def measured(engine, *, prefix, calls, repeats):
-        nodes = engine.config.total_tokens
+        nodes, choices = engine.config.total_tokens, nodes_of_policy(engine.policy)
+        chose.append(choices)
         return RoundProfile(
-            prefix, nodes, tuple(range(9, 9 + calls)), decision=0.5, select=1, verify=1000 * nodes + prefix, accept=20,
-            commit=300, whole=1,
+            prefix, nodes, tuple(range(9, 9 + calls)), decision=5 if choices else 0.5, select=1, accept=20, commit=300,
+            verify=1000 * nodes + prefix, whole=1, choice=7 if choices else 0,
         )  # fmt: skip
 
     monkeypatch.setattr(profile_module, "profile_round", measured)
@@ -170,7 +176,23 @@ def test_the_cost_table_holds_what_was_measured(tmp_path, monkeypatch):
     assert (table["nodes"], table["contexts"]) == ([8, 12], [30, 60])
     assert table["verify_seconds"] == [pytest.approx([8.03, 8.06]), pytest.approx([12.03, 12.06])]
     assert table["decision_seconds"] == pytest.approx(0.0005)
+    assert table["choice_seconds"] == pytest.approx(0.007)
     assert table["rest_seconds"] == pytest.approx(0.321)
+    assert chose == [()] * 5 + [(8, 12)]
+    for others, choices in (
+        (["--prefix", "30", "--nodes", "12"], ()),
+        (["--prefix", "30", "--nodes", "8", "12", "60", "--max-calls", "1"], ()),  # of ten candidates
+        (["--prefix", "30", "--nodes", "8", "12", "--policy", str(chooses_by(tmp_path, (4, 8)))], (4, 8)),
+    ):
+        chose.clear()
+        assert main([*COMMAND, *others, "--costs", str(file)]) == 0
+        seconds = json.loads(file.read_text())["choice_seconds"]
+        assert (set(chose), seconds) == ({choices}, pytest.approx(0.007 if choices else 0)), others
+
+
+def chooses_by(folder, nodes):
+    save_policy(PolicyNetwork(nodes=nodes), folder / "policy")
+    return folder / "policy"
 
 
 def test_a_slow_part_is_seen_as_slow():

@@ -57,17 +57,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _contenders(decoder: Any, args: argparse.Namespace) -> list[Any]:
     from radar import RadarPolicy
-    from radar.cli.decoders import plain_decoder
+    from radar.cli.decoders import eagle_decoder, plain_decoder
+    from radar.policy.fitted import EAGLE_BEAMS
     from radar.tools.compare import Contender
 
     def use(policy: Any) -> Any:
         return lambda: setattr(decoder, "policy", policy)
 
     policy = decoder.policy
+    eagle = Contender("EAGLE-3", decoder, use(_eagle(decoder)))
+    if decoder.tree.tree_top_k != EAGLE_BEAMS:
+        eagle = Contender("EAGLE-3", eagle_decoder(decoder, args))
     ours = "RADAR" if isinstance(policy, RadarPolicy) else repr(policy)
     return [
         Contender(PLAIN, plain_decoder(decoder, args)),
-        Contender("EAGLE-3", decoder, use(_eagle(decoder))),
+        eagle,
         Contender(ours, decoder, use(policy)),
     ]
 
@@ -116,15 +120,18 @@ def _print_json(
 def _print(
     args: argparse.Namespace, decoder: Any, rows: Sequence[Any], texts: Sequence[Any], differences: Sequence[Any]
 ) -> None:
+    from radar.policy.fitted import EAGLE_BEAMS
     from radar.tools.compare import render
     from radar.tools.differences import render_differences, summarize_differences
     from radar.tools.machine import describe_machine
 
     device, dtype, settings = decoder.model.device, decoder.model.dtype, _settings(args, decoder, texts)
+    beams = decoder.tree.tree_top_k
+    other = "" if beams == EAGLE_BEAMS else f" in trees of {EAGLE_BEAMS} beams, ours of {beams}"
     print(
         f"{describe_machine(device)['hardware']}; {str(dtype).removeprefix('torch.')}, {decoder.engine_name} engine, "
         f"trees of {decoder.tree.total_tokens} nodes\n"
-        f"EAGLE-3 as {_eagle(decoder)!r}, stop policy {decoder.policy!r}\n"
+        f"EAGLE-3 as {_eagle(decoder)!r}{other}, stop policy {decoder.policy!r}\n"
         f"prompts: {settings['prompts']}, {settings['texts']} texts, {args.max_new_tokens} new tokens at most, "
         f"{args.repeats} repeats, interleaved\n"
     )

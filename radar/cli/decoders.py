@@ -11,7 +11,10 @@ from typing import Any
 
 from radar.errors import UsageError
 
-__all__ = ["default_prompts", "drafting_decoder", "encoded_prompts", "make_decoder", "plain_decoder", "prompt_lines"]
+__all__ = [
+    *("default_prompts", "drafting_decoder", "eagle_decoder", "encoded_prompts", "make_decoder", "plain_decoder"),
+    "prompt_lines",
+]
 
 
 def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
@@ -27,6 +30,7 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
     from radar import FixedDepth, RadarDecoder
     from radar.decoder import default_device
     from radar.draft.fit import default_tree
+    from radar.policy.fitted import EAGLE_BEAMS, read_fitted
     from radar.target.launched import launched_ranks
     from radar.target.ranks import own_device
 
@@ -37,7 +41,8 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
         device = f"cuda:{rank}"  # several processes under `accelerate launch`: one GPU each
     device = default_device(device)
     sizes = {name: getattr(args, name) for name in ("total_tokens", "max_calls") if getattr(args, name) is not None}
-    tree = replace(default_tree(device), **sizes)
+    fitted = None if args.draft is None else read_fitted(args.draft)
+    tree = replace(default_tree(device), tree_top_k=EAGLE_BEAMS if fitted is None else fitted.beams, **sizes)
     policy: Any = getattr(args, "policy", None)
     if not hasattr(args, "policy"):
         policy = FixedDepth(tree.max_calls)
@@ -64,6 +69,24 @@ def plain_decoder(decoder: Any, args: argparse.Namespace) -> Any:
         tokenizer=decoder.tokenizer,
         max_length=decoder.max_length,
         engine=args.engine,
+    )
+
+
+def eagle_decoder(decoder: Any, args: argparse.Namespace, **options: Any) -> Any:
+    """EAGLE-3 on the weights of a `RadarDecoder`, in trees of its own beams: `radar fit` may have kept others."""
+    from radar import FixedDepth, RadarDecoder
+    from radar.policy.fitted import EAGLE_BEAMS
+
+    return RadarDecoder(
+        decoder.model,
+        draft=decoder.draft,
+        tokenizer=decoder.tokenizer,
+        policy=FixedDepth(min(8, decoder.tree.max_calls)),
+        tree=replace(decoder.tree, tree_top_k=EAGLE_BEAMS),
+        max_length=decoder.max_length,
+        engine=args.engine,
+        fallback=False,
+        **options,
     )
 
 

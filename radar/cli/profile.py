@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="measurements of each part (default 20)")
     parser.add_argument(
-        "--costs", type=Path, metavar="FILE", help="write the cost table, for train-policy and evaluate"
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="write the cost table, for train-policy and evaluate; of several --nodes with the time that a network "
+        "takes to choose among them",
     )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help=f"write a trace of {ROUNDS_IN_TRACE} rounds, for Perfetto"
@@ -50,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from radar.cli.decoders import make_decoder
     from radar.tools.machine import describe_machine, device_name
     from radar.tools.profile import cost_table, profile_round
@@ -63,12 +69,14 @@ def run(args: argparse.Namespace) -> int:
     engine = decoder.engine
     machine = describe_machine(engine.target.device)
     prefixes = sorted(set(args.prefix))
-    profiles = []
-    for nodes in sorted(set(args.nodes or [decoder.tree.total_tokens])):
+    profiles, counts, one = [], sorted(set(args.nodes or [decoder.tree.total_tokens])), decoder
+    for nodes in counts:
         one = decoder if nodes == decoder.tree.total_tokens else _with_nodes(decoder, nodes, args)
         profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
         deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
+        if not deep.choice:  # the policy in hand makes none: a network that is trained by the table may
+            deep = replace(deep, choice=_choice(one, counts, prefixes[0], args.repeats))  # there is room for the most
         device = device_name(engine.target.device)
         cost_table([deep, *profiles], device=device, pair=_pair(args, engine)).save(args.costs)
     if args.trace:
@@ -84,6 +92,19 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {name:20}{value:9.3f} ms {value / profile.whole:7.1%}")
         print(f"  {'the whole round':20}{profile.whole:9.3f} ms")
     return 0
+
+
+def _choice(decoder: Any, nodes: Sequence[int], prefix: int, repeats: int) -> float:
+    """Milliseconds of a network's choice among these numbers of nodes; 0 where there is none to make."""
+    from radar.tools.profile import network_to_time, profile_round
+
+    nodes = [n for n in nodes if n <= decoder.tree.num_candidates + 1]
+    if len(nodes) < 2:
+        return 0.0
+    policy, decoder.policy = decoder.policy, network_to_time(decoder.tree, nodes)
+    choice = profile_round(decoder.engine, prefix=prefix, calls=1, repeats=repeats).choice
+    decoder.policy = policy
+    return choice
 
 
 def _pair(args: argparse.Namespace, engine: Any) -> str:

@@ -110,12 +110,11 @@ def _name(target: str | None) -> str:
 
 def _compared(decoder: Any, args: argparse.Namespace, rows: dict[str, Any]) -> dict[str, Any]:
     """EAGLE-3 and plain decoding on the same weights."""
-    from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder
+    from radar import AutoregressiveDecoder
+    from radar.cli.decoders import eagle_decoder
 
     same = rows | {"tokenizer": decoder.tokenizer, "max_length": decoder.max_length, "engine": args.engine}
-    eagle = FixedDepth(min(8, decoder.tree.max_calls))
-    drafting = {"draft": decoder.draft, "policy": eagle, "tree": decoder.tree, "fallback": False}
     return {
-        "eagle3": RadarDecoder(decoder.model, **drafting, **same),
+        "eagle3": eagle_decoder(decoder, args, **rows),
         "plain": AutoregressiveDecoder(decoder.model, **same),
     }

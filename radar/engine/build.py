@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class RoundRecipe:
     Attributes:
         owns_draft: nobody else uses the head, so that it may follow the model to another device or type.
         policy: in use; it may change.
-        tree: None: the device's default.
+        tree: None: the device's default, with these `beams`.
     """
 
     draft: Eagle3Draft
@@ -84,10 +84,11 @@ class RoundRecipe:
     profile: bool
     fallback: bool
     draft_dtype: torch.dtype | None
+    beams: int = TreeConfig().tree_top_k
 
     def tree_on(self, device: torch.device) -> TreeConfig:
         """Shape of the trees on a device."""
-        return default_tree(device) if self.tree is None else self.tree
+        return replace(default_tree(device), tree_top_k=self.beams) if self.tree is None else self.tree
 
     def turns(self, model: Any) -> list[Turn]:
         """What a round waits for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,20 @@ import torch
 from radar.decoder import default_device
 from radar.draft.fit import default_tree
 from radar.errors import UsageError
-from radar.fit.costs import COSTS_FILE, costs_of, measure, say_costs
+from radar.fit.costs import costs_file, measure, say_costs
 from radar.fit.head import say_head, train
 from radar.fit.judge import judge, say_judge
 from radar.fit.needs import said
-from radar.fit.parts import Parts
+from radar.fit.parts import BEAMS, Parts
 from radar.fit.policy import learn, say_policy
 from radar.fit.progress import Progress
 from radar.fit.report import REPORT_FILE, write_report
-from radar.fit.rounds import record_rounds, rounds_of, say_rounds
+from radar.fit.rounds import record_rounds, say_rounds
 from radar.fit.split import check_count, digest_of, split
 from radar.fit.stages import Stages
 from radar.fit.text import TOKENS_FILE, say_text, write
-from radar.policy.fitted import FITTED_FILE, read_fitted, write_fitted
+from radar.fit.widths import widths_of
+from radar.policy.fitted import EAGLE_BEAMS, FITTED_FILE, read_fitted, write_fitted
 from radar.replay.full_round import FullRound
 from radar.target.checks import check_target, default_max_length, stock_model
 from radar.target.digest import weights_digest
@@ -114,7 +116,8 @@ def _parts(model: str, lines: Sequence[PromptLine], device: str | None, dtype: t
     here = Path(model).is_dir()  # what is fetched first shows a bar
     loaded = stock_model(load_model(model, device=default_device(device), dtype=dtype, progress=not here))
     length = default_max_length(loaded)
-    check_target(loaded, length, FullRound.num_rows(default_tree(loaded.device)))
+    widest = replace(default_tree(loaded.device), tree_top_k=max(BEAMS))
+    check_target(loaded, length, FullRound.num_rows(widest))
     short = [line for line in lines if len(encode_prompt(line, tokenizer)) <= length // 2]
     measuring = load_prompts(Path(str(files("radar"))) / "assets" / "prompts.jsonl")
     return Parts(model, loaded, tokenizer, length, split(short, measuring))
@@ -126,12 +129,9 @@ def _run(parts: Parts, folder: Path, stages: Stages) -> dict[str, Any]:
     found["text"] = stages.run("text", lambda stage: write(parts, stage), say_text)
     found["head"] = stages.run("head", lambda stage: train(parts, stage, folder / "text" / TOKENS_FILE), say_head)
     found["rounds"] = stages.run("rounds", lambda stage: record_rounds(parts, stage, head), say_rounds)
-    found["costs"] = stages.run("costs", lambda stage: measure(parts, stage, head), say_costs)
-    found["policy"] = stages.run(
-        "policy",
-        lambda stage: learn(stage, rounds_of(folder / "rounds", "policy"), costs_of(folder / "costs")),
-        say_policy,
-    )
+    beams = found["rounds"].get("beams", [EAGLE_BEAMS])  # a fit of before, which goes on, tried no others
+    found["costs"] = stages.run("costs", lambda stage: measure(parts, stage, head, beams), say_costs)
+    found["policy"] = stages.run("policy", lambda stage: learn(stage, widths_of(folder, "policy", beams)), say_policy)
     found["judge"] = stages.run(
         "judge",
         lambda stage: judge(
@@ -139,16 +139,18 @@ def _run(parts: Parts, folder: Path, stages: Stages) -> dict[str, Any]:
             stage,
             folder,
             found["policy"],
-            rounds_of(folder / "rounds", "judge"),
-            costs_of(folder / "costs"),
+            widths_of(folder, "judge", beams),
             max_new_tokens=found["rounds"]["max_new_tokens"],
         ),
         say_judge,
     )
 
     def report(_: object) -> dict[str, Any]:
-        about = {"model": parts.name, "machine": parts.machine, "kept": found["judge"]["kept"]}
-        write_fitted(folder, draft="head", policy=found["judge"]["policy"], costs=f"costs/{COSTS_FILE}", about=about)
+        judged = found["judge"]
+        kept = judged.get("beams", EAGLE_BEAMS)
+        about = {"model": parts.name, "machine": parts.machine, "kept": judged["kept"]}
+        costs = f"costs/{costs_file(kept)}"
+        write_fitted(folder, draft="head", policy=judged["policy"], costs=costs, about=about, beams=kept)
         fitted = read_fitted(folder)
         assert fitted is not None
         return write_report(parts, folder, fitted, found, stages.seconds())

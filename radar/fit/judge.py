@@ -1,21 +1,21 @@
-"""The sixth stage: which policy is the fastest on prompts that nothing has seen, and what decoding with it comes to."""
+"""The sixth stage: which policy in trees of which beams is the fastest on prompts that nothing has seen, and what
+decoding with it comes to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from radar.fit.parts import EAGLE_CALLS, Parts
+from radar.fit.policy import network_beams, rules_of
 from radar.fit.stages import Stage
+from radar.fit.widths import Width, alike
 from radar.metrics import DecodeMetrics, merge
-from radar.policy.base import FixedDepth, StopPolicy, Threshold
-from radar.policy.fitted import policy_of
-from radar.policy.lstm import RadarPolicy
-from radar.replay.evaluate import Evaluation, evaluate, render
-from radar.replay.rounds import RoundDataset
+from radar.policy.base import StopPolicy
+from radar.policy.fitted import EAGLE_BEAMS, policy_of
+from radar.replay.evaluate import Evaluation, Outcome, evaluate, outcome_of, render, speed_ratio
 from radar.tools.compare import Contender
-from radar.tools.costs import CostTable
 from radar.tools.prompts import encode_prompt
 from radar.train.contenders import EAGLE3, NODES_BY_MASS
 
@@ -26,66 +26,109 @@ PLAIN = "without drafts"
 FEWEST = 2  # prompts that are decoded, whatever the clock says
 
 
+class Entry(NamedTuple):
+    """What may be kept: a policy, as `policy_of` takes it, in trees of one width."""
+
+    name: str
+    told: dict[str, Any]
+    policy: StopPolicy
+    width: Width
+    outcome: Outcome
+    is_network: bool
+
+
 def judge(
     parts: Parts,
     stage: Stage,
     folder: Path,
     learned: dict[str, Any],
-    rounds: RoundDataset,
-    costs: CostTable,
+    widths: Sequence[Width],
     *,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Replay rounds of held-out prompts under every policy, and decode some of those prompts with the fastest.
+    """Replay rounds of held-out prompts under every policy, and decode some of those prompts with the one to keep.
 
     Args:
         folder: of the fit, with `head` and `policy` in it.
         learned: what the policies' stage found.
-        rounds, costs: that judge.
+        widths: rounds that judge, those of EAGLE-3's beams first; the prompts that all of them have count.
         max_new_tokens: of the texts that are decoded.
     """
-    kept: dict[str, Any] = {EAGLE3: {"calls": EAGLE_CALLS}, THRESHOLD: {"mass": learned["mass"]}}
-    policies: dict[str, StopPolicy] = {EAGLE3: FixedDepth(EAGLE_CALLS), THRESHOLD: Threshold(learned["mass"])}
-    if (rule := learned.get("nodes_by_mass")) is not None:  # a fit of before has none
-        kept[NODES_BY_MASS], policies[NODES_BY_MASS] = rule, policy_of(folder, rule)
-    if learned["why_no_network"] is None:
-        kept[NETWORK] = {"network": "policy"}
-        policies[NETWORK] = RadarPolicy(folder / "policy")
-    results = evaluate(policies, rounds, costs, reference=EAGLE3)
-    best = _fastest([one for one in results if one.name in kept], policies, rounds, costs)
-    decoded, prompts, same = _decode(
-        parts, stage, folder, {name: policies[name] for name in dict.fromkeys((EAGLE3, best.name))}, max_new_tokens
-    )
-    ahead = max((one for one in results if one.name in kept), key=lambda one: one.tokens_per_second)
+    widths = alike(widths)
+    entries = [entry for width in widths for entry in _entries(folder, learned, width)]
+    eagle, kept = entries[0], _kept(entries)
+    rows = [row for width in widths for row in _rows([one for one in entries if one.width is width], eagle.outcome)]
+    shown = next(row for row in rows if row.name == kept.name)
+    decoded, prompts, same = _decode(parts, stage, folder, {one.name: one for one in (eagle, kept)}, max_new_tokens)
+    each = " and ".join(f"{len(one.rounds):,} rounds in trees of {one.beams} beams" for one in widths)
     return {
-        "kept": best.name,
-        "fastest": ahead.name,
-        "policy": kept[best.name],
-        "speeds": {one.name: one.tokens_per_second for one in results if one.name in kept},
-        "ratio": best.ratio,
-        "interval": list(best.interval),
-        "replay": render(results),
+        "kept": kept.name,
+        "fastest": max(entries, key=lambda one: one.outcome.speed).name,
+        "policy": kept.told,
+        "beams": kept.width.beams,
+        "speeds": {one.name: one.outcome.speed for one in entries},
+        "ratio": shown.ratio,
+        "interval": list(shown.interval),
+        "judged_by": f"{each}, of {len(widths[0].rounds.prompt.unique())} prompts",
+        "replay": render(rows),
         "prompts": prompts,
         "same": same,
         "decoded": {
             name: [one.num_tokens, one.tokens_per_second, one.mean_acceptance_length, one.draft_calls_per_round]
             for name, one in decoded.items()
         },
-        "speed_up": decoded[best.name].tokens_per_second / decoded[PLAIN].tokens_per_second,
+        "speed_up": decoded[kept.name].tokens_per_second / decoded[PLAIN].tokens_per_second,
     }
 
 
-def _fastest(
-    results: Sequence[Evaluation], policies: dict[str, StopPolicy], rounds: RoundDataset, costs: CostTable
-) -> Evaluation:
-    """The fastest, but the fastest rule where the network is ahead of it by no more than chance."""
-    by_speed = sorted(results, key=lambda one: -one.tokens_per_second)
-    if by_speed[0].name != NETWORK:
-        return by_speed[0]
-    rule = by_speed[1]
-    both = {name: policies[name] for name in (rule.name, NETWORK)}
-    ahead = next(one for one in evaluate(both, rounds, costs, reference=rule.name) if one.name == NETWORK)
-    return by_speed[0] if ahead.interval[0] > 1 else rule
+def _entries(folder: Path, learned: dict[str, Any], width: Width) -> list[Entry]:
+    """Of one width; EAGLE-3 first in its own."""
+    rules, told = rules_of(learned)[width.beams], dict[str, dict[str, Any]]()
+    if width.beams == EAGLE_BEAMS:
+        told[EAGLE3] = {"calls": EAGLE_CALLS}
+    told[THRESHOLD] = {"mass": rules["mass"]}
+    if (rule := rules.get("nodes_by_mass")) is not None:  # a fit of before has none
+        told[NODES_BY_MASS] = rule
+    if network_beams(learned) == width.beams:
+        told[NETWORK] = {"network": "policy"}
+    found = []
+    for name, one in told.items():
+        policy = policy_of(folder, one)
+        outcome = outcome_of(policy, width.rounds, width.costs)
+        found.append(Entry(_named(name, width), one, policy, width, outcome, name == NETWORK))
+    return found
+
+
+def _named(name: str, width: Width) -> str:
+    return name if width.beams == EAGLE_BEAMS else f"{name}, {width.beams} beams"
+
+
+def _rows(entries: Sequence[Entry], reference: Outcome) -> list[Evaluation]:
+    """Those of one width, and what bounds them."""
+    width, mine = entries[0].width, {one.name: one.policy for one in entries}
+    rows = evaluate(mine, width.rounds, width.costs, reference=reference)
+    return [row if row.name in mine else row._replace(name=_named(row.name, width)) for row in rows]
+
+
+def _kept(entries: Sequence[Entry]) -> Entry:
+    """The fastest, but the fastest rule where a network of its width is ahead of it by no more than chance, and then
+    the fastest of EAGLE-3's beams where one of other beams is ahead of it by no more."""
+    kept: Entry | None = None
+    for beams in dict.fromkeys(one.width.beams for one in entries):
+        here = [one for one in entries if one.width.beams == beams]
+        best = max((one for one in here if not one.is_network), key=lambda one: one.outcome.speed)
+        for network in here:
+            if network.is_network and _ahead(network, best):
+                best = network
+        if kept is None or _ahead(best, kept):
+            kept = best
+    assert kept is not None
+    return kept
+
+
+def _ahead(one: Entry, other: Entry) -> bool:
+    """By more than chance."""
+    return speed_ratio(one.outcome, other.outcome)[1][0] > 1
 
 
 def say_judge(result: dict[str, Any]) -> str:
@@ -93,17 +136,17 @@ def say_judge(result: dict[str, Any]) -> str:
 
 
 def _decode(
-    parts: Parts, stage: Stage, folder: Path, policies: dict[str, StopPolicy], max_new_tokens: int
+    parts: Parts, stage: Stage, folder: Path, entries: dict[str, Entry], max_new_tokens: int
 ) -> tuple[dict[str, DecodeMetrics], int, int]:
-    """Without drafts and with each policy, prompt by prompt in turn, until the time is over: the figures by name, how
+    """Without drafts and with each entry, prompt by prompt in turn, until the time is over: the figures by name, how
     many prompts, and of how many all texts are the same."""
-    decoder = parts.drafting(folder / "head")
+    decoders = {one: parts.drafting(folder / "head", beams=one) for one in {e.width.beams for e in entries.values()}}
 
-    def use(policy: StopPolicy) -> Callable[[], None]:
-        return lambda: setattr(decoder, "policy", policy)
+    def use(entry: Entry) -> Callable[[], None]:
+        return lambda: setattr(decoders[entry.width.beams], "policy", entry.policy)
 
     contenders = [Contender(PLAIN, parts.plain())]
-    contenders += [Contender(name, decoder, use(policy)) for name, policy in policies.items()]
+    contenders += [Contender(name, decoders[one.width.beams], use(one)) for name, one in entries.items()]
     ids = [encode_prompt(line, parts.tokenizer) for line in parts.split.judge]
     for one in contenders:  # first calls allocate and compile
         one.run(ids[0], min(8, max_new_tokens))

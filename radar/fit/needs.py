@@ -17,7 +17,7 @@ from radar.fit.text import cache_bytes, rows_of
 __all__ = ["said"]
 
 GB = 1e9
-TEXT_BYTES, ROUND_BYTES = 9, 1200  # of a token, with its id; of a recorded round
+TEXT_BYTES, ROUND_BYTES = 9, 2800  # of a token, with its id; of a recorded round, with that of other beams
 ROUNDS = 64  # of a prompt, at the most
 TOKENS_PER_SECOND = {"cuda": 20_000, "cpu": 500}  # that are written, at the most
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from radar.decoder import AutoregressiveDecoder, RadarDecoder
+from radar.draft.fit import default_tree
 from radar.fit.split import Split
 from radar.policy.base import FixedDepth, StopPolicy
+from radar.policy.fitted import EAGLE_BEAMS
 from radar.tools.machine import device_name
 
-__all__ = ["EAGLE_CALLS", "Parts"]
+__all__ = ["BEAMS", "EAGLE_CALLS", "Parts", "called"]
 
 EAGLE_CALLS = 8  # EAGLE-3's
+BEAMS = (EAGLE_BEAMS, 16)
+"""Widths of trees that are tried: nodes that a draft call expands."""
+
+
+def called(name: str, beams: int) -> str:
+    """The name of what is of trees of such beams: of others than EAGLE-3's it says so."""
+    return name if beams == EAGLE_BEAMS else f"{name}-{beams}"
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,16 @@ class Parts:
             cache_tokens=held,
         )
 
-    def drafting(self, head: Path, *, policy: StopPolicy | None = None, engine: str | None = None) -> RadarDecoder:
-        """Decodes with the head, drafts in every round."""
+    def drafting(
+        self, head: Path, *, beams: int = EAGLE_BEAMS, policy: StopPolicy | None = None, engine: str | None = None
+    ) -> RadarDecoder:
+        """Decodes with the head, in trees of such beams, drafts in every round."""
         return RadarDecoder(
             self.model,
             tokenizer=self.tokenizer,
             draft=head,
             policy=policy or FixedDepth(EAGLE_CALLS),
+            tree=replace(default_tree(self.device), tree_top_k=beams),
             max_length=self.max_length,
             engine=engine,
             fallback=False,

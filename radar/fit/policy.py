@@ -3,45 +3,74 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from radar.fit.stages import Stage
+from radar.fit.widths import Width, alike
 from radar.policy.base import Threshold
 from radar.policy.by_mass import NodesByMass
+from radar.policy.fitted import EAGLE_BEAMS
 from radar.replay.replay import tune
-from radar.replay.rounds import RoundDataset
-from radar.tools.costs import CostTable
 from radar.train.contenders import MASSES, tune_nodes_by_mass
 from radar.train.policy import too_few, train_policy
 from radar.train.run import OtherRun
 
-__all__ = ["learn", "say_policy"]
+__all__ = ["learn", "network_beams", "rules_of", "say_policy"]
 
 
-def learn(stage: Stage, rounds: RoundDataset, costs: CostTable) -> dict[str, Any]:
-    """The threshold's mass, the same with a choice of nodes, as `policy_of` takes it, if there is one to make, and the
-    network in the stage's folder, or in words why there is none to be used."""
-    alone = tune(Threshold, MASSES, rounds, costs)
-    rule = tune_nodes_by_mass(rounds, costs, alone).policy
-    found: dict[str, Any] = {"mass": alone.value, "nodes_by_mass": None, "why_no_network": None, "epochs": 0}
-    if isinstance(rule, NodesByMass):
-        assert isinstance(rule.policy, Threshold)
-        found["nodes_by_mass"] = {"mass": rule.policy.mass, "nodes": list(rule.nodes), "prices": list(rule.prices)}
-    if few := too_few(rounds):
+def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
+    """The rules of each width (see `rules_of`), tuned on the prompts that all have, and a network in the stage's folder
+    for the width whose rules are the fastest there (see `network_beams`), or in words why there is none to be used."""
+    tuned = [_rules(one) for one in alike(widths)]
+    speeds = [speed for _, speed in tuned]
+    best = widths[speeds.index(max(speeds))]
+    found: dict[str, Any] = {"rules": [told for told, _ in tuned], "beams": best.beams}
+    found |= {"why_no_network": None, "epochs": 0}
+    if few := too_few(best.rounds):
         return found | {"why_no_network": few}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say is in the result
-        how: dict[str, Any] = {"costs": costs, "progress": False}
+        how: dict[str, Any] = {"costs": best.costs, "progress": False}
         try:
-            result = train_policy(rounds, stage.folder, seconds=max(stage.left(), 0.0), **how)
+            result = train_policy(best.rounds, stage.folder, seconds=max(stage.left(), 0.0), **how)
         except OtherRun:  # of an earlier release, which an interruption has left
-            result = train_policy(rounds, stage.folder, seconds=max(stage.left(), 0.0), resume=False, **how)
+            result = train_policy(best.rounds, stage.folder, seconds=max(stage.left(), 0.0), resume=False, **how)
     collapsed = result["collapsed"]
     why = f"it collapsed: it {collapsed}, whatever the scores" if collapsed else None
     return found | {"why_no_network": why, "epochs": result["epochs"]}
 
 
+def _rules(width: Width) -> tuple[dict[str, Any], float]:
+    """The threshold's mass, and the same with a choice of nodes, as `policy_of` takes it, if that is faster; and the
+    tokens per second of the faster one."""
+    alone = tune(Threshold, MASSES, width.rounds, width.costs)
+    best = tune_nodes_by_mass(width.rounds, width.costs, alone)
+    rule = best.policy
+    told: dict[str, Any] = {"beams": width.beams, "mass": alone.value, "nodes_by_mass": None}
+    if isinstance(rule, NodesByMass):
+        assert isinstance(rule.policy, Threshold)
+        told["nodes_by_mass"] = {"mass": rule.policy.mass, "nodes": list(rule.nodes), "prices": list(rule.prices)}
+    return told, max(best.curve.values())
+
+
+def rules_of(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Of what `learn` found, by their beams: `mass`, a threshold's, and `nodes_by_mass`, as `policy_of` takes it, or
+    None. A fit of before has those of one width, or no `nodes_by_mass`."""
+    return {one.get("beams", EAGLE_BEAMS): one for one in result.get("rules", [result])}
+
+
+def network_beams(result: dict[str, Any]) -> int | None:
+    """Of what `learn` found, the beams of the network; None: there is none to be used."""
+    return result.get("beams", EAGLE_BEAMS) if result["why_no_network"] is None else None
+
+
 def say_policy(result: dict[str, Any]) -> str:
     network = result["why_no_network"] or f"a network, {result['epochs']} epochs"
-    rule = "" if result["nodes_by_mass"] is None else ", one rule that chooses nodes"
-    return f"Threshold({result['mass']:g}){rule}; {network}"
+    rules = ", ".join(_said(beams, one) for beams, one in rules_of(result).items())
+    return f"{rules}; {network}"
+
+
+def _said(beams: int, told: dict[str, Any]) -> str:
+    rule = "" if told.get("nodes_by_mass") is None else " and one rule that chooses nodes"
+    return f"Threshold({told['mass']:g}){rule} with {beams} beams"

@@ -36,7 +36,7 @@ def write_report(
         results: of the stages, by name.
         seconds: of the stages so far.
     """
-    decoder = parts.drafting(fitted.draft, policy=fitted.policy, engine="eager")
+    decoder = parts.drafting(fitted.draft, beams=fitted.beams, policy=fitted.policy, engine="eager")
     limit = results["rounds"]["max_new_tokens"]
     seen = trace(decoder, encode_prompt(parts.split.judge[0], parts.tokenizer), max_new_tokens=limit, do_sample=False)
     about = {"target": parts.name, "draft": str(fitted.draft), "policy": repr(fitted.policy), "runner": parts.machine}
@@ -89,12 +89,12 @@ def markdown(
             "## Decoded in turn, greedily",
             _block(table(["", "tokens/s", "speed-up", "tokens [per round]", "draft calls [per round]"], rows)),
             "## Replayed on held-out rounds",
-            f"{rounds['judge']['rounds']} rounds of {rounds['judge']['prompts']} prompts, with this machine's costs. "
+            f"{judged.get('judged_by', 'Rounds')}, with this machine's costs. "
             f"{_why_kept(judged)}: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
             "by prompt). It was chosen on these rounds, so the figure leans to the bright side.",
             _block(judged["replay"]),
-            f"The rules were tuned{'' if network else ', and the network trained,'} on {rounds['policy']['rounds']} "
-            f"rounds of {rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
+            f"The rules were tuned{'' if network else ', and the network trained,'} on rounds of "
+            f"{rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
             "",
             "## The head",
             f"{head['steps']} steps on {text['tokens']} tokens of {text['texts']} texts that the model wrote to "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from radar.errors import NotFoundError, UsageError
-from radar.fit.parts import EAGLE_CALLS, Parts
+from radar.fit.parts import BEAMS, EAGLE_CALLS, Parts, called
 from radar.fit.stages import Stage
+from radar.policy.fitted import EAGLE_BEAMS
 from radar.replay.full_round import FullRounds
 from radar.replay.record import LANES, record
 from radar.replay.recording import read_rounds
@@ -27,36 +28,56 @@ WEAK = 1.3  # tokens a round below which a head is of no use
 
 
 def record_rounds(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
-    """Recordings `judge` and `policy` in the stage's folder, of as many prompts as there is time for, of two at least.
+    """Recordings `judge` and `policy` in the stage's folder, and those of other beams, of as many prompts as there is
+    time for, of two at least. Those of other beams are of the same prompts, or the first of them.
 
     Raises:
         UsageError: all texts are too short to hold rounds.
     """
-    decoder = parts.drafting(head, engine="eager")  # recording makes graphs of its own
-    sources = [FullRounds(decoder, 0.0) for _ in range(LANES if parts.on_gpu else 1)]
-    limit = stage.settled("max_new_tokens", lambda: _affordable(parts, sources[0], stage))
-    recorded = {}
-    for name, lines in (("judge", parts.split.judge), ("policy", parts.split.rounds)):
-        ends = stage.left() * (JUDGE_SHARE if name == "judge" else 1.0)
-        recorded[name] = _record(decoder, sources, lines, stage.folder / name, limit, ends)
+    lines, recorded, limit = {"judge": parts.split.judge, "policy": parts.split.rounds}, dict[str, Any](), 0
+    for count, beams in enumerate(BEAMS):
+        limit, found = _record_beams(parts, stage, head, beams, lines, stage.left() / (len(BEAMS) - count))
+        for name, one in found.items():
+            recorded[called(name, beams)], lines[name] = one, lines[name][: one["prompts"]]
     judged = recorded["judge"]["mean_accept_length_by_calls"]
     figures = {name: {key: one[key] for key in ("prompts", "rounds")} for name, one in recorded.items()}
     calls = min(EAGLE_CALLS, len(judged))
-    return {**figures, "accepted": judged, "tokens_per_round": round(judged[calls - 1] + 1, 3), "max_new_tokens": limit}
+    return {
+        **figures,
+        "beams": list(BEAMS),
+        "accepted": judged,
+        "tokens_per_round": round(judged[calls - 1] + 1, 3),
+        "max_new_tokens": limit,
+    }
 
 
-def rounds_of(folder: Path, name: str) -> RoundDataset:
-    """What was recorded under this name."""
-    return read_rounds(folder / name)
+def rounds_of(folder: Path, name: str, beams: int = EAGLE_BEAMS) -> RoundDataset:
+    """What was recorded under this name, of trees of such beams."""
+    return read_rounds(folder / called(name, beams))
 
 
 def say_rounds(result: dict[str, Any]) -> str:
-    tokens = result["tokens_per_round"]
+    tokens, beams = result["tokens_per_round"], result.get("beams", BEAMS[:1])  # a fit of before tried no others
     weak = "; the head is weak: more prompts and minutes may help" if tokens < WEAK else ""
-    return (
-        f"{result['policy']['rounds']:,} rounds to learn from, {result['judge']['rounds']:,} to judge by; "
-        f"{tokens:.2f} tokens a round with {EAGLE_CALLS} calls{weak}"
-    )
+    learn, judge = (sum(result[called(name, one)]["rounds"] for one in beams) for name in ("policy", "judge"))
+    counts = f"{learn:,} rounds to learn from, {judge:,} to judge by"
+    return f"{counts}; {tokens:.2f} tokens a round with {EAGLE_CALLS} calls{weak}"
+
+
+def _record_beams(
+    parts: Parts, stage: Stage, head: Path, beams: int, lines: Mapping[str, Sequence[PromptLine]], seconds: float
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Tokens of a text at most, and what `record` returns, by the names of the prompts. What decodes is let go at the
+    end: there is one width at a time."""
+    ends = time.monotonic() + seconds
+    decoder = parts.drafting(head, beams=beams, engine="eager")  # recording makes graphs of its own
+    sources = [FullRounds(decoder, 0.0) for _ in range(LANES if parts.on_gpu else 1)]
+    limit = stage.settled("max_new_tokens", lambda: _affordable(parts, sources[0], stage))
+    found = {}
+    for name, some in lines.items():
+        left = (ends - time.monotonic()) * (JUDGE_SHARE if name == "judge" else 1.0)
+        found[name] = _record(decoder, sources, some, stage.folder / called(name, beams), limit, left)
+    return limit, found
 
 
 def _record(
@@ -103,7 +124,7 @@ def _affordable(parts: Parts, source: FullRounds, stage: Stage) -> int:
     begun, count = time.monotonic(), 24 if parts.on_gpu else 4
     got = len(source.text(ids, count, seed=0).tokens)
     rate = (LANES if parts.on_gpu else 1) * got / (time.monotonic() - begun)
-    tokens = rate * stage.left()
+    tokens = rate * stage.left() / len(BEAMS)
     if tokens < 2 * FEWEST * FAIR_TOKENS:
         return LEAST_TOKENS  # the time is over
     return int(min(max(tokens / PROMPTS, FAIR_TOKENS), MOST_TOKENS, parts.max_length // 2))

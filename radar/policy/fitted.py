@@ -1,4 +1,5 @@
-"""The folder that `radar fit` leaves: a head, a policy for it, and the costs that the policy was chosen by."""
+"""The folder that `radar fit` leaves: a head, a policy for it and the beams of its trees, and the costs that these were
+chosen by."""
 
 from __future__ import annotations
 
@@ -8,32 +9,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from radar.config import TreeConfig
 from radar.errors import FormatError, UsageError
 from radar.files import replacing
 from radar.policy.base import FixedDepth, StopPolicy, Threshold
 from radar.policy.by_mass import NodesByMass
 from radar.policy.lstm import RadarPolicy
 
-__all__ = ["AUTO", "FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
+__all__ = ["AUTO", "EAGLE_BEAMS", "FITTED_FILE", "Fitted", "policy_of", "read_fitted", "unfolded", "write_fitted"]
 
 FITTED_FILE, UNFINISHED = "fit.json", "stages"
 AUTO = "auto"
 FORMAT, VERSION = "radar-fit", 1
+EAGLE_BEAMS = TreeConfig().tree_top_k
 
 
 class Fitted(NamedTuple):
-    """What a decoder takes from such a folder; `costs` is a file, for `radar train-policy` and `radar evaluate`."""
+    """What a decoder takes from such a folder.
+
+    Attributes:
+        costs: a file, for `radar train-policy` and `radar evaluate`; of trees of these beams.
+        beams: nodes that a draft call expands, a tree's `tree_top_k`.
+    """
 
     draft: Path
     policy: StopPolicy
     costs: Path
+    beams: int
 
 
 def write_fitted(
-    folder: str | os.PathLike[str], *, draft: str, policy: Mapping[str, Any], costs: str, about: Mapping[str, Any]
+    folder: str | os.PathLike[str],
+    *,
+    draft: str,
+    policy: Mapping[str, Any],
+    costs: str,
+    about: Mapping[str, Any],
+    beams: int = EAGLE_BEAMS,
 ) -> None:
-    """Say what is where: names in the folder, a policy as `policy_of` takes it, and facts of JSON types."""
-    values = {"format": FORMAT, "version": VERSION, "draft": draft, "policy": dict(policy), "costs": costs}
+    """Say what is where: names in the folder, a policy as `policy_of` takes it, the beams of its trees, and facts of
+    JSON types."""
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, "draft": draft, "policy": dict(policy)}
+    values |= {"costs": costs, "beams": beams}
     with replacing(folder) as place:
         (place / FITTED_FILE).write_text(
             json.dumps({**values, "about": dict(about)}, indent=2) + "\n", encoding="utf-8"
@@ -59,20 +76,21 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT or values["version"] != VERSION:
             raise FormatError(f"{file} is not of the format {FORMAT}, version {VERSION}: fit the model again")
-        return Fitted(path / values["draft"], policy_of(path, values["policy"]), path / values["costs"])
+        beams = TreeConfig(tree_top_k=values.get("beams", EAGLE_BEAMS)).tree_top_k  # a fit of before names none
+        return Fitted(path / values["draft"], policy_of(path, values["policy"]), path / values["costs"], beams)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, FormatError | UsageError):
             raise
         raise FormatError(f"{file} is damaged ({error}): give the same `radar fit` again") from error
 
 
-def unfolded(draft: Any, policy: Any) -> tuple[Any, Any, StopPolicy | None]:
-    """A decoder's `draft` and `policy`, and what "auto" means there: where the first is such a folder, its head, and
-    the policy that it has kept, a rule or a network. None: nothing was fitted."""
+def unfolded(draft: Any, policy: Any) -> tuple[Any, Any, Fitted | None]:
+    """A decoder's `draft` and `policy`: where the first is such a folder, which is the third then, its head, and for
+    "auto" the policy that it has kept, a rule or a network. None: nothing was fitted."""
     fitted = read_fitted(draft) if isinstance(draft, str | os.PathLike) else None
     if fitted is None:
         return draft, policy, None
-    return fitted.draft, fitted.policy if policy in (None, AUTO) else policy, fitted.policy
+    return fitted.draft, fitted.policy if policy in (None, AUTO) else policy, fitted
 
 
 def policy_of(folder: Path, told: Mapping[str, Any]) -> StopPolicy:

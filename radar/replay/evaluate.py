@@ -17,7 +17,10 @@ from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.tools.table import table
 
-__all__ = ["BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "evaluate", "oracle_ends", "render"]
+__all__ = [
+    *("BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "Outcome"),
+    *("evaluate", "oracle_ends", "outcome_of", "render", "speed_ratio"),
+]
 
 BEST_FIXED, HINDSIGHT = "best fixed of these rounds", "hindsight oracle"
 KNOWING = "oracle that knows the target's probabilities"
@@ -48,12 +51,59 @@ class Evaluation(NamedTuple):
     hindsight_gap_closed: float | None
 
 
+class Outcome(NamedTuple):
+    """What a policy's rounds come to.
+
+    Attributes:
+        prompt: [N] int64.
+        tokens, seconds: [N] float64; 0 of a round that the policy does not make.
+    """
+
+    prompt: Tensor
+    tokens: Tensor
+    seconds: Tensor
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return (self.tokens.sum() / self.seconds.sum()).item()
+
+
+def outcome_of(policy: PolicyNetwork | StopPolicy, dataset: RoundDataset, costs: CostTable) -> Outcome:
+    """Replay a policy, for a comparison with one in other rounds of the same prompts."""
+    return _outcome(dataset, ends_of(policy, dataset), costs_for(policy, costs))
+
+
+def _outcome(dataset: RoundDataset, ends: Ends, costs: CostTable, accept: Tensor | None = None) -> Outcome:
+    return Outcome(dataset.prompt, *played(ends, dataset, costs, accept)[1:])
+
+
+def speed_ratio(one: Outcome, reference: Outcome, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """How many times as fast one is as the reference, and the 95 % interval of that by paired bootstrap over prompts,
+    which have to be the same. Their rounds may be of trees of another shape. Raises ValueError for other prompts."""
+    prompts = one.prompt.unique()
+    if not torch.equal(prompts, reference.prompt.unique()):
+        raise UsageError("speed_ratio: the two are of other prompts, so that nothing pairs their rounds")
+    draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(RESAMPLES, len(prompts), dtype=torch.float64)
+    weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+
+    def resampled(of: Outcome) -> Tensor:
+        row, none = torch.searchsorted(prompts, of.prompt), weights.new_zeros(len(prompts))
+        tokens, seconds = (weights @ none.index_add(0, row, part) for part in (of.tokens, of.seconds))
+        return tokens / seconds
+
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(resampled(one) / resampled(reference), bounds).tolist()
+    return one.speed / reference.speed, (low, high)
+
+
 def evaluate(
     policies: Mapping[str, PolicyNetwork | StopPolicy],
     dataset: RoundDataset,
     costs: CostTable,
     *,
-    reference: str,
+    reference: str | Outcome,
     seed: int = 0,
 ) -> list[Evaluation]:
     """Replay every policy, the best fixed depth of these rounds, and the oracles.
@@ -62,15 +112,14 @@ def evaluate(
         policies: by name, tuned and trained on other prompts.
         dataset: rounds of two prompts or more.
         costs: seconds of a round. `FixedDepth` and the oracles pay for no decision.
-        reference: name of the policy that ratios refer to.
+        reference: name of the policy that ratios refer to, or what another's rounds of the same prompts came to.
         seed: of the bootstrap.
 
     Raises ValueError for an unknown reference or rounds of one prompt.
     """
-    if reference not in policies:
+    if isinstance(reference, str) and reference not in policies:
         raise UsageError(f"evaluate: reference {reference!r} is none of {', '.join(policies)}")
-    prompts, row = torch.unique(dataset.prompt, return_inverse=True)
-    if len(prompts) < 2:
+    if len(dataset.prompt.unique()) < 2:
         raise UsageError("evaluate: intervals need rounds of two prompts or more")
     free, fixed_policy = costs.without_decisions(), tune_fixed(dataset, costs).policy
     plays: dict[str, tuple[Ends, CostTable, Tensor | None]] = {  # ends, prices, tokens
@@ -84,26 +133,17 @@ def evaluate(
     assert came is not None
     plays[HINDSIGHT] = (oracle_ends(dataset, free, came), free, came)
 
-    draws = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(RESAMPLES, len(prompts), dtype=torch.float64)
-    weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
-
-    def resampled(name: str) -> Tensor:
-        _, *sums = played(plays[name][0], dataset, *plays[name][1:])
-        tokens, seconds = (weights @ weights.new_zeros(len(prompts)).index_add(0, row, part) for part in sums)
-        return tokens / seconds
-
     shown = {name: replay_ends(ends, dataset, prices, accept) for name, (ends, prices, accept) in plays.items()}
-    fixed, basis = shown[BEST_FIXED].tokens_per_time, resampled(reference)
+    fixed = shown[BEST_FIXED].tokens_per_time
+    basis = _outcome(dataset, *plays[reference]) if isinstance(reference, str) else reference
     results = []
     for name, one in shown.items():
-        speed, bounds = one.tokens_per_time, torch.tensor([0.025, 0.975], dtype=torch.float64)
-        low, high = torch.quantile(resampled(name) / basis, bounds).tolist()
+        speed = one.tokens_per_time
+        ratio, interval = speed_ratio(_outcome(dataset, *plays[name]), basis, seed=seed)
         gaps = [shown[top].tokens_per_time - fixed if top in shown else 0.0 for top in (KNOWING, HINDSIGHT)]
         shares = [(speed - fixed) / gap if gap > 0 else None for gap in gaps]
-        ratio = speed / shown[reference].tokens_per_time
         about = one.draft_calls, one.nodes, one.mean_acceptance_length
-        results.append(Evaluation(name, speed, ratio, (low, high), *about, one.stop_histogram, *shares))
+        results.append(Evaluation(name, speed, ratio, interval, *about, one.stop_histogram, *shares))
     return results
 
 

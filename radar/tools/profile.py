@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radar.config import check_int
+from radar.config import TreeConfig, check_int
 from radar.engine.ambient import ambient
 from radar.engine.capture import capture, on_stream
 from radar.engine.captured import Streams
@@ -21,10 +21,12 @@ from radar.engine.graph import GraphEngine
 from radar.engine.steps import RoundSteps
 from radar.errors import UsageError
 from radar.metrics import Stopwatch
+from radar.policy.lstm import RadarPolicy
+from radar.policy.network import PolicyNetwork
 from radar.target.ranks import check_whole
 from radar.tools.costs import CostTable
 
-__all__ = ["RoundProfile", "cost_table", "profile_round", "profile_steps", "time_graphs"]
+__all__ = ["RoundProfile", "cost_table", "network_to_time", "profile_round", "profile_steps", "time_graphs"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ def profile_round(
         engine.target.cache.reset()
         engine.drafter.reset()
     return profile
+
+
+def network_to_time(tree: TreeConfig, nodes: Sequence[int]) -> RadarPolicy:
+    """A network of the size that is trained, whose decisions and choice among these numbers of nodes a cost table has:
+    how long they take does not depend on what it has learnt."""
+    return RadarPolicy(PolicyNetwork(tree.tree_top_k, nodes=nodes).eval())
 
 
 def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> CostTable:

@@ -1,13 +1,13 @@
 """Compiles canonical attention for real GPUs without one; see test_compile.py, whose tools this uses."""
 
 import importlib
-import json
 import re
 import sys
 
 import pytest
 import torch
-from test_compile import ARCHITECTURES, LLAMA, assert_fits, compile_elsewhere, compile_launch
+from launches import Launches, print_compiled
+from test_compile import ARCHITECTURES, LLAMA, assert_fits, compile_elsewhere
 
 CASES = [  # dtype, shape, options
     (torch.bfloat16, {**LLAMA, "nodes": 60}, {}),
@@ -20,19 +20,13 @@ CASES = [  # dtype, shape, options
 SPILLED = {"256": 160, "float32": 256}
 
 
-def record_launches(arch: int) -> list[tuple]:
-    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+def record_launches(arch):
+    """Those that the cases above make on `arch`."""
     import radar_kernels
-    from radar_kernels import _launch
 
-    launches: list[tuple] = []
-    label = ""
-    _launch.interpreting = lambda: True  # lets CPU tensors through
-    op = importlib.import_module("radar_kernels.canonical_attention")
-    op.architecture = lambda device: arch
-    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    op, launches = importlib.import_module("radar_kernels.canonical_attention"), Launches(arch, "canonical_attention")
     for dtype, shape, options in CASES:
-        label, options = f"{dtype} {shape}", dict(options)
+        launches.label, options = f"{dtype} {shape}", dict(options)
         query = torch.empty(1, shape["nodes"], shape["heads"], shape["dim"], dtype=dtype).transpose(1, 2)
         size = (64, shape["kv_heads"], 64) if options.pop("paged", False) else (1, shape["kv_heads"], 4096)
         cache = torch.empty(*size, shape["dim"], dtype=dtype)
@@ -48,16 +42,12 @@ def record_launches(arch: int) -> list[tuple]:
     return launches
 
 
-def main(arch: int) -> None:
-    for label, kernel, plan, arguments in record_launches(arch):
-        result = compile_launch(kernel, plan, arguments, arch)
-        ptx = result.pop("ptx")
-        result["pdl"] = "griddepcontrol.wait" in ptx
-        before, _, behind = ptx.partition("griddepcontrol.wait")
-        result["early loads"], result["late"] = ("ld.global" in before) and result["pdl"], "ld.global" in behind
-        result["fused"] = len(re.findall(r"\bfma\.rn\.f32\b", ptx))
-        result["products"] = sorted(set(re.findall(r"(?:wg)?mma\.[\w.]+?\.m\d+n\d+k\d+", ptx)))
-        print(json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.options, **result}), flush=True)
+def more(ptx):
+    return {
+        "late": "ld.global" in ptx.partition("griddepcontrol.wait")[2],
+        "fused": len(re.findall(r"\bfma\.rn\.f32\b", ptx)),
+        "products": sorted(set(re.findall(r"(?:wg)?mma\.[\w.]+?\.m\d+n\d+k\d+", ptx))),
+    }
 
 
 @pytest.mark.slow
@@ -81,4 +71,5 @@ def test_canonical_attention_fits_and_rounds_alike(arch, tmp_path):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    arch = int(sys.argv[1])
+    print_compiled(record_launches(arch), arch, more)

@@ -1,59 +1,39 @@
 """Compiles what chooses how many nodes are verified for real GPUs without one, and the conditions of graphs; see
 test_compile.py, whose tools this uses."""
 
-import importlib
-import json
-import re
 import sys
 
 import pytest
 import torch
-from test_compile import ARCHITECTURES, assert_fits, compile_elsewhere, compile_launch
+from launches import Launches, print_compiled
+from test_compile import ARCHITECTURES, assert_fits, compile_elsewhere
 
 HEADS = [(128, 10, 5, 128), (100, 16, 1, 40), (64, 4, 8, 64)]  # state, scores of a beam, numbers of nodes, middle
 SLOTS = [1510, 3856, 16]  # candidates of a tree
 
 
-def record_launches(arch: int) -> list[tuple]:
-    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+def record_launches(arch):
+    """Those that the cases above make on `arch`."""
     import radar_kernels
-    from radar_kernels import _launch, graph_condition
+    from radar_kernels import graph_condition
 
-    launches: list[tuple] = []
-    label = ""
-    _launch.interpreting = lambda: True  # lets CPU tensors through
-    for name in ("tree_mass", "choose_nodes", "graph_condition"):
-        importlib.import_module(f"radar_kernels.{name}").architecture = lambda device: arch
-    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    launches = Launches(arch, "tree_mass", "choose_nodes", "graph_condition")
     for hidden, inputs, choices, middle in HEADS:
-        label = f"choose_nodes {hidden} {inputs} {choices} {middle}"
+        launches.label = f"choose_nodes {hidden} {inputs} {choices} {middle}"
         shapes = [(middle, hidden + inputs + choices), (middle,), (choices, middle), (choices,)]
         weights = radar_kernels.NodeWeights(*map(torch.empty, shapes))
         state = torch.empty(1, hidden), torch.empty(1, inputs), torch.empty(1, choices)
         radar_kernels.choose_nodes(*state, weights, floor=-100.0, backend="triton")
     for slots in SLOTS:
-        label = f"tree_mass {slots}"
+        launches.label = f"tree_mass {slots}"
         radar_kernels.tree_mass(torch.empty(1, slots), torch.zeros(5, dtype=torch.int32), backend="triton")
     one = torch.zeros(1, dtype=torch.int64)
     for rows in (1, 8):
-        label = f"a loop of {rows}"
+        launches.label = f"a loop of {rows}"
         graph_condition.set_graph_condition(one.new_zeros(rows).bool(), one.new_zeros(rows), one, max_calls=16)
-    label = "one of several ways"
+    launches.label = "one of several ways"
     graph_condition.set_graph_choice(one, one)
     return launches
-
-
-def main(arch: int) -> None:
-    for label, kernel, plan, arguments in record_launches(arch):
-        result = compile_launch(kernel, plan, arguments, arch)
-        ptx = result.pop("ptx")
-        result["pdl"] = "griddepcontrol.wait" in ptx
-        result["early loads"] = len(re.findall(r"\bld\.global", ptx.split("griddepcontrol.wait")[0])) * result["pdl"]
-        result["fp32 through tf32"] = "tf32" in ptx
-        print(
-            json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
-            flush=True,
-        )
 
 
 @pytest.mark.slow
@@ -71,4 +51,5 @@ def test_the_choice_of_nodes_fits(arch, tmp_path):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    arch = int(sys.argv[1])
+    print_compiled(record_launches(arch), arch, lambda ptx: {"fp32 through tf32": "tf32" in ptx})

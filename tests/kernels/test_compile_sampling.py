@@ -1,13 +1,11 @@
 """Compiles the sampling kernels for real GPUs without one; see test_compile.py, whose tools this uses."""
 
-import importlib
-import json
-import re
 import sys
 
 import pytest
 import torch
-from test_compile import ARCHITECTURES, assert_fits, compile_elsewhere, compile_launch
+from launches import Launches, print_compiled
+from test_compile import ARCHITECTURES, assert_fits, compile_elsewhere
 
 CASES = [
     (torch.bfloat16, 60, 128256, True),
@@ -18,19 +16,13 @@ CASES = [
 CASES_ELSEWHERE = CASES[:2]  # a compilation takes seconds
 
 
-def record_launches(arch: int) -> list[tuple]:
-    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+def record_launches(arch):
+    """Those that the cases above make on `arch`."""
     import radar_kernels
-    from radar_kernels import _launch
 
-    launches: list[tuple] = []
-    label = ""
-    _launch.interpreting = lambda: True  # lets CPU tensors through
-    for name in ("sample_tokens", "mark_seen"):
-        importlib.import_module(f"radar_kernels.{name}").architecture = lambda device: arch
-    _launch.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    launches = Launches(arch, "sample_tokens", "mark_seen")
     for dtype, nodes, vocabulary, tree in CASES if arch == 90 else CASES_ELSEWHERE:
-        label = f"sample_tokens {dtype} {nodes} x {vocabulary}"
+        launches.label = f"sample_tokens {dtype} {nodes} x {vocabulary}"
         one = torch.zeros(1)
         words = -(-vocabulary // 32)
         state = radar_kernels.SamplingState(
@@ -49,18 +41,6 @@ def record_launches(arch: int) -> list[tuple]:
     return launches
 
 
-def main(arch: int) -> None:
-    for label, kernel, plan, arguments in record_launches(arch):
-        result = compile_launch(kernel, plan, arguments, arch)
-        ptx = result.pop("ptx")
-        result["pdl"] = "griddepcontrol.wait" in ptx
-        result["early loads"] = len(re.findall(r"\bld\.global", ptx.split("griddepcontrol.wait")[0])) * result["pdl"]
-        print(
-            json.dumps({"case": label, "kernel": kernel.fn.__name__, **plan.constants, **plan.options, **result}),
-            flush=True,
-        )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_sampling_kernels_fit(arch, tmp_path):
@@ -75,4 +55,5 @@ def test_the_sampling_kernels_fit(arch, tmp_path):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    arch = int(sys.argv[1])
+    print_compiled(record_launches(arch), arch)

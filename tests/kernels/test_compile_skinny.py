@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from launches import Launches
 from test_compile import assert_fits, compile_elsewhere, compile_launch
 
 ROWS = (2, 17, 60, 200)
@@ -30,17 +31,11 @@ KINDS = [  # name, dtype of 8-bit weights, parts of a sum, cases
 ARCH = 90  # others leave it to cuBLAS
 
 
-def record_launches(arch: int) -> list[tuple]:
-    """(label, kernel, plan, arguments) of every launch that the cases above make on `arch`."""
+def record_launches(arch):
+    """Those that the cases above make on `arch`."""
     import radar_kernels
-    from radar_kernels import _launch
 
-    op = importlib.import_module("radar_kernels.skinny_linear")
-    launches: list[tuple] = []
-    label = ""
-    _launch.interpreting = lambda: True  # lets CPU tensors through
-    op.architecture = lambda device: arch
-    op.Plan.launch = lambda plan, kernel, *arguments: launches.append((label, kernel, plan, arguments))
+    op, launches = importlib.import_module("radar_kernels.skinny_linear"), Launches(arch, "skinny_linear")
     whole = dict(vars(op))
     for (name, kind, parts, _), (dtype, n, k, bias) in ((some, case) for some in KINDS for case in some[-1]):
         op.STREAMED = name != "plain"
@@ -49,7 +44,7 @@ def record_launches(arch: int) -> list[tuple]:
         weight, addend = torch.empty(n, columns, dtype=kind or dtype), torch.empty(n, dtype=dtype) if bias else None
         scale = None if kind is None else torch.empty(n)
         for rows in ROWS if kind is None else ROWS[:2]:
-            label = f"{name} {dtype} {n} x {k}"
+            launches.label = f"{name} {dtype} {n} x {k}"
             x = torch.empty(1, rows, k, dtype=dtype)
             radar_kernels.skinny_linear(x, weight, addend, scale=scale, backend="triton")
     return launches
