@@ -2,24 +2,26 @@
 
 Ratios are geometric means over cells (a task at a large model's shapes), by replay of all measuring prompts; those that
 end in `_decoded` are of prompts that were decoded on the card. KEY_low and KEY_high bound 95 %, prompts drawn anew, a
-prompt once for all shapes; KEY_n_cells and KEY_n_prompts say of how many. What was not measured is not there.
+prompt once for all shapes; KEY_n_cells and KEY_n_prompts say of how many. Keys that begin with `laboratory_` are of the
+pair that ships, at Llama-3.1-8B's shapes; all others of the released model. What was not measured is not there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.intervals import Interval, bounded, over, ratios
 from bench.runs import AUTOREGRESSIVE, RADAR, Kept, Run, cells_of, kept
-from bench.tables import ALPHA, BOUNDS, RESULTS, load
+from bench.tables import ALPHA, BOUNDS, LABORATORY, PAIRS, RESULTS, load
 
-__all__ = ["EAGLE3", "Found", "compared", "counted", "peer_runs", "read", "summarise"]
+__all__ = ["EAGLE3", "Found", "compared", "counted", "peer_rates", "peer_runs", "rate", "read", "summarise"]
 
 DECODED, REPLAYED = "end_to_end/released_runs.jsonl.xz", "replay/released_runs.jsonl.xz"
 PEERS, SUMMARY = "end_to_end/peers_h200.json", "end_to_end/summary.json"
@@ -39,16 +41,35 @@ class Found(NamedTuple):
     peers: list[Run]
 
 
-def read(results: Path = RESULTS) -> Found:
-    """The result files; what is not there is empty."""
-    peers = load(PEERS, results)["runs"] if (results / PEERS).is_file() else []
-    return Found(kept(results / DECODED), kept(results / REPLAYED).alone, peers)
+def read(results: Path = RESULTS, pairs: Collection[str] = tuple(PAIRS)) -> Found:
+    """What the result files hold of these pairs; what is not there is empty."""
+    peers = load(PEERS, results)["runs"] if PEERS_PAIR in pairs and (results / PEERS).is_file() else []
+    decoded, replayed = (
+        Kept(*([run for run in part if run["pair"] in pairs] for part in kept(results / name)))
+        for name in (DECODED, REPLAYED)
+    )
+    return Found(decoded, replayed.alone, peers)
 
 
 def compared(runs: Iterable[Run], temperature: float, method: str, reference: str) -> tuple[Interval, Cells] | None:
     """Speed of a method over another's on the prompts that both have, and the cells; None if there are none."""
     cells = cells_of(runs, temperature, method, reference)
     return (over(cells, method, reference), cells) if cells else None
+
+
+def rate(found: Found, method: str, rows: int, pair: str = PEERS_PAIR) -> float | None:
+    """Tokens a second of all texts together, so many at a time: the median of its turns."""
+    wanted = (pair, method, rows)
+    own = [one for one in found.decoded.together if (one["pair"], one["method"], one["rows"]) == wanted]
+    return statistics.median(one["tokens"] / one["seconds"] for one in own) if own else None
+
+
+def peer_rates(found: Found) -> dict[tuple[str, int], float]:
+    """The same of other libraries, by name and rows."""
+    speeds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for one in found.peers:
+        speeds[name_of(one), one["rows_at_once"]].append(float(one["tokens_per_second"]))
+    return {key: statistics.median(several) for key, several in speeds.items()}
 
 
 def counted(runs: Iterable[Run], top: str, bottom: str) -> list[Run]:
@@ -68,7 +89,7 @@ def summarise(found: Found) -> dict[str, Any]:
         out |= _gaps(found.replayed, temperature)
         out |= _fastest(found.replayed, temperature)
         out |= _over_plain(found.decoded.alone, temperature)
-    return out | _over_peers(found) | _replay_errors(found) | _texts(found.decoded.alone)
+    return out | _over_peers(found) | _replay_errors(found) | _texts(found.decoded)
 
 
 def _told(key: str, result: tuple[Interval, Cells] | None) -> dict[str, Any]:
@@ -158,16 +179,17 @@ def _over_peers(found: Found) -> dict[str, Any]:
     ours = [run for run in found.decoded.alone if run["pair"] == PEERS_PAIR] + list(peer_runs(found))
     out: dict[str, Any] = {}
 
-    def fastest(rows: int, *words: str) -> Mapping[str, Any] | None:
-        own = [one for one in found.peers if one["rows_at_once"] == rows and all(word in one["peer"] for word in words)]
-        return max(own, key=lambda one: float(one["tokens_per_second"]), default=None)
+    def fastest(rows: int, *words: str) -> tuple[float, str] | None:
+        own = [(one, key[0]) for key, one in peer_rates(found).items() if key[1] == rows]
+        return max((one for one in own if all(word in one[1] for word in words)), default=None)
 
     for key, words in (("vllm_best_b1", ("vllm",)), ("generate_static", ("generate", "static"))):
         if peer := fastest(1, *words):
-            out |= _told(f"radar_over_{key}", compared(ours, 0.0, RADAR, name_of(peer)))
-    for run in found.decoded.together:
-        if (run["pair"], run["method"]) == (PEERS_PAIR, RADAR) and (peer := fastest(run["rows"], "vllm")):
-            out[f"radar_over_vllm_best_b{run['rows']}"] = run["tokens"] / run["seconds"] / peer["tokens_per_second"]
+            out |= _told(f"radar_over_{key}", compared(ours, 0.0, RADAR, peer[1]))
+    for rows in sorted({run["rows"] for run in found.decoded.together}):
+        for method in (RADAR, "threshold"):
+            if (own := rate(found, method, rows)) and (peer := fastest(rows, "vllm")):
+                out[f"{method}_over_vllm_best_b{rows}"] = own / peer[0]
     return out
 
 
@@ -190,26 +212,31 @@ def _replay_errors(found: Found) -> dict[str, Any]:
     return errors | ({"replay_error": max(map(abs, errors.values()))} if errors else {})
 
 
-def _texts(runs: Sequence[Run]) -> dict[str, Any]:
-    """How many prompts were decoded, and of how many all methods wrote one text."""
+def _texts(decoded: Kept) -> dict[str, Any]:
+    """How many texts were decoded, one at a time or in company, and how many all methods wrote alike."""
     texts: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-    for run in runs:
+    for run in decoded.alone:
         texts[run["pair"], run["task"], run["temperature"], run["prompt"]].add(run["text"])
+    for run in decoded.together:
+        for number, text in enumerate(run["texts"]):
+            texts[run["pair"], run["rows"], number].add(text)
     alike = sum(len(found) == 1 for found in texts.values())
     return {"texts_compared": len(texts), "texts_identical": alike} if texts else {}
 
 
-def rendered(found: Found) -> str:
+def rendered(results: Path = RESULTS) -> str:
     """What summary.json holds."""
-    figures = {name: round(one, 6) if isinstance(one, float) else one for name, one in summarise(found).items()}
-    return json.dumps(figures, indent=1) + "\n"
+    figures = summarise(read(results))
+    figures |= {f"{LABORATORY}_{key}": one for key, one in summarise(read(results, (LABORATORY,))).items()}
+    told = {key: round(one, 6) if isinstance(one, float) else one for key, one in figures.items()}
+    return json.dumps(told, indent=1) + "\n"
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    (args.results / SUMMARY).write_text(rendered(read(args.results)), encoding="utf8")
+    (args.results / SUMMARY).write_text(rendered(args.results), encoding="utf8")
     return 0
 
 

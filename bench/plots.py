@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench.headline import EAGLE3, TEMPERATURES, Found, compared, name_of
+from bench.headline import EAGLE3, TEMPERATURES, Found, compared, name_of, peer_rates
 from bench.runs import AUTOREGRESSIVE, RADAR, Run, cells_of
 from bench.sections import judged, speed
 from bench.tables import ALPHA, BOUNDS, METHODS, PAIRS, TASKS, load, of_shape, shown
@@ -105,7 +105,7 @@ def beside_others(found: Found, axes: Any) -> None:
     labels = [METHODS[name] for name in names] + list(dict.fromkeys(map(name_of, found.peers)))
     for offset, count in enumerate(counts):
         values = [speed(found, "llama", 0.0, name, count) for name in names]
-        theirs = {name_of(one): one["tokens_per_second"] for one in found.peers if one["rows_at_once"] == count}
+        theirs = {name: one for (name, rows), one in peer_rates(found).items() if rows == count}
         values += [theirs.get(label) for label in labels[len(names) :]]
         places = [place + 0.8 / len(counts) * offset for place in range(len(labels))]
         widths, colour = [value or 0 for value in values], COLOURS[offset % len(COLOURS)]

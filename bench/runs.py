@@ -78,7 +78,7 @@ def kept(file: Path) -> Kept:
                 if "about" in run:
                     about.append(run)
                 elif "prompt" not in run:
-                    together[run["pair"], run["method"], run["rows"]] = run
+                    together[run["pair"], run["method"], run["rows"], run.get("turn")] = run
                 elif "text" not in run and alone.get(key_of(run), run) != run:
                     raise ValueError(f"{file.name} says two things of {key_of(run)}: was another recording appended?")
                 else:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.command import command_line
-from bench.headline import EAGLE3, TEMPERATURES, Cells, Found, compared, name_of, peer_runs, read
+from bench.headline import EAGLE3, TEMPERATURES, Cells, Found, compared, name_of, peer_rates, peer_runs, rate, read
 from bench.runs import AUTOREGRESSIVE, RADAR, Run, cells_of
 from bench.tables import (
     ALPHA,
     BOUNDS,
+    LABORATORY,
     METHODS,
     PAIRS,
     RESULTS,
@@ -25,6 +26,7 @@ from bench.tables import (
     shown,
     table,
 )
+from radar.engine.budget import calls_of, nodes_of
 
 __all__ = ["judged", "readme_table", "report", "speed"]
 
@@ -47,6 +49,7 @@ def report(results: Path = RESULTS) -> str:
         "What was measured": lambda: measured(found),
         "Methods": lambda: methods(found.replayed),
         "By task and shape": lambda: by_task(found),
+        "A laboratory pair": lambda: laboratory(results),
         "Tokens per second": lambda: speeds(found),
         "Other libraries": lambda: peers(found),
         "The published reward by its alpha": lambda: alphas(found.replayed),
@@ -132,15 +135,28 @@ def by_task(found: Found) -> str:
     return "RADAR over EAGLE-3.\n\n" + table(["shapes of", "task", *head], rows) if rows else ""
 
 
+def laboratory(results: Path) -> str:
+    """The pair that ships, at a large model's shapes: methods by replay and by decoding."""
+    found, rows = read(results, (LABORATORY,)), []
+    for name in METHODS:
+        kinds = [
+            compared(runs, t, name, EAGLE3) for runs in (found.replayed, found.decoded.alone) for t in TEMPERATURES
+        ]
+        if name != EAGLE3 and any(kinds):
+            rows.append([shown(name), *("" if one is None else interval(one[0]) for one in kinds)])
+    head = [f"{kind}, T = {t:g}" for kind in ("replay", "decoding") for t in TEMPERATURES]
+    text = f"A pair that we trained ourselves, which ships, at {of_shape('llama')}'s shapes: over EAGLE-3.\n\n"
+    return text + table(["method", *head], rows) if rows else ""
+
+
 def speed(found: Found, pair: str, temperature: float, method: str, rows: int = 1) -> float | None:
-    """Tokens per second of all that a method decoded: prompts that all methods of the pair have, or all together."""
+    """Tokens per second of all that a method decoded: prompts that all methods of the pair have; of several
+    rows the median of the turns."""
     if rows > 1:
-        wanted = (pair, method, rows)
-        own = [one for one in found.decoded.together if (one["pair"], one["method"], one["rows"]) == wanted]
-    else:
-        there = [run for run in found.decoded.alone if (run["pair"], run["temperature"]) == (pair, temperature)]
-        cells = cells_of(there, temperature, *{run["method"] for run in there})
-        own = [run for cell in cells for run in cell if run["method"] == method]
+        return rate(found, method, rows, pair)
+    there = [run for run in found.decoded.alone if (run["pair"], run["temperature"]) == (pair, temperature)]
+    cells = cells_of(there, temperature, *{run["method"] for run in there})
+    own = [run for cell in cells for run in cell if run["method"] == method]
     return sum(run["tokens"] for run in own) / sum(run["seconds"] for run in own) if own else None
 
 
@@ -156,23 +172,44 @@ def speeds(found: Found) -> str:
     ]
     text = "All prompts that all methods decoded, the prompt's pass included.\n\n"
     text += table(["shapes of", "temperature", "rows", *map(shown, names)], rows)
+    if any(count > 1 for *_, count in kinds):
+        text += (
+            f"\nEight rows verify {nodes_of(60, 8)} nodes together behind {calls_of(8)} calls at most, EAGLE-3's too.\n"
+        )
     return text + "\n![Where RADAR stops, what rows cost, other libraries](card.png)\n" if rows else ""
 
 
 def peers(found: Found) -> str:
     """Other libraries on the same checkpoint and prompts, and RADAR over them."""
     runs, rows = found.decoded.alone + list(peer_runs(found)), []
-    for one in found.peers:
-        alone = compared(runs, 0.0, RADAR, name_of(one)) if one["rows_at_once"] == 1 else None
-        ours = speed(found, "llama", 0.0, RADAR, one["rows_at_once"])
-        ratio = interval(alone[0]) if alone else "" if ours is None else f"{ours / one['tokens_per_second']:.3f}"
+    for name in (AUTOREGRESSIVE, RADAR):
+        own = [run for run in runs if (run["pair"], run["temperature"], run["method"]) == ("llama", 0.0, name)]
+        if own and found.peers:
+            waits = sorted(run["prefill_seconds"] for run in own)
+            length = sum(run["tokens"] for run in own) / sum(run["rounds"] for run in own)
+            figures = [
+                f"{speed(found, 'llama', 0.0, name):.0f}",
+                f"{length:.2f}",
+                "",
+                f"{1e3 * waits[len(waits) // 2]:.0f}",
+            ]
+            rows.append([shown(name), "1", *figures, f"{len(own)} of {len(own)}" if name == AUTOREGRESSIVE else "", ""])
+    first = {(name_of(one), one["rows_at_once"]): one for one in reversed(found.peers)}
+    for (name, count), one in sorted(first.items(), key=lambda item: (item[0][1], item[0][0])):
+        alone = compared(runs, 0.0, RADAR, name) if count == 1 else None
+        theirs, ours = peer_rates(found)[name, count], speed(found, "llama", 0.0, RADAR, count)
+        ratio = interval(alone[0]) if alone else "" if ours is None else f"{ours / theirs:.3f}"
         length = one.get("tokens_per_round")
-        figures = [f"{one['tokens_per_second']:.0f}", "" if length is None else f"{length:.2f}", ratio]
-        same = f"{one['texts_equal']} of {len(one['rows'])}" if "texts_equal" in one else ""
-        rows.append([name_of(one), str(one["rows_at_once"]), *figures, same, f"{one['start_seconds']:.0f}"])
-    text = f"On the {of_shape('llama')} pair, greedy; several rows are one measurement of all texts together.\n\n"
-    head = ["", "rows", "tokens/s", "tokens a round", "RADAR over it", "texts that are ours", "start, s"]
-    return text + table(head, rows) if rows else ""
+        waits = sorted(row["first"] for row in one.get("rows", ()) if row.get("first"))
+        figures = [f"{theirs:.0f}", "" if length is None else f"{length:.2f}", ratio]
+        figures.append(f"{1e3 * waits[len(waits) // 2]:.0f}" if waits else "")
+        same = f"{one['texts_equal']} of {one['texts']}" if "texts_equal" in one else ""
+        rows.append([name, str(count), *figures, same, f"{one['start_seconds']:.0f}"])
+    text = (
+        f"On the {of_shape('llama')} pair, greedy; of several rows all texts together, the median of three turns.\n\n"
+    )
+    head = ["", "rows", "tokens/s", "tokens a round", "RADAR over it", "first token, ms"]
+    return text + table([*head, "texts that are ours", "start, s"], rows) if rows else ""
 
 
 def alphas(runs: Sequence[Run]) -> str:
@@ -203,11 +240,8 @@ def readme_table(results: Path = RESULTS) -> str:
         return "-" if (one := speed(found, pair, 0.0, method)) is None else f"{one:.0f}"
 
     def peer(pair: str, words: Sequence[str]) -> str:
-        own = [
-            one["tokens_per_second"]
-            for one in found.peers
-            if one["rows_at_once"] == 1 and pair == "llama" and all(word in one["peer"] for word in words)
-        ]
+        rates = peer_rates(found).items() if pair == "llama" else ()
+        own = [one for (name, rows), one in rates if rows == 1 and all(word in name for word in words)]
         return f"{max(own):.0f}" if own else "-"
 
     rows = []

@@ -77,8 +77,9 @@ def test_every_method_decodes_every_prompt(run, tmp_path):
         assert one["method"] != "eagle3" or one["calls"] == 3 * one["rounds"]
     assert all(len(found) == 1 for found in texts.values()) or DEVICE.type == "cuda"  # whatever the method
     assert [(one["method"], one["rows"]) for one in together] == [
-        (name, 2) for name in (AUTOREGRESSIVE, *released.BATCHED)
+        (name, 2) for _ in range(released.TURNS) for name in (AUTOREGRESSIVE, *released.BATCHED)
     ]
+    assert [one["turn"] for one in together[:: 1 + len(released.BATCHED)]] == list(range(released.TURNS))
     greedy = [one["text"] for one in alone if (one["method"], one["temperature"]) == (AUTOREGRESSIVE, 0)]
     assert all(one["texts"] == greedy for one in together) or DEVICE.type == "cuda"
     assert [task for task, _ in json.loads((save / "prompts.json").read_text())] == list(TASKS)

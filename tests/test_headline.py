@@ -60,6 +60,36 @@ def test_peers_are_judged_by_their_texts(summary):
     assert summary["radar_over_vllm_best_b8"] == pytest.approx(4000 / 2 / 800)
 
 
+def test_of_several_turns_the_median_counts():
+    """Of ours 1, 2 and 8 times 1,000 tokens a second, of a peer 500, 800 and 900."""
+    turns = [
+        {"pair": "llama", "temperature": 0.0, "method": "radar", "rows": 8, "turn": turn, "tokens": 4000,
+         "seconds": 4 / speed, "texts": ["a", "b"]} for turn, speed in enumerate((1, 8, 2))
+    ]  # fmt: skip
+    found = Found(Kept([], turns, []), [], [peer("vllm 0.26.0", 3, 8, speed) for speed in (900.0, 500.0, 800.0)])
+    figures = summarise(found)
+    assert figures["radar_over_vllm_best_b8"] == pytest.approx(2000 / 800)
+    assert (figures["texts_compared"], figures["texts_identical"]) == (2, 2)
+    turns[1]["texts"] = ["a", "c"]
+    assert summarise(found)["texts_identical"] == 1
+
+
+def test_a_laboratory_pair_is_told_apart(tmp_path):
+    """Its figures have a name of their own, and change no other's."""
+    folder = write_results(tmp_path)
+    before = json.loads(headline.rendered(folder))
+    for name, runs in (("end_to_end", decoded("laboratory")), ("replay", replayed("laboratory"))):
+        file = folder / name / "released_runs.jsonl.xz"
+        slower = [one | {"seconds": 2 * one["seconds"]} if one["method"] == "radar" else one for one in runs]
+        lines = lzma.decompress(file.read_bytes()).decode().splitlines() + [json.dumps(one) for one in slower]
+        file.write_bytes(lzma.compress("\n".join(lines).encode()))
+    after = json.loads(headline.rendered(folder))
+    own = {key.removeprefix("laboratory_"): one for key, one in after.items() if key.startswith("laboratory_")}
+    assert {key: one for key, one in after.items() if not key.startswith("laboratory_")} == before
+    assert own["radar_over_eagle3_t0"] == pytest.approx(before["radar_over_eagle3_t0"] / 2)
+    assert not [key for key in own if "vllm" in key]
+
+
 def test_a_peers_tokens_are_its_own_where_it_tells_them():
     runs = decoded()
     told = peer("vllm 0.26.0", 3, 1, 7.5)
@@ -117,7 +147,7 @@ def test_the_repositorys_summary_is_that_of_its_files():
     file = tables.RESULTS / headline.SUMMARY
     assert file.is_file() == there
     if there:
-        made = json.loads(headline.rendered(headline.read()))
+        made = json.loads(headline.rendered())
         assert json.loads(file.read_text()) == {
             name: pytest.approx(one, abs=2e-6) if isinstance(one, float) else one for name, one in made.items()
         }

@@ -149,7 +149,7 @@ def test_files_stay_short(place):
         assert statistics.median(n for n in lines.values() if n > 1) <= 120
 
 
-@pytest.mark.parametrize(("place", "most"), [("radar/train", 1400), ("radar/replay", 1500), ("bench", 4000)])
+@pytest.mark.parametrize(("place", "most"), [("radar/train", 1400), ("radar/replay", 1500), ("bench", 4100)])
 def test_what_only_serves_the_engine_stays_small(place, most):
     assert sum(len(path.read_text().splitlines()) for path in (ROOT / place).rglob("*.py")) <= most
 

@@ -35,10 +35,15 @@ def test_many_texts_at_once():
         assert row(name) == [f"{record[f'{key}_b{n}_t0']:,.0f}" for n in rows]
     for name, found, key in (
         ("vLLM 0.26, plain", record["vllm"], "plain"),
-        ("its EAGLE-3, 3 drafts (run of fe71bd6)", record["run_fe71bd6"], "vllm_eagle3_3"),
+        ("its EAGLE-3, 3 drafts", record["run_fe71bd6"], "vllm_eagle3_3"),
     ):
         there = [found.get(f"{key}_b{n}_t0") for n in rows]
         assert row(name) == ["-" if one is None else f"{one:,.0f}" for one in there]
+    behind = [100 * (1 - record[f"radar_over_threshold_b{n}_t0"]) for n in (2, 4, 8, 16, 32)]
+    assert told(r"the network above is (\d+) to (\d+) % behind from two rows") == [
+        round(min(behind)),
+        round(max(behind)),
+    ]
     served = record["serve"]
     assert told(r"under (\d+) clients for eight minutes: ([\d,]+) tokens a second") == [
         served["clients"],

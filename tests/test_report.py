@@ -38,8 +38,9 @@ def test_the_report_by_hand(results):
     assert "| Llama-3.1-8B | 0 | 1 | 5 | 12 | 13 | 15 | 14 | 16 |" in speeds  # a fourth of 60 / 3, three of 60 / 4
     assert "| Llama-3.1-8B | 0 | 8 | 1000 |  |  |  |  | 2000 |" in speeds
     peers = section(text, "Other libraries")
-    assert "| vllm 0.26.0, 3 drafts | 1 | 8 | 2.00 | 2.149 (2.149 to 2.149) |  | 30 |" in peers
-    assert "| vllm 0.26.0, 3 drafts | 8 | 800 | 2.00 | 2.500 |  | 30 |" in peers
+    assert "| vllm 0.26.0, 3 drafts | 1 | 8 | 2.00 | 2.149 (2.149 to 2.149) | 100 |  | 30 |" in peers
+    assert "| vllm 0.26.0, 3 drafts | 8 | 800 | 2.00 | 2.500 | 100 |  | 30 |" in peers
+    assert "| RADAR | 1 | 16 | 15.00 |  | 500 |  |  |" in peers
     alphas = section(text, "The published reward by its alpha")
     assert "| RADAR as published, alpha 0.1 | 1.064 (1.064 to 1.064) |" in alphas
     assert "A policy elsewhere.\n\n|  | b |\n| --- | --- |\n| a | 1.010 |" in section(text, "Training and tuning")
