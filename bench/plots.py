@@ -69,6 +69,8 @@ def over_eagle3(runs: Sequence[Run], pyplot: Any) -> Any:
     axes[1, 0].set_yticks(range(len(cells)), [f"{TASKS[task]}, {of_shape(pair)}" for task, pair in cells], fontsize=8)
     for axis in axes[:, 0]:
         axis.invert_yaxis()
+    for axis in axes[1]:
+        axis.locator_params(axis="x", prune="upper")  # where one ends the next begins
     figure.supxlabel("times the speed of EAGLE-3 (8 calls, 60 nodes), by replay; bars: 95 %", fontsize=10)
     return figure
 
@@ -115,7 +117,7 @@ def beside_others(found: Found, axes: Any) -> None:
     axes.set_yticks([place + middle for place in range(len(labels))], labels, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel(f"tokens a second; bars from above: {', '.join(map(str, counts))} rows at once")
+    axes.set_xlabel(f"tokens a second; from above: {', '.join(map(str, counts))} rows")
     axes.set_title(f"Other libraries, {of_shape('llama')}, temperature 0", fontsize=10)
 
 
@@ -150,4 +152,4 @@ def nodes(runs: Sequence[Run], axes: Any) -> None:
     axes.set_xticks(range(1, len(boxes) + 1), labels, fontsize=6)
     axes.axhline(60, color="0.4", ls=":", lw=1)
     axes.set(ylabel="nodes of a round, mean of a prompt", ylim=(0, None))
-    axes.set_title("How many nodes RADAR verifies (dotted: EAGLE-3's 60)", fontsize=10)
+    axes.set_title("Nodes that RADAR verifies (dotted: EAGLE-3's)", fontsize=10)
