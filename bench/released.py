@@ -1,5 +1,5 @@
-"""A released model and the head that `radar fit` made for it, at the shape of a large model: every method decodes every
-prompt in turn, and again with several rows.
+"""A released model and the head that `radar fit` made for it, or a pair of `bench.lab`, at the shape of a large model:
+every method decodes every prompt in turn, and again with several rows.
 
 `python -m bench.released --model MODEL --draft HEAD --shape llama --prompts DIR --methods METHODS.json --out RUNS`, on
 a GPU. METHODS.json holds what was tuned and trained on other prompts: by shape and temperature, the policies by name.
@@ -27,6 +27,7 @@ from bench.shapes import LLAMA_8B, QWEN3_8B, TINY, VICUNA_13B, Geometry
 from bench.tables import TASKS
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, RadarPolicy, SamplingParams, Threshold, TreeConfig
 from radar.draft.checkpoint import load_draft, save_draft
+from radar.engine.budget import calls_of, nodes_of
 from radar.policy.base import StopPolicy
 from radar.policy.baselines import Capped
 from radar.policy.by_mass import NodesByMass
@@ -108,7 +109,8 @@ def alone(methods: Methods, names: Sequence[str], run: Mapping[str, Any], prompt
 
 
 def together(methods: Methods, names: Sequence[str], prompts: list[list[int]], rows: int, tokens: int) -> Any:
-    """All prompts by every method, so many at a time, greedily: wall-clock seconds of all."""
+    """All prompts by every method, so many at a time, greedily: wall-clock seconds, and what rounds are cut to."""
+    bounds = {"most_calls": calls_of(rows), "most_nodes": nodes_of(TreeConfig().total_tokens, rows)}
     for method in names:
         decoder = methods.decoder(method, "0", rows)
         decoder.generate(prompts[:rows], max_new_tokens=8)
@@ -116,7 +118,7 @@ def together(methods: Methods, names: Sequence[str], prompts: list[list[int]], r
         made = decoder.generate(prompts, max_new_tokens=tokens)
         seconds, texts = time.perf_counter() - begun, [digest(output.token_ids) for output in made]
         count = sum(len(output.token_ids) for output in made)
-        yield {"method": method, "rows": rows, "tokens": count, "seconds": seconds, "texts": texts}
+        yield {"method": method, "rows": rows, "tokens": count, "seconds": seconds, "texts": texts} | bounds
 
 
 def main(argv: list[str]) -> int:
@@ -166,11 +168,20 @@ def main(argv: list[str]) -> int:
                     pass
             for one in alone(methods, names, run, tasks[task][index], args.new_tokens):
                 write(one)
-        for rows in args.rows:
-            prompts = [ids for found in tasks.values() for ids in found]
-            for turn in range(TURNS):
-                for one in together(methods, [AUTOREGRESSIVE, *BATCHED], prompts, rows, args.new_tokens):
-                    write({"temperature": 0.0, "turn": turn} | one)
+        prompts, names = (
+            [ids for found in tasks.values() for ids in found],
+            [name for name in BATCHED if name in chosen["0"]],
+        )
+        there = {
+            (run["rows"], run["turn"]) for run in read_runs(args.out) if "turn" in run and run["method"] == names[-1]
+        }
+        for rows, turn in product(args.rows, range(TURNS)):
+            if (rows, turn) in there:
+                continue
+            if time.monotonic() > ends:
+                return 3
+            for one in together(methods, [AUTOREGRESSIVE, *names], prompts, rows, args.new_tokens):
+                write({"temperature": 0.0, "turn": turn} | one)
     return 0
 
 

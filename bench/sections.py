@@ -26,7 +26,6 @@ from bench.tables import (
     shown,
     table,
 )
-from radar.engine.budget import calls_of, nodes_of
 
 __all__ = ["judged", "readme_table", "report", "speed"]
 
@@ -39,6 +38,7 @@ once for all shapes: they cover prompts, not what another training, tuning or me
 Networks are one training each, on nine tenths of the training prompts; rules are tuned on half of them, and those that
 are fitted (SpecDec++'s head, LTD's MLP, expected extra token) on 70 % of that half. `released_choices.json` says more.
 """
+CUT = "rows", "most_nodes", "most_calls"  # what a round of several rows is cut to
 GENERATE, VLLM = ("generate", "static"), ("vllm",)  # peers of README's table, by words of their names
 
 
@@ -172,10 +172,9 @@ def speeds(found: Found) -> str:
     ]
     text = "All prompts that all methods decoded, the prompt's pass included.\n\n"
     text += table(["shapes of", "temperature", "rows", *map(shown, names)], rows)
-    if any(count > 1 for *_, count in kinds):
-        text += (
-            f"\nEight rows verify {nodes_of(60, 8)} nodes together behind {calls_of(8)} calls at most, EAGLE-3's too.\n"
-        )
+    cuts = {tuple(run[key] for key in CUT) for run in found.decoded.together if CUT[-1] in run}
+    for count, nodes, calls in sorted(cuts):
+        text += f"\nRounds of {count} rows verify {nodes} nodes together behind {calls} calls at most, EAGLE-3's too.\n"
     return text + "\n![Where RADAR stops, what rows cost, other libraries](card.png)\n" if rows else ""
 
 

@@ -59,8 +59,8 @@ class RadarDecoder(Decoder[RoundEngine]):
         draft: an EAGLE-3 head for this model: a folder, or a loaded `Eagle3Draft`; or the folder that `radar fit` made
             for it, which holds a policy too.
         policy: when to stop drafting: a folder or file of a trained policy, or a `StopPolicy` such as `FixedDepth(8)`,
-            which is EAGLE-3. None or "auto": what `radar fit` has kept for this pair, a rule or a network, or
-            `Threshold()`, which needs no training.
+            which is EAGLE-3 with 10 beams. None or "auto": what `radar fit` has kept for this pair, a rule or a
+            network, or `Threshold()`, which needs no training.
         tree: shape of the draft tree; None: EAGLE-3's 60 nodes on a GPU, where they cost what one token costs, 32 on a
             CPU, where every node is paid for, and as many beams as `radar fit` has kept for this pair, or EAGLE-3's 10.
             One of your own counts as it is, its beams too. What was kept for other beams goes with it where it is a
@@ -79,7 +79,7 @@ class RadarDecoder(Decoder[RoundEngine]):
         draft_dtype: of the weights that draft calls read: "int8", or the target's own dtype. None: int8 where a kernel
             reads it (16-bit heads on Hopper), for which copies are made. The text is the same.
         max_batch_size: texts that share a round, 1 to 32, of up to `max_length` tokens each; see `Decoder`. On a GPU a
-            round of 2 texts makes at most 12 draft calls, of 4 at most 6, of more 3, whatever the policy says.
+            round of 4 texts makes at most 10 draft calls, of 8 at most 5, of 16 and more 3, whatever the policy says.
         cache_tokens: with several rows, tokens that all of them can hold together, prompts, output and trees, in pages
             of 64; where they run out, the newest text waits. None: as many as all can have.
 

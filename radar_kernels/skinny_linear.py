@@ -81,6 +81,8 @@ def skinny_plan(
     options: dict[str, Any] = {"enable_fp_fusion": False} | ({"launch_pdl": True} if arch >= 90 else {})
     grid, box = (-(-rows // pad), -(-n // outputs)), (outputs, pad, depth)
     stages = max(2, min(24 if streamed else 8, blocks.shared // stage))
+    if narrow and not streamed:  # Triton 3.6 overlaps products whose registers it fills again meanwhile
+        stages = 1
     constants["STAGES"], warps = stages, {"num_warps": blocks.warps}
     if not streamed:
         return Launches(Plan(grid, {"K": k} | constants, warps | {"num_stages": stages} | options), None, box)

@@ -38,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, policy: bool = True, f
         group.add_argument(
             "--policy",
             metavar="PATH|N",
-            help='folder or file of a stop policy, a number of draft calls for EAGLE-3, or "auto" (as without it)',
+            help='folder or file of a stop policy, a fixed number of draft calls, or "auto" (as without it)',
         )
     add_device_options(group)
     group.add_argument(

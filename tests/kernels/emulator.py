@@ -9,6 +9,7 @@ that counts wrongly and an input that is read before the kernel in front has end
 import itertools
 import math
 import types
+import weakref
 from types import SimpleNamespace
 
 import torch
@@ -137,15 +138,14 @@ class Machine:
 
     def multiply(self, a, b, y, *, is_async):
         y = register(y.clone())
-        if is_async and not isinstance(a, Tile):
-            a = poison(a.clone())
-        self.products.append([y, a, b])
+        self.products.append([y, a if isinstance(a, Tile) else (weakref.ref(a), a.clone()), b])
         return y if is_async else self.finish(0, (y,))
 
     def finish(self, outstanding, deps):
         while len(self.products) > outstanding:
             y, a, b = self.products.pop(0)
-            a, b = (one.data if isinstance(one, Tile) else one for one in (a, b))
+            b = b.data
+            a = a.data if isinstance(a, Tile) else a[1] if a[0]() is not None else poison(a[1])
             y += (a.double() @ b.double()).float()  # a block of columns at once, exactly, then one rounding
             for later in self.products:
                 later[0].copy_(y)  # each goes on with the sum of the one in front

@@ -43,7 +43,7 @@ def record_launches(arch):
         columns = k if kind is None else -(-k // 128) * 128
         weight, addend = torch.empty(n, columns, dtype=kind or dtype), torch.empty(n, dtype=dtype) if bias else None
         scale = None if kind is None else torch.empty(n)
-        for rows in ROWS if kind is None else ROWS[:2]:
+        for rows in ROWS if kind in (None, torch.int8) else ROWS[:2]:
             launches.label = f"{name} {dtype} {n} x {k}"
             x = torch.empty(1, rows, k, dtype=dtype)
             radar_kernels.skinny_linear(x, weight, addend, scale=scale, backend="triton")

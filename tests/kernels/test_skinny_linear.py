@@ -128,11 +128,13 @@ def test_weights_of_8_bits(shape, blocks, eight, device, launched):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: the registers of a real kernel")
-@pytest.mark.parametrize("n", [32000, 21504, 6144])
-@pytest.mark.parametrize("rows", [10, 40, 64, 80, 128, 200])
-def test_weights_of_8_bits_at_the_size_of_a_head(n, rows, device):
+@pytest.mark.parametrize(("n", "rows"), [(n, rows) for n in (32000, 21504, 6144) for rows in (10, 40, 64, 80, 200)])
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("eight", EIGHT_BITS, ids=str)
+def test_weights_of_8_bits_at_the_size_of_a_head(n, rows, streamed, eight, device, monkeypatch):
     """Sums of many steps, whose products the card makes while the next weights are read."""
-    weight8, scale = quantize_rows(torch.randn(n, 4096, device=device, dtype=torch.bfloat16), torch.int8)
+    monkeypatch.setattr(op, "STREAMED", op.STREAMED and streamed)
+    weight8, scale = quantize_rows(torch.randn(n, 4096, device=device, dtype=torch.bfloat16), eight)
     exactly = unpack_rows(weight8.float(), 4096).double() * scale[:, None].double()
     for _ in range(3):
         x = torch.randn(rows, 4096, device=device, dtype=torch.bfloat16)
@@ -203,13 +205,13 @@ def test_plans(n, k, name, narrow, streamed, monkeypatch):
         how = {"dtype": torch.bfloat16, "bias": False, "arch": 90, "narrow": narrow}
         plan, add, box = op.skinny_plan(rows=rows, n=n, k=k, **how)
         constants = plan.constants
+        assert constants["STAGES"] == 1 if narrow and not streamed else constants["STAGES"] > 1
         assert plan.grid[0] * constants["ROWS"] >= rows
         assert (plan.grid[1] - 1) * constants["BN"] < n <= plan.grid[1] * constants["BN"]
         assert box == (constants["BN"], constants["ROWS"], constants["BK"])
         assert plan.options["launch_pdl"]
         size = constants["STAGES"] * (constants["BN"] * (1 if narrow else 2) + constants["ROWS"] * 2) * constants["BK"]
         assert size + 1024 <= 232448
-        assert constants["STAGES"] >= 2
         assert (add is None) == (plan.grid[2:] in ((), (1,)))
         assert plan.grid[2:] in ((), (1,), (constants.get("PARTS"),))
         orders.add((constants["BK"], constants.get("PARTS", 1)))
