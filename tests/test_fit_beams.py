@@ -13,9 +13,10 @@ from fakes import tiny_draft, tiny_target
 
 from radar import FixedDepth, RadarDecoder, TreeConfig
 from radar.fit import costs, fit, judge, rounds
+from radar.fit.report import _why_kept
 from radar.fit.stages import Stage
 from radar.fit.widths import alike
-from radar.replay.evaluate import Outcome
+from radar.replay.evaluate import Outcome, is_ahead
 from radar.replay.replay import replay
 from radar.tools.profile import RoundProfile
 from radar.tools.prompts import PromptLine
@@ -30,7 +31,8 @@ def entry(name, beams, tokens, *, network=False):
 
 
 SLOW, BASE, SURE = [0.9] * PROMPTS, [1.0] * PROMPTS, [1.05] * PROMPTS
-CHANCE = [1.6, 0.7] * (PROMPTS // 2)  # 1.15 at the mean
+FAST = [1.3] * PROMPTS
+CHANCE, NOISY = [1.6, 0.7] * (PROMPTS // 2), [1.15, 0.91] * (PROMPTS // 2)  # 1.15 and 1.03 at the mean
 
 
 @pytest.mark.parametrize(
@@ -45,11 +47,21 @@ CHANCE = [1.6, 0.7] * (PROMPTS // 2)  # 1.15 at the mean
         ({"rule": (10, BASE), "rule 16": (16, SLOW), "network 16": (16, SURE)}, "network 16"),
         ({"rule": (10, SLOW), "rule 16": (16, BASE), "network 16": (16, CHANCE)}, "rule 16"),
         ({"rule": (10, BASE), "network": (10, [1.1] * PROMPTS), "rule 16": (16, SURE)}, "network"),
+        ({"rule": (10, BASE), "rule 16": (16, NOISY), "network 16": (16, SURE)}, "network 16"),
+        ({"rule": (10, BASE), "eagle": (10, SURE), "slow 16": (16, CHANCE), "rule 16": (16, FAST)}, "rule 16"),
     ],
 )
 def test_16_beams_and_a_network_are_kept_where_they_are_ahead_by_more_than_chance(entries, kept):
     made = [entry(name, beams, tokens, network="network" in name) for name, (beams, tokens) in entries.items()]
-    assert judge._kept(made).name == kept
+    found = judge._kept(made)
+    assert found.name == kept
+    assert not any(is_ahead(one.outcome, found.outcome) for one in made), "what the report says of the fastest"
+
+
+def test_the_report_says_by_how_much_the_fastest_is_ahead_of_what_is_kept():
+    assert _why_kept({"kept": "a"}) == _why_kept({"kept": "a", "fastest": "a"}) == "The fastest is kept"
+    said = _why_kept({"kept": "a", "fastest": "b", "over_kept": [1.02, 0.99, 1.05]})
+    assert said.startswith("a is kept, which b is ahead of by no more than chance (1.020 times its speed, 0.990 to")
 
 
 class Fake:
@@ -83,6 +95,7 @@ def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call
     result = judge.judge(parts, stage, tmp_path, learned, widths, max_new_tokens=20)
     name = "tuned threshold" + (", 16 beams" if kept == 16 else "")
     assert (result["kept"], result["fastest"], result["beams"], result["speed_up"]) == (name, name, kept, kept)
+    assert result["over_kept"] == pytest.approx([1, 1, 1])
     assert result["policy"] == {"mass": 0.31 if kept == 16 else 0.3}
     speeds = result["speeds"]
     assert list(speeds) == ["EAGLE-3 (8 calls)", "tuned threshold", "tuned threshold, 16 beams"]

@@ -14,7 +14,7 @@ from radar.fit.widths import Width, alike
 from radar.metrics import DecodeMetrics, merge
 from radar.policy.base import StopPolicy
 from radar.policy.fitted import EAGLE_BEAMS, policy_of
-from radar.replay.evaluate import Evaluation, Outcome, evaluate, outcome_of, render, speed_ratio
+from radar.replay.evaluate import Evaluation, Outcome, evaluate, is_ahead, outcome_of, render, speed_ratio
 from radar.tools.compare import Contender
 from radar.tools.prompts import encode_prompt
 from radar.train.contenders import EAGLE3, NODES_BY_MASS
@@ -59,11 +59,14 @@ def judge(
     eagle, kept = entries[0], _kept(entries)
     rows = [row for width in widths for row in _rows([one for one in entries if one.width is width], eagle.outcome)]
     shown = next(row for row in rows if row.name == kept.name)
+    fastest = max(entries, key=lambda one: one.outcome.speed)
+    over, (low, high) = speed_ratio(fastest.outcome, kept.outcome)
     decoded, prompts, same = _decode(parts, stage, folder, {one.name: one for one in (eagle, kept)}, max_new_tokens)
     each = " and ".join(f"{len(one.rounds):,} rounds in trees of {one.beams} beams" for one in widths)
     return {
         "kept": kept.name,
-        "fastest": max(entries, key=lambda one: one.outcome.speed).name,
+        "fastest": fastest.name,
+        "over_kept": [over, low, high],
         "policy": kept.told,
         "beams": kept.width.beams,
         "speeds": {one.name: one.outcome.speed for one in entries},
@@ -111,24 +114,12 @@ def _rows(entries: Sequence[Entry], reference: Outcome) -> list[Evaluation]:
 
 
 def _kept(entries: Sequence[Entry]) -> Entry:
-    """The fastest, but the fastest rule where a network of its width is ahead of it by no more than chance, and then
-    the fastest of EAGLE-3's beams where one of other beams is ahead of it by no more."""
-    kept: Entry | None = None
-    for beams in dict.fromkeys(one.width.beams for one in entries):
-        here = [one for one in entries if one.width.beams == beams]
-        best = max((one for one in here if not one.is_network), key=lambda one: one.outcome.speed)
-        for network in here:
-            if network.is_network and _ahead(network, best):
-                best = network
-        if kept is None or _ahead(best, kept):
-            kept = best
-    assert kept is not None
+    """The fastest rule in trees of EAGLE-3's beams; where others are ahead of it by more than chance, the simplest of
+    these, and so on, until none is: rules are simpler than a network, and EAGLE-3's beams than others."""
+    kept, *others = sorted(entries, key=lambda one: (one.width.beams, one.is_network, -one.outcome.speed))
+    while better := next((one for one in others if is_ahead(one.outcome, kept.outcome)), None):
+        kept = better
     return kept
-
-
-def _ahead(one: Entry, other: Entry) -> bool:
-    """By more than chance."""
-    return speed_ratio(one.outcome, other.outcome)[1][0] > 1
 
 
 def say_judge(result: dict[str, Any]) -> str:

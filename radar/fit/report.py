@@ -114,7 +114,11 @@ def markdown(
 def _why_kept(judged: Mapping[str, Any]) -> str:
     if judged.get("fastest", judged["kept"]) == judged["kept"]:
         return "The fastest is kept"
-    return f"{judged['kept']} is kept, which {judged['fastest']} is ahead of by no more than chance"
+    over, low, high = judged["over_kept"]
+    return (
+        f"{judged['kept']} is kept, which {judged['fastest']} is ahead of by no more than chance ({over:.3f} times its "
+        f"speed, {low:.3f} to {high:.3f})"
+    )
 
 
 def _block(text: str) -> str:

@@ -19,7 +19,7 @@ from radar.tools.table import table
 
 __all__ = [
     *("BEST_FIXED", "HINDSIGHT", "KNOWING", "Evaluation", "Outcome"),
-    *("evaluate", "oracle_ends", "outcome_of", "render", "speed_ratio"),
+    *("evaluate", "is_ahead", "oracle_ends", "outcome_of", "render", "speed_ratio"),
 ]
 
 BEST_FIXED, HINDSIGHT = "best fixed of these rounds", "hindsight oracle"
@@ -96,6 +96,11 @@ def speed_ratio(one: Outcome, reference: Outcome, *, seed: int = 0) -> tuple[flo
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.quantile(resampled(one) / resampled(reference), bounds).tolist()
     return one.speed / reference.speed, (low, high)
+
+
+def is_ahead(one: Outcome, other: Outcome) -> bool:
+    """By more than chance: all of the interval of `speed_ratio` is."""
+    return speed_ratio(one, other)[1][0] > 1
 
 
 def evaluate(
