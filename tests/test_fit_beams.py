@@ -75,11 +75,13 @@ class Fake:
         return SimpleNamespace(token_ids=[1], metrics=self.beams)
 
 
-@pytest.mark.parametrize(("call", "kept"), [(0.2, 16), (0.4, 10)])
-def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call, kept, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("call", "lucky", "kept"), [(0.2, 0, 16), (0.4, 0, 10), (0.31, 16, 10)])
+def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call, lucky, kept, monkeypatch, tmp_path):
     """By the prompts that both have."""
     noted, rounds = [], make_rounds(200)
-    widths = [of_beams(10, rounds, call=0.3), of_beams(16, rounds.select(rounds.prompt < 15), call=call)]
+    wide = rounds.select(rounds.prompt < 15)
+    wide.accept_lengths[:lucky] = torch.arange(1, 9)  # ahead, by chance
+    widths = [of_beams(10, rounds, call=0.3), of_beams(16, wide, call=call)]
     rules = [{"beams": beams, "mass": mass, "nodes_by_mass": None} for beams, mass in ((10, 0.3), (16, 0.31))]
     learned = {"rules": rules, "beams": 16, "why_no_network": "none", "epochs": 0}
     parts = SimpleNamespace(
@@ -94,11 +96,14 @@ def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call
     stage = SimpleNamespace(left=lambda: 0.0)
     result = judge.judge(parts, stage, tmp_path, learned, widths, max_new_tokens=20)
     name = "tuned threshold" + (", 16 beams" if kept == 16 else "")
-    assert (result["kept"], result["fastest"], result["beams"], result["speed_up"]) == (name, name, kept, kept)
-    assert result["over_kept"] == pytest.approx([1, 1, 1])
+    fastest = "tuned threshold, 16 beams" if lucky else name
+    assert (result["kept"], result["fastest"], result["beams"], result["speed_up"]) == (name, fastest, kept, kept)
     assert result["policy"] == {"mass": 0.31 if kept == 16 else 0.3}
     speeds = result["speeds"]
     assert list(speeds) == ["EAGLE-3 (8 calls)", "tuned threshold", "tuned threshold, 16 beams"]
+    over, low, high = result["over_kept"]
+    assert over == pytest.approx(speeds[fastest] / speeds[name])
+    assert (low < 1 < over < high) if lucky else (low == high == 1)
     same = [replay(FixedDepth(8), one.rounds, one.costs).tokens_per_time for one in alike(widths)]
     assert speeds["EAGLE-3 (8 calls)"] == pytest.approx(same[0])
     assert result["ratio"] == pytest.approx(speeds[name] / speeds["EAGLE-3 (8 calls)"])
