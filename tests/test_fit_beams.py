@@ -167,8 +167,9 @@ def test_the_time_is_parted_and_16_beams_are_recorded_of_the_prompts_that_10_wer
     assert f"{10 * sum(expected[name] for name in ('policy', 'policy-16')):,} rounds to" in rounds.say_rounds(result)
 
 
-def test_draft_calls_are_timed_with_each_width_and_verifications_once(monkeypatch, tmp_path):
-    model, draft = tiny_target(vocab_size=24), tiny_draft(vocab_size=24)
+def test_draft_calls_are_timed_with_each_width_in_turn_and_all_else_once(monkeypatch, tmp_path):
+    """Medians of the turns count: in the second one the machine is slow."""
+    seen, model, draft = [], tiny_target(vocab_size=24), tiny_draft(vocab_size=24)
 
     def drafting(head, *, beams):
         tree = TreeConfig(total_tokens=20, tree_top_k=beams, max_calls=3)
@@ -178,20 +179,24 @@ def test_draft_calls_are_timed_with_each_width_and_verifications_once(monkeypatc
         beams, nodes, network = engine.config.tree_top_k, nodes or engine.config.total_tokens, engine.policy.network
         assert (network.input_size, network.nodes) == (beams, (16, 20))
         noise = 1000 * (beams == 16)
+        seen.append((beams, prefix, calls))
+        slow = 100 if len(seen) in (3, 4) else 1
         return RoundProfile(
-            prefix, nodes, (float(beams),) * calls, decision=0.1, select=beams, accept=0.0, commit=0.0,
-            verify=1000 * nodes + prefix + noise, whole=1.0, choice=0.2,
+            prefix, nodes, (slow * beams,) * calls, decision=0.1 + noise, select=slow * beams, accept=0.0, commit=0.0,
+            verify=slow * (1000 * nodes + prefix + noise), whole=1.0, choice=0.2 + noise,
         )  # fmt: skip
 
     monkeypatch.setattr(costs, "profile_round", profiled)
     parts = SimpleNamespace(drafting=drafting, kind="cpu", on_gpu=False, machine="a machine", name="m")
     result = costs.measure(parts, SimpleNamespace(folder=tmp_path), tmp_path, [10, 16])
+    assert seen == [(10, 256, 3), (16, 256, 3)] * 7 + [(10, 256, 1)] * 2 + [(10, 296, 1)] * 2
     narrow, wide = costs.costs_of(tmp_path), costs.costs_of(tmp_path, 16)
     assert (narrow.draft_call_seconds, wide.draft_call_seconds) == ((0.01,) * 3, (0.016,) * 3)
     assert (narrow.rest_seconds, wide.rest_seconds) == (0.01, 0.016)
     assert narrow.nodes == (16, 20)
     assert wide.verify_seconds == narrow.verify_seconds == ((16.256, 16.296), (20.256, 20.296))
     assert wide.choice_seconds == narrow.choice_seconds == pytest.approx(0.0002)
+    assert wide.decision_seconds == narrow.decision_seconds == pytest.approx(0.0001)
     assert "10.000 ms with 10 beams, 16.000 ms with 16 beams, a verification 20256.000 ms" in costs.say_costs(result)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,10 @@ from radar.policy.network import PolicyNetwork
 from radar.target.ranks import check_whole
 from radar.tools.costs import CostTable
 
-__all__ = ["RoundProfile", "cost_table", "network_to_time", "profile_round", "profile_steps", "time_graphs"]
+__all__ = [
+    *("RoundProfile", "cost_table", "median_round", "network_to_time", "profile_round", "profile_steps"),
+    "time_graphs",
+]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,14 @@ def network_to_time(tree: TreeConfig, nodes: Sequence[int]) -> RadarPolicy:
     """A network of the size that is trained, whose decisions and choice among these numbers of nodes a cost table has:
     how long they take does not depend on what it has learnt."""
     return RadarPolicy(PolicyNetwork(tree.tree_top_k, nodes=nodes).eval())
+
+
+def median_round(profiles: Sequence[RoundProfile]) -> RoundProfile:
+    """Of each part the median time, of rounds of one kind."""
+    names = ("decision", "select", "verify", "accept", "commit", "whole", "plain", "choice")
+    middle = {name: statistics.median(getattr(one, name) for one in profiles) for name in names}
+    calls = tuple(map(statistics.median, zip(*(one.draft_calls for one in profiles), strict=True)))
+    return replace(profiles[0], draft_calls=calls, **middle)
 
 
 def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> CostTable:
