@@ -78,6 +78,13 @@ def test_costs_are_of_this_device(capsys: Capture) -> None:
     assert "measured on 'any', " in capsys.readouterr().err
 
 
+def test_costs_of_other_beams_are_refused(capsys: Capture) -> None:
+    recording("r", [text(n) for n in range(30)])
+    replace(COSTS, tree_top_k=16).save("costs.json")
+    assert evaluate("--rounds", "r") == 2
+    assert f"with tree_top_k=16, the tree has {WIDTH}: take the table of its beams" in capsys.readouterr().err
+
+
 def test_a_policy_is_not_judged_by_what_it_was_trained_on(capsys: Capture) -> None:
     """Prompt 3 in the same words, 5 with one word more; of a policy that does not say, the user is told."""
     recording("r", [text(n) for n in range(30)])

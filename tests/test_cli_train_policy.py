@@ -54,6 +54,14 @@ def test_too_few_rounds_are_refused_unless_forced(tmp_path: Path, costs: Path, c
     assert "116 rounds of 20 prompts are too few" in capsys.readouterr().err
 
 
+def test_costs_of_other_beams_are_refused(tmp_path: Path, costs: Path, capsys: Capture) -> None:
+    rounds = store(tmp_path / "r", make_rounds(1000), range(125))
+    replace(COSTS, tree_top_k=16).save(costs)
+    assert train(tmp_path, rounds, costs, *FAST) == 2
+    assert "with tree_top_k=16, the tree has 4: take the table of its beams" in capsys.readouterr().err
+    assert not (tmp_path / "policy").exists()
+
+
 def test_a_collapsed_policy_is_a_failure_unless_forced(tmp_path: Path, costs: Path, capsys: Capture) -> None:
     """The paper's reward with a small alpha: from an undecided start drafting on looks better everywhere."""
     rounds = store(tmp_path / "r", make_rounds(1000), range(125))

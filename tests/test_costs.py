@@ -1,6 +1,7 @@
 """Cost tables: times by hand, what comes back from a file, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ def test_a_tree_that_was_not_measured_is_refused() -> None:
             TABLE.times(TreeConfig(total_tokens=nodes, max_calls=4), torch.tensor([0]))
 
 
+def test_a_tree_of_other_beams_is_refused_where_they_are_known() -> None:
+    known = replace(TABLE, tree_top_k=3)
+    assert torch.equal(known.times(TREE, torch.tensor([0])), TABLE.times(TREE, torch.tensor([0])))
+    with pytest.raises(ValueError, match=r"with tree_top_k=3, the tree has 10: take the table of its beams \(in"):
+        known.times(replace(TREE, tree_top_k=10), torch.tensor([0]))
+
+
+def test_a_table_of_before_does_not_say_its_beams() -> None:
+    values = replace(TABLE, tree_top_k=16).to_dict()
+    assert CostTable.from_dict(values).tree_top_k == values.pop("tree_top_k") == 16
+    assert CostTable.from_dict(values) == TABLE
+
+
 def test_a_saved_table_comes_back(tmp_path: Path) -> None:
     TABLE.save(tmp_path / "costs.json")
     assert CostTable.load(tmp_path / "costs.json", device="card") == TABLE
@@ -100,6 +114,7 @@ def test_a_table_of_another_device_is_refused_unless_asked(tmp_path: Path) -> No
         ({"device": ""}, "device must be a name"),
         ({"hardware": "x"}, "missing or unknown: hardware"),
         ({"pair": None}, "pair must be of type str"),
+        ({"tree_top_k": "10"}, r"tree_top_k must be of type int \| None, got '10'"),
         ({"nodes": [16.5, 64]}, "an entry of nodes must be of type int"),
     ],
 )

@@ -183,7 +183,7 @@ def test_draft_calls_are_timed_with_each_width_in_turn_and_all_else_once(monkeyp
         slow = 100 if len(seen) in (3, 4) else 1
         return RoundProfile(
             prefix, nodes, (slow * beams,) * calls, decision=0.1 + noise, select=slow * beams, accept=0.0, commit=0.0,
-            verify=slow * (1000 * nodes + prefix + noise), whole=1.0, choice=0.2 + noise,
+            verify=slow * (1000 * nodes + prefix + noise), whole=1.0, choice=0.2 + noise, tree_top_k=beams,
         )  # fmt: skip
 
     monkeypatch.setattr(costs, "profile_round", profiled)
@@ -192,6 +192,7 @@ def test_draft_calls_are_timed_with_each_width_in_turn_and_all_else_once(monkeyp
     assert seen == [(10, 256, 3), (16, 256, 3)] * 7 + [(10, 256, 1)] * 2 + [(10, 296, 1)] * 2
     narrow, wide = costs.costs_of(tmp_path), costs.costs_of(tmp_path, 16)
     assert (narrow.draft_call_seconds, wide.draft_call_seconds) == ((0.01,) * 3, (0.016,) * 3)
+    assert (narrow.tree_top_k, wide.tree_top_k) == (10, 16)
     assert (narrow.rest_seconds, wide.rest_seconds) == (0.01, 0.016)
     assert narrow.nodes == (16, 20)
     assert wide.verify_seconds == narrow.verify_seconds == ((16.256, 16.296), (20.256, 20.296))

@@ -107,7 +107,8 @@ def test_parts_take_time():
     assert profile.verify > 0
     assert profile.whole > profile.verify
     assert profile.draft_step > 0
-    assert profile.to_dict()["nodes"] == 20
+    assert (profile.to_dict()["nodes"], profile.tree_top_k) == (20, 10)
+    assert cost_table([profile], device="d", pair="p").tree_top_k == 10
 
 
 def test_decoding_is_right_after_profiling():

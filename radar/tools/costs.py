@@ -3,7 +3,7 @@
 {"format": "radar-costs", "version": 1, "device": "NVIDIA H200", "pair": "target + draft",
  "draft_call_seconds": [first call, second call, ...], "nodes": [32, 60], "contexts": [0, 1024, 4096],
  "verify_seconds": [[per context] per node count], "decision_seconds": 4e-6, "choice_seconds": 9e-6,
- "rest_seconds": 3e-4}
+ "rest_seconds": 3e-4, "tree_top_k": 10}
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class CostTable:
         device: the hardware's name.
         pair: the target and the draft head.
         choice_seconds: a policy's word on how many nodes are verified, where it has one.
+        tree_top_k: beams of the trees that were measured; None: of any, or not known.
     """
 
     draft_call_seconds: tuple[float, ...]
@@ -58,6 +59,7 @@ class CostTable:
     device: str
     pair: str
     choice_seconds: float = 0.0
+    tree_top_k: int | None = None
 
     def __post_init__(self) -> None:
         def check(fits: bool, message: str) -> None:
@@ -116,8 +118,15 @@ class CostTable:
     def round_seconds(self, calls: Tensor, context: Tensor, tree: TreeConfig) -> Tensor:
         """Seconds of rounds with `calls` draft calls (>= 1) at `context` tokens; the two broadcast. float64.
 
-        Raises ValueError for a tree that verifies more nodes or makes more calls than were measured.
+        Raises ValueError for a tree of other beams than were measured, or one that verifies more nodes or makes more
+        calls.
         """
+        if self.tree_top_k not in (None, tree.tree_top_k):
+            raise UsageError(
+                f"the cost table measured trees with tree_top_k={self.tree_top_k}, the tree has {tree.tree_top_k}: take "
+                "the table of its beams (in the folder of a `radar fit` costs/costs.json is of 10, costs/costs-16.json "
+                "of 16), or profile again with the draft that the rounds were recorded with"
+            )
         if tree.max_calls > len(self.draft_call_seconds):
             raise UsageError(
                 f"the cost table measured {len(self.draft_call_seconds)} draft calls, the tree allows {tree.max_calls}"
@@ -164,7 +173,7 @@ class CostTable:
         if (version := values.get("version")) != FORMAT_VERSION:
             raise UsageError(f"{source}: version {version!r} is unknown, this code reads {FORMAT_VERSION}")
         fields = {name: value for name, value in values.items() if name not in ("format", "version")}
-        fields.setdefault("choice_seconds", 0.0)  # tables of before know none
+        fields = {"choice_seconds": 0.0, "tree_top_k": None} | fields  # tables of before know none
         hints = get_type_hints(cls)
         if wrong := sorted(hints.keys() ^ fields.keys()):
             raise UsageError(f"{source}: missing or unknown: {', '.join(wrong)}")
@@ -222,5 +231,5 @@ def _as(hint: Any, value: Any, name: str) -> Any:
             raise UsageError(f"{name} must be a list, got {value!r}")
         return tuple(_as(get_args(hint)[0], one, f"an entry of {name}") for one in value)
     if isinstance(value, bool) or not isinstance(value, int | float if hint is float else hint):
-        raise UsageError(f"{name} must be of type {hint.__name__}, got {value!r}")
+        raise UsageError(f"{name} must be of type {getattr(hint, '__name__', hint)}, got {value!r}")
     return value

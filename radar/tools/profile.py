@@ -48,6 +48,7 @@ class RoundProfile:
         whole: all of it, as many decisions as calls.
         plain: a step of plain decoding; 0 where it was not asked for.
         choice: the policy's word on how many nodes are verified; 0 where it has none.
+        tree_top_k: beams of the tree; None: not known.
     """
 
     prefix: int
@@ -61,6 +62,7 @@ class RoundProfile:
     whole: float
     plain: float = 0.0
     choice: float = 0.0
+    tree_top_k: int | None = None
 
     @property
     def draft_step(self) -> float:
@@ -153,6 +155,7 @@ def cost_table(profiles: Sequence[RoundProfile], *, device: str, pair: str) -> C
         decision_seconds=seconds(deep.decision),
         choice_seconds=seconds(deep.choice),
         rest_seconds=seconds(deep.select + deep.accept + deep.commit),
+        tree_top_k=deep.tree_top_k,
         device=device,
         pair=pair,
     )
@@ -232,6 +235,7 @@ def profile_steps(
         commit=committed,
         whole=sum(gaps),
         plain=time([steps.plain])[0] if plain else 0.0,
+        tree_top_k=steps.config.tree_top_k,
     )
 
 
