@@ -106,9 +106,11 @@ def test_commands_take_its_beams_with_sizes_of_their_own(tmp_path):
 
 
 def test_a_fit_of_before_has_the_beams_of_eagle(tmp_path):
-    wide_fit(tmp_path, {"mass": 0.31})
-    values = json.loads((tmp_path / "fit.json").read_text())
-    assert values.pop("beams") == 16
+    """And a release of before does not take a rule of other beams for one of those: it knows the first version."""
+    for beams, version in ((10, 1), (16, 2)):
+        wide_fit(tmp_path, {"mass": 0.31}, beams)
+        values = json.loads((tmp_path / "fit.json").read_text())
+        assert (values.pop("beams"), values["version"], read_fitted(tmp_path).beams) == (beams, version, beams)
     (tmp_path / "fit.json").write_text(json.dumps(values))
     assert read_fitted(tmp_path).beams == 10
     for wrong in (0, 17, "16", None, True):
@@ -148,7 +150,7 @@ def test_other_folders_are_none_and_damage_is_named(tmp_path):
         whole % (1, '{"mass": 0.3, "nodes": [4, 16]}'),
         whole % (1, '{"mass": 0.3, "nodes": [16, 4], "prices": [0.0, 0.5]}'),
         whole % (1, '{"mass": 0.3, "nodes": [4, 16], "prices": "few"}'),
-        whole % (2, "{}"),
+        whole % (3, "{}"),
     ):
         file.write_text(text)
         named = r"damaged|is not of the format|mass must be|needs ascending nodes"

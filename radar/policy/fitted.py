@@ -20,7 +20,7 @@ __all__ = ["AUTO", "EAGLE_BEAMS", "FITTED_FILE", "Fitted", "policy_of", "read_fi
 
 FITTED_FILE, UNFINISHED = "fit.json", "stages"
 AUTO = "auto"
-FORMAT, VERSION = "radar-fit", 1
+FORMAT, VERSIONS = "radar-fit", (1, 2)  # the second of other beams than EAGLE-3's, of which earlier releases know none
 EAGLE_BEAMS = TreeConfig().tree_top_k
 
 
@@ -49,8 +49,8 @@ def write_fitted(
 ) -> None:
     """Say what is where: names in the folder, a policy as `policy_of` takes it, the beams of its trees, and facts of
     JSON types."""
-    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, "draft": draft, "policy": dict(policy)}
-    values |= {"costs": costs, "beams": beams}
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSIONS[beams != EAGLE_BEAMS], "draft": draft}
+    values |= {"policy": dict(policy), "costs": costs, "beams": beams}
     with replacing(folder) as place:
         (place / FITTED_FILE).write_text(
             json.dumps({**values, "about": dict(about)}, indent=2) + "\n", encoding="utf-8"
@@ -74,8 +74,8 @@ def read_fitted(folder: str | os.PathLike[str]) -> Fitted | None:
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT or values["version"] != VERSION:
-            raise FormatError(f"{file} is not of the format {FORMAT}, version {VERSION}: fit the model again")
+        if values["format"] != FORMAT or values["version"] not in VERSIONS:
+            raise FormatError(f"{file} is not of the format {FORMAT}, version 1 or 2: fit the model again")
         beams = TreeConfig(tree_top_k=values.get("beams", EAGLE_BEAMS)).tree_top_k  # a fit of before names none
         return Fitted(path / values["draft"], policy_of(path, values["policy"]), path / values["costs"], beams)
     except (ValueError, KeyError, TypeError) as error:

@@ -123,9 +123,9 @@ class CostTable:
         """
         if self.tree_top_k not in (None, tree.tree_top_k):
             raise UsageError(
-                f"the cost table measured trees with tree_top_k={self.tree_top_k}, the tree has {tree.tree_top_k}: take "
-                "the table of its beams (in the folder of a `radar fit` costs/costs.json is of 10, costs/costs-16.json "
-                "of 16), or profile again with the draft that the rounds were recorded with"
+                f"the cost table measured trees with tree_top_k={self.tree_top_k}, the tree has {tree.tree_top_k}: "
+                "take the table of its beams (in the folder of a `radar fit` costs/costs.json is of 10, "
+                "costs/costs-16.json of 16), or profile again with the draft that the rounds were recorded with"
             )
         if tree.max_calls > len(self.draft_call_seconds):
             raise UsageError(
