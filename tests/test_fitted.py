@@ -105,6 +105,17 @@ def test_commands_take_its_beams_with_sizes_of_their_own(tmp_path):
     assert make_decoder(args).tree.tree_top_k == 10
 
 
+@pytest.mark.parametrize(("kept", "reads"), [(16, 10), (10, 16)])
+def test_commands_refuse_a_network_of_other_beams_before_a_model_is_loaded(tmp_path, capsys, kept, reads):
+    wide_fit(fit := tmp_path / "fit", {"mass": 0.31}, kept)
+    save_policy(PolicyNetwork(reads), tmp_path / "network")
+    model = ["--target", str(tmp_path / "no target"), "--draft", str(fit)]
+    assert main(["generate", "hello", *model, "--policy", str(tmp_path / "network")]) == 2
+    err = capsys.readouterr().err
+    assert f"network reads {reads} scores a level, and the trees have {kept} beams: give a policy that was" in err
+    assert (f"trained for 16, or --draft {fit / 'head'}, with trees of 10\n" in err) == (reads == 10)
+
+
 def test_a_fit_of_before_has_the_beams_of_eagle(tmp_path):
     """And a release of before does not take a rule of other beams for one of those: it knows the first version."""
     for beams, version in ((10, 1), (16, 2)):

@@ -27,10 +27,10 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
     """
     import torch
 
-    from radar import FixedDepth, RadarDecoder
+    from radar import FixedDepth, RadarDecoder, RadarPolicy
     from radar.decoder import default_device
     from radar.draft.fit import default_tree
-    from radar.policy.fitted import EAGLE_BEAMS, read_fitted
+    from radar.policy.fitted import AUTO, EAGLE_BEAMS, read_fitted
     from radar.target.launched import launched_ranks
     from radar.target.ranks import own_device
 
@@ -48,6 +48,14 @@ def make_decoder(args: argparse.Namespace, **override: Any) -> Any:
         policy = FixedDepth(tree.max_calls)
     elif policy is not None and policy.isdigit():
         policy = FixedDepth(int(policy))
+    elif policy not in (None, AUTO):
+        policy = RadarPolicy(policy)  # and looked at first: a large target takes minutes
+        if (reads := policy.network.input_size) != (beams := tree.tree_top_k):
+            other = f", or --draft {fitted.draft}, with trees of {reads}" if fitted and reads == EAGLE_BEAMS else ""
+            raise UsageError(
+                f"--policy {args.policy} reads {reads} scores a level, and the trees have {beams} beams: give a policy "
+                f"that was trained for {beams}{other}"
+            )
     options = {"engine": args.engine, "max_length": args.max_length} | override
     return RadarDecoder.from_pretrained(
         args.target,
