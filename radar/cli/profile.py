@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--costs",
         type=Path,
         metavar="FILE",
-        help="write the cost table, for train-policy and evaluate; of several --nodes with the time that a network "
-        "takes to choose among them",
+        help="write the cost table, for train-policy and evaluate: decisions are a network's, whatever --policy, as is "
+        "the choice among several --nodes",
     )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help=f"write a trace of {ROUNDS_IN_TRACE} rounds, for Perfetto"
@@ -54,8 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from radar.cli.decoders import make_decoder
     from radar.tools.machine import describe_machine, device_name
     from radar.tools.profile import cost_table, profile_round
@@ -74,9 +72,7 @@ def run(args: argparse.Namespace) -> int:
         one = decoder if nodes == decoder.tree.total_tokens else _with_nodes(decoder, nodes, args)
         profiles += [profile_round(one.engine, prefix=p, calls=args.calls, repeats=args.repeats) for p in prefixes]
     if args.costs:
-        deep = profile_round(engine, prefix=prefixes[0], calls=engine.config.max_calls, repeats=args.repeats)
-        if not deep.choice:  # the policy in hand makes none: a network that is trained by the table may
-            deep = replace(deep, choice=_choice(one, counts, prefixes[0], args.repeats))  # there is room for the most
+        deep = _of_a_network(one, counts, prefixes[0], args.repeats)  # there is room for the most nodes
         device = device_name(engine.target.device)
         cost_table([deep, *profiles], device=device, pair=_pair(args, engine)).save(args.costs)
     if args.trace:
@@ -94,17 +90,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choice(decoder: Any, nodes: Sequence[int], prefix: int, repeats: int) -> float:
-    """Milliseconds of a network's choice among these numbers of nodes; 0 where there is none to make."""
+def _of_a_network(decoder: Any, nodes: Sequence[int], prefix: int, repeats: int) -> Any:
+    """The profile of a deepest round in which a network decides, and chooses among these numbers of nodes where there
+    is a choice: one that is trained by the table will, whatever the policy in hand."""
     from radar.tools.profile import network_to_time, profile_round
 
     nodes = [n for n in nodes if n <= decoder.tree.num_candidates + 1]
-    if len(nodes) < 2:
-        return 0.0
-    policy, decoder.policy = decoder.policy, network_to_time(decoder.tree, nodes)
-    choice = profile_round(decoder.engine, prefix=prefix, calls=1, repeats=repeats).choice
+    policy, decoder.policy = decoder.policy, network_to_time(decoder.tree, nodes if len(nodes) > 1 else ())
+    profile = profile_round(decoder.engine, prefix=prefix, calls=decoder.tree.max_calls, repeats=repeats)
     decoder.policy = policy
-    return choice
+    return profile
 
 
 def _pair(args: argparse.Namespace, engine: Any) -> str:
