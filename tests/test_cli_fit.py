@@ -72,6 +72,8 @@ def test_from_a_model_to_a_faster_one(
     head = json.loads((out / "head" / "training.json").read_text())["result"]
     assert result["kept"] in (report := (out / "report.md").read_text())
     assert f"{head['steps']} steps on" in report
+    learned = json.loads((out / "stages" / "policy.json").read_text())["result"]
+    assert f"tuned on rounds of {learned['prompts']} other prompts. " in report
     assert (out / "show.html").stat().st_size > 10_000
     assert (out / "policy" / "policy.safetensors").is_file()
     speeds = json.loads((out / "stages" / "judge.json").read_text())["result"]["speeds"]

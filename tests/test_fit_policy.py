@@ -60,6 +60,7 @@ def test_the_network_is_of_10_beams_unless_16_are_ahead_by_more_than_chance(call
     found = learn(stage(tmp_path / "p"), widths)
     assert seen == [{10: (10, 200, 0.3), 16: (16, 104, call)}[best]]
     assert network_beams(found) == best
+    assert (found["prompts"], found["network_prompts"]) == (13, 25 if best == 10 else 13)
     rules = rules_of(found)
     assert list(rules) == [10, 16]
     assert [len(one.rounds) for one in alike(widths)] == [104, 104]

@@ -24,13 +24,15 @@ def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
     """The rules of each width (see `rules_of`), tuned on the prompts that all have, and a network in the stage's folder
     for the first width, EAGLE-3's, unless another's rules are ahead there by more than chance, as the judge will demand
     (see `network_beams`), or in words why there is none to be used."""
-    tuned = [_rules(one) for one in alike(widths)]
+    shared = alike(widths)
+    tuned = [_rules(one) for one in shared]
     best, outcome = widths[0], tuned[0][1]
     for one, (_, other) in zip(widths, tuned, strict=True):
         if is_ahead(other, outcome):
             best, outcome = one, other
     found: dict[str, Any] = {"rules": [told for told, _ in tuned], "beams": best.beams}
     found |= {"why_no_network": None, "epochs": 0}
+    found |= {"prompts": _prompts(shared[0]), "network_prompts": _prompts(best)}
     if few := too_few(best.rounds):
         return found | {"why_no_network": few}
     with warnings.catch_warnings():
@@ -43,6 +45,11 @@ def learn(stage: Stage, widths: Sequence[Width]) -> dict[str, Any]:
     collapsed = result["collapsed"]
     why = f"it collapsed: it {collapsed}, whatever the scores" if collapsed else None
     return found | {"why_no_network": why, "epochs": result["epochs"]}
+
+
+def _prompts(width: Width) -> int:
+    """That have rounds."""
+    return len(width.rounds.prompt.unique())
 
 
 def _rules(width: Width) -> tuple[dict[str, Any], Outcome]:

@@ -69,7 +69,8 @@ def markdown(
         ]
         for name, (_, speed, length, calls) in judged["decoded"].items()
     ]
-    network = learned["why_no_network"]
+    network, recorded = learned["why_no_network"], rounds["policy"]["prompts"]  # a fit of before tells these alone
+    tuned_on, trained_on = (learned.get(name, recorded) for name in ("prompts", "network_prompts"))
     return "\n".join(
         [
             f"# A fit of {parts.name}",
@@ -93,8 +94,8 @@ def markdown(
             f"{_why_kept(judged)}: {judged['ratio']:.3f} times EAGLE-3's speed ({low:.3f} to {high:.3f}, 95 % interval "
             "by prompt). It was chosen on these rounds, so the figure leans to the bright side.",
             _block(judged["replay"]),
-            f"The rules were tuned{'' if network else ', and the network trained,'} on rounds of "
-            f"{rounds['policy']['prompts']} other prompts.{f' No network: {network}.' if network else ''}",
+            f"The rules were tuned on rounds of {tuned_on} other prompts."
+            + (f" No network: {network}." if network else f" The network learnt from those of {trained_on}."),
             "",
             "## The head",
             f"{head['steps']} steps on {text['tokens']} tokens of {text['texts']} texts that the model wrote to "
