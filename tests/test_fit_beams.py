@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_the_judge_compares_both_widths_and_decodes_in_trees_of_those_beams(call
     figures = {"num_tokens": 9, "mean_acceptance_length": 2.0, "draft_calls_per_round": 3.0}
     monkeypatch.setattr(judge, "encode_prompt", lambda line, tokenizer: [1])
     monkeypatch.setattr(judge, "merge", lambda many: SimpleNamespace(tokens_per_second=many[0], **figures))
-    stage = SimpleNamespace(left=lambda: 0.0)
+    stage = SimpleNamespace(left=lambda: 0.0, aside=nullcontext)
     result = judge.judge(parts, stage, tmp_path, learned, widths, max_new_tokens=20)
     name = "tuned threshold" + (", 16 beams" if kept == 16 else "")
     fastest = "tuned threshold, 16 beams" if lucky else name
@@ -127,16 +129,27 @@ def lines(name):
 
 
 @pytest.mark.parametrize(
-    ("wide", "expected"),
+    ("wide", "expected", "first", "beams"),
     [
-        (0.1, {"judge": 3, "policy": 6, "judge-16": 3, "policy-16": 6}),  # seconds are left, and no prompts of both
-        (2.0, {"judge": 3, "policy": 6, "judge-16": 2, "policy-16": 2}),
+        (0.1, {"judge": 3, "policy": 6, "judge-16": 3, "policy-16": 6}, 0, [10, 16]),  # seconds are left, no prompts
+        (2.0, {"judge": 3, "policy": 6, "judge-16": 2, "policy-16": 2}, 0, [10, 16]),
+        (2.0, {"judge": 3, "policy": 6, "judge-16": 2, "policy-16": 2}, 4, [10, 16]),
+        (2.0, {"judge": 3, "policy": 6, "judge-16": 2, "policy-16": 2}, 5, [10]),  # one prompt has rounds of both
     ],
 )
 def test_the_time_is_parted_and_16_beams_are_recorded_of_the_prompts_that_10_were(
-    wide, expected, monkeypatch, tmp_path
+    wide, expected, first, beams, monkeypatch, tmp_path
 ):
+    """First uses of either take longer than the stage has, and count as nothing. The rounds for policies of 16 beams
+    are those of some prompts and of the `first` of these on."""
     clock, done, seen = Clock(monkeypatch), {}, []
+
+    class Source(NamedTuple):
+        decoder: object
+        temperature: float
+
+        def text(self, ids, limit, *, seed):
+            clock.now += 20.0
 
     def record(decoder, ids, folder, *, texts, max_new_tokens, sources, progress):
         known = done.setdefault(folder.name, [])
@@ -146,25 +159,33 @@ def test_the_time_is_parted_and_16_beams_are_recorded_of_the_prompts_that_10_wer
         mean = [0.5 * decoder.beams / 10] * 16
         return {"prompts": len(texts), "rounds": 10 * len(texts), "mean_accept_length_by_calls": mean}
 
-    monkeypatch.setattr(rounds, "FullRounds", lambda decoder, temperature: (decoder, temperature))
+    def with_rounds(folder):
+        start = first if folder.name == "policy-16" else 0
+        return set(range(start, start + len(done[folder.name])))
+
+    monkeypatch.setattr(rounds, "FullRounds", Source)
     monkeypatch.setattr(rounds, "record", record)
     monkeypatch.setattr(rounds, "encode_prompt", lambda line, tokenizer: [1])
     monkeypatch.setattr(rounds, "_affordable", lambda parts, source, stage: 77)
-    monkeypatch.setattr(rounds, "_prompts", lambda folder: len(done[folder.name]))
+    monkeypatch.setattr(rounds, "_prompts", with_rounds)
     parts = SimpleNamespace(
         on_gpu=False,
+        tokenizer=None,
         split=SimpleNamespace(judge=lines("judge"), rounds=lines("policy")),
         drafting=lambda head, *, beams, engine: SimpleNamespace(beams=beams, tokenizer=None),
     )
     stage = Stage("rounds", tmp_path, {"seconds": 0.0, "share": 16.0, "settled": {}}, lambda: None)
+    began = clock.now
     result = rounds.record_rounds(parts, stage, tmp_path / "head")
     assert {name: len(texts) for name, texts in done.items()} == expected
+    assert stage.spent() == pytest.approx(clock.now - began)
     assert done["judge-16"] == done["judge"][: expected["judge-16"]]
     assert {one[:3] for one in seen} == {(name, 16 if "16" in name else 10, 77) for name in expected}
-    assert all(decoder.beams == beams and temperature == 0 for _, beams, _, (decoder, temperature) in seen)
+    assert all(decoder.beams == width and temperature == 0 for _, width, _, (decoder, temperature) in seen)
     assert {name: result[name]["prompts"] for name in expected} == expected
-    assert (result["beams"], result["tokens_per_round"]) == ([10, 16], 1.5), "EAGLE-3's figures are of its own beams"
-    assert f"{10 * sum(expected[name] for name in ('policy', 'policy-16')):,} rounds to" in rounds.say_rounds(result)
+    assert (result["beams"], result["tokens_per_round"]) == (beams, 1.5), "EAGLE-3's figures are of its own beams"
+    learnt_from = 10 * (expected["policy"] + (expected["policy-16"] if 16 in beams else 0))
+    assert f"{learnt_from} rounds to" in rounds.say_rounds(result)
 
 
 def test_draft_calls_are_timed_with_each_width_in_turn_and_all_else_once(monkeypatch, tmp_path):

@@ -75,6 +75,28 @@ def test_shares_are_of_the_time_that_is_left(tmp_path: Path, clock: Clock) -> No
     assert found.seconds() == {**dict.fromkeys(SHARES, 0.0), **takes}
 
 
+def test_first_uses_are_not_taken_from_a_share(tmp_path: Path, clock: Clock) -> None:
+    """But from the whole; also by a call that goes on."""
+    share, left = 1000 * SHARES["text"] / sum(SHARES.values()), []
+
+    def make(stage: Stage) -> dict[str, Any]:
+        clock.now += 20.0
+        with stage.aside():
+            clock.now += 400.0
+            left.append(stage.left())
+        left.append(stage.left())
+        if len(left) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        stages(tmp_path, clock).run("text", make, str)
+    found = stages(tmp_path, clock)
+    found.run("text", make, str)
+    assert left == pytest.approx([share - 420, share - 20, share - 440, share - 40])
+    assert found.left() == pytest.approx(1000 - 840)
+
+
 def test_an_interrupted_call_has_spent_its_time(tmp_path: Path, clock: Clock) -> None:
     left: list[float] = []
 

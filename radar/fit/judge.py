@@ -139,8 +139,9 @@ def _decode(
     contenders = [Contender(PLAIN, parts.plain())]
     contenders += [Contender(name, decoders[one.width.beams], use(one)) for name, one in entries.items()]
     ids = [encode_prompt(line, parts.tokenizer) for line in parts.split.judge]
-    for one in contenders:  # first calls allocate and compile
-        one.run(ids[0], min(8, max_new_tokens))
+    with stage.aside():
+        for one in contenders:  # first calls allocate and compile
+            one.run(ids[0], min(8, max_new_tokens))
     found: dict[str, list[DecodeMetrics]] = {one.name: [] for one in contenders}
     prompts = same = 0
     for prompt in ids:

@@ -29,7 +29,8 @@ WEAK = 1.3  # tokens a round below which a head is of no use
 
 def record_rounds(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
     """Recordings `judge` and `policy` in the stage's folder, and those of other beams, of as many prompts as there is
-    time for, of two at least. Those of other beams are of the same prompts, or the first of them.
+    time for, of two at least. Those of other beams are of the same prompts, or the first of them; such beams are tried
+    where two prompts of each part or more have rounds of both.
 
     Raises:
         UsageError: all texts are too short to hold rounds.
@@ -39,12 +40,13 @@ def record_rounds(parts: Parts, stage: Stage, head: Path) -> dict[str, Any]:
         limit, found = _record_beams(parts, stage, head, beams, lines, stage.left() / (len(BEAMS) - count))
         for name, one in found.items():
             recorded[called(name, beams)], lines[name] = one, lines[name][: one["prompts"]]
+    shared = [one for one in BEAMS if all(len(_shared(stage.folder, name, one)) >= FEWEST for name in lines)]
     judged = recorded["judge"]["mean_accept_length_by_calls"]
     figures = {name: {key: one[key] for key in ("prompts", "rounds")} for name, one in recorded.items()}
     calls = min(EAGLE_CALLS, len(judged))
     return {
         **figures,
-        "beams": list(BEAMS),
+        "beams": shared,
         "accepted": judged,
         "tokens_per_round": round(judged[calls - 1] + 1, 3),
         "max_new_tokens": limit,
@@ -69,9 +71,12 @@ def _record_beams(
 ) -> tuple[int, dict[str, dict[str, Any]]]:
     """Tokens of a text at most, and what `record` returns, by the names of the prompts. What decodes is let go at the
     end: there is one width at a time."""
+    with stage.aside():
+        decoder = parts.drafting(head, beams=beams, engine="eager")  # recording makes graphs of its own
+        sources = [FullRounds(decoder, 0.0) for _ in range(LANES if parts.on_gpu else 1)]
+        for source in sources:
+            source.text(encode_prompt(parts.split.judge[0], parts.tokenizer), 2, seed=0)
     ends = time.monotonic() + seconds
-    decoder = parts.drafting(head, beams=beams, engine="eager")  # recording makes graphs of its own
-    sources = [FullRounds(decoder, 0.0) for _ in range(LANES if parts.on_gpu else 1)]
     limit = stage.settled("max_new_tokens", lambda: _affordable(parts, sources[0], stage))
     found = {}
     for name, some in lines.items():
@@ -99,9 +104,9 @@ def _record(
                 sources=sources,
                 progress=False,
             )
-        if time.monotonic() > ends and _prompts(folder) >= FEWEST:
+        if time.monotonic() > ends and len(_prompts(folder)) >= FEWEST:
             return result
-    if _prompts(folder) < FEWEST:
+    if len(_prompts(folder)) < FEWEST:
         raise UsageError(
             f"the texts of {len(ids)} prompts, of {limit} tokens at most, hold rounds of fewer than {FEWEST} prompts: "
             "give prompts that get longer answers"
@@ -109,18 +114,22 @@ def _record(
     return result
 
 
-def _prompts(folder: Path) -> int:
+def _prompts(folder: Path) -> set[int]:
     """That have rounds."""
     try:
-        return len(read_rounds(folder).prompt.unique())
+        return set(read_rounds(folder).prompt.tolist())
     except (UsageError, NotFoundError):
-        return 0
+        return set()
+
+
+def _shared(folder: Path, name: str, beams: int) -> set[int]:
+    """Prompts that have rounds in trees of these beams, and of EAGLE-3's, with which they are compared."""
+    return _prompts(folder / name) & _prompts(folder / called(name, beams))
 
 
 def _affordable(parts: Parts, source: FullRounds, stage: Stage) -> int:
     """Tokens of a text, for so many prompts in the time: by what a text of a few tokens takes."""
     ids = encode_prompt(parts.split.judge[0], parts.tokenizer)
-    source.text(ids, 2, seed=0)
     begun, count = time.monotonic(), 24 if parts.on_gpu else 4
     got = len(source.text(ids, count, seed=0).tokens)
     rate = (LANES if parts.on_gpu else 1) * got / (time.monotonic() - begun)

@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,17 @@ class Stage:
 
     def left(self) -> float:
         """Seconds of its share that are left, below zero where it is overdrawn."""
-        return float(self._record["share"]) - self.spent()
+        return float(self._record["share"] + self._record.get("aside", 0.0)) - self.spent()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For first uses, which compile and capture: a time that does not depend on the share, and is not taken from
+        it. The later stages have less."""
+        before = self.spent()
+        try:
+            yield
+        finally:
+            self._record["aside"] = self._record.get("aside", 0.0) + self.spent() - before
 
     def settled(self, name: str, make: Callable[[], T]) -> T:
         """A choice that depends on clock or machine: made once, so that whoever goes on finds the same. JSON types."""
