@@ -1,6 +1,8 @@
 """`radar bench` and `radar verify`: what they print, and that a wrong text is found out."""
 
 import json
+import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from radar import RadarDecoder, TreeConfig
 from radar.cli.main import main
 from radar.generation.base import Decoder
 from radar.policy.fitted import write_fitted
-from radar.tools.compare import Contender
+from radar.tools.compare import Contender, compare
 from radar.tools.differences import find_differences
 from radar.tools.stock import StockModel
 from radar.tools.texts import Text
@@ -72,6 +74,23 @@ def test_bench_says_where_texts_part(prompts, capsys, wrong):
     record = json.loads(capsys.readouterr().out)
     assert not record["identical"]
     assert [one["position"] for one in record["differences"]] == [5] * 6
+
+
+@pytest.mark.parametrize(("slower", "policy"), [(2, []), (1, []), (2, ["--policy", "3"])], ids=str)
+def test_bench_says_why_radar_is_behind_on_a_cpu(capsys, monkeypatch, slower, policy):
+    """Where the embedded pair's own policy is, and nowhere else."""
+
+    def measured(*args, **options):
+        rows, texts = compare(*args, **options)
+        metrics = replace(rows[slower].metrics, tokens_per_second=0.1)
+        times = {"draft": 8 * metrics.draft_calls_per_round, "policy": 0.0, "verify": 15.0, "accept": 1.0}
+        rows[slower] = replace(rows[slower], metrics=metrics, milliseconds_per_round=times)
+        return rows, texts
+
+    monkeypatch.setattr("radar.tools.compare.compare", measured)
+    assert main(["bench", "--limit", "1", *policy, *SHORT]) == 0
+    told = re.findall("RADAR is behind EAGLE-3 here: .* here they cost (.*)", capsys.readouterr().out)
+    assert told == (["50 and 0.0 %"] if slower == 2 and not policy else [])
 
 
 def test_bench_names_what_it_compares(capsys):

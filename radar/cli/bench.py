@@ -120,7 +120,7 @@ def _print_json(
 def _print(
     args: argparse.Namespace, decoder: Any, rows: Sequence[Any], texts: Sequence[Any], differences: Sequence[Any]
 ) -> None:
-    from radar.policy.fitted import EAGLE_BEAMS
+    from radar.policy.fitted import AUTO, EAGLE_BEAMS
     from radar.tools.compare import render
     from radar.tools.differences import render_differences, summarize_differences
     from radar.tools.machine import describe_machine
@@ -138,7 +138,22 @@ def _print(
     print(render(rows, with_parts=device.type == "cpu"))
     if device.type != "cpu":
         print("\n`radar profile` shows the parts of a round by the card's own clock")
+    elif args.target is None and args.policy in (None, AUTO) and (why := _why_behind(*rows[1:])):
+        print(f"\n{why}")
     found = summarize_differences(differences, len(texts) * (len(rows) - 1), dtype)
     print(f"\noutputs identical: {'no' if differences else 'yes'}: {found}")
     if differences:
         print(f"\n{render_differences(differences, decoder.tokenizer, PLAIN)}")
+
+
+def _why_behind(eagle: Any, radar: Any) -> str | None:
+    """Why the embedded pair's policy is behind EAGLE-3 on a CPU, in words; None where it is not."""
+    if radar.metrics.tokens_per_second >= eagle.metrics.tokens_per_second:
+        return None
+    parts = radar.milliseconds_per_round
+    calls, rest = radar.metrics.draft_calls_per_round, parts["verify"] + parts["accept"]
+    call, decision = (100 * parts[part] / calls / rest for part in ("draft", "policy"))
+    return (
+        "RADAR is behind EAGLE-3 here: its policy is trained for an H200, where a draft call costs 5 % of a round's "
+        f"verification and a decision 0.1 %; here they cost {call:.0f} and {decision:.1f} %"
+    )
