@@ -168,19 +168,15 @@ def main(argv: list[str]) -> int:
                     pass
             for one in alone(methods, names, run, tasks[task][index], args.new_tokens):
                 write(one)
-        prompts, names = (
-            [ids for found in tasks.values() for ids in found],
-            [name for name in BATCHED if name in chosen["0"]],
-        )
-        there = {
-            (run["rows"], run["turn"]) for run in read_runs(args.out) if "turn" in run and run["method"] == names[-1]
-        }
+        prompts = [ids for found in tasks.values() for ids in found]
+        names = [AUTOREGRESSIVE, *(name for name in BATCHED if name in chosen["0"])]
+        turns = {(run["rows"], run["turn"], run["method"]) for run in read_runs(args.out) if "turn" in run}
         for rows, turn in product(args.rows, range(TURNS)):
-            if (rows, turn) in there:
+            if (rows, turn, names[-1]) in turns:
                 continue
             if time.monotonic() > ends:
                 return 3
-            for one in together(methods, [AUTOREGRESSIVE, *names], prompts, rows, args.new_tokens):
+            for one in together(methods, names, prompts, rows, args.new_tokens):
                 write({"temperature": 0.0, "turn": turn} | one)
     return 0
 

@@ -82,6 +82,7 @@ def test_every_method_decodes_every_prompt(run, tmp_path):
     assert [one["turn"] for one in together[:: 1 + len(released.BATCHED)]] == list(range(released.TURNS))
     greedy = [one["text"] for one in alone if (one["method"], one["temperature"]) == (AUTOREGRESSIVE, 0)]
     assert all(one["texts"] == greedy for one in together) or DEVICE.type == "cuda"
+    assert [one for one in run("--limit", "1", "--rows", "2")[1] if "turn" in one] == together, "turns are not repeated"
     assert [task for task, _ in json.loads((save / "prompts.json").read_text())] == list(TASKS)
     assert (save / "target" / "config.json").is_file()
 

@@ -62,6 +62,7 @@ def test_16_beams_and_a_network_are_kept_where_they_are_ahead_by_more_than_chanc
 
 def test_the_report_says_by_how_much_the_fastest_is_ahead_of_what_is_kept():
     assert _why_kept({"kept": "a"}) == _why_kept({"kept": "a", "fastest": "a"}) == "The fastest is kept"
+    assert _why_kept({"kept": "a", "fastest": "b"}).endswith("by no more than chance"), "of before"
     said = _why_kept({"kept": "a", "fastest": "b", "over_kept": [1.02, 0.99, 1.05]})
     assert said.startswith("a is kept, which b is ahead of by no more than chance (1.020 times its speed, 0.990 to")
 

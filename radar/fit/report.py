@@ -115,11 +115,11 @@ def markdown(
 def _why_kept(judged: Mapping[str, Any]) -> str:
     if judged.get("fastest", judged["kept"]) == judged["kept"]:
         return "The fastest is kept"
+    text = f"{judged['kept']} is kept, which {judged['fastest']} is ahead of by no more than chance"
+    if "over_kept" not in judged:  # a fit of before
+        return text
     over, low, high = judged["over_kept"]
-    return (
-        f"{judged['kept']} is kept, which {judged['fastest']} is ahead of by no more than chance ({over:.3f} times its "
-        f"speed, {low:.3f} to {high:.3f})"
-    )
+    return f"{text} ({over:.3f} times its speed, {low:.3f} to {high:.3f})"
 
 
 def _block(text: str) -> str:
