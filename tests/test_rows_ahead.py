@@ -1,5 +1,6 @@
 """Rounds of several rows that start before it is known what the ones before them have made."""
 
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -98,3 +99,119 @@ def test_a_round_that_is_launched_early_has_pages_for_whatever_comes_before_it(p
     while batch.has_work:
         batch.step()
     assert early > 20
+
+
+def requests_of(count, length=40, tokens=12):
+    prompt = [7 * place % 17 for place in range(length - 1)]
+    return [Request([*prompt, number], tokens, SamplingParams(), frozenset()) for number in range(count)]
+
+
+@pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
+@torch.inference_mode()
+def test_a_prompt_waits_at_the_door_while_all_rows_are_full(policy, alone, monkeypatch):
+    """It is in the first round that is launched behind the one that ended another: no row is empty in a second."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    monkeypatch.setattr(budget, "NODES", {1: 12})
+    monkeypatch.setattr(budget, "CARRIED", {2: 16})
+    batch = make_batch(2, policy, graphs=True)
+    engine, launch, launched = batch.engine, batch.engine._launch, []
+
+    def seen():
+        launched.append(sum(not text.has_left for text in engine._texts) if engine._texts else 0)
+        launch()
+
+    monkeypatch.setattr(engine, "_launch", seen)
+    requests = [replace(request, limit=30 + 9 * number) for number, request in enumerate(requests_of(8))]
+    sequences = [sequence_of(request) for request in requests]
+    for sequence in sequences:
+        batch.add(sequence)
+    waited = 0
+    while batch.has_work:
+        batch.step()
+        waited += engine._at_door and not engine.free
+        if sum(sequence.has_ended for sequence in sequences) == 6:
+            break  # nobody waits any more
+    first = launched.index(2)
+    assert launched[first:].count(2) == len(launched) - first, launched
+    assert waited > 10
+    while batch.has_work:
+        batch.step()
+    assert [sequence.token_ids for sequence in sequences] == [alone(request) for request in requests]
+
+
+@torch.inference_mode()
+def test_a_prompt_at_the_door_can_be_given_up(alone):
+    """Its pages are free again, and the next one takes its place."""
+    batch = make_batch(2, FixedDepth(3), graphs=DEVICE.type == "cuda")
+    sequences = [sequence_of(request) for request in requests_of(4, tokens=60)]
+    for sequence in sequences:
+        batch.add(sequence)
+    pool = batch.engine._pages.pool
+    while not (batch.engine._at_door and not batch.engine.free):
+        batch.step()
+    assert pool.held[2]
+    sequences[2].close()
+    while not sequences[3].has_ended:
+        batch.step()
+        assert sequences[2].token_ids == []
+    while batch.has_work:
+        batch.step()
+    assert pool.available == len(pool._users) - 1
+    for sequence in (*sequences[:2], sequences[3]):
+        assert sequence.token_ids == alone(sequence.request)
+
+
+@torch.inference_mode()
+def test_a_prompt_is_not_taken_in_ahead_of_a_row_where_pages_are_scarce(alone):
+    batch = make_batch(2, FixedDepth(3), cache_tokens=5 * PAGE + 256, graphs=DEVICE.type == "cuda")
+    engine, full, taken = batch.engine, 0, 0
+    sequences = [sequence_of(request) for request in requests_of(6, length=150, tokens=60)]
+    for sequence in sequences:
+        batch.add(sequence)
+    while batch.has_work:
+        batch.step()
+        full += not engine.free and bool(engine._texts)
+        taken += engine._at_door and not engine.free
+        assert not engine._aside
+    assert full > 20
+    assert taken == 0
+    assert [sequence.token_ids for sequence in sequences] == [alone(sequence.request) for sequence in sequences]
+
+
+@torch.inference_mode()
+def test_the_wait_for_a_row_is_none_of_a_texts_seconds(monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr("radar.generation.batch.time.perf_counter", lambda: clock)
+    batch = make_batch(2, FixedDepth(3))
+    sequences = [sequence_of(request) for request in requests_of(3, tokens=30)]
+    for sequence in sequences:
+        batch.add(sequence)
+    begun = None
+    while batch.has_work:
+        batch.step()
+        clock += 1.0
+        if begun is None and sequences[2].rounds:
+            begun = clock
+    assert sequences[2].seconds <= clock - begun + 2
+    assert begun > 10
+
+
+@torch.inference_mode()
+def test_whether_texts_may_join_is_asked_once_a_step_and_only_when_one_could():
+    asked, batch = 0, make_batch(2, FixedDepth(3))
+
+    def admit():
+        nonlocal asked
+        asked += 1
+        return True
+
+    for request in requests_of(6, length=4, tokens=20):
+        batch.add(sequence_of(request))
+    counts = []
+    while batch.has_work:
+        before = asked
+        batch.step(admit=admit)
+        counts.append(asked - before)
+    assert max(counts) == 1
+    assert 2 <= sum(counts) <= 4 < len(counts)

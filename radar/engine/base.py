@@ -94,16 +94,16 @@ class BatchEngine(Protocol):
     target: TargetModel
 
     @property
-    def room(self) -> int:
-        """How many more requests can be taken in."""
+    def free(self) -> int:
+        """Rows that a text could have now; 0 while texts wait for pages."""
 
     def refresh(self) -> bool:
         """See `Engine`; for a time when no text is held."""
 
     def admit(self, key: Hashable, request: EngineRequest, *, hurry: bool) -> Iterator[int]:
         """Take a prompt, one chunk at a time between other rows' rounds or along with them; tells the tokens of each, 0
-        while there are too few pages for it, or a round has to take along what it was told of. One prompt is taken
-        after the other.
+        while there are too few pages for it, a round has to take along what it was told of, or no row is free for
+        what has been taken. One prompt is taken after the other, the next one while all rows still hold a text.
 
         Args:
             hurry: others could be taken in as well, so that it is to go ahead of the rounds.

@@ -210,8 +210,8 @@ class LeadingRows(_Leading):
         while True:
             with self._leading(op, number, payload):
                 chunks = chunks or self._engine.admit(key, own, hurry=hurry)
-                self._takes = True
                 taken = next(chunks, None)
+                self._takes = self._takes or taken != 0
             if taken is None:
                 return
             yield taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ from radar.engine.shared_prompts import SharedPrompts
 from radar.engine.width import Chunk, Flight, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
+from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
 
 __all__ = ["RowsEngine"]
 
 SHORT = 512  # tokens of a prompt that rounds take along, at most
+SPARE = 2  # pages left to each text where a prompt is taken in before a row is free
 
 
 class RowsEngine:
@@ -32,7 +35,8 @@ class RowsEngine:
 
     Texts stand in the first rows: when one leaves, the last one takes its row. What a text says is what it would say
     alone, since its tree, its noise and its attention depend on itself. A prompt is taken in at a row of its own behind
-    the others, by chunks of its own or, where it is short, in the others' rounds, and moves when it is complete.
+    the others, by chunks of its own or, where it is short, in the others' rounds, and moves when it is complete and a
+    row is free.
 
     Args:
         steps: of one row more than texts.
@@ -82,7 +86,7 @@ class RowsEngine:
         self._prefill.forget()
 
     @property
-    def room(self) -> int:
+    def free(self) -> int:
         """See `BatchEngine`."""
         return 0 if self._aside else self._door - len(self._texts)
 
@@ -113,17 +117,18 @@ class RowsEngine:
             text = Text(key, request, next(self._numbers), list(request.input_ids))
             for taken in self._taken(ids, start, hurry):
                 left -= taken
-                waits = self._offered is not None
-                if left == 0 and not waits:
+                if left == 0 and self._offered is None and self.free:
                     self._enter(text, ids, start)
+                    yield taken
+                    return
                 yield taken
-                while self._offered is not None:
+                while self._offered is not None or (left == 0 and self._at_door and not self.free):
                     yield 0
-                if (left or waits) and not self._at_door:  # older texts needed its pages
+                if not self._at_door:  # older texts needed its pages
                     left = len(text.ids)
                     break
-                if left == 0 and waits:
-                    self._enter(text, ids, start)
+            else:
+                self._enter(text, ids, start)
 
     def _taken(self, ids: Tensor, start: int, hurry: bool) -> Iterator[int]:
         """Take the prompt at the door in: at once, or what is short and can wait with the rounds of others."""
@@ -138,14 +143,16 @@ class RowsEngine:
 
     def _open(self, request: EngineRequest) -> int | None:
         """Pages for a prompt and its first round, and how many tokens they hold already; None: there are too few."""
+        door, prompt, pages = self._door, request.input_ids, self._pages
         if self._aside:
             return None
-        door, prompt = self._door, request.input_ids
-        start = self._shared.take(door, prompt) if request.reuse_prefix else 0
-        if not self._pages.reserve(door, len(prompt) + 1 + self._nodes):
-            self._pages.free(door)
+        if not self.free and pages.pool.available < pages_of(len(prompt)) + SPARE * len(self._texts):
             return None
-        self._pages.publish()
+        start = self._shared.take(door, prompt) if request.reuse_prefix else 0
+        if not pages.reserve(door, len(prompt) + 1 + self._nodes):
+            pages.free(door)
+            return None
+        pages.publish()
         self._at_door = True
         return start
 
@@ -245,12 +252,12 @@ class RowsEngine:
         if not self._aside and all(pages.reserve(row, self._needed(text)) for row, text in enumerate(self._texts)):
             pages.publish()
             return
-        for text in sorted(self._texts, key=_age):
+        for text in sorted(self._texts, key=attrgetter("number")):
             while text in self._texts and not pages.reserve(self._texts.index(text), self._needed(text)):
                 if self._at_door:  # newer than all of them
                     self._leave_door()
                     continue
-                newest = max(self._texts, key=_age)
+                newest = max(self._texts, key=attrgetter("number"))
                 self._first.know(newest)
                 row = self._texts.index(newest)
                 self._aside.append((newest, self.steps.state.save(row)))
@@ -291,7 +298,3 @@ class RowsEngine:
     def _leave_door(self) -> None:
         self._pages.free(self._door)
         self._at_door, self._offered = False, None
-
-
-def _age(text: Text) -> int:
-    return text.number

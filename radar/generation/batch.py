@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from radar.engine.base import BatchEngine
 from radar.errors import RadarError
@@ -21,13 +22,14 @@ PROMPTS = 1024  # tokens of short prompts that a round waits for at most
 Tell = Callable[[Any, Round | BaseException], None]
 
 
-class _Row(NamedTuple):
+@dataclass
+class _Row:
     """A text that the engine has been given.
 
     Attributes:
         sequence: takes its rounds.
         request: what the engine reads.
-        begun: when, by `time.perf_counter`.
+        begun: when there was a row for it, by `time.perf_counter`.
     """
 
     sequence: Sequence
@@ -68,30 +70,24 @@ class Batch:
         """Whether the engine has been given a text that has not ended."""
         return bool(self._texts)
 
-    @property
-    def may_admit(self) -> bool:
-        """Whether the next step may take a text in."""
-        return bool(self._waiting and (self.engine is None or self.engine.room > 0))
-
     def step(
         self,
         tell: Tell = lambda sequence, item: None,
         *,
-        admit: bool = True,
+        admit: Callable[[], bool] = lambda: True,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Prompts, as far as others can wait for them, and one round of all rows.
 
         Args:
             tell: called with a sequence and the round that it took, or the error that has ended it.
-            admit: whether texts that wait may be given to the engine.
+            admit: asked at most once, and only where a text that waits could be given to the engine: whether it may.
             check: called behind what the engine has made; a RadarError of it ends all texts that the engine has, and
                 those that wait do so until the next step.
         """
-        if self._texts:
-            admit = self._take(self.engine.entered(), tell, check) and admit
+        passed = not self._texts or self._take(self.engine.entered(), tell, check)
         self.drop_closed()
-        self._take_prompts(tell, admit)
+        self._take_prompts(tell, admit if passed else lambda: False)
         if self._texts:
             self._take(self.engine.round(), tell, check)
         self.drop_closed()
@@ -115,15 +111,19 @@ class Batch:
             if not sequence.has_ended:
                 _fail(sequence, error, tell)
 
-    def _take_prompts(self, tell: Tell, admit: bool) -> None:
+    def _take_prompts(self, tell: Tell, admit: Callable[[], bool]) -> None:
         """One chunk of a long prompt, or some short ones."""
-        left = PROMPTS
-        while left > 0 and (self._admission or (admit and self.may_admit)):
+        if self._admission is not None and not self.engine.free:
+            self._admission[0].begun = time.perf_counter()
+        left, may_admit = PROMPTS, None
+        while left > 0:
             if self._admission is None:
-                sequence = self._waiting.popleft()
-                row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
-                self._texts[sequence.token] = row
-                self._admission = row, self._chunks_of(row, hurry=bool(self._waiting) and self.engine.room > 1)
+                if not self._waiting:
+                    return
+                may_admit = admit() if may_admit is None else may_admit
+                if not may_admit:
+                    return
+                self._admission = self._admit(self._waiting.popleft())
             row, chunks = self._admission
             try:
                 count = next(chunks, None)
@@ -135,10 +135,15 @@ class Batch:
                 continue
             if count is None:
                 self._admission = None
-            elif count == 0:  # it waits for memory, or for a round
+            elif count == 0:  # it waits for a row, for memory or for a round
                 return
             else:
                 left -= count
+
+    def _admit(self, sequence: Sequence) -> tuple[_Row, Iterator[int]]:
+        row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
+        self._texts[sequence.token] = row
+        return row, self._chunks_of(row, hurry=bool(self._waiting) and self.engine.free > 1)
 
     def _chunks_of(self, row: _Row, *, hurry: bool) -> Iterator[int]:
         check_vocabulary(row.request.input_ids, self.engine.target.vocab_size)

@@ -138,7 +138,7 @@ class EngineThread:
                 for stream in {text.stream for text in arrived if text.stream is not None}:
                     torch.cuda.current_stream(device).wait_stream(stream)
                 batch.drop_closed()
-                batch.step(self._tell, admit=batch.may_admit and self._is_current(), check=self._check_adapters)
+                batch.step(self._tell, admit=self._is_current, check=self._check_adapters)
                 if kept.made is None and not batch.holds_texts:
                     batch.engine = None  # who asks the decoder for its engine gets another one
         except BaseException as error:  # who reads gets it
