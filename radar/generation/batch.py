@@ -135,6 +135,8 @@ class Batch:
                 continue
             if count is None:
                 self._admission = None
+                if not self.engine.free:  # the next one has all the rounds until a text ends
+                    return
             elif count == 0:  # it waits for a row, for memory or for a round
                 return
             else:

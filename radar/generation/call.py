@@ -59,7 +59,7 @@ def make_request(prompt: EncodedPrompt, options: Mapping[str, Any], context: Con
         arguments["max_new_tokens"] = room
     check_end_tokens(arguments.get("eos_token_id"), context.vocab_size)
     arguments.setdefault("eos_token_id", sorted(context.end_token_ids))
-    ids = torch.tensor([prompt.ids], device=context.model.device)
+    ids = torch.tensor([prompt.ids])
     arguments["attention_mask"] = torch.ones_like(ids)  # a prompt has no padding, whatever its ids are
     number = arguments.get("num_return_sequences", configured(context.model, "num_return_sequences"))
     if number not in (None, 1):
@@ -76,10 +76,12 @@ def prepare_requests(
 ) -> tuple[Prepared, list[Request]]:
     """The requests of a call of transformers' `generate`, one a row of its result.
 
-    Where there are several rows, or padding, each is prepared as a call of its own, without the padding.
+    Where there are several rows, or padding, each is prepared as a call of its own, without the padding. All of it is
+    on the host, since whatever asks a device waits for the rounds of other texts; processors on the host work with the
+    device's scores and are made there.
 
     Args:
-        input_ids: [B, P]; None: `generate` starts from the config's bos_token_id.
+        input_ids: [B, P] on the CPU; None: `generate` starts from the config's bos_token_id.
         arguments: of `generate`, and `seed` and `logit_bias`.
         context: of the decoder.
         reuse_prefix: go on from what the caches hold.
@@ -89,6 +91,23 @@ def prepare_requests(
     """
     if not isinstance(reuse_prefix, bool):
         raise UsageError(f"reuse_prefix must be True or False, got {reuse_prefix!r:.80}")
+    on_host = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    whole, requests = _made(input_ids, on_host, context, reuse_prefix)
+    device = context.model.device
+    if input_ids is not None and device.type != "cpu" and any(request.processing for request in requests):
+        there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        seeds = [request.sampling.seed for request in requests]  # drawn once
+        whole, requests = _made(input_ids.to(device), there | {"seed": 0}, context, reuse_prefix)
+        requests = [
+            replace(request, sampling=replace(request.sampling, seed=seed))
+            for request, seed in zip(requests, seeds, strict=True)
+        ]
+    return whole, requests
+
+
+def _made(
+    input_ids: Tensor | None, arguments: Mapping[str, Any], context: Context, reuse_prefix: bool
+) -> tuple[Prepared, list[Request]]:
     whole, criteria, seed, asked = _prepare(input_ids, arguments, context)
     left = paddings(whole)
     if len(left) == 1 and not left[0]:

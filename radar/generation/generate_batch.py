@@ -78,7 +78,7 @@ def generate_batch(
 
     def request(number: int) -> Request:
         ids = outputs[number].prompt_ids = encode_prompt(prompts[number], None, context.vocab_size).ids
-        own = {"attention_mask": torch.ones(1, len(ids), dtype=torch.int64, device=context.model.device)}
+        own = {"attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
         call = call_of_ids(torch.tensor([ids]), own | seeded(given, number), context)
         if len(call.requests) > 1:
             raise UsageError("RADAR cannot honour num_return_sequences here: give the prompt several times")

@@ -44,10 +44,12 @@ class IdsCall:
     Attributes:
         requests: what to decode, row by row.
         prepared: what transformers has made of the call.
+        device: of the result.
     """
 
     requests: list[Request]
     prepared: Prepared
+    device: torch.device
 
     def check(self, streamer: Any) -> None:
         """Raise UsageError for what one row can have and several cannot."""
@@ -84,7 +86,7 @@ class IdsCall:
             engine_name: for the metrics.
             seconds: that the call took.
         """
-        input_ids, config = self.prepared.input_ids, self.prepared.config
+        input_ids, config = self.prepared.input_ids.to(self.device), self.prepared.config
         new = padded([[token for item in rounds for token in item.tokens] for rounds in texts], self._pad)
         sequences = torch.cat((input_ids, input_ids.new_tensor(new)), dim=1)
         if not config.return_dict_in_generate:
@@ -131,13 +133,13 @@ def call_of_ids(inputs: Tensor | None, arguments: Mapping[str, Any], context: Co
             )
         rows = prompts[0] if prompts[0].dim() == 2 and len(prompts[0]) else prompts[0][None]
         ids = [encode_prompt(row, None, context.vocab_size).ids for row in rows]
-        input_ids = torch.tensor(ids, device=context.model.device)
+        input_ids = torch.tensor(ids)
     check_end_tokens(given.get("eos_token_id"), context.vocab_size)
     streamer = given.pop("streamer", None)
     reuse = given.pop("reuse_prefix", None)
     reuse = False if reuse is None else reuse
     prepared, requests = prepare_requests(input_ids, given, context, reuse_prefix=reuse)
-    call = IdsCall(requests, prepared)
+    call = IdsCall(requests, prepared, context.model.device)
     call.check(streamer)
     return call
 
@@ -173,7 +175,7 @@ def call_of_prepared(
                 "RADAR cannot honour processors on the host for several rows or padding behind custom_generate: call "
                 "generate_ids of its decoder, or pass one row at a time"
             )
-    call = IdsCall(requests, prepared)
+    call = IdsCall(requests, prepared, input_ids.device)
     call.check(streamer)
     return call
 

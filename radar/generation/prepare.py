@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,8 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
 
     Args:
         model: with transformers' `generate`.
-        input_ids: [1, P]; None: `generate` starts from the config's bos_token_id.
+        input_ids: [1, P], on the model's device, or on the CPU: then nothing runs on that device or waits for it, and
+            what processors hold is on the CPU, too. None: `generate` starts from the config's bos_token_id.
         arguments: of `generate`.
 
     Raises:
@@ -64,6 +66,8 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
         found.append(Prepared.of(input_ids, prepared))
         return input_ids
 
+    if input_ids is not None and input_ids.device != model.device:
+        model = _on_host(model)
     try:
         model.generate(inputs=input_ids, custom_generate=stop_here, **arguments)
     except torch.OutOfMemoryError:
@@ -72,3 +76,16 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
         # nothing has run but checks of the arguments and constructors that got them
         raise UsageError(f"transformers does not take these arguments: {error}") from error
     return found[0]
+
+
+def _on_host(model: Any) -> Any:
+    """The same model, state and all, that says it is on the CPU."""
+    twin: Any = object.__new__(_host_class(type(model)))  # type: ignore[arg-type]
+    object.__setattr__(twin, "__dict__", model.__dict__)
+    return twin
+
+
+@lru_cache
+def _host_class(kind: type) -> type:
+    own = {"device": property(lambda _: torch.device("cpu")), "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), own)

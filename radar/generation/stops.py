@@ -41,7 +41,11 @@ class StopStrings:
 
     def __call__(self, input_ids: Tensor, scores: Any = None) -> bool:
         """`input_ids` [1, L]: prompt and output."""
-        ids = input_ids[0, -self._reach :].tolist()
+        return self.completes(input_ids[0, -self._reach :].tolist())
+
+    def completes(self, ids: Sequence[int]) -> bool:
+        """The same of ids on the host."""
+        ids = list(ids[-self._reach :])
         before: str = self._decode(ids[:-1], skip_special_tokens=False).rstrip("\ufffd")
         after: str = self._decode(ids, skip_special_tokens=False)
         return any(after.find(text, max(0, len(before) - len(text) + 1)) >= 0 for text in self.strings)
@@ -66,7 +70,9 @@ class TextEnd:
         criteria: Sequence[StopCriterion],
         device: torch.device,
     ) -> None:
-        self._begin, self._limit, self._ends, self._criteria = len(prompt), limit, end_token_ids, criteria
+        self._begin, self._limit, self._ends = len(prompt), limit, end_token_ids
+        self._strings = [item for item in criteria if type(item) is StopStrings]  # which need not ask the device
+        self._criteria = criteria = [item for item in criteria if type(item) is not StopStrings]
         self._reasons: list[str | None] = []
         self._scores: list[Tensor] = []
         self._ids = torch.zeros((1, len(prompt) + limit if criteria else 0), dtype=torch.int64, device=device)
@@ -84,7 +90,7 @@ class TextEnd:
         if place > len(self._reasons):
             if scores is not None and self._criteria:
                 self._scores.append(scores[None])
-            stops = text[-1] in self._ends
+            stops = text[-1] in self._ends or any(item.completes(text) for item in self._strings)
             if self._criteria:
                 self._ids[0, len(text) - 1] = text[-1]
                 ids, known = self._ids[:, : len(text)], tuple(self._scores) or None
