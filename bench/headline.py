@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,6 +172,9 @@ def peer_runs(found: Found) -> Iterator[Run]:
 
 def name_of(peer: Run) -> str:
     """What tells a peer's settings apart."""
+    if "steps" in peer:  # SGLang's: branches of a step, and tokens that are verified
+        shape = f"tree of {peer['topk']} branches" if peer["topk"] > 1 else "chain"
+        return f"{peer['peer']}, {shape}, {peer['steps']} steps, {peer['verified']} tokens"
     return f"{peer['peer']}, {peer['k']} drafts" if peer.get("k") else str(peer["peer"])
 
 
@@ -183,13 +187,15 @@ def _over_peers(found: Found) -> dict[str, Any]:
         own = [(one, key[0]) for key, one in peer_rates(found).items() if key[1] == rows]
         return max((one for one in own if all(word in one[1] for word in words)), default=None)
 
-    for key, words in (("vllm_best_b1", ("vllm",)), ("generate_static", ("generate", "static"))):
+    best = {"vllm_best": ("vllm",), "sglang_best": ("sglang",), "generate_static": ("generate", "static")}
+    for key, words in best.items():
         if peer := fastest(1, *words):
-            out |= _told(f"radar_over_{key}", compared(ours, 0.0, RADAR, peer[1]))
+            at = "" if key == "generate_static" else "_b1"
+            out |= _told(f"radar_over_{key}{at}", compared(ours, 0.0, RADAR, peer[1]))
     for rows in sorted({run["rows"] for run in found.decoded.together}):
-        for method in (RADAR, "threshold"):
-            if (own := rate(found, method, rows)) and (peer := fastest(rows, "vllm")):
-                out[f"{method}_over_vllm_best_b{rows}"] = own / peer[0]
+        for method, (key, words) in product((RADAR, "threshold"), best.items()):
+            if (own := rate(found, method, rows)) and (peer := fastest(rows, *words)):
+                out[f"{method}_over_{key}_b{rows}"] = own / peer[0]
     return out
 
 

@@ -39,7 +39,11 @@ Networks are one training each, on nine tenths of the training prompts; rules ar
 are fitted (SpecDec++'s head, LTD's MLP, expected extra token) on 70 % of that half. `released_choices.json` says more.
 """
 CUT = "rows", "most_nodes", "most_calls"  # what a round of several rows is cut to
-GENERATE, VLLM = ("generate", "static"), ("vllm",)  # peers of README's table, by words of their names
+PEERS: dict[str, tuple[str, ...]] = {  # of README's table, by words of their names
+    "`generate`, static cache": ("generate", "static"),
+    "vLLM at its best": ("vllm",),
+    "SGLang at its best": ("sglang",),
+}
 
 
 def report(results: Path = RESULTS) -> str:
@@ -247,8 +251,8 @@ def readme_table(results: Path = RESULTS) -> str:
     for pair in dict.fromkeys(run["pair"] for run in found.decoded.alone):
         own = [run for run in found.decoded.alone if run["pair"] == pair]
         ratios = [compared(own, temperature, RADAR, EAGLE3) for temperature in TEMPERATURES]
-        speeds = [cell(pair, AUTOREGRESSIVE), peer(pair, GENERATE), peer(pair, VLLM)]
+        speeds = [cell(pair, AUTOREGRESSIVE), *(peer(pair, words) for words in PEERS.values())]
         speeds += [cell(pair, EAGLE3), cell(pair, "threshold"), cell(pair, RADAR)]
         rows.append([of_shape(pair), *speeds, *("-" if one is None else interval(one[0]) for one in ratios)])
-    head = ["shapes of", "plain decoding", "`generate`, static cache", "vLLM at its best", "EAGLE-3, 8 calls, 60 nodes"]
+    head = ["shapes of", "plain decoding", *PEERS, "EAGLE-3, 8 calls, 60 nodes"]
     return table([*head, "threshold", "RADAR", "RADAR over EAGLE-3", "at temperature 1"], rows) if rows else ""

@@ -51,6 +51,9 @@ def replayed(pair, prompts=5):
     return runs
 
 
+TREE = {"steps": 7, "topk": 10, "verified": 60}
+
+
 def peer(name, k, rows, speed, seconds=8.0, prompts=3):
     """A peer's measurement; its texts are as long as ours."""
     each = [{"task": task, "seconds": seconds, "first": 0.1} for task in TASKS for _ in range(prompts)]
@@ -72,6 +75,7 @@ def write_results(folder):
     }  # fmt: skip
     peers = [peer("vllm 0.26.0", 0, 1, 5.0, 12.0), peer("vllm 0.26.0", 3, 1, 7.5), peer("vllm 0.26.0", 3, 8, 800.0)]
     peers.append(peer("transformers generate static", 0, 1, 3.0, 20.0))
+    peers += [peer("sglang 0.5.16", None, rows, 6.0 * rows) | TREE for rows in (1, 8)]
     calls = {"calls": [0.5, 0.25, 0.25], "decision": 0.003}
     shape = {"verify": {"1": {"2048": [4.0]}, "60": {"2048": [5.0, 5.5]}}, "draft": {"10": {"2048": calls}}}
     part = {"prefix": 1024, "verify": 4.0, "draft_calls": [0.5, 0.25, 0.25], "decision": 0.1, "select": 0.1}

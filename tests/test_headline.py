@@ -57,7 +57,10 @@ def test_peers_are_judged_by_their_texts(summary):
     per_task = [8 / 4, 8 / 4, 8 / 4, 8 / 3]
     assert summary["radar_over_vllm_best_b1"] == pytest.approx(math.prod(per_task) ** 0.25, abs=1e-6)
     assert summary["radar_over_generate_static"] == pytest.approx(math.prod(per_task) ** 0.25 * 20 / 8, abs=1e-6)
+    assert summary["radar_over_sglang_best_b1"] == pytest.approx(math.prod(per_task) ** 0.25, abs=1e-6)
     assert summary["radar_over_vllm_best_b8"] == pytest.approx(4000 / 2 / 800)
+    assert summary["radar_over_sglang_best_b8"] == pytest.approx(4000 / 2 / 48, abs=1e-3)
+    assert "radar_over_generate_static_b8" not in summary
 
 
 def test_of_several_turns_the_median_counts():

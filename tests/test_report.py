@@ -40,6 +40,7 @@ def test_the_report_by_hand(results):
     peers = section(text, "Other libraries")
     assert "| vllm 0.26.0, 3 drafts | 1 | 8 | 2.00 | 2.149 (2.149 to 2.149) | 100 |  | 30 |" in peers
     assert "| vllm 0.26.0, 3 drafts | 8 | 800 | 2.00 | 2.500 | 100 |  | 30 |" in peers
+    assert "| sglang 0.5.16, tree of 10 branches, 7 steps, 60 tokens | 1 | 6 |" in peers
     assert "| RADAR | 1 | 16 | 15.00 |  | 500 |  |  |" in peers
     alphas = section(text, "The published reward by its alpha")
     assert "| RADAR as published, alpha 0.1 | 1.064 (1.064 to 1.064) |" in alphas
@@ -72,8 +73,8 @@ def test_speeds_are_of_prompts_that_all_methods_decoded():
 def test_readmes_table_lies_between_its_marks(results):
     table = sections.readme_table(results)
     ratio = "1.343 (1.343 to 1.343)"
-    assert f"| Llama-3.1-8B | 5 | 3 | 8 | 12 | 15 | 16 | {ratio} | {ratio} |" in table
-    assert f"| Qwen3-8B | 5 | - | - | 12 | 15 | 16 | {ratio} | {ratio} |" in table
+    assert f"| Llama-3.1-8B | 5 | 3 | 8 | 6 | 12 | 15 | 16 | {ratio} | {ratio} |" in table
+    assert f"| Qwen3-8B | 5 | - | - | - | 12 | 15 | 16 | {ratio} | {ratio} |" in table
     text = report.with_table(README, table)
     assert text == f"a\n<!-- table: bench.report -->\n{table}<!-- end -->\nb\n"
     assert report.with_table(text, table) == text
