@@ -172,9 +172,9 @@ def peer_runs(found: Found) -> Iterator[Run]:
 
 def name_of(peer: Run) -> str:
     """What tells a peer's settings apart."""
-    if "steps" in peer:  # SGLang's: branches of a step, and tokens that are verified
-        shape = f"tree of {peer['topk']} branches" if peer["topk"] > 1 else "chain"
-        return f"{peer['peer']}, {shape}, {peer['steps']} steps, {peer['verified']} tokens"
+    if "steps" in peer:  # SGLang's, by as many branches
+        shape = f"tree of {peer['steps']} x {peer['topk']}" if peer["topk"] > 1 else f"{peer['steps']} drafts"
+        return f"{peer['peer']}, {shape}"
     return f"{peer['peer']}, {peer['k']} drafts" if peer.get("k") else str(peer["peer"])
 
 

@@ -147,9 +147,10 @@ def nodes(runs: Sequence[Run], axes: Any) -> None:
     for run in runs:
         if run["method"] == RADAR and run["rounds"]:
             boxes.setdefault((run["pair"], run["temperature"]), []).append(run["drafted"] / run["rounds"] + 1)
+    boxes = dict(sorted(boxes.items()))
     axes.boxplot(list(boxes.values()), widths=0.5, medianprops={"color": COLOURS[2]}, flierprops={"ms": 3})
-    labels = [f"{of_shape(pair)}\nT = {temperature:g}" for pair, temperature in boxes]
-    axes.set_xticks(range(1, len(boxes) + 1), labels, fontsize=6)
+    labels = [f"{of_shape(pair)}, T = {temperature:g}" for pair, temperature in boxes]
+    axes.set_xticks(range(1, len(boxes) + 1), labels, fontsize=7, rotation=20, ha="right")
     axes.axhline(60, color="0.4", ls=":", lw=1)
     axes.set(ylabel="nodes of a round, mean of a prompt", ylim=(0, None))
     axes.set_title("Nodes that RADAR verifies (dotted: EAGLE-3's)", fontsize=10)

@@ -40,7 +40,7 @@ def test_the_report_by_hand(results):
     peers = section(text, "Other libraries")
     assert "| vllm 0.26.0, 3 drafts | 1 | 8 | 2.00 | 2.149 (2.149 to 2.149) | 100 |  | 30 |" in peers
     assert "| vllm 0.26.0, 3 drafts | 8 | 800 | 2.00 | 2.500 | 100 |  | 30 |" in peers
-    assert "| sglang 0.5.16, tree of 10 branches, 7 steps, 60 tokens | 1 | 6 |" in peers
+    assert "| sglang 0.5.16, tree of 7 x 10 | 1 | 6 |" in peers
     assert "| RADAR | 1 | 16 | 15.00 |  | 500 |  |  |" in peers
     alphas = section(text, "The published reward by its alpha")
     assert "| RADAR as published, alpha 0.1 | 1.064 (1.064 to 1.064) |" in alphas
