@@ -80,7 +80,7 @@ class DecodeMetrics:
         num_fallback_tokens: tokens of plain steps, see `radar.engine.fallback`.
         num_host_processed_tokens: tokens whose scores went through processors on the host, outside of any graph.
         num_generations: generations summed up.
-        seconds: wall time of the whole.
+        seconds: wall time of the whole; where texts share rounds, since a row was free for it.
         tokens_per_second: num_tokens / seconds.
         seconds_by_part: where the time went; on a GPU the parts are launch times unless profiling.
         engine: which runner made the rounds.

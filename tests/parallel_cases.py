@@ -90,6 +90,12 @@ def texts(found, prompts, tokens=8):
         others = [rows.rounds(p, max_new_tokens=k + 6, seed=1) for k, p in enumerate(prompts)]
         next(left)
     made["rows left"] = [[token for item in text for token in item.tokens] for text in others]
+    full = [rows.rounds(p, max_new_tokens=25 + 3 * k) for k, p in enumerate(prompts)]
+    behind = [rows.rounds(p, max_new_tokens=5, seed=2, temperature=0.8) for p in (*prompts, prompts[0])]
+    for _ in range(3):
+        next(full[0])
+    behind.pop(0).close()  # whose prompt waits for a row
+    made["rows full"] = [[token for item in text for token in item.tokens] for text in (*full[1:], *behind)]
     mixed = [rows.rounds(prompts[0], max_new_tokens=tokens, logits_processor=[EveryOther()])]
     mixed += [rows.rounds(prompts[1], max_new_tokens=tokens)]
     made["rows processed"] = [[token for item in text for token in item.tokens] for text in mixed]

@@ -46,3 +46,15 @@ class Gate:
         self.reached.set()
         assert self.opened.wait(20)
         return False
+
+
+class Late(Gate):
+    """The same at its text's sixth token, when the prompt behind full rows has been taken in."""
+
+    def __init__(self):
+        super().__init__()
+        self._left = 6
+
+    def __call__(self, ids, scores):
+        self._left -= 1
+        return super().__call__(ids, scores) if self._left == 0 else False

@@ -7,7 +7,7 @@ import pytest
 import torch
 from adapted import LONG, PROMPT, PROMPTS, lora, make, with_two
 from fakes import hf_greedy, tiny_target
-from rows_decoders import Gate, make_rows, tokens_of
+from rows_decoders import Gate, Late, make_rows, tokens_of
 
 from radar.engine.build import RowsRecipe
 from radar.errors import UsageError
@@ -112,6 +112,24 @@ def test_texts_that_share_rounds_end_when_adapters_change_and_those_that_wait_ar
         tokens_of(first)
     assert tokens_of(behind) == hf_greedy(decoder.model, PROMPTS[2], 8)
     assert tokens_of(beside) == hf_greedy(decoder.model, PROMPTS[1], 40)  # had not begun
+
+
+@pytest.mark.parametrize("kind", ["radar", "plain"])
+def test_a_prompt_that_waits_for_a_row_is_of_the_new_adapters(kind):
+    """It was taken in with the others, and nobody has seen anything of it."""
+    model, gate = with_two(), Late()
+    decoder = make_rows(kind, 2, model)
+    full = [decoder.rounds(PROMPTS[0], max_new_tokens=40, stopping_criteria=[gate])]
+    full += [decoder.rounds(PROMPTS[1], max_new_tokens=40)]
+    behind = decoder.rounds(PROMPTS[2], max_new_tokens=8)
+    assert gate.reached.wait(60)
+    assert decoder.engine._at_door
+    model.set_adapter("two")
+    gate.opened.set()
+    for text in full:
+        with pytest.raises(UsageError, match="adapters were switched"):
+            tokens_of(text)
+    assert tokens_of(behind) == hf_greedy(decoder.model, PROMPTS[2], 8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a hook's Python runs when graphs are made")

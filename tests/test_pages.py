@@ -198,6 +198,16 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
+def test_pages_are_left_to_others():
+    pool = PagePool(5, 3)
+    assert pool.reserve(0, 3, spare=2)
+    assert not pool.reserve(1, 1, spare=2)
+    assert pool.held[1] == []
+    assert pool.reserve(1, 1, spare=1)
+    assert not pool.reserve(1, 2, spare=1)
+    assert pool.reserve(1, 2)
+
+
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_any_order_of_steps_keeps_every_text(steps):

@@ -57,7 +57,7 @@ def test_texts_of_two_ranks_are_those_of_one_process(jobs):
     """Greedy, sampled and through processors with a state, of one row and several, which join, leave and end."""
     ours, alone = result_of(jobs, "embedded")["texts"]
     assert ours == alone
-    assert len(ours) == 7
+    assert len(ours) == 8
     assert all(ours.values())
 
 

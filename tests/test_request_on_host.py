@@ -1,6 +1,7 @@
 """A request is made on the host: nothing that would wait for the rounds of other texts runs on the model's device."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import radar.generation.call
+import radar.generation.prepare as prepare_module
 from radar import SamplingParams
+from radar.errors import UsageError
 from radar.generation.call import make_request
 from radar.generation.hf import call_of_ids
 from radar.generation.prepare import prepare
 from radar.generation.prompt import EncodedPrompt
 from radar.generation.request import Context
+from radar.metrics import Round
 
 PROMPT = [5, 3, 2, 8]
 
@@ -64,7 +68,10 @@ def test_the_mode_sees_a_device():
     ],
     ids=lambda options: ",".join(options) or "none",
 )
-def test_nothing_runs_on_the_models_device(options):
+@pytest.mark.parametrize("warns", [True, None])
+def test_nothing_runs_on_the_models_device(options, warns, monkeypatch):
+    if warns:  # as older transformers
+        monkeypatch.setattr(prepare_module, "_WARNS", True)
     expected = make_request(EncodedPrompt(PROMPT, False), options, context_on("cpu"))
     context = context_on("meta")
     with warnings.catch_warnings(), NotOn("meta"):
@@ -110,22 +117,89 @@ def test_processors_on_the_host_are_made_where_the_scores_are(monkeypatch):
     assert torch.equal(after, torch.rand(()))  # one draw, as before
 
 
-def test_the_models_twin_is_the_model():
-    """Of its own class as far as anybody asks, and with its state."""
+def test_several_rows_with_processors_keep_their_own_noise(monkeypatch):
+    made, seen, there = radar.generation.call._made, [], context_on("meta")
+    arguments = {"min_new_tokens": 4, "do_sample": True, "max_new_tokens": 9, "attention_mask": torch.ones(2, 4).long()}
+
+    def on_cpu(input_ids, arguments, context, reuse):
+        is_second = input_ids.device.type == "meta"
+        ids, mask = torch.tensor([PROMPT, PROMPT[::-1]]), torch.ones(2, 4).long()
+        seen.append(made(ids, arguments | {"attention_mask": mask}, context_on("cpu") if is_second else context, reuse))
+        return seen[-1]
+
+    monkeypatch.setattr(radar.generation.call, "_made", on_cpu)
+    call = call_of_ids(torch.tensor([PROMPT, PROMPT[::-1]]), arguments, there)
+    (_, first), (whole, second) = seen
+    assert [request.sampling.seed for request in call.requests] == [request.sampling.seed for request in first]
+    assert len({request.sampling.seed for request in first}) == 2
+    assert [request.processing for request in call.requests] == [request.processing for request in second]
+    assert call.prepared is whole
+
+
+def test_what_the_caller_left_on_a_device_is_read_on_the_host():
+    moved = []
+
+    class Elsewhere(torch.Tensor):
+        def to(self, device):
+            moved.append(device.type)
+            return self.as_subclass(torch.Tensor)
+
+    mask = torch.ones(1, 4).long().as_subclass(Elsewhere)
+    call_of_ids(torch.tensor([PROMPT]), {"attention_mask": mask, "max_new_tokens": 3}, context_on("meta"))
+    assert moved == ["cpu"]
+
+
+def test_a_result_is_on_the_models_device():
+    for device in ("cpu", "meta"):
+        call = call_of_ids(torch.tensor([PROMPT]), {"max_new_tokens": 3}, context_on(device))
+        found = call.result([[Round([4, 2, 1])]], "eager", 1.0)
+        assert found.device.type == device
+        assert found.shape == (1, 7)
+
+
+@pytest.mark.parametrize("place", ["class", "instance"])
+def test_a_generate_of_the_models_own_gets_ids_on_its_device(place, monkeypatch):
+    """It may run the model."""
+    context, devices = context_on("meta"), []
+    stock = type(context.model).generate
+
+    def generate(self, inputs, **arguments):
+        devices.append(inputs.device.type)
+        raise ValueError("seen")
+
+    if place == "class":
+        context.model.__class__ = type("Own", (type(context.model),), {"generate": generate})
+    else:
+        context.model.generate = partial(generate, context.model)
+    with pytest.raises(UsageError, match="seen"):
+        make_request(EncodedPrompt(PROMPT, False), {}, context)
+    assert devices == ["meta"]
+    assert stock is type(context_on("cpu").model).generate
+
+
+def test_the_models_twin_is_the_model(monkeypatch):
+    """Of its own class as far as anybody asks, with its state, and nobody is told of another class."""
+    monkeypatch.setattr(prepare_module, "_WARNS", True)
     model = tiny_target().to("meta")
-    seen = {}
+    seen, told = {}, []
 
     def made(input_ids, scores):
         return scores
 
     class Asked(type(model)):
+        def __init_subclass__(cls, *, tag):
+            told.append(tag)
+
         def _prepare_generation_config(self, *args, **kwargs):
             seen.update(kind=isinstance(self, type(model)), name=type(self).__name__, device=self.device.type)
             seen["same"] = self.model is model.model
             return super()._prepare_generation_config(*args, **kwargs)
 
     model.__class__ = Asked
-    prepared = prepare(model, torch.tensor([PROMPT]), {"max_new_tokens": 3, "logits_processor": [made]})
+    for _ in range(2):
+        prepared = prepare(model, torch.tensor([PROMPT]), {"max_new_tokens": 3, "logits_processor": [made]})
     assert prepared.processors == (made,)
     assert seen == {"kind": True, "name": "Asked", "device": "cpu", "same": True}
     assert model.device.type == "meta"
+    assert told == []
+    assert len(Asked.__subclasses__()) == 1  # not one a request

@@ -4,10 +4,12 @@ import threading
 
 import pytest
 import torch
-from rows_decoders import PROMPTS, Gate, alone, make_rows, tokens_of
+from fakes import VOCAB
+from rows_decoders import PROMPTS, Gate, Late, alone, make_rows, tokens_of
 
 from radar import FixedDepth, Threshold
 from radar.errors import UsageError
+from radar_kernels.reference_canonical import PAGE
 
 
 @pytest.fixture(params=["radar", "plain"])
@@ -68,3 +70,61 @@ def test_another_policy_decides_from_the_next_text_on():
         decoder.policy = 5
     decoder.policy = Threshold(0.5)
     assert decoder.generate(PROMPTS[2], max_new_tokens=6).token_ids == alone(PROMPTS[2], max_new_tokens=6)
+
+
+def scaled(decoder):
+    with torch.no_grad():
+        decoder.model.model.layers[2].mlp.down_proj.weight.mul_(-3)
+
+
+def hooked(decoder):
+    decoder.model.model.layers[2].mlp.register_forward_hook(lambda _module, _args, out: out * -3)
+
+
+@pytest.mark.parametrize("change", [scaled, hooked])
+@pytest.mark.parametrize("kind", ["radar", "plain"])
+def test_a_prompt_that_waits_for_a_row_is_the_changed_models(kind, change):
+    """It was taken in before, and nobody has seen anything of it."""
+    decoder, gate = make_rows(kind, 2), Late()
+    first = decoder.rounds(PROMPTS[0], max_new_tokens=20, stopping_criteria=[gate])
+    second = decoder.rounds(PROMPTS[1], max_new_tokens=40)
+    third = decoder.rounds(PROMPTS[2], max_new_tokens=10)
+    assert gate.reached.wait(60)
+    assert decoder.engine._at_door
+    change(decoder)
+    gate.opened.set()
+    assert [len(tokens_of(text)) for text in (first, second)] == [20, 40]
+    assert tokens_of(third) == make_rows("plain", 1, decoder.model).generate(PROMPTS[2], max_new_tokens=10).token_ids
+
+
+def test_a_prompt_that_waits_for_a_row_is_the_next_policys():
+    decoder, gate, is_set = make_rows("radar", 2), Late(), threading.Event()
+    until = [gate, lambda ids, scores: is_set.is_set()]
+    texts = [decoder.rounds(PROMPTS[0], max_new_tokens=90, stopping_criteria=until)]
+    texts += [decoder.rounds(PROMPTS[1], max_new_tokens=80, stopping_criteria=until[1:])]
+    texts += [decoder.rounds(PROMPTS[2], max_new_tokens=30)]
+    assert gate.reached.wait(60)
+    assert decoder.engine._at_door
+    setter = threading.Thread(target=lambda: (setattr(decoder, "policy", FixedDepth(1)), is_set.set()))
+    setter.start()
+    gate.opened.set()
+    setter.join(60)
+    for text, calls in zip(texts, (3, 3, 1), strict=True):
+        assert {item.num_draft_calls for item in text if not item.is_prefill} == {calls}
+
+
+def test_a_prompt_that_waits_for_pages_begins_with_none_of_the_model_before():
+    prompt = [(7 * i + i * i) % VOCAB for i in range(140)]
+    decoder, gate = make_rows("plain", 2, max_length=300, cache_tokens=6 * PAGE), Late()
+    decoder.generate([*prompt, 1], max_new_tokens=4, reuse_prefix=True)
+    first = decoder.rounds(PROMPTS[0], max_new_tokens=30, stopping_criteria=[gate])
+    second = decoder.rounds(PROMPTS[1], max_new_tokens=60)
+    third = decoder.rounds([*prompt, 2], max_new_tokens=10, reuse_prefix=True)
+    assert gate.reached.wait(60)
+    assert not decoder.engine._at_door
+    scaled(decoder)
+    gate.opened.set()
+    assert [len(tokens_of(text)) for text in (first, second)] == [30, 60]
+    found, model = tokens_of(third), decoder.model
+    assert third.rounds[0].num_reused_tokens == 0
+    assert found == make_rows("plain", 1, model, max_length=300).generate([*prompt, 2], max_new_tokens=10).token_ids

@@ -21,7 +21,6 @@ from radar.engine.shared_prompts import SharedPrompts
 from radar.engine.width import Chunk, Flight, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
-from radar.target.page_pool import pages_of
 from radar.target.pages import PagedKVCache
 
 __all__ = ["RowsEngine"]
@@ -146,10 +145,9 @@ class RowsEngine:
         door, prompt, pages = self._door, request.input_ids, self._pages
         if self._aside:
             return None
-        if not self.free and pages.pool.available < pages_of(len(prompt)) + SPARE * len(self._texts):
-            return None
         start = self._shared.take(door, prompt) if request.reuse_prefix else 0
-        if not pages.reserve(door, len(prompt) + 1 + self._nodes):
+        spare = 0 if self.free else SPARE * len(self._texts)
+        if not pages.reserve(door, len(prompt) + 1 + self._nodes, spare=spare):
             pages.free(door)
             return None
         pages.publish()

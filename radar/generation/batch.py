@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from radar.engine.base import BatchEngine
@@ -30,11 +31,15 @@ class _Row:
         sequence: takes its rounds.
         request: what the engine reads.
         begun: when there was a row for it, by `time.perf_counter`.
+        is_ahead: there is none yet. So far nobody has seen anything of it.
+        idle: how often in a row the engine had nothing to take of it.
     """
 
     sequence: Sequence
     request: RowRequest
     begun: float
+    is_ahead: bool
+    idle: int = 0
 
 
 class Batch:
@@ -55,6 +60,7 @@ class Batch:
         self._waiting: deque[Sequence] = deque()
         self._texts: dict[Hashable, _Row] = {}
         self._admission: tuple[_Row, Iterator[int]] | None = None
+        self._is_refused = False  # when it was asked last whether a text may join
 
     def add(self, sequence: Sequence) -> None:
         """Decode it when there is room."""
@@ -113,17 +119,9 @@ class Batch:
 
     def _take_prompts(self, tell: Tell, admit: Callable[[], bool]) -> None:
         """One chunk of a long prompt, or some short ones."""
-        if self._admission is not None and not self.engine.free:
-            self._admission[0].begun = time.perf_counter()
-        left, may_admit = PROMPTS, None
-        while left > 0:
-            if self._admission is None:
-                if not self._waiting:
-                    return
-                may_admit = admit() if may_admit is None else may_admit
-                if not may_admit:
-                    return
-                self._admission = self._admit(self._waiting.popleft())
+        left, admit = PROMPTS, cache(admit)
+        while left > 0 and (self._begins(admit) if self._admission is None else self._goes_on(admit)):
+            assert self._admission is not None
             row, chunks = self._admission
             try:
                 count = next(chunks, None)
@@ -133,6 +131,7 @@ class Batch:
                 self.engine.release(row.sequence.token)
                 self._admission = None
                 continue
+            row.idle = row.idle + 1 if count == 0 else 0
             if count is None:
                 self._admission = None
                 if not self.engine.free:  # the next one has all the rounds until a text ends
@@ -142,10 +141,40 @@ class Batch:
             else:
                 left -= count
 
-    def _admit(self, sequence: Sequence) -> tuple[_Row, Iterator[int]]:
-        row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter())
+    def _begins(self, admit: Callable[[], bool]) -> bool:
+        """Give the engine the next text, if there is one that it may have."""
+        is_ahead = self.engine is not None and not self.engine.free
+        if not self._waiting or (is_ahead and self._is_refused):
+            return False
+        self._is_refused = not admit()
+        if self._is_refused:
+            return False
+        sequence = self._waiting.popleft()
+        row = _Row(sequence, RowRequest.of(sequence.request), time.perf_counter(), is_ahead)
         self._texts[sequence.token] = row
-        return row, self._chunks_of(row, hurry=bool(self._waiting) and self.engine.free > 1)
+        self._admission = row, self._chunks_of(row, hurry=bool(self._waiting) and self.engine.free > 1)
+        return True
+
+    def _goes_on(self, admit: Callable[[], bool]) -> bool:
+        """Whether the prompt under way is to be taken further. Ahead of a row it may be of what has changed since."""
+        assert self._admission is not None
+        row, _ = self._admission
+        if row.is_ahead and not self.engine.free:
+            row.begun = time.perf_counter()
+            return row.idle < 2  # a round may have to take something along; more often it is complete or has no pages
+        if row.is_ahead and not admit():
+            self._give_back()
+            return False
+        row.is_ahead = False
+        return True
+
+    def _give_back(self) -> None:
+        """A text whose prompt was taken in ahead of a row waits again."""
+        if self._admission is not None and self._admission[0].is_ahead:
+            (row, _), self._admission = self._admission, None
+            del self._texts[row.sequence.token]
+            self.engine.release(row.sequence.token)
+            self._waiting.appendleft(row.sequence)
 
     def _chunks_of(self, row: _Row, *, hurry: bool) -> Iterator[int]:
         check_vocabulary(row.request.input_ids, self.engine.target.vocab_size)
@@ -156,6 +185,7 @@ class Batch:
         try:
             check()
         except RadarError as error:
+            self._give_back()
             for row in self._texts.values():
                 _fail(row.sequence, error, tell)
             return False

@@ -17,7 +17,7 @@ from radar.errors import UsageError
 from radar.generation.arguments import ARGUMENTS
 from radar.generation.options import check_options, configured, with_config, with_sampling
 from radar.generation.padding import paddings
-from radar.generation.prepare import Prepared, prepare
+from radar.generation.prepare import Prepared, is_stock, prepare
 from radar.generation.prompt import EncodedPrompt
 from radar.generation.request import Context, Request, request_of, room_for
 from radar.generation.stops import StopStrings
@@ -91,18 +91,23 @@ def prepare_requests(
     """
     if not isinstance(reuse_prefix, bool):
         raise UsageError(f"reuse_prefix must be True or False, got {reuse_prefix!r:.80}")
-    on_host = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    whole, requests = _made(input_ids, on_host, context, reuse_prefix)
-    device = context.model.device
-    if input_ids is not None and device.type != "cpu" and any(request.processing for request in requests):
-        there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    device, seeds = context.model.device, []
+    if input_ids is None or device.type == "cpu":
+        return _made(input_ids, arguments, context, reuse_prefix)
+    if is_stock(context.model):
+        whole, requests = _made(input_ids, _on(torch.device("cpu"), arguments), context, reuse_prefix)
+        if not any(request.processing for request in requests):
+            return whole, requests
         seeds = [request.sampling.seed for request in requests]  # drawn once
-        whole, requests = _made(input_ids.to(device), there | {"seed": 0}, context, reuse_prefix)
-        requests = [
-            replace(request, sampling=replace(request.sampling, seed=seed))
-            for request, seed in zip(requests, seeds, strict=True)
-        ]
+        arguments = {**arguments, "seed": 0}
+    whole, requests = _made(input_ids.to(device), _on(device, arguments), context, reuse_prefix)
+    for row, seed in enumerate(seeds):
+        requests[row] = replace(requests[row], sampling=replace(requests[row].sampling, seed=seed))
     return whole, requests
+
+
+def _on(device: torch.device, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
 def _made(

@@ -9,14 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin, __version__
 
 from radar.errors import UsageError
 
-__all__ = ["CONFIG_NAMES", "Prepared", "prepare"]
+__all__ = ["CONFIG_NAMES", "Prepared", "is_stock", "prepare"]
 
 # every attribute that this transformers knows
 CONFIG_NAMES = frozenset(name for name in vars(cast("Any", GenerationConfig)()) if not name.startswith("_"))
+
+_WARNS = tuple(map(int, __version__.split(".")[:2])) < (5, 20)  # of ids on the CPU and a model that is elsewhere
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
 
     Args:
         model: with transformers' `generate`.
-        input_ids: [1, P], on the model's device, or on the CPU: then nothing runs on that device or waits for it, and
-            what processors hold is on the CPU, too. None: `generate` starts from the config's bos_token_id.
+        input_ids: [1, P], on the model's device, or, if it `is_stock`, on the CPU: then nothing runs on that device or
+            waits for it, and what processors hold is on the CPU, too. None: `generate` starts from the config's
+            bos_token_id.
         arguments: of `generate`.
 
     Raises:
@@ -66,9 +69,9 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
         found.append(Prepared.of(input_ids, prepared))
         return input_ids
 
-    if input_ids is not None and input_ids.device != model.device:
-        model = _on_host(model)
     try:
+        if _WARNS and input_ids is not None and input_ids.device != model.device:
+            model = _on_host(model)
         model.generate(inputs=input_ids, custom_generate=stop_here, **arguments)
     except torch.OutOfMemoryError:
         raise
@@ -78,6 +81,11 @@ def prepare(model: Any, input_ids: Tensor | None, arguments: Mapping[str, Any]) 
     return found[0]
 
 
+def is_stock(model: Any) -> bool:
+    """Whether its `generate` is transformers' own, which runs nothing of the model before its loop."""
+    return type(model).generate is GenerationMixin.generate and "generate" not in vars(model)
+
+
 def _on_host(model: Any) -> Any:
     """The same model, state and all, that says it is on the CPU."""
     twin: Any = object.__new__(_host_class(type(model)))  # type: ignore[arg-type]
@@ -85,7 +93,14 @@ def _on_host(model: Any) -> Any:
     return twin
 
 
+class _Unannounced:
+    """Before a class among the bases of another one: nothing is told of it."""
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
 @lru_cache
 def _host_class(kind: type) -> type:
-    own = {"device": property(lambda _: torch.device("cpu")), "__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), own)
+    own = {"device": property(lambda _: torch.device("cpu")), "__module__": kind.__module__}
+    return type(kind.__name__, (_Unannounced, kind), own)

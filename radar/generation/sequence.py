@@ -62,7 +62,7 @@ class Sequence(Iterator[Round]):
         ids: prompt and output so far.
         rounds: those made so far.
         finish_reason: why the text has ended; None: it has not.
-        seconds: spent in rounds.
+        seconds: spent in rounds; where texts share them, since a row was free for it.
         adapters: that its first token was made with; None: it has none yet, or the engine's thread sees to that.
     """
 

@@ -14,11 +14,9 @@ from radar.generation.detokenize import decode_as_is
 
 __all__ = ["StopCriterion", "StopStrings", "TextEnd", "end_token_ids"]
 
-StopCriterion = Callable[[Tensor, Any], Any]  # (input_ids [1, L], scores or None) -> bool or bool tensor [1]
-
 
 class StopStrings:
-    """True once the newest token completes one of the strings; a string may begin inside of the prompt or a token.
+    """End a text once its newest token completes one of them; a string may begin inside of the prompt or a token.
 
     Args:
         tokenizer: decodes ids.
@@ -39,16 +37,16 @@ class StopStrings:
         # tokens that hold a whole string, the ends of a token and of a character on its left included
         self._reach = max(len(text.encode()) for text in self.strings) + 8
 
-    def __call__(self, input_ids: Tensor, scores: Any = None) -> bool:
-        """`input_ids` [1, L]: prompt and output."""
-        return self.completes(input_ids[0, -self._reach :].tolist())
-
-    def completes(self, ids: Sequence[int]) -> bool:
-        """The same of ids on the host."""
+    def end(self, ids: Sequence[int]) -> bool:
+        """Whether `ids`, prompt and output, do; on the host, so that no device is asked."""
         ids = list(ids[-self._reach :])
         before: str = self._decode(ids[:-1], skip_special_tokens=False).rstrip("\ufffd")
         after: str = self._decode(ids, skip_special_tokens=False)
         return any(after.find(text, max(0, len(before) - len(text) + 1)) >= 0 for text in self.strings)
+
+
+# (input_ids [1, L], scores or None) -> bool or bool tensor [1]
+StopCriterion = StopStrings | Callable[[Tensor, Any], Any]
 
 
 class TextEnd:
@@ -58,7 +56,7 @@ class TextEnd:
         prompt: token ids.
         limit: tokens of the output, at most.
         end_token_ids: that end the text.
-        criteria: called as f(input_ids [1, L], scores), the first that holds ends the text.
+        criteria: called as f(input_ids [1, L], scores), strings aside; the first that holds ends the text.
         device: of `input_ids`.
     """
 
@@ -71,12 +69,13 @@ class TextEnd:
         device: torch.device,
     ) -> None:
         self._begin, self._limit, self._ends = len(prompt), limit, end_token_ids
-        self._strings = [item for item in criteria if type(item) is StopStrings]  # which need not ask the device
-        self._criteria = criteria = [item for item in criteria if type(item) is not StopStrings]
+        self._strings = [item for item in criteria if isinstance(item, StopStrings)]
+        self._criteria = [item for item in criteria if not isinstance(item, StopStrings)]
         self._reasons: list[str | None] = []
         self._scores: list[Tensor] = []
-        self._ids = torch.zeros((1, len(prompt) + limit if criteria else 0), dtype=torch.int64, device=device)
-        if criteria:
+        length = len(prompt) + limit if self._criteria else 0
+        self._ids = torch.zeros((1, length), dtype=torch.int64, device=device)
+        if self._criteria:
             self._ids[0, : len(prompt)] = torch.tensor(list(prompt), device=device)
 
     def reason(self, text: Sequence[int], scores: Tensor | None) -> str | None:
@@ -90,8 +89,9 @@ class TextEnd:
         if place > len(self._reasons):
             if scores is not None and self._criteria:
                 self._scores.append(scores[None])
-            stops = text[-1] in self._ends or any(item.completes(text) for item in self._strings)
-            if self._criteria:
+            is_whole = any(item.end(text) for item in self._strings)
+            stops = is_whole or text[-1] in self._ends
+            if self._criteria and not is_whole:
                 self._ids[0, len(text) - 1] = text[-1]
                 ids, known = self._ids[:, : len(text)], tuple(self._scores) or None
                 stops |= any(_is_met(item, item(ids, known)) for item in self._criteria)
@@ -103,7 +103,7 @@ class TextEnd:
         return self.reason(text, scores) is not None
 
 
-def _is_met(criterion: StopCriterion, found: object) -> bool:
+def _is_met(criterion: object, found: object) -> bool:
     if isinstance(found, bool | int | np.bool_) or (isinstance(found, Tensor) and found.numel() == 1):
         return bool(found)
     name = getattr(criterion, "__name__", type(criterion).__name__)

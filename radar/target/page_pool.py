@@ -43,11 +43,11 @@ class PagePool:
         """Pages that can be given out."""
         return len(self._free) + len(self._idle)
 
-    def reserve(self, row: int, pages: int) -> bool:
-        """Let a row hold so many in all, or what it holds if that is more; False, and nothing changes, if there are too
-        few."""
+    def reserve(self, row: int, pages: int, *, spare: int = 0) -> bool:
+        """Let a row hold so many in all, or what it holds if that is more; False, and nothing changes, if fewer than
+        `spare` would be left."""
         missing = pages - len(self.held[row])
-        if missing > self.available:
+        if missing > self.available - spare:
             return False
         for _ in range(missing):
             page = self._take()

@@ -102,10 +102,10 @@ class PagedKVCache(StaticKVCache):
     def stored(self, layer: int, heads: int | None = None, dim: int | None = None) -> Stored:
         return *self.part(layer, heads, dim), self.block_table
 
-    def reserve(self, row: int, tokens: int) -> bool:
+    def reserve(self, row: int, tokens: int, *, spare: int = 0) -> bool:
         """Let a row hold so many tokens in all, its tree included, or its capacity if that is less (a round may run on
-        behind a text's end); False, and nothing changes, if there is no room."""
-        return self.pool.reserve(row, pages_of(min(tokens, self.capacity)))
+        behind a text's end); False, and nothing changes, if there is no room, `spare` pages for others included."""
+        return self.pool.reserve(row, pages_of(min(tokens, self.capacity)), spare=spare)
 
     def reserve_each(self, tokens: Sequence[int]) -> bool:
         """Let the first rows hold so many tokens each, see `reserve`; False, and nothing changes, if there is no room
