@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_graphs import fake_graphs
 from fakes import FAMILIES, tiny_draft
+from rows_decoders import tokens_of
 
 from radar import AutoregressiveDecoder, FixedDepth, RadarDecoder, Threshold, TreeConfig
 from radar.cli.main import main
@@ -22,10 +23,8 @@ from radar.tools.profile import profile_round, profile_steps
 
 VOCAB = 18  # two ranks share it
 TREE = TreeConfig(total_tokens=16, max_calls=4, tree_top_k=4)
-KINDS = {
-    **{name: (name, {}) for name in FAMILIES},
-    "biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
-}
+KINDS = {name: (name, {}) for name in FAMILIES}
+KINDS["biased"] = "llama", {"attention_bias": True, "mlp_bias": True}
 PROMPTS = ["def fibonacci(n):", "A baker makes 24 rolls an hour.", "import os\n", "x = [1, 2"]
 CALL = ["--device", "cpu", "--dtype", "float32", "--max-length", "200", "--total-tokens", "12", "--max-calls", "3"]
 SERVE = ["serve", "--port", "0", "--max-batch-size", "2", "--compare", *CALL]
@@ -81,24 +80,20 @@ def texts(found, prompts, tokens=8):
         "processed": (one, {"logits_processor": [EveryOther()]}),
         "plain": (plain, {"temperature": 0.9, "seed": 5}),
     }
-    made = {}
-    for name, (decoder, way) in ways.items():
-        made[name] = decoder.generate(prompts[0], max_new_tokens=tokens, **way).token_ids
+    made = {name: one.generate(prompts[0], max_new_tokens=tokens, **way).token_ids for name, (one, way) in ways.items()}
     made["rows"] = [text.token_ids for text in rows.generate(prompts, max_new_tokens=tokens, temperature=0.7, seed=3)]
     with rows.rounds(prompts[0], max_new_tokens=40) as left:  # joins, is left in the middle, others go on
         next(left)
         others = [rows.rounds(p, max_new_tokens=k + 6, seed=1) for k, p in enumerate(prompts)]
         next(left)
-    made["rows left"] = [[token for item in text for token in item.tokens] for text in others]
+    made["rows left"] = [tokens_of(text) for text in others]
     full = [rows.rounds(p, max_new_tokens=25 + 3 * k) for k, p in enumerate(prompts)]
     behind = [rows.rounds(p, max_new_tokens=5, seed=2, temperature=0.8) for p in (*prompts, prompts[0])]
-    for _ in range(3):
-        next(full[0])
-    behind.pop(0).close()  # whose prompt waits for a row
-    made["rows full"] = [[token for item in text for token in item.tokens] for text in (*full[1:], *behind)]
+    next(full[0]), next(full[0]), behind.pop(0).close()  # whose prompt waits for a row
+    made["rows full"] = [tokens_of(text) for text in (*full[1:], *behind)]
     mixed = [rows.rounds(prompts[0], max_new_tokens=tokens, logits_processor=[EveryOther()])]
     mixed += [rows.rounds(prompts[1], max_new_tokens=tokens)]
-    made["rows processed"] = [[token for item in text for token in item.tokens] for text in mixed]
+    made["rows processed"] = [tokens_of(text) for text in mixed]
     return made
 
 
