@@ -49,12 +49,16 @@ class Gate:
 
 
 class Late(Gate):
-    """The same at its text's sixth token, when the prompt behind full rows has been taken in."""
+    """The same at its text's tenth token, when a third text's prompt waits behind two full rows, whatever rounds make:
+    its first token waits until the others have been asked for."""
 
     def __init__(self):
         super().__init__()
-        self._left = 6
+        self.asked = threading.Event()
+        self._count = 0
 
     def __call__(self, ids, scores):
-        self._left -= 1
-        return super().__call__(ids, scores) if self._left == 0 else False
+        self._count += 1
+        if self._count == 1:
+            assert self.asked.wait(20)
+        return super().__call__(ids, scores) if self._count == 10 else False

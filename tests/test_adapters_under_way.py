@@ -122,6 +122,7 @@ def test_a_prompt_that_waits_for_a_row_is_of_the_new_adapters(kind):
     full = [decoder.rounds(PROMPTS[0], max_new_tokens=40, stopping_criteria=[gate])]
     full += [decoder.rounds(PROMPTS[1], max_new_tokens=40)]
     behind = decoder.rounds(PROMPTS[2], max_new_tokens=8)
+    gate.asked.set()
     assert gate.reached.wait(60)
     assert decoder.engine._at_door
     model.set_adapter("two")

@@ -1,6 +1,7 @@
 """Several rows, and a model or a policy that changes: what the texts under way and the next ones meet."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from rows_decoders import PROMPTS, Gate, Late, alone, make_rows, tokens_of
 
 from radar import FixedDepth, Threshold
 from radar.errors import UsageError
+from radar.generation import engine_thread
 from radar_kernels.reference_canonical import PAGE
 
 
@@ -89,6 +91,7 @@ def test_a_prompt_that_waits_for_a_row_is_the_changed_models(kind, change):
     first = decoder.rounds(PROMPTS[0], max_new_tokens=20, stopping_criteria=[gate])
     second = decoder.rounds(PROMPTS[1], max_new_tokens=40)
     third = decoder.rounds(PROMPTS[2], max_new_tokens=10)
+    gate.asked.set()
     assert gate.reached.wait(60)
     assert decoder.engine._at_door
     change(decoder)
@@ -97,12 +100,15 @@ def test_a_prompt_that_waits_for_a_row_is_the_changed_models(kind, change):
     assert tokens_of(third) == make_rows("plain", 1, decoder.model).generate(PROMPTS[2], max_new_tokens=10).token_ids
 
 
-def test_a_prompt_that_waits_for_a_row_is_the_next_policys():
+def test_a_prompt_that_waits_for_a_row_is_the_next_policys(monkeypatch):
+    arrived = engine_thread._arrived  # between two steps: time for a thread that waits for its turn
+    monkeypatch.setattr(engine_thread, "_arrived", lambda *args, **more: time.sleep(0.01) or arrived(*args, **more))
     decoder, gate, is_set = make_rows("radar", 2), Late(), threading.Event()
     until = [gate, lambda ids, scores: is_set.is_set()]
     texts = [decoder.rounds(PROMPTS[0], max_new_tokens=90, stopping_criteria=until)]
     texts += [decoder.rounds(PROMPTS[1], max_new_tokens=80, stopping_criteria=until[1:])]
     texts += [decoder.rounds(PROMPTS[2], max_new_tokens=30)]
+    gate.asked.set()
     assert gate.reached.wait(60)
     assert decoder.engine._at_door
     setter = threading.Thread(target=lambda: (setattr(decoder, "policy", FixedDepth(1)), is_set.set()))
@@ -120,6 +126,7 @@ def test_a_prompt_that_waits_for_pages_begins_with_none_of_the_model_before():
     first = decoder.rounds(PROMPTS[0], max_new_tokens=30, stopping_criteria=[gate])
     second = decoder.rounds(PROMPTS[1], max_new_tokens=60)
     third = decoder.rounds([*prompt, 2], max_new_tokens=10, reuse_prefix=True)
+    gate.asked.set()
     assert gate.reached.wait(60)
     assert not decoder.engine._at_door
     scaled(decoder)
