@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from radar import RadarDecoder
-from radar.engine import captured, first_tokens, graph, plain, plain_rows, round_rows, rows
+from radar.engine import capture as capture_module
+from radar.engine import captured, graph, plain, plain_rows, round_rows, rows
 from radar.engine.fallback import Fallback
 from radar.target.cache import StaticKVCache
 from radar.target.pages import PagedKVCache
@@ -30,7 +31,9 @@ class _Event:
 def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let engines on a CPU have graphs that are Python."""
 
-    class Mailbox:
+    class Letter(capture_module.Letter):
+        has_come = False  # as if the host always waited
+
         def __init__(self, tensor: torch.Tensor) -> None:
             self.source, self.sent = tensor, None
 
@@ -38,8 +41,11 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
             self.sent = self.source.tolist()
 
         def read(self) -> Any:
+            assert self.sent is not None
             value, self.sent = self.sent, None
             return value
+
+    monkeypatch.setattr(capture_module, "Letter", Letter)
 
     def capture(work: Any, stream: object, *, generator: object = None) -> Any:
         return SimpleNamespace(replay=work)
@@ -50,9 +56,6 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     # as on a card, where the window is the whole cache: the host sets others between graphs
     for cache in (StaticKVCache, PagedKVCache):
         monkeypatch.setattr(cache, "set_window", lambda self, rows: setattr(self, "_window", self.capacity))
-    monkeypatch.setattr(captured, "Mailbox", Mailbox)
-    for engine in (first_tokens, plain_rows):
-        monkeypatch.setattr(engine, "Mailbox", Mailbox)
     monkeypatch.setattr(plain_rows, "capture", capture)
     monkeypatch.setattr(plain_rows, "on_stream", lambda stream, work: work())
     monkeypatch.setattr(captured, "capture", capture)

@@ -259,7 +259,6 @@ def graphs(rank, folder):
     patch.setattr(build, "choose_engine", lambda name, device: "graph" if name is None else name)
     patch.setattr(plain, "capture", captured.capture)
     patch.setattr(plain, "on_stream", lambda stream, work: work())
-    patch.setattr(plain, "Mailbox", captured.Mailbox)
     draft, policy = drifting(rank, first.draft)
     ours = decoders(first.model, draft, tokenizer=first.tokenizer, fallback=True, tree=tree, **policy)
     assert ours["one"].engine_name == "graphs, host loop"

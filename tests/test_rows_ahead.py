@@ -1,6 +1,7 @@
 """Rounds of several rows that start before it is known what the ones before them have made."""
 
 from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from fakes import DEVICE
 from test_rows_engine import Never, alone, make_batch, sequence_of
 
 from radar import FixedDepth, SamplingParams
-from radar.engine import budget
-from radar.engine.plain_rows import Tokens
-from radar.engine.rounds import Flying, RoundGraphs
+from radar.engine import budget, rounds
+from radar.engine.plain_rows import Passing
+from radar.engine.rounds import Flying, RoundGraphs, Rounds
 from radar.generation.request import Request
 from radar_kernels.reference_canonical import PAGE
 
@@ -37,11 +38,11 @@ def test_a_round_behind_plain_steps_waits_until_it_is_known_how_many_pairs_wait(
     monkeypatch.setattr(budget, "CALLS", 12)
     batch, drafted, start = make_batch(4, FixedDepth(3), fallback=True, graphs=True), 0, RoundGraphs._start
 
-    def looked_at(rounds, flying, catch_up, carries):
+    def looked_at(width, flying, catch_up, carries):
         nonlocal drafted
         drafted += flying.drafted
-        assert not flying.drafted or int(rounds.steps.count.max()) <= rounds.steps.pairs
-        return start(rounds, flying, catch_up, carries)
+        assert not flying.drafted or int(width.steps.count.max()) <= width.steps.pairs
+        return start(width, flying, catch_up, carries)
 
     monkeypatch.setattr(RoundGraphs, "_start", looked_at)
     for width in batch.engine.widths:
@@ -58,11 +59,11 @@ def test_a_round_behind_plain_steps_waits_until_it_is_known_how_many_pairs_wait(
 
 @pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)
 @torch.inference_mode()
-def test_the_next_round_is_launched_before_the_last_one_is_looked_at(policy, monkeypatch):
+def test_the_next_round_is_launched_before_the_last_one_is_waited_for(policy, monkeypatch):
     """With one text not before it is known to go on: it has no round that is for nobody."""
     if DEVICE.type == "cpu":
         fake_graphs(monkeypatch)
-    batch, flight = make_batch(2, policy, graphs=True), Flying if policy else Tokens
+    batch, flight = make_batch(2, policy, graphs=True), Flying if policy else Passing
     launched, read = [], flight.read
     monkeypatch.setattr(flight, "read", lambda self: launched.append(batch.engine._launched is not None) or read(self))
     for count in (1, 2):
@@ -73,6 +74,23 @@ def test_the_next_round_is_launched_before_the_last_one_is_looked_at(policy, mon
             batch.step()
         assert any(launched) == (count == 2)
         assert count == 2 or batch.engine._launched is None
+
+
+@torch.inference_mode()
+def test_a_rounds_seconds_are_those_since_the_one_before_it(monkeypatch):
+    """Where the host came late for that one nobody knows them."""
+    if DEVICE.type == "cpu":
+        fake_graphs(monkeypatch)
+    width, now = make_batch(2, FixedDepth(3), graphs=True).engine.widths[-1], 0.0
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(Rounds, "made_of", lambda self, flying: [])
+    found = []
+    for started, come, read in [(10, 0, 15), (11, 0, 21), (16, 1, 30), (22, 0, 33), (31, 0, 39), (50, 0, 56)]:
+        letter = SimpleNamespace(has_come=bool(come), read=list)
+        flying, now = Flying(width, [], drafted=True, is_slowed=False, started=started, letter=letter), read
+        assert width.made_of(flying) == []
+        found.append(flying.seconds)
+    assert found == [5, 6, None, None, 6, 6]
 
 
 @pytest.mark.parametrize("policy", [FixedDepth(3), None], ids=repr)

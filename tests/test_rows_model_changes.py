@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from fakes import VOCAB
+from fakes import DEVICE, VOCAB
 from rows_decoders import PROMPTS, Gate, Late, alone, make_rows, tokens_of
 
 from radar import FixedDepth, Threshold
@@ -119,6 +119,7 @@ def test_a_prompt_that_waits_for_a_row_is_the_next_policys(monkeypatch):
         assert {item.num_draft_calls for item in text if not item.is_prefill} == {calls}
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a card's chunks are longer than all of these pages")
 def test_a_prompt_that_waits_for_pages_begins_with_none_of_the_model_before():
     prompt = [(7 * i + i * i) % VOCAB for i in range(140)]
     decoder, gate = make_rows("plain", 2, max_length=300, cache_tokens=6 * PAGE), Late()

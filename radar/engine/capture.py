@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Mailbox", "capture", "capture_each", "on_stream"]
+__all__ = ["Letter", "Mailbox", "capture", "capture_each", "on_stream"]
 
 _T = TypeVar("_T")
 _capturing = threading.Lock()
@@ -62,8 +62,9 @@ def capture_each(
     return replays
 
 
-class Mailbox:
-    """Brings one small tensor to the host: a copy behind the kernels that make it, and one wait when it is read."""
+class Letter:
+    """A small tensor's values on their way to the host: a copy behind the kernels that make them, and one wait when
+    they are read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._source = tensor
@@ -74,7 +75,28 @@ class Mailbox:
         self._host.copy_(self._source, non_blocking=True)
         self._sent.record()
 
+    @property
+    def has_come(self) -> bool:
+        """Whether to read it takes no wait."""
+        return bool(self._sent.query())
+
     def read(self) -> list[list[int]]:
         self._sent.synchronize()
         rows: list[list[int]] = self._host.tolist()
         return rows
+
+
+class Mailbox:
+    """Brings one small tensor to the host again and again: a letter can be read until the next but one is sent."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._last, self._before = Letter(tensor), Letter(tensor)
+
+    def send(self) -> Letter:
+        self._last, self._before = self._before, self._last
+        self._last.send()
+        return self._last
+
+    def read(self) -> list[list[int]]:
+        """What was sent last."""
+        return self._last.read()

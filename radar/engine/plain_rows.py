@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from radar.engine.capture import Mailbox, capture, on_stream
+from radar.engine.capture import Letter, Mailbox, capture, on_stream
 from radar.engine.captured import Streams
 from radar.engine.logprobs import Watch
 from radar.engine.plain_steps import PlainSteps
@@ -20,13 +21,32 @@ from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["PlainRows", "Tokens"]
+__all__ = ["Passing", "PlainRows", "Tokens"]
 
 
 def carried_of(rows: int) -> int:
     """Tokens of a prompt that a pass of so many rows takes along: what is left of those that cost no more, and 16 at
     the least."""
     return max(16, 64 - rows)
+
+
+@dataclass(eq=False)
+class Passing:
+    """A token for each row under way: a `Flight`.
+
+    Attributes:
+        tokens: or what brings them.
+        watch: log-probabilities on their way.
+    """
+
+    tokens: list[list[int]] | Letter
+    watch: Watch
+
+    def read(self) -> list[Round]:
+        """See `Flight`."""
+        made = [Round(row) for row in (self.tokens if isinstance(self.tokens, list) else self.tokens.read())]
+        self.watch.tell(made)
+        return made
 
 
 class Tokens:
@@ -60,39 +80,25 @@ class Tokens:
         """How many."""
         return len(self._steps.active)
 
-    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Tokens:
+    def launch(self, texts: Sequence[Text], chunk: Chunk | None) -> Passing:
         """See `Width`."""
         if carries := chunk is not None and chunk.tokens <= self.carried:
             self._both.replay()
         elif chunk is not None:
             chunk.run()
+        tokens: list[list[int]] | Letter
         if self._graph is None:
             self._set_window(texts)
-            self._made = self._steps.step().tolist()
-            scored = self._steps.scored
+            tokens, scored = self._steps.step().tolist(), self._steps.scored
         else:
             if not carries:
                 self._graph.replay()
-            self._mailbox.send()
-            scored = (self._mixed if carries else self._alone).scored
-        self._watch = Watch(scored, (text.request for text in texts))
-        return self
+            tokens, scored = self._mailbox.send(), (self._mixed if carries else self._alone).scored
+        return Passing(tokens, Watch(scored, (text.request for text in texts)))
 
-    def may_follow(self, flight: Tokens) -> bool:
+    def may_follow(self, flight: Passing) -> bool:
         """See `Width`."""
         return True
-
-    def wait(self) -> None:
-        """See `Flight`."""
-        if self._graph is not None:
-            self._made = self._mailbox.read()
-        self._told = self._watch
-
-    def read(self) -> list[Round]:
-        """See `Flight`."""
-        made = [Round(row) for row in self._made]
-        self._told.tell(made)
-        return made
 
     def by_host(self, texts: Sequence[Text], samplers: Sequence[Sampler]) -> list[Round]:
         """See `Width`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -93,11 +93,6 @@ class Prefill:
         """
         for _ in self.chunked(input_ids, chunks, start=start, lengths=lengths):
             pass
-
-    def on_device(self, ids: Sequence[int]) -> Tensor:
-        """A prompt [1, P], without a wait for what the device does now."""
-        host, device = torch.tensor([ids]), self.target.device
-        return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
     def staged(self, input_ids: Tensor, rows: int, *, start: int) -> Iterator[int]:
         """A short prompt [1, P] in chunks of up to `rows` tokens, each of which whoever asked for it has to run before

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from radar.draft.tree import VerifyTree
 from radar.engine.budget import carried_of
+from radar.engine.capture import Letter
 from radar.engine.captured import CapturedPlain, Streams, capture_plain, capture_round
 from radar.engine.fallback import Fallback
 from radar.engine.logprobs import Watch
@@ -35,6 +36,7 @@ class Flying:
         drafted: it is no plain step.
         is_slowed: by what it does beside, so that its time says nothing.
         started: by `time.perf_counter`.
+        letter: brings what came of it; None: `rows` and `seconds` are known.
         rows, seconds: what came of it, and in which time; None: not known, the host came late for it.
         watch: log-probabilities on their way.
     """
@@ -44,13 +46,10 @@ class Flying:
     drafted: bool
     is_slowed: bool
     started: float
+    letter: Letter | None = None
     rows: list[list[int]] = field(default_factory=list)
     seconds: float | None = None
     watch: Watch = field(init=False)
-
-    def wait(self) -> None:
-        """See `Flight`."""
-        self.rounds.wait(self)
 
     def read(self) -> list[Round]:
         """See `Flight`."""
@@ -183,9 +182,6 @@ class Rounds:
         flying.seconds = time.perf_counter() - flying.started
         return steps.scored
 
-    def wait(self, flying: Flying) -> None:
-        """See `Flight`: it is here."""
-
 
 class RoundGraphs(Rounds):
     """The same as graphs, which run while the host deals with the last ones' results.
@@ -209,7 +205,7 @@ class RoundGraphs(Rounds):
         self._streams, self._conditional, self._prefill = streams, conditional, prefill
         self.carried = min(carried_of(len(steps.active)), max(prefill.sizes))
         self._plain: CapturedPlain | None = None
-        self._done = torch.cuda.Event()
+        self._ended = self._unknown_until = 0.0  # the last round that was read; when one had ended before it was read
         super().__init__(steps, policy, fallback)
 
     def decide_by(self, policy: StopPolicy) -> None:
@@ -234,19 +230,22 @@ class RoundGraphs(Rounds):
         if flying.drafted:
             captured = self._both if carries else self._round
             captured.replay()
-            self._box, steps = captured.result, captured.steps
+            box, steps = captured.result, captured.steps
         else:
             assert self._plain is not None
             if catch_up:
                 self._plain.catch_up.replay()
             self._plain.step.replay()
-            self._box, steps = self._plain.result, self._plain.steps
-        self._box.send()
-        self._done.record()
+            box, steps = self._plain.result, self._plain.steps
+        flying.letter = box.send()
         return steps.scored
 
-    def wait(self, flying: Flying) -> None:
+    def made_of(self, flying: Flying) -> list[Round]:
         """See `Flight`."""
-        late = self._done.query()  # how long it took cannot be told from when it is read
-        flying.rows = self._box.read()
-        flying.seconds = None if late else time.perf_counter() - flying.started
+        assert flying.letter is not None
+        late = flying.letter.has_come  # how long it took cannot be told from when it is read
+        flying.rows = flying.letter.read()
+        now, known = time.perf_counter(), flying.started >= self._unknown_until
+        flying.seconds = now - max(flying.started, self._ended) if known and not late else None
+        self._ended, self._unknown_until = now, now if late else self._unknown_until
+        return super().made_of(flying)

@@ -18,6 +18,7 @@ from radar.engine.prefill import Prefill
 from radar.engine.saved_row import SavedRow
 from radar.engine.scored import Scored
 from radar.engine.shared_prompts import SharedPrompts
+from radar.engine.upload import upload
 from radar.engine.width import Chunk, Flight, RowSteps, Text, Width
 from radar.metrics import Round
 from radar.target.fingerprint import Fingerprint
@@ -107,7 +108,7 @@ class RowsEngine:
         if not self._texts:
             self._pages.publish()  # what is run to prepare would write to pages of texts that have left
             self.prepare()
-        ids = self._prefill.on_device(request.input_ids)
+        ids = upload([request.input_ids], self.target.device)
         left = len(request.input_ids)
         while left:
             while (start := self._open(request)) is None:
@@ -173,7 +174,7 @@ class RowsEngine:
             self._shared.keep(door, text.ids)
         self.steps.state.move(door, row, length)
         self._at_door = False
-        self.steps.active[row] = True
+        self.steps.active[row].fill_(True)  # `= True` would wait for the round under way
         self._texts.append(text)
         self._first.send(text, row, Scored(prefill.logits, torch.zeros_like(token), token))
 
@@ -219,9 +220,7 @@ class RowsEngine:
             texts, made = self._texts, self._width().by_host(self._texts, self._samplers)
         else:
             (width, texts, flight), self._launched = self._launched, None
-            goes_on = self._may_follow(width, flight)
-            flight.wait()
-            if goes_on:  # before anything is made of what came: the device does not wait
+            if self._may_follow(width, flight):  # behind it on the device, which does not wait for the host then
                 self._launch()
             made = flight.read()
         found: dict[Hashable, Round] = {}
@@ -281,7 +280,7 @@ class RowsEngine:
             if self._launched is None or last not in self._launched[1]:
                 self._first.move(last, row)
         self._pages.free(len(self._texts))
-        self.steps.active[len(self._texts)] = False
+        self.steps.active[len(self._texts)].fill_(False)
 
     def release(self, key: Hashable) -> None:
         """See `BatchEngine`."""

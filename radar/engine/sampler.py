@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from radar.config import GREEDY, SamplingParams
+from radar.engine.upload import upload
 from radar.errors import UsageError
 from radar_kernels import SamplingState, greedy_tokens, mark_seen, sample_tokens
 
@@ -117,8 +118,9 @@ class Sampler:
         self.state.biased.fill_(bool(bias))
         self.state.logit_bias.zero_()
         if bias:
-            row = self.state.logit_bias.new_tensor(list(bias.values()))
-            self.state.logit_bias[:, list(bias)] = row
+            own = self.state.logit_bias
+            row, tokens = upload(list(bias.values()), own.device, own.dtype), upload(list(bias), own.device)
+            own.index_copy_(1, tokens, row.expand(len(own), -1))
 
     def start(self, prompt_ids: Tensor) -> None:
         """Begin a text: the history is the prompt [B, P] int64, P >= 1."""

@@ -77,11 +77,9 @@ class RowSteps(Protocol):
 class Flight(Protocol):
     """A round under way."""
 
-    def wait(self) -> None:
-        """Come back when what it has made is the host's, and another round may be launched."""
-
     def read(self) -> list[Round]:
-        """What it made of each row, also of those that hold no text; behind `wait`."""
+        """What it made of each row, also of those that hold no text; waits for it. One round may have been launched
+        since."""
 
 
 class Width(Protocol):
