@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.intervals import Interval, bounded, over, ratios
-from bench.runs import AUTOREGRESSIVE, RADAR, Kept, Run, cells_of, kept
-from bench.tables import ALPHA, BOUNDS, LABORATORY, PAIRS, RESULTS, load
+from bench.runs import AUTOREGRESSIVE, RADAR, Kept, Run, cells_of, kept, key_of
+from bench.tables import ALPHA, BOUNDS, LABORATORY, OWN, PAIRS, RESULTS, load
 
 __all__ = ["EAGLE3", "Found", "compared", "counted", "peer_rates", "peer_runs", "rate", "read", "summarise"]
 
@@ -35,21 +35,21 @@ Cells = Sequence[Sequence[Run]]
 
 
 class Found(NamedTuple):
-    """What was measured; `peers` are runs of other libraries, as their file has them."""
+    """What was measured; `peers`: runs of other libraries, `own`: replay of rounds recorded from what decoded."""
 
     decoded: Kept
     replayed: list[Run]
     peers: list[Run]
+    own: Sequence[Run] = ()
 
 
 def read(results: Path = RESULTS, pairs: Collection[str] = tuple(PAIRS)) -> Found:
     """What the result files hold of these pairs; what is not there is empty."""
     peers = load(PEERS, results)["runs"] if PEERS_PAIR in pairs and (results / PEERS).is_file() else []
-    decoded, replayed = (
-        Kept(*([run for run in part if run["pair"] in pairs] for part in kept(results / name)))
-        for name in (DECODED, REPLAYED)
-    )
-    return Found(decoded, replayed.alone, peers)
+    decoded, replayed = (kept(results / name) for name in (DECODED, REPLAYED))
+    own = [{**run, "pair": run["pair"].removesuffix(OWN)} for run in replayed.alone if run["pair"].endswith(OWN)]
+    alone, own = ([run for run in part if run["pair"] in pairs] for part in (replayed.alone, own))
+    return Found(Kept(*([run for run in part if run["pair"] in pairs] for part in decoded)), alone, peers, own)
 
 
 def compared(runs: Iterable[Run], temperature: float, method: str, reference: str) -> tuple[Interval, Cells] | None:
@@ -200,22 +200,31 @@ def _over_peers(found: Found) -> dict[str, Any]:
 
 
 def _replay_errors(found: Found) -> dict[str, Any]:
-    """Replay's ratio of RADAR to EAGLE-3 over decoding's, less 1, on the prompts that were decoded greedily.
+    """Replay's ratio of RADAR to EAGLE-3 over decoding's, less 1, on the prompts that were decoded greedily: of the
+    same texts, and of the small model's. Of the same texts how many generations have as many rounds, calls and nodes.
 
     Replay prices rounds alone, so decoding's leaves out the prompt's pass and its token.
     """
+    there = {key_of(run): run for run in found.decoded.alone}
+    alike = [all(run[name] == there[key_of(run)][name] for name in ("rounds", "calls", "drafted")) for run in found.own]
+    out = {"replayed_compared": len(alike), "replayed_identical": sum(alike)} if alike else {}
+    for name, runs in (("replay_error", found.own), ("replay_small_error", found.replayed)):
+        out |= _errors(name, found.decoded.alone, runs)
+    return out
+
+
+def _errors(name: str, decoded: Sequence[Run], replayed: Sequence[Run]) -> dict[str, Any]:
     rounds = [
-        {**run, "tokens": run["tokens"] - 1, "seconds": run["seconds"] - run["prefill_seconds"]}
-        for run in found.decoded.alone
+        {**run, "tokens": run["tokens"] - 1, "seconds": run["seconds"] - run["prefill_seconds"]} for run in decoded
     ]
     errors = {}
     for pair in sorted({run["pair"] for run in rounds}):
         was = compared([run for run in rounds if run["pair"] == pair], 0.0, RADAR, EAGLE3)
         there = {(run["task"], run["prompt"]) for cell in (was[1] if was else ()) for run in cell}
-        again = [run for run in found.replayed if run["pair"] == pair and (run["task"], run["prompt"]) in there]
+        again = [run for run in replayed if run["pair"] == pair and (run["task"], run["prompt"]) in there]
         if was and (said := compared(again, 0.0, RADAR, EAGLE3)):
-            errors[f"replay_error_{pair}"] = said[0].value / was[0].value - 1
-    return errors | ({"replay_error": max(map(abs, errors.values()))} if errors else {})
+            errors[f"{name}_{pair}"] = said[0].value / was[0].value - 1
+    return errors | ({name: max(map(abs, errors.values()))} if errors else {})
 
 
 def _texts(decoded: Kept) -> dict[str, Any]:

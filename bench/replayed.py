@@ -4,7 +4,8 @@
 with recordings of `radar record --every-token`, of one temperature, and a cost table of `radar profile`. Rules of the
 literature are fitted and tuned on `--train`, beside what METHODS.json holds for `bench.released` to decode; the best
 fixed setting of each task in hindsight and the oracles see the measuring rounds themselves. RUNS are lines as
-`bench.runs` tells, without texts.
+`bench.runs` tells, without texts. With `--own 20 64` in place of `--train`, ROUNDS are of the wide pair itself, of 20
+prompts a task: METHODS.json's methods alone, as far as decoding went that wrote 64 tokens.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.released import policy_of
-from bench.tables import TASKS
+from bench.tables import OWN, TASKS
 from radar.policy.base import StopPolicy
 from radar.replay.ends import Ends
 from radar.replay.evaluate import oracle_ends
@@ -29,7 +31,7 @@ from radar.replay.rounds import RoundDataset
 from radar.tools.costs import CostTable
 from radar.train.contenders import tuned_contenders
 
-__all__ = ["of_ends", "oracles", "replayed", "tuned_rules"]
+__all__ = ["as_decoded", "of_ends", "oracles", "replayed", "tuned_rules"]
 
 PER_TASK = 80  # measuring prompts; they are recorded task after task
 SOURCES = {  # of `radar.train.contenders`, by the names that runs have
@@ -75,6 +77,13 @@ def oracles(data: RoundDataset, costs: CostTable) -> Iterator[dict[str, Any]]:
             yield {"method": "best_fixed_hindsight"} | run
 
 
+def as_decoded(data: RoundDataset, per_task: int, tokens: int) -> RoundDataset:
+    """The rounds that decoding of so many tokens can make, of which the first is the prompt's pass's."""
+    begins = torch.full((int(data.prompt.max()) + 1,), 2**62).scatter_reduce(0, data.prompt, data.position, "amin")
+    kept = data.select(data.position - begins[data.prompt] < tokens - 1)
+    return replace(kept, prompt=kept.prompt // per_task * PER_TASK + kept.prompt % per_task, prompts={})
+
+
 def tuned_rules(train: RoundDataset, costs: CostTable, *, epochs: int) -> dict[str, StopPolicy]:
     """The rules of the literature, fitted on 70 % of the training rounds' prompts and tuned on the rest."""
     fitted, chosen = train.split_by_prompt(0.3)
@@ -84,8 +93,11 @@ def tuned_rules(train: RoundDataset, costs: CostTable, *, epochs: int) -> dict[s
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name in ("rounds", "train", "costs", "methods", "out"):
+    for name in ("rounds", "costs", "methods", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--train", type=Path)
+    judged.add_argument("--own", type=int, nargs=2, metavar=("PROMPTS", "TOKENS"))
     parser.add_argument("--pair", required=True)
     parser.add_argument("--epochs", type=int, default=40, help="of the networks among the rules")
     args = parser.parse_args(argv)
@@ -97,13 +109,19 @@ def main(argv: list[str]) -> int:
     policies = {
         name: policy_of(one, args.methods.parent) for name, one in told.items() if one.get("beams", 10) == beams
     }
-    policies |= tuned_rules(read_rounds(args.train), costs, epochs=args.epochs)
+    of = {"pair": args.pair, "temperature": temperature}
+    if args.own:
+        data, of["pair"] = as_decoded(data, *args.own), args.pair + OWN
+    else:
+        policies |= tuned_rules(read_rounds(args.train), costs, epochs=args.epochs)
     with args.out.open("a", encoding="utf8") as sink:
         for name, policy in policies.items():
             for run in replayed(policy, data, costs):
-                sink.write(json.dumps({"pair": args.pair, "temperature": temperature, "method": name} | run) + "\n")
-        for run in oracles(data, costs):
-            sink.write(json.dumps({"pair": args.pair, "temperature": temperature} | run) + "\n")
+                if args.own:  # the last round may have had more
+                    run["tokens"] = min(run["tokens"], args.own[1] - 1)
+                sink.write(json.dumps(of | {"method": name} | run) + "\n")
+        for run in () if args.own else oracles(data, costs):
+            sink.write(json.dumps(of | run) + "\n")
     return 0
 
 

@@ -32,12 +32,14 @@ __all__ = ["judged", "readme_table", "report", "speed"]
 HOW = """The pairs are a small released model with a head that `radar fit` made for it, widened to the exact shapes of
 large models: the cost is the large model's, the behaviour the small one's. *Decoding* ran on the card. *Replay* goes
 through recorded rounds of every measuring prompt and prices them at the card's costs, so that it judges every method
-on every prompt (96 tokens at most; decoding wrote 64); `replay_error` in summary.json is how far it is from decoding.
+on every prompt (96 tokens at most; decoding wrote 64). Recorded from the models that decoded, rounds replay to those of
+decoding (`replayed_identical` in summary.json), and to its clock but for `replay_error`.
 Ratios are geometric means over cells (a task at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt
 once for all shapes: they cover prompts, not what another training, tuning or measurement of costs would have given.
 Networks are one training each, on nine tenths of the training prompts; rules are tuned on half of them, and those that
 are fitted (SpecDec++'s head, LTD's MLP, expected extra token) on 70 % of that half. `released_choices.json` says more.
 """
+KINDS = [f"{kind}, T = {t:g}" for kind in ("replay", "decoding") for t in TEMPERATURES]  # of columns, see `_kinds`
 CUT = "rows", "most_nodes", "most_calls"  # what a round of several rows is cut to
 PEERS: dict[str, tuple[str, ...]] = {  # of README's table, by words of their names
     "`generate`, static cache": ("generate", "static"),
@@ -125,8 +127,7 @@ def rounds_of(cells: Cells, method: str) -> list[str]:
 
 def by_task(found: Found) -> str:
     """RADAR over EAGLE-3 in every cell, by replay and by decoding."""
-    kinds = [(runs, t) for runs in (found.replayed, found.decoded.alone) for t in TEMPERATURES]
-    ratios = {}
+    ratios, kinds = {}, _kinds(found)
     for column, (runs, temperature) in enumerate(kinds):
         for cell in cells_of(runs, temperature, RADAR, EAGLE3):
             if one := compared(cell, temperature, RADAR, EAGLE3):
@@ -135,27 +136,26 @@ def by_task(found: Found) -> str:
         [of_shape(pair), TASKS.get(task, task), *(ratios.get((pair, task, column), "") for column in range(len(kinds)))]
         for pair, task in {(run["pair"], run["task"]): None for run in [*found.replayed, *found.decoded.alone]}
     ]
-    head = [f"{kind}, T = {t:g}" for kind in ("replay", "decoding") for t in TEMPERATURES]
-    return "RADAR over EAGLE-3.\n\n" + table(["shapes of", "task", *head], rows) if rows else ""
+    return "RADAR over EAGLE-3.\n\n" + table(["shapes of", "task", *KINDS], rows) if rows else ""
+
+
+def _kinds(found: Found) -> list[tuple[Sequence[Run], float]]:
+    return [(runs, t) for runs in (found.replayed, found.decoded.alone) for t in TEMPERATURES]
 
 
 def laboratory(results: Path) -> str:
     """The pair that ships, at a large model's shapes: methods by replay and by decoding."""
     found, rows = read(results, (LABORATORY,)), []
     for name in METHODS:
-        kinds = [
-            compared(runs, t, name, EAGLE3) for runs in (found.replayed, found.decoded.alone) for t in TEMPERATURES
-        ]
+        kinds = [compared(runs, temperature, name, EAGLE3) for runs, temperature in _kinds(found)]
         if name != EAGLE3 and any(kinds):
             rows.append([shown(name), *("" if one is None else interval(one[0]) for one in kinds)])
-    head = [f"{kind}, T = {t:g}" for kind in ("replay", "decoding") for t in TEMPERATURES]
     text = f"A pair that we trained ourselves, which ships, at {of_shape('llama')}'s shapes: over EAGLE-3.\n\n"
-    return text + table(["method", *head], rows) if rows else ""
+    return text + table(["method", *KINDS], rows) if rows else ""
 
 
 def speed(found: Found, pair: str, temperature: float, method: str, rows: int = 1) -> float | None:
-    """Tokens per second of all that a method decoded: prompts that all methods of the pair have; of several
-    rows the median of the turns."""
+    """Tokens a second of a method, on prompts that all methods of the pair have; of several rows the turns' median."""
     if rows > 1:
         return rate(found, method, rows, pair)
     there = [run for run in found.decoded.alone if (run["pair"], run["temperature"]) == (pair, temperature)]
@@ -190,13 +190,9 @@ def peers(found: Found) -> str:
         if own and found.peers:
             waits = sorted(run["prefill_seconds"] for run in own)
             length = sum(run["tokens"] for run in own) / sum(run["rounds"] for run in own)
-            figures = [
-                f"{speed(found, 'llama', 0.0, name):.0f}",
-                f"{length:.2f}",
-                "",
-                f"{1e3 * waits[len(waits) // 2]:.0f}",
-            ]
-            rows.append([shown(name), "1", *figures, f"{len(own)} of {len(own)}" if name == AUTOREGRESSIVE else "", ""])
+            same, wait = f"{len(own)} of {len(own)}" if name == AUTOREGRESSIVE else "", 1e3 * waits[len(waits) // 2]
+            own_speed = f"{speed(found, 'llama', 0.0, name):.0f}"
+            rows.append([shown(name), "1", own_speed, f"{length:.2f}", "", f"{wait:.0f}", same, ""])
     first = {(name_of(one), one["rows_at_once"]): one for one in reversed(found.peers)}
     for (name, count), one in sorted(first.items(), key=lambda item: (item[0][1], item[0][0])):
         alone = compared(runs, 0.0, RADAR, name) if count == 1 else None
@@ -204,21 +200,18 @@ def peers(found: Found) -> str:
         ratio = interval(alone[0]) if alone else "" if ours is None else f"{ours / theirs:.3f}"
         length = one.get("tokens_per_round")
         waits = sorted(row["first"] for row in one.get("rows", ()) if row.get("first"))
-        figures = [f"{theirs:.0f}", "" if length is None else f"{length:.2f}", ratio]
+        figures = [f"{theirs:.0f}", f"{length:.2f}" if length else "", ratio]
         figures.append(f"{1e3 * waits[len(waits) // 2]:.0f}" if waits else "")
-        same = f"{one['texts_equal']} of {one['texts']}" if "texts_equal" in one else ""
-        rows.append([name, str(count), *figures, same, f"{one['start_seconds']:.0f}"])
-    text = (
-        f"On the {of_shape('llama')} pair, greedy; of several rows all texts together, the median of three turns.\n\n"
-    )
+        figures.append(f"{one['texts_equal']} of {one['texts']}" if "texts_equal" in one else "")
+        rows.append([name, str(count), *figures, f"{one['start_seconds']:.0f}"])
+    text = f"On the {of_shape('llama')} pair, greedy; several rows: all texts together, the median of three turns.\n\n"
     head = ["", "rows", "tokens/s", "tokens a round", "RADAR over it", "first token, ms"]
     return text + table([*head, "texts that are ours", "start, s"], rows) if rows else ""
 
 
 def alphas(runs: Sequence[Run]) -> str:
-    names = sorted(
-        {run["method"] for run in runs if run["method"].startswith(ALPHA)}, key=lambda n: float(n.removeprefix(ALPHA))
-    )
+    told = {run["method"] for run in runs if run["method"].startswith(ALPHA)}
+    names = sorted(told, key=lambda name: float(name.removeprefix(ALPHA)))
     found = [(t, [(n, *one) for n in names if (one := compared(runs, t, n, EAGLE3))]) for t in TEMPERATURES]
     return "\n".join(f"Temperature {t:g}, by replay.\n\n{over_eagle3(rows)}" for t, rows in found if rows)
 

@@ -10,6 +10,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"mt_bench": "MT-bench", "gsm8k": "GSM8K", "alpaca": "Alpaca", "mbpp": "MBPP"}
 PAIRS = {"llama": "Llama-3.1-8B", "vicuna": "Vicuna-13B", "qwen": "Qwen3-8B"}  # by the names of runs: whose shapes
+OWN = "_own"  # behind a pair's name: replay of rounds recorded from the very model that decoded
 LABORATORY = "laboratory"  # a pair that we trained ourselves, told apart from the released model's
 ALPHA = "published_alpha_"
 METHODS = {

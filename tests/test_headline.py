@@ -108,10 +108,34 @@ def test_replay_is_judged_by_the_rounds_of_the_same_prompts():
     """Without the prompt's pass and its token; a prompt that was not decoded counts on neither side."""
     was = [run("radar", 0, 41, 4.5), run("eagle3", 0, 61, 8.5), run(AUTOREGRESSIVE, 0, 61, 20.0)]
     said = [run("radar", 0, 126, 1.0), run("eagle3", 0, 100, 1.0), run("radar", 1, 999, 1.0), run("eagle3", 1, 1, 1.0)]
-    figures = summarise(Found(Kept(was, [], []), said, []))
+    own = [one | {"seconds": one["seconds"] / 3} for one in said[:1]] + said[1:2]
+    figures = summarise(Found(Kept(was, [], []), said, [], own))
     measured = (40 / 4.0) / (60 / 8.0)
-    assert figures["replay_error_a"] == pytest.approx(1.26 / measured - 1)
-    assert figures["replay_error"] == pytest.approx(abs(1.26 / measured - 1))
+    assert figures["replay_small_error_a"] == pytest.approx(1.26 / measured - 1)
+    assert figures["replay_small_error"] == pytest.approx(abs(1.26 / measured - 1))
+    assert figures["replay_error_a"] == figures["replay_error"] == pytest.approx(3 * 1.26 / measured - 1)
+    assert (figures["replayed_compared"], figures["replayed_identical"]) == (2, 2)
+    fewer = Found(Kept(was, [], []), said, [], [own[0] | {"calls": own[0]["calls"] - 1}, own[1]])
+    assert summarise(fewer)["replayed_identical"] == 1
+
+
+def test_replay_of_a_pairs_own_rounds_is_told_apart(tmp_path):
+    """It is in the same file, and judges replay alone."""
+    folder = write_results(tmp_path)
+    before = json.loads(headline.rendered(folder))
+    file = folder / "replay" / "released_runs.jsonl.xz"
+    own = [one | {"pair": one["pair"] + "_own", "seconds": 5 * one["seconds"]} for one in replayed("llama")
+           if one["method"] in ("radar", "eagle3") and one["prompt"] < 3]  # fmt: skip
+    lines = lzma.decompress(file.read_bytes()).decode().splitlines() + [json.dumps(one) for one in own]
+    file.write_bytes(lzma.compress("\n".join(lines).encode()))
+    after = json.loads(headline.rendered(folder))
+    assert after.keys() - before.keys() == {
+        "replay_error",
+        "replay_error_llama",
+        "replayed_compared",
+        "replayed_identical",
+    }
+    assert {key: after[key] for key in before} == before
 
 
 def test_what_was_not_measured_is_not_there(tmp_path):

@@ -1,6 +1,7 @@
 """Every method on recorded rounds, by prompt: sums are those of `radar.replay`, and the command writes them all."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,3 +112,23 @@ def test_the_command_writes_every_method_once(tmp_path):
     for run in runs:
         if run["method"] == "threshold":
             assert run["tokens"] == wanted[run["task"], run["prompt"]]["tokens"]
+
+
+def test_a_pairs_own_rounds_are_replayed_as_far_as_it_decoded(tmp_path):
+    """Of one prompt a task, whose rounds begin behind 50 tokens, to the third token: two rounds at most."""
+    data = rounds(0.0, 4, every_token=True)
+    store(tmp_path / "rounds", replace(data, position=data.position + 50), range(4))
+    COSTS.save(tmp_path / "costs.json")
+    told = {"eagle3": {"calls": 4, "beams": K}, "threshold": {"mass": 0.9, "beams": K}}
+    (tmp_path / "methods.json").write_text(json.dumps({"llama": {"0": told}}))
+    words = [f"--rounds={tmp_path / 'rounds'}", *(f"--{name}={tmp_path / name}.json" for name in ("costs", "methods"))]
+    words += ["--own", "1", "3", "--pair", "llama", "--out", str(tmp_path / "runs.jsonl")]
+    assert replayed.main(words) == 0
+    runs = read_runs(tmp_path / "runs.jsonl")
+    assert {(run["pair"], run["prompt"]) for run in runs} == {("llama_own", 0)}
+    assert [(run["method"], run["task"]) for run in runs] == [(name, task) for name in told for task in TASKS]
+    for number, run in enumerate(runs[:4]):  # EAGLE-3's
+        accepted = data.accept_lengths[data.prompt == number, 3].tolist()
+        made = [accepted[0], *accepted[1:2]] if accepted[0] == 0 else accepted[:1]
+        assert (run["rounds"], run["calls"], run["tokens"]) == (len(made), 4 * len(made), 2)
+    assert {run["rounds"] for run in runs[:4]} == {1, 2}

@@ -21,7 +21,7 @@ from radar.engine.width import Chunk, Text, widths
 from radar.metrics import Round
 from radar.target.model import TargetModel
 
-__all__ = ["Passing", "PlainRows", "Tokens"]
+__all__ = ["Passing", "PlainRows"]
 
 
 def carried_of(rows: int) -> int:

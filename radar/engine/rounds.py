@@ -37,7 +37,8 @@ class Flying:
         is_slowed: by what it does beside, so that its time says nothing.
         started: by `time.perf_counter`.
         letter: brings what came of it; None: `rows` and `seconds` are known.
-        rows, seconds: what came of it, and in which time; None: not known, the host came late for it.
+        rows, seconds: what came of it, and in which time behind the last one; None: not known, the host came late for
+            it or for that one.
         watch: log-probabilities on their way.
     """
 
@@ -66,7 +67,7 @@ class Rounds:
 
     Attributes:
         carried: see `Width`.
-        catches_up: the round under way is a plain step, since more pairs wait than a first draft call takes.
+        catches_up: the round launched last is a plain step, since more pairs wait than a first draft call takes.
     """
 
     carried = 0
@@ -239,6 +240,10 @@ class RoundGraphs(Rounds):
             box, steps = self._plain.result, self._plain.steps
         flying.letter = box.send()
         return steps.scored
+
+    def may_follow(self, flight: Flying) -> bool:
+        """See `Width`. A loop of the host waits for its flags, and with them for the round before."""
+        return super().may_follow(flight) and self._conditional
 
     def made_of(self, flying: Flying) -> list[Round]:
         """See `Flight`."""

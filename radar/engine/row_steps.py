@@ -84,11 +84,11 @@ class RowSteps:
         """Take the prompt's successor [B, 1], and the taps of the prompt's last position [B, 1, taps]; of one row alone
         with B = 1."""
         rows = slice(None) if row is None else slice(row, row + 1)
-        self.count[rows].fill_(1)
+        self.count[rows] = 1
         self.root[rows] = token[:, 0]
         self.tokens[rows, :1] = token
         self.taps[rows, :1] = taps
-        self.signals.accept_length[rows].fill_(-1)
+        self.signals.accept_length[rows] = -1
 
     def plain(self) -> Tensor:
         """A round without drafts: one token of the target, whose pair waits in `tokens` and `taps` for the next draft.

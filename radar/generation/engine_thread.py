@@ -55,7 +55,7 @@ class EngineThread:
     nobody refers to any more, is out of the batch within a round.
 
     The model is looked at whenever a text joins. Where it has changed, that text waits until those under way have
-    ended: they go on, from the next round on with the weights that the model has then. Where it is adapters that were
+    ended: they go on, within two rounds with the weights that the model has then. Where it is adapters that were
     switched, those under way end with an error.
 
     An exception of the engine ends all texts, those that wait too, and the next text gets a new engine.
