@@ -6,9 +6,22 @@ from torch import nn
 from radar.target.fingerprint import fingerprint
 
 
+def swap(whole, first, second):
+    whole[0], whole[1] = whole[1], whole[0]
+
+
+def out_of_its_parent(whole, first, second):
+    """In front of it, where a walk that goes backwards meets it at the same time."""
+    inner = second.inner
+    del second.inner
+    whole.insert(3, inner)
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        swap,
+        out_of_its_parent,
         lambda whole, first, second: whole.__delitem__(0),
         lambda whole, first, second: whole.append(whole[1]),
         lambda whole, first, second: whole.__setitem__(1, nn.Linear(2, 2)),
@@ -22,6 +35,7 @@ def test_modules_that_stand_elsewhere_are_another_model(change):
     """Also those of one module in several places."""
     first, second, shared = nn.Module(), nn.Module(), nn.Linear(2, 2)
     first.own = second.own = shared
+    second.inner = nn.Linear(2, 2)
     whole = nn.ModuleList([shared, nn.Linear(2, 2), first, second, shared])
     before = fingerprint(whole)
     assert fingerprint(whole) == before
