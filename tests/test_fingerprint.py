@@ -12,9 +12,10 @@ def swap(whole, first, second):
 
 def out_of_its_parent(whole, first, second):
     """In front of it, where a walk that goes backwards meets it at the same time."""
-    inner = second.inner
-    del second.inner
-    whole.insert(3, inner)
+    parent = whole[4]
+    inner = parent.inner
+    del parent.inner
+    whole.insert(4, inner)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,9 @@ def test_modules_that_stand_elsewhere_are_another_model(change):
     """Also those of one module in several places."""
     first, second, shared = nn.Module(), nn.Module(), nn.Linear(2, 2)
     first.own = second.own = shared
-    second.inner = nn.Linear(2, 2)
-    whole = nn.ModuleList([shared, nn.Linear(2, 2), first, second, shared])
+    third = nn.Module()
+    third.inner = nn.Linear(2, 2)
+    whole = nn.ModuleList([shared, nn.Linear(2, 2), first, second, third, shared])
     before = fingerprint(whole)
     assert fingerprint(whole) == before
     change(whole, first, second)
