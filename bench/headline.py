@@ -203,10 +203,10 @@ def _replay_errors(found: Found) -> dict[str, Any]:
     """Replay's ratio of RADAR to EAGLE-3 over decoding's, less 1, on the prompts that were decoded greedily: of the
     same texts, and of the small model's. Of the same texts how many generations have as many rounds and calls.
 
-    Replay prices rounds alone, so decoding's leaves out the prompt's pass and its token.
-    """
+    Replay prices rounds alone: decoding's leaves the prompt's pass and its token out."""
     there = {key_of(run): run for run in found.decoded.alone}
-    alike = [all(run[name] == there[key_of(run)][name] for name in ("rounds", "calls")) for run in found.own]
+    both = [(run, there[key_of(run)]) for run in found.own if key_of(run) in there]
+    alike = [all(run[name] == other[name] for name in ("rounds", "calls")) for run, other in both]
     out = {"replayed_compared": len(alike), "replayed_identical": sum(alike)} if alike else {}
     for name, runs in (("replay_error", found.own), ("replay_small_error", found.replayed)):
         out |= _errors(name, found.decoded.alone, runs)

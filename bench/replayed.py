@@ -78,7 +78,7 @@ def oracles(data: RoundDataset, costs: CostTable) -> Iterator[dict[str, Any]]:
 
 
 def as_decoded(data: RoundDataset, per_task: int, tokens: int) -> RoundDataset:
-    """The rounds that decoding of so many tokens can make, of which the first is the prompt's pass's."""
+    """The rounds that decoding of so many tokens can make; the first token is made by the prompt's pass."""
     begins = torch.full((int(data.prompt.max()) + 1,), 2**62).scatter_reduce(0, data.prompt, data.position, "amin")
     kept = data.select(data.position - begins[data.prompt] < tokens - 1)
     return replace(kept, prompt=kept.prompt // per_task * PER_TASK + kept.prompt % per_task, prompts={})

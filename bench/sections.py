@@ -32,8 +32,8 @@ __all__ = ["judged", "readme_table", "report", "speed"]
 HOW = """The pairs are a small released model with a head that `radar fit` made for it, widened to the exact shapes of
 large models: the cost is the large model's, the behaviour the small one's. *Decoding* ran on the card. *Replay* goes
 through recorded rounds of every measuring prompt and prices them at the card's costs, so that it judges every method
-on every prompt (96 tokens at most; decoding wrote 64). Recorded from the models that decoded, rounds replay to those of
-decoding (`replayed_identical` in summary.json), and to its clock but for `replay_error`.
+on every prompt (96 tokens at most; decoding wrote 64). Recorded from what decoded it has as many rounds and calls
+(`replayed_identical` in summary.json), RADAR over EAGLE-3 but for `replay_error`, and 2 to 5 % fewer seconds.
 Ratios are geometric means over cells (a task at one model's shapes); intervals are 95 %, prompts drawn anew, a prompt
 once for all shapes: they cover prompts, not what another training, tuning or measurement of costs would have given.
 Networks are one training each, on nine tenths of the training prompts; rules are tuned on half of them, and those that

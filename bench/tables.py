@@ -86,8 +86,8 @@ def costs_by_rows(record: Record) -> str:
     text = "Milliseconds of a verification by its rows (1: a token of plain decoding); a second value is a repeat.\n\n"
     text += table(["shapes of", "context", *rows], verify)
     calls = [
-        [shape, width, f"{int(context):,}", f"{ms['calls'][0]:.3f}", f"{mean(ms['calls'][1:]):.3f}",
-         f"{1000 * ms['decision']:.1f}"]
+        [shape, width + " (assumed)" * ("assumed" in ms), f"{int(context):,}", f"{ms['calls'][0]:.3f}",
+         f"{mean(ms['calls'][1:]):.3f}", f"{1000 * ms['decision']:.1f}"]
         for shape, one in record["shapes"].items()
         for width, by_context in one["draft"].items()
         for context, ms in by_context.items()
