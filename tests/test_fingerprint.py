@@ -1,6 +1,7 @@
 """Whether a model is still the one that it was: what its modules and their places tell."""
 
 import pytest
+import torch
 from torch import nn
 
 from radar.target.fingerprint import fingerprint
@@ -43,3 +44,34 @@ def test_modules_that_stand_elsewhere_are_another_model(change):
     assert fingerprint(whole) == before
     change(whole, first, second)
     assert fingerprint(whole) != before
+
+
+class Wrapped(torch.Tensor):
+    """What quantised weights are: a tensor without a storage of its own, around others."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+def test_what_a_wrapper_holds_is_looked_at():
+    whole = nn.Module()
+    whole.register_buffer("weight", Wrapped(torch.zeros(3)))
+    before = fingerprint(whole)
+    assert fingerprint(whole) == before
+    whole.weight.inner.add_(1)
+    written = fingerprint(whole)
+    assert written.layout == before.layout
+    assert written.values != before.values
+    whole.weight.inner = torch.ones(3)
+    assert fingerprint(whole).layout != before.layout
