@@ -1,7 +1,7 @@
 """A text enters a row, and leaves it, while a round is under way: nothing of it may wait for the device.
 
 A number that is assigned to a place of a tensor is copied from the host's memory, and so is one that `torch.tensor`
-makes on a device: both wait for all that has been launched. It was so once: twice for each text 6 ms, at eight rows.
+makes on a device: both wait for all that has been launched. Most entries and ends of texts did so once.
 """
 
 import pytest
@@ -15,6 +15,7 @@ from radar.engine.rows import RowsEngine
 from radar.engine.sampler import Sampler
 from radar.engine.upload import upload
 from radar.generation.request import Request
+from radar.generation.stops import TextEnd
 
 
 class NoHostWaits(NoHostReads):
@@ -79,6 +80,17 @@ def test_texts_enter_and_leave_rows_without_a_wait(policy, monkeypatch):
         batch.step()
     assert [len(text.ids) - 3 for text in texts] == [5, 8, 11, 14]
     assert met.count("_enter") == met.count("_leave") == 4
+
+
+def test_a_criterion_of_the_hosts_is_asked_without_a_wait():
+    """What it is given is on the device; one that looks at values there waits by itself."""
+    seen = []
+    end = TextEnd([1, 2], 9, frozenset(), [lambda ids, scores: seen.append(ids) or ids.shape[1] == 5], DEVICE)
+    with torch.inference_mode(), NoHostWaits():
+        assert end.reason([1, 2, 7], None) is None
+        assert end.reason([1, 2, 7, 8], None) is None
+        assert end.reason([1, 2, 7, 8, 9], None) == "stop"
+    assert [one.tolist() for one in seen] == [[[1, 2, 7]], [[1, 2, 7, 8]], [[1, 2, 7, 8, 9]]]
 
 
 def test_a_bias_is_that_of_its_tokens():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from radar.engine.upload import upload
 from radar.errors import UsageError
 from radar.generation.detokenize import decode_as_is
 
@@ -76,7 +77,7 @@ class TextEnd:
         length = len(prompt) + limit if self._criteria else 0
         self._ids = torch.zeros((1, length), dtype=torch.int64, device=device)
         if self._criteria:
-            self._ids[0, : len(prompt)] = torch.tensor(list(prompt), device=device)
+            self._ids[0, : len(prompt)] = upload(list(prompt), device)
 
     def reason(self, text: Sequence[int], scores: Tensor | None) -> str | None:
         """Whether the text ends with its last token: "stop" or "length", else None.
@@ -92,7 +93,7 @@ class TextEnd:
             is_whole = any(item.end(text) for item in self._strings)
             stops = is_whole or text[-1] in self._ends
             if self._criteria and not is_whole:
-                self._ids[0, len(text) - 1] = text[-1]
+                self._ids[0, len(text) - 1].fill_(text[-1])  # an assignment would wait for the rounds of all texts
                 ids, known = self._ids[:, : len(text)], tuple(self._scores) or None
                 stops |= any(_is_met(item, item(ids, known)) for item in self._criteria)
             self._reasons.append("stop" if stops else "length" if place == self._limit else None)

@@ -32,7 +32,7 @@ def fingerprint(*modules: nn.Module) -> Fingerprint:
     layout: list[Any] = []
     values: list[int] = []
     met, left = set(), list(modules)
-    while left:  # while rounds wait, for which `nn.Module.modules` takes half as long again
+    while left:  # not by `nn.Module.modules`, which is slower: it is asked between rounds
         module = left.pop()
         layout.append(id(module))
         if module in met:
